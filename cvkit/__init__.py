@@ -1,0 +1,49 @@
+"""cvkit: image classification composed from registries by one YAML file.
+
+Everything public is here. Nothing heavy is imported until it is used: torch,
+torchvision, albumentations and matplotlib load with the first component that needs them.
+"""
+
+import importlib
+import os
+
+# albumentations asks the network for its newest version at import unless told not to.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Config": "cvkit.config",
+    "load_config": "cvkit.config",
+    "Registry": "cvkit.registry",
+    "DATASETS": "cvkit.registry",
+    "TRANSFORMS": "cvkit.registry",
+    "MODELS": "cvkit.registry",
+    "LOSSES": "cvkit.registry",
+    "OPTIMIZERS": "cvkit.registry",
+    "SCHEDULERS": "cvkit.registry",
+    "METRICS": "cvkit.registry",
+    "WRITERS": "cvkit.registry",
+    "UserError": "cvkit.errors",
+    "ImageData": "cvkit.data",
+    "ImageSet": "cvkit.data",
+    "build_data": "cvkit.data",
+    "build_model": "cvkit.models",
+    "Run": "cvkit.run",
+    "open_run": "cvkit.run",
+    "evaluate": "cvkit.evaluation",
+    "Trainer": "cvkit.trainer",
+    "train": "cvkit.trainer",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'cvkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

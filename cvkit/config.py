@@ -1,0 +1,747 @@
+"""Configs: the schema, `_BASE_` files, overrides, and where each value came from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from cvkit.errors import ConfigError, raise_together, suggest
+from cvkit.registry import NAME, REGISTRIES, import_user_code
+
+BASE = "_BASE_"
+
+
+# -- the schema ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Key:
+    """A run-level key: its default, whose type it keeps, what it means and what is allowed."""
+
+    default: Any
+    doc: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Component:
+    """A node `{NAME: …, arguments}` of one registry, or a list of them."""
+
+    kind: str
+    doc: str
+    default: Any = None
+    required: bool = False
+    is_list: bool = False
+
+
+SCHEMA: dict[str, Any] = {
+    "IMPORTS": Key([], "your own .py files (relative to the config) or modules to register"),
+    "SEED": Key(0, "seeds weights, shuffling, augmentation and splits", minimum=0),
+    "DETERMINISTIC": Key(False, "only deterministic GPU kernels; slower"),
+    "OUTPUT_DIR": Key("runs", "run folders are made in here"),
+    "DEVICE": Key("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, mps"),
+    "MODEL": Component("model", "the network", required=True),
+    "DATA": {
+        "DATASET": Component("dataset", "the images and their classes", required=True),
+        "BATCH_SIZE": Key(128, "images per training batch", minimum=1),
+        "EVAL_BATCH_SIZE": Key(0, "images per evaluation batch; 0: twice BATCH_SIZE", minimum=0),
+        "LIMIT": Key(0, "at most so many images of each split, class-balanced; 0: all", minimum=0),
+        "VAL_FRACTION": Key(0.0, "part of train held out and monitored; 0: test is monitored",
+                            minimum=0, maximum=0.9),
+        "WORKERS": Key(-1, "loader processes; -1: what suits the machine", minimum=-1),
+        "TRAIN_TRANSFORMS": Component("transform", "augmentation, in order", [], is_list=True),
+        "TEST_TRANSFORMS": Component("transform", "for test and validation", [], is_list=True),
+    },
+    "LOSS": Component("loss", "what is minimised", {NAME: "CrossEntropyLoss"}),
+    "OPTIMIZER": Component("optimizer", "what updates the weights", required=True),
+    "SCHEDULER": Component("scheduler", "what changes the learning rate; null: nothing"),
+    "METRICS": Component("metric", "measured besides loss and accuracy", [], is_list=True),
+    "WRITERS": Component("writer", "further logs besides metrics.jsonl", [], is_list=True),
+    "TRAIN": {
+        "EPOCHS": Key(20, "passes over the training images", minimum=1),
+        "PRECISION": Key("auto", "auto: bf16 where the hardware has it, else fp16 on a GPU",
+                         choices=("auto", "fp32", "bf16", "fp16")),
+        "CHANNELS_LAST": Key(True, "memory layout of images and weights; faster on most hardware"),
+        "WARMUP_EPOCHS": Key(0.0, "linear warm-up from 0 before the scheduler starts", minimum=0),
+        "CLIP_GRAD_NORM": Key(0.0, "largest norm of all gradients together; 0: any", minimum=0),
+        "ACCUMULATE": Key(1, "batches per optimizer step", minimum=1),
+        "EMA": Key(0.0, "decay of averaged weights, which are then evaluated; 0: off",
+                   minimum=0, maximum=0.99999),
+        "DECAY_NORM_AND_BIAS": Key(True, "weight decay on norms and biases as well"),
+        "MONITOR": Key("accuracy", "what best.pt and early stopping follow: loss, or a metric"),
+        "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never",
+                          minimum=0),
+    },
+}
+
+
+# -- YAML, read safely and with places ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was set: a file and line, the command line, Python, or the default."""
+
+    source: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+DEFAULT, COMMAND_LINE, PYTHON = Origin("default"), Origin("command line"), Origin("Python")
+
+_RESOLVERS = [  # YAML 1.2's core schema: 1e-3 is a number; yes, 1:30 and 2024-01-01 are words
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", list("~nN") + [""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("tag:yaml.org,2002:float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+                                r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+     list("-+.0123456789")),
+]
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = {}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _RESOLVERS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(
+    re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", node.value.lower())))
+_Dumper.add_representer(float, lambda dumper, value: dumper.represent_scalar(
+    "tag:yaml.org,2002:float", {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(
+        repr(value), repr(value))))
+
+
+def parse_value(text: str) -> Any:
+    """Read one value as YAML, as it would be read in a config file."""
+    return _parse(text, COMMAND_LINE.source)
+
+
+def _parse(text: str, source: str) -> Any:
+    """Return YAML text as plain values, its mappings as open `Config` nodes with places."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else _convert(loader, node, source, "")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        hint = ("YAML does not allow tabs: indent with spaces." if "'\\t'" in str(error.problem)
+                else None)
+        where = Origin(source, mark.line + 1) if mark and source != COMMAND_LINE.source else source
+        problem = " ".join(filter(None, [error.context, error.problem]))
+        raise ConfigError(f"not valid YAML: {problem}", where=where, hint=hint) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}",
+                          where=source) from None
+    except RecursionError:
+        raise ConfigError("not valid YAML: an alias that contains itself", where=source) from None
+    finally:
+        loader.dispose()
+
+
+def _convert(loader: _Loader, node: yaml.Node, source: str, path: str) -> Any:
+    def origin(of: yaml.Node) -> Origin:
+        on_file = source != COMMAND_LINE.source
+        return Origin(source, of.start_mark.line + 1) if on_file else COMMAND_LINE
+
+    if isinstance(node, yaml.MappingNode):
+        config = Config()
+        config._set_path(path)
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node)
+            dotted = f"{path}.{key}" if path else str(key)
+            if not isinstance(key, str):
+                raise ConfigError(f"keys are words, not {key!r}",
+                                  where=f"{origin(key_node)} {dotted}")
+            if key in config:
+                raise ConfigError(f"{key} stands twice; it was first set in line "
+                                  f"{config.origin(key).line}",
+                                  where=f"{origin(key_node)} {dotted}", hint="Remove one of them.")
+            config._put(key, _convert(loader, value_node, source, dotted), origin(key_node))
+        return config
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(loader, item, source, f"{path}.{number}")
+                for number, item in enumerate(node.value)]
+    return loader.construct_object(node)
+
+
+# -- the config class --------------------------------------------------------------------
+
+
+class Config(CfgNode):
+    """A yacs node that knows its schema and the origin of every value.
+
+    `cfg.TRAIN.EPOCHS` reads; `clone()`, then `defrost()`, then assignment changes: unknown
+    keys and wrong types are refused at once. `freeze()` guards every way to change it,
+    lists included (they become tuples). `dump()` is YAML that reads back to an equal config.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None):
+        dict.__init__(self)
+        self.__dict__.update({CfgNode.IMMUTABLE: False, "_origins": {}, "_path": "",
+                              "_schema": None, "_closed": False})
+        for key, value in (values or {}).items():
+            self._put(key, _adopt(value, PYTHON), PYTHON)
+
+    # -- places
+
+    def origin(self, key: str) -> Origin:
+        """Return where a key's value was set."""
+        return self._origins.get(key, DEFAULT)
+
+    def path(self, key: str | None = None) -> str:
+        """Return the dotted key, such as `DATA.DATASET.root`."""
+        return ".".join(filter(None, [self._path, key]))
+
+    def where(self, key: str | None = None) -> str:
+        """Return "file:line DOTTED.KEY" for messages."""
+        known = key if key in self else next(iter(self), None)
+        return f"{self.origin(known)} {self.path(key)}".strip()
+
+    def _put(self, key: str, value: Any, origin: Origin) -> None:
+        dict.__setitem__(self, key, value)
+        self._origins[key] = origin
+
+    def _set_path(self, path: str) -> None:
+        self.__dict__["_path"] = path
+        for key, value in self.items():
+            for dotted, node in _child_nodes(value, f"{path}.{key}" if path else key):
+                node._set_path(dotted)
+
+    # -- every way to change it
+
+    def _refuse_frozen(self) -> None:
+        if self.is_frozen():
+            raise AttributeError(f"{self._path or 'the config'} is frozen; change a copy: "
+                                 "cfg = cfg.clone(); cfg.defrost()")
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._refuse_frozen()
+        value = _adopt(value, PYTHON)
+        if self._closed:
+            problems: list[ConfigError] = []
+            if key not in self._schema:
+                raise _unknown_key(key, self._path, self._schema, PYTHON)
+            value = _conform(value, self._schema[key], self.path(key), PYTHON, problems)
+            raise_together(problems)
+        self._put(key, value, PYTHON)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def __getattr__(self, key: str) -> Any:
+        if key in self:
+            return self[key]
+        hint = "" if key.startswith("_") else f". {suggest(key, self)}"
+        raise AttributeError(f"{self.__dict__.get('_path') or 'config'} has no {key}{hint}")
+
+    def __delitem__(self, key: str) -> None:
+        self._refuse_frozen()
+        if self._closed:
+            raise AttributeError(f"{self.path(key)} belongs to every config; set it, don't delete")
+        dict.__delitem__(self, key)
+
+    def __delattr__(self, key: str) -> None:
+        del self[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Mapping[str, Any]) -> Config:
+        self.update(other)
+        return self
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: str, *default: Any) -> Any:
+        value = dict.get(self, key, *default) if default else self[key]
+        if key in self:
+            del self[key]
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        key = next(reversed(self))
+        return key, self.pop(key)
+
+    def clear(self) -> None:
+        for key in list(self):
+            del self[key]
+
+    def merge_from_file(self, path: str | Path) -> None:
+        """Merge a YAML file with its `_BASE_`s; see the one merge rule in `merge`."""
+        self._merge(_read_file(Path(path)))
+
+    def merge_from_list(self, pairs: Iterable[Any]) -> None:
+        """Merge `["TRAIN.EPOCHS", "3", …]` as the command line does."""
+        self._merge(_read_overrides(list(pairs)))
+
+    def merge_from_other_cfg(self, other: Mapping[str, Any]) -> None:
+        """Merge another config or mapping."""
+        self._merge(_adopt(other, PYTHON))
+
+    def _merge(self, over: Config) -> None:
+        self._refuse_frozen()
+        merged = merge(self, over)
+        if self._closed:
+            merged = _conform_root(merged)
+        dict.clear(self)
+        dict.update(self, merged)
+        self.__dict__["_origins"] = merged._origins
+
+    def _immutable(self, is_immutable: bool) -> None:
+        self.__dict__[CfgNode.IMMUTABLE] = is_immutable
+        for key, value in self.items():
+            dict.__setitem__(self, key, _frozen(value) if is_immutable else _thawed(value))
+
+    # -- copies
+
+    def clone(self) -> Config:
+        """Return a deep copy, frozen if this one is."""
+        copy = Config()
+        copy.__dict__.update(self.__dict__, _origins=dict(self._origins))
+        for key, value in self.items():
+            dict.__setitem__(copy, key, _copied(value))
+        return copy
+
+    def copy(self) -> Config:
+        return self.clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Config:
+        return self.clone()
+
+    def __reduce__(self):
+        return _restore, (dict(self), dict(self.__dict__))
+
+    # -- text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts and lists."""
+        return {key: _plain(value) for key, value in self.items()}
+
+    def dump(self, origins: bool = False) -> str:
+        """Return YAML that reads back to an equal config.
+
+        Args:
+            origins: end each line with a comment that says where its value was set.
+        """
+        lines = list(_dump_lines(self))
+        if not origins:
+            return "".join(f"{text}\n" for text, _ in lines)
+        width = min(60, max(len(text) for text, origin in lines if origin))
+        return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n"
+                       for text, origin in lines)
+
+    def __str__(self) -> str:
+        return self.dump()
+
+
+def _restore(values: dict[str, Any], state: dict[str, Any]) -> Config:
+    config = Config()
+    config.__dict__.update(state)
+    dict.update(config, values)
+    return config
+
+
+def _adopt(value: Any, origin: Origin) -> Any:
+    """Return a value with its mappings as open nodes of that origin; Configs stay as they are."""
+    if isinstance(value, Config):
+        return value.clone()
+    if isinstance(value, Mapping):
+        config = Config()
+        for key, item in value.items():
+            config._put(key, _adopt(item, origin), origin)
+        return config
+    if isinstance(value, (list, tuple)):
+        return [_adopt(item, origin) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Config):
+        value._immutable(True)
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Config):
+        value._immutable(False)
+    return [_thawed(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.clone()
+    return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _child_nodes(value: Any, path: str) -> Iterator[tuple[str, Config]]:
+    if isinstance(value, Config):
+        yield path, value
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _child_nodes(item, f"{path}.{number}")
+
+
+def _flow(value: Any) -> str:
+    text = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, sort_keys=False,
+                     width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _dump_lines(config: Config, indent: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        origin = str(config.origin(key))
+        if isinstance(value, Config) and value and NAME not in value:
+            yield f"{indent}{key}:", ""
+            yield from _dump_lines(value, indent + "  ")
+        elif isinstance(value, Config) and value:
+            yield f"{indent}{key}:", ""
+            yield from ((f"{indent}  {name}: {_flow(item)}", str(value.origin(name)))
+                        for name, item in value.items())
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, Config) for item in value):
+            yield f"{indent}{key}:", ""
+            for item in value:
+                places = [str(item.origin(name)) for name in item] if isinstance(
+                    item, Config) else [origin]
+                yield f"{indent}  - {_flow(item)}", ", ".join(dict.fromkeys(places))
+        else:
+            yield f"{indent}{key}: {_flow(value)}", origin
+
+
+# -- merging -----------------------------------------------------------------------------
+
+
+class _ByNumber(Config):
+    """Items of a list, addressed by number: `DATA.TRAIN_TRANSFORMS.1.size 8`."""
+
+
+def merge(base: Any, over: Any) -> Any:
+    """Return `over` laid on `base`, by the one rule for base files, files and command line.
+
+    Nodes merge key by key; a node whose NAME changes is replaced with all its arguments;
+    anything else, lists included, is replaced whole.
+    """
+    if isinstance(over, _ByNumber):
+        return _merge_items(base, over)
+    if not (isinstance(base, Config) and isinstance(over, Config)):
+        return over
+    is_replaced = NAME in over and NAME in base and over[NAME] != base[NAME]
+    merged = Config()
+    merged.__dict__.update(base.__dict__, _origins={})
+    if not is_replaced:
+        for key, value in base.items():
+            merged._put(key, value, base.origin(key))
+    if is_replaced:
+        merged._put(NAME, over[NAME], over.origin(NAME))  # first, as one writes it
+    for key, value in over.items():
+        if not is_replaced or isinstance(value, _ByNumber):
+            value = merge(base.get(key), value)
+        merged._put(key, value, over.origin(key))
+    return merged
+
+
+def _merge_items(base: Any, over: _ByNumber) -> list[Any]:
+    where = f"{COMMAND_LINE} {over.path(next(iter(over)))}"
+    if not isinstance(base, (list, tuple)):
+        raise ConfigError(f"{over.path()} is not a list, its items have no numbers", where=where,
+                          hint=suggest(next(iter(over)), base) if isinstance(base, Config) else None)
+    items = list(base)
+    for number, value in over.items():
+        if int(number) >= len(items):
+            numbers = f"they are 0 to {len(items) - 1}" if items else "it is empty"
+            raise ConfigError(f"{over.path()} has {len(items)} items; {numbers}", where=where,
+                              hint=f"To add one, give the whole list: {over.path()} '[…]'")
+        items[int(number)] = merge(items[int(number)], value)
+    return items
+
+
+# -- reading files and overrides -----------------------------------------------------------
+
+
+def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -> Config:
+    """Return a file merged over its `_BASE_` files."""
+    if path.resolve() in [link.resolve() for link in chain]:
+        circle = " -> ".join(str(link) for link in (*chain, path))
+        raise ConfigError(f"{BASE} goes in a circle: {circle}", where=where)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        names = [str(folder / found.name) for found in sorted(folder.glob("*.yaml"))]
+        raise ConfigError(f"no config file {path}", where=where,
+                          hint=suggest(path, names) or None) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file in UTF-8", where=where) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", where=where) from None
+    config = _parse(text, str(path))
+    config = Config() if config is None else config
+    if not isinstance(config, Config):
+        raise ConfigError("a config is a mapping, KEY: value", where=f"{path}:1")
+    bases = config.get(BASE, [])
+    base_where = config.where(BASE)
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{BASE} is a path or a list of paths", where=base_where)
+    dict.pop(config, BASE, None)
+    if isinstance(config.get("IMPORTS"), list):
+        dict.__setitem__(config, "IMPORTS", [
+            str((path.parent / item).resolve()) if isinstance(item, str) and item.endswith(".py")
+            else item for item in config["IMPORTS"]])
+    merged = Config()
+    for base in bases:
+        merged = merge(merged, _read_file(path.parent / base, (*chain, path), base_where))
+    return merge(merged, config)
+
+
+def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
+    """Return KEY VALUE pairs as one tree: their order does not matter."""
+    origin = COMMAND_LINE
+    if isinstance(overrides, Mapping):
+        origin = PYTHON
+        overrides = [item for pair in overrides.items() for item in pair]
+    for word in overrides[::2]:
+        if isinstance(word, str) and re.match(r"[A-Z_a-z.0-9]+=", word):
+            key, value = word.split("=", 1)
+            raise ConfigError(f"{word!r} is not a key", where=origin,
+                              hint=f"Write KEY VALUE with a space: {key} {value}")
+    if len(overrides) % 2:
+        raise ConfigError(f"{overrides[-1]} has no value; overrides are pairs, KEY VALUE",
+                          where=origin)
+    tree = Config()
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
+        node, parts = tree, key.split(".")
+        for depth, part in enumerate(parts):
+            is_last = depth == len(parts) - 1
+            if is_last:
+                item = _adopt(value if not isinstance(value, str) or origin is PYTHON
+                              else parse_value(value), origin)
+            else:
+                item = node.get(part)
+                if not isinstance(item, Config):
+                    item = _ByNumber() if parts[depth + 1].isdigit() else Config()
+                    item.__dict__["_path"] = ".".join(parts[:depth + 1])
+            node._put(part, merge(node.get(part), item) if is_last else item, origin)
+            node = item
+    if isinstance(tree.get("IMPORTS"), list):
+        tree._put("IMPORTS", [str(Path(item).resolve()) if str(item).endswith(".py") else item
+                              for item in tree["IMPORTS"]], origin)
+    return tree
+
+
+# -- conforming to the schema ----------------------------------------------------------------
+
+
+def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: Origin) -> ConfigError:
+    dotted = f"{path}.{key}" if path else key
+    elsewhere = [full for full in _all_keys(SCHEMA)
+                 if full.split(".")[-1] == key.upper() and full != dotted]
+    if key.upper() in schema:
+        hint = f"Did you mean {key.upper()}? Keys of a run are in upper case."
+    else:
+        hint = (f"Did you mean {elsewhere[0]}?" if elsewhere else suggest(key, schema, listed=20))
+    return ConfigError(f"unknown key {key}", where=f"{origin} {dotted}", hint=hint)
+
+
+def _all_keys(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for key, spec in schema.items():
+        yield path + key
+        if isinstance(spec, dict):
+            yield from _all_keys(spec, f"{path}{key}.")
+
+
+def _conform_root(config: Config) -> Config:
+    """Return a closed, typed config with all defaults filled in.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, missing components, all in one message.
+    """
+    problems: list[ConfigError] = []
+    config = _conform(config, SCHEMA, "", DEFAULT, problems)
+    raise_together(problems)
+    config._set_path("")
+    return config
+
+
+def _conform(value: Any, spec: Any, path: str, origin: Origin,
+             problems: list[ConfigError]) -> Any:
+    where = f"{origin} {path}"
+    if isinstance(spec, Component):
+        return _conform_component(value, spec, where, problems)
+    if isinstance(spec, Key):
+        return _conform_key(value, spec, where, problems)
+    if not isinstance(value, Config):
+        if value is not None:
+            problems.append(ConfigError(f"{path} holds keys, not {value!r}", where=where,
+                                        hint=f"Its keys are {', '.join(spec)}."))
+        value = Config()
+    closed = Config()
+    closed.__dict__.update(_schema=spec, _closed=True, _path=path)
+    for key in value:
+        if key not in spec:
+            problems.append(_unknown_key(key, path, spec, value.origin(key)))
+    for key, inner in spec.items():
+        dotted = f"{path}.{key}" if path else key
+        is_set = key in value
+        item = value[key] if is_set else _default(inner)
+        place = value.origin(key) if is_set else DEFAULT
+        if isinstance(inner, Component) and inner.required and not is_set:
+            problems.append(ConfigError(f"{dotted} is missing", where=_files(value),
+                                        hint=f"Add {dotted}: {{NAME: …}}, one of "
+                                             f"`python tools/registry.py {inner.kind}`."))
+            continue
+        closed._put(key, _conform(item, inner, dotted, place, problems), place)
+    return closed
+
+
+def _files(config: Config) -> str | None:
+    return next((origin.source for origin in reversed(config._origins.values())
+                 if origin.line), None)
+
+
+def _default(spec: Any) -> Any:
+    default = Config() if isinstance(spec, dict) else spec.default
+    return _adopt(default, DEFAULT)
+
+
+def _conform_key(value: Any, spec: Key, where: str, problems: list[ConfigError]) -> Any:
+    kind = type(spec.default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is list:
+        is_right = isinstance(value, (list, tuple)) and all(type(item) is str for item in value)
+        expected = "a list of words"
+    else:
+        is_right = type(value) is kind
+        expected = {bool: "true or false", int: "a whole number", float: "a number",
+                    str: "a word"}[kind]
+    if not is_right:
+        shown = f"the word {value!r}" if isinstance(value, str) else repr(_plain(value))
+        problems.append(ConfigError(f"expected {expected}, not {shown}", where=where,
+                                    hint=f"{spec.doc[0].upper()}{spec.doc[1:]}."))
+    elif spec.choices and value not in spec.choices:
+        problems.append(ConfigError(f"{value!r} is not possible", where=where,
+                                    hint=suggest(value, spec.choices)))
+    elif (spec.minimum is not None and not value >= spec.minimum) or (
+            spec.maximum is not None and not value <= spec.maximum):
+        upper = f" to {spec.maximum:g}" if spec.maximum is not None else " or more"
+        problems.append(ConfigError(f"{value!r} is out of range; {spec.minimum:g}{upper} is "
+                                    "possible", where=where,
+                                    hint=f"{spec.doc[0].upper()}{spec.doc[1:]}."))
+    return value
+
+
+def _conform_component(value: Any, spec: Component, where: str,
+                       problems: list[ConfigError]) -> Any:
+    def problem(item: Any, place: str) -> ConfigError | None:
+        if isinstance(item, Config) and isinstance(item.get(NAME), str):
+            return None
+        hint = f"Write {{NAME: {item}}}." if isinstance(item, str) else (
+            f"See `python tools/registry.py {spec.kind}` for what can be named.")
+        if isinstance(item, Config):
+            place = item.where() if len(item) else place
+            return ConfigError(f"this {spec.kind} has no NAME", where=place, hint=hint)
+        shown = json.dumps(_plain(item), default=str)
+        return ConfigError(f"expected a node {{NAME: …}}, not {shown}", where=place, hint=hint)
+
+    if spec.is_list:
+        if not isinstance(value, (list, tuple)):
+            problems.append(ConfigError(f"expected a list of {spec.kind}s, each {{NAME: …}}",
+                                        where=where))
+            return value
+        found = [problem(item, f"{where}.{number}") for number, item in enumerate(value)]
+    else:
+        is_optional = spec.default is None and not spec.required
+        found = [] if value is None and is_optional else [problem(value, where)]
+    problems.extend(filter(None, found))
+    return value
+
+
+def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Read a YAML config with its `_BASE_`s, apply overrides, fill in defaults, freeze.
+
+    Args:
+        path: the config file.
+        overrides: `["TRAIN.EPOCHS", "3", …]` as on the command line, or a mapping of
+            dotted keys to Python values.
+
+    Raises:
+        ConfigError: the file cannot be read or something in it is wrong.
+    """
+    config = _read_file(Path(path))
+    if not isinstance(overrides, Mapping):
+        overrides = list(overrides)
+    config = _conform_root(merge(config, _read_overrides(overrides)))
+    config.freeze()
+    return config
+
+
+def read_config(text: str, source: str) -> Config:
+    """Return a config from text that `dump` wrote, frozen."""
+    config = _parse(text, source)
+    if not isinstance(config, Config):
+        raise ConfigError("not a config", where=source)
+    config = _conform_root(config)
+    config.freeze()
+    return config
+
+
+def components(config: Config, schema: Mapping[str, Any] = SCHEMA) -> Iterator[tuple[str, Config]]:
+    """Yield (kind, node) of every component that a config names."""
+    for key, spec in schema.items():
+        value = config[key]
+        if isinstance(spec, dict):
+            yield from components(value, spec)
+        elif isinstance(spec, Component) and value is not None:
+            for node in value if spec.is_list else [value]:
+                yield spec.kind, node
+
+
+def check_components(config: Config) -> None:
+    """Import the config's `IMPORTS`, then check each component's name and arguments.
+
+    Nothing is built and no data is read.
+
+    Raises:
+        ConfigError: everything that is wrong, in one message.
+    """
+    import_user_code(list(config.IMPORTS), where=config.where("IMPORTS"))
+    problems: list[ConfigError] = []
+    for kind, node in components(config):
+        try:
+            REGISTRIES[kind].check(node)
+        except ConfigError as error:
+            problems.append(error)
+    raise_together(problems)

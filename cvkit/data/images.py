@@ -1,0 +1,243 @@
+"""What a data set is to the rest of cvkit: labelled uint8 images, and facts about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from cvkit.errors import DataError
+
+
+class ImageFiles(Sequence):
+    """Image files, decoded when asked for: `files[i]` is uint8 (H, W, C).
+
+    Args:
+        paths: the files.
+        channels: 3 reads everything as RGB, 1 as grey.
+    """
+
+    def __init__(self, paths: Sequence[str], channels: int = 3):
+        self.paths, self.channels = np.asarray(paths), channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        path = str(self.paths[position])
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise DataError(f"{path} has {image.mode} pixels, more than 8 bits a channel",
+                                    hint="Convert such images to 8 bits; "
+                                         "how to scale them is for you to say.")
+                image = ImageOps.exif_transpose(image).convert("RGB" if self.channels == 3 else "L")
+                pixels = np.asarray(image)
+        except FileNotFoundError:
+            raise DataError(f"{path} is gone since the folder was read") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
+                Image.DecompressionBombError) as error:
+            reason = ("its content is no image" if isinstance(error, UnidentifiedImageError)
+                      else error)
+            raise DataError(f"{path} cannot be read as an image: {reason}",
+                            hint="Replace or remove it.") from None
+        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images of one split.
+
+    Attributes:
+        images: uint8 array (N, H, W, C), or `ImageFiles`.
+        labels: int64 (N,), indices into the classes.
+        index: int64 (N,), each image's place in the split as the data set has it.
+    """
+
+    images: np.ndarray | ImageFiles
+    labels: np.ndarray
+    index: np.ndarray
+
+    @classmethod
+    def of(cls, images: np.ndarray | ImageFiles, labels: Sequence[int]) -> ImageSet:
+        """Return a whole split."""
+        return cls(images, np.asarray(labels, dtype=np.int64), np.arange(len(labels)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, position: int) -> np.ndarray:
+        """Return one image as the data set has it, uint8 (H, W, C)."""
+        return self.images[self.index[position]]
+
+    def take(self, positions: np.ndarray) -> ImageSet:
+        """Return the images at these positions; pixels are shared, not copied."""
+        return ImageSet(self.images, self.labels[positions], self.index[positions])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: its splits and what it declares.
+
+    Attributes:
+        classes: names, in the order of the labels.
+        train, test: the splits.
+        val: images to monitor training on, where the data set or the config has them.
+        channels: 3 or 1.
+        image_size: (height, width) in pixels, or None where sizes are mixed.
+        mean, std: of the training images, per channel, pixels scaled to 0–1.
+    """
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    channels: int
+    image_size: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    val: ImageSet | None = None
+
+    @property
+    def monitored(self) -> str:
+        """The split that best.pt, early stopping and the plateau schedule follow."""
+        return "test" if self.val is None else "val"
+
+    def with_splits(self, **splits: ImageSet | None) -> ImageData:
+        """Return the same data set with other splits."""
+        return replace(self, **splits)
+
+
+# -- choosing images -------------------------------------------------------------------
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted positions of the rest and of `fraction` of every class, at least one of each.
+
+    Raises:
+        DataError: a class has a single image.
+    """
+    random = np.random.default_rng([seed, 1])
+    rest, held_out = [], []
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise DataError(f"class number {label} has one image; a split needs two of each class")
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        held_out.append(members[:count])
+        rest.append(members[count:])
+    return np.sort(np.concatenate(rest)), np.sort(np.concatenate(held_out))
+
+
+def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Return sorted positions of `limit` images, as equally many of each class as there are.
+
+    Raises:
+        DataError: `limit` is less than one image of each class.
+    """
+    if limit >= len(labels):
+        return np.arange(len(labels))
+    random = np.random.default_rng([seed, 2])
+    members = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    if limit < len(members):
+        raise DataError(f"DATA.LIMIT {limit} is less than one image of each of the "
+                        f"{len(members)} classes")
+    # In rounds: the first image of every class, then the second of every class that has one…
+    rounds = [members[c][k] for k in range(max(map(len, members)))
+              for c in range(len(members)) if k < len(members[c])]
+    return np.sort(np.asarray(rounds[:limit]))
+
+
+# -- facts about images ------------------------------------------------------------------
+
+
+def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, over all pixels, scaled to 0–1."""
+    sums = _Sums(images.shape[-1])
+    for start in range(0, len(images), 1024):
+        sums.add(images[start:start + 1024])
+    return sums.statistics()
+
+
+class _Sums:
+    def __init__(self, channels: int):
+        self.histogram = np.zeros((channels, 256), dtype=np.int64)
+
+    def add(self, pixels: np.ndarray) -> None:
+        for channel in range(len(self.histogram)):
+            self.histogram[channel] += np.bincount(pixels[..., channel].ravel(), minlength=256)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        values = np.arange(256) / 255
+        weights = self.histogram / self.histogram.sum(axis=1, keepdims=True)
+        mean = weights @ values
+        std = np.sqrt(weights @ values**2 - mean**2)
+        return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def scan_files(files: ImageFiles, title: str) -> dict:
+    """Decode every file once: mean, std, and how many images there are of each size.
+
+    The result is cached under `~/.cache/cvkit` (or `XDG_CACHE_HOME`), keyed by the files'
+    names, sizes and times of change.
+
+    Returns:
+        {"mean": […], "std": […], "sizes": {"32x32": count}}, sizes as height x width.
+
+    Raises:
+        DataError: files that cannot be read as images; the first five are named.
+    """
+    key = hashlib.sha1(f"1 {files.channels}".encode())
+    for path in files.paths:
+        stat = os.stat(path)
+        key.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvkit"
+    cache = folder / f"{key.hexdigest()}.json"
+    if cache.is_file():
+        try:
+            return json.loads(cache.read_text())
+        except ValueError:
+            cache.unlink()  # left half-written by a crash
+
+    sums, sizes, unreadable = _Sums(files.channels), Counter(), []
+
+    def read(position: int) -> np.ndarray | DataError:
+        try:
+            return files[position]
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        chunks = (range(start, min(start + 512, len(files))) for start in range(0, len(files), 512))
+        progress = tqdm(total=len(files), desc=title, unit="img", delay=2, leave=False)
+        for chunk in chunks:  # in pieces: all decoded images at once may not fit in memory
+            for pixels in pool.map(read, chunk):
+                if isinstance(pixels, DataError):
+                    unreadable.append(pixels)
+                else:
+                    sums.add(pixels)
+                    sizes[f"{pixels.shape[0]}x{pixels.shape[1]}"] += 1
+            progress.update(len(chunk))
+        progress.close()
+    if unreadable:
+        shown = "\n".join(str(error) for error in unreadable[:5])
+        rest = f"\nand {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
+        raise DataError(shown + rest)
+    mean, std = sums.statistics()
+    result = {"mean": mean, "std": std, "sizes": dict(sizes.most_common())}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = cache.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(result))
+        part.replace(cache)
+    except OSError:  # a cache that cannot be kept costs time, nothing else
+        pass
+    return result

@@ -1,0 +1,231 @@
+"""From a config to batches on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cvkit.config import Config
+from cvkit.data.images import ImageData, ImageSet, balanced_subset, stratified_split
+from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
+from cvkit.errors import ConfigError, DataError, UserError
+from cvkit.registry import DATASETS, where_in
+
+
+def build_data(config: Config) -> ImageData:
+    """Build `DATA.DATASET`, hold out `VAL_FRACTION` and apply `LIMIT`.
+
+    Raises:
+        ConfigError, DataError: as the data set says; both a val split and VAL_FRACTION.
+    """
+    data = DATASETS.build(config.DATA.DATASET, seed=config.SEED)
+    fraction, limit = config.DATA.VAL_FRACTION, config.DATA.LIMIT
+    if fraction > 0:
+        if data.val is not None:
+            raise ConfigError("this data set has a val split already",
+                              where=config.DATA.where("VAL_FRACTION"), hint="Set it to 0.")
+        rest, held_out = stratified_split(data.train.labels, fraction, config.SEED)
+        data = data.with_splits(train=data.train.take(rest), val=data.train.take(held_out))
+    if limit > 0:
+        splits = {"train": data.train, "val": data.val, "test": data.test}
+        try:
+            data = data.with_splits(**{
+                name: split.take(balanced_subset(split.labels, limit, config.SEED))
+                for name, split in splits.items() if split is not None})
+        except DataError as error:
+            raise ConfigError(str(error), where=config.DATA.where("LIMIT")) from None
+    return data
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Batch(NamedTuple):
+    """Images float32 (N, C, H, W), normalised; labels int64 (N,); index int64 (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+
+
+class _Request(NamedTuple):
+    """Which images make a batch, and the seed of their augmentation."""
+
+    positions: np.ndarray
+    key: tuple[int, ...]
+
+
+class _Requests(Sampler):
+    """An epoch's batches. A permutation depends on (seed, epoch) alone, so it can be resumed."""
+
+    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int):
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        batches, rest = divmod(self.count, self.batch_size)
+        # Batch normalisation cannot train on one image: such a rest is left to later epochs.
+        keeps_rest = rest > (1 if self.shuffle and batches else 0)
+        return batches + keeps_rest
+
+    def __iter__(self) -> Iterator[_Request]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        for number in range(len(self)):
+            start = number * self.batch_size
+            yield _Request(order[start:start + self.batch_size], (self.seed, self.epoch, number))
+
+
+class _Batches(Dataset):
+    """Makes one whole batch per item, so that workers need no seeds of their own.
+
+    A batch's random numbers come from (seed, epoch, batch): the same with any number of
+    workers, different between batches and epochs.
+    """
+
+    def __init__(self, images: ImageSet, pipeline: Pipeline):
+        self.images, self.pipeline = images, pipeline
+
+    def __getitem__(self, request: _Request) -> tuple[torch.Tensor, ...] | UserError:
+        images = self.images
+        self.pipeline.seed(*request.key)
+        try:
+            pixels = [self.pipeline(images.image(position)) for position in request.positions]
+        except UserError as error:
+            return error  # raised by the main process, without a worker's traceback around it
+        shapes = {image.shape for image in pixels}
+        if len(shapes) > 1:
+            return DataError(f"images come out in different sizes: {sorted(shapes)}",
+                             hint="Add {NAME: Resize, height: 64, width: 64} to "
+                                  "DATA.TRAIN_TRANSFORMS and DATA.TEST_TRANSFORMS.")
+        return (torch.from_numpy(np.stack(pixels)),
+                torch.from_numpy(images.labels[request.positions]),
+                torch.from_numpy(images.index[request.positions]))
+
+
+class BatchLoader:
+    """Iterates over one epoch's batches, normalised and on the device.
+
+    Args:
+        images: the split.
+        pipeline: what each image goes through, uint8 to uint8.
+        mean, std: per channel, pixels scaled to 0–1.
+        batch_size: images per batch; the last one is short.
+        shuffle: a new order each epoch.
+        seed: of order and augmentation.
+        device: where batches go.
+        workers: processes that make them; 0: this one.
+        channels_last: memory layout.
+    """
+
+    def __init__(self, images: ImageSet, pipeline: Pipeline, mean: tuple[float, ...],
+                 std: tuple[float, ...], batch_size: int, shuffle: bool, seed: int,
+                 device: torch.device, workers: int, channels_last: bool):
+        self.images, self.pipeline, self.device = images, pipeline, device
+        self.mean, self.std, self.channels_last = mean, std, channels_last
+        self._requests = _Requests(len(images), batch_size, shuffle, seed)
+        self._scale = (1 / (255 * torch.tensor(std, device=device))).view(1, -1, 1, 1)
+        self._shift = (torch.tensor(mean, device=device) / torch.tensor(std, device=device)
+                       ).view(1, -1, 1, 1)
+        self._loader = DataLoader(
+            _Batches(images, pipeline), sampler=self._requests, batch_size=None,
+            num_workers=min(workers, len(self)), pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0, prefetch_factor=4 if workers else None)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next iteration has."""
+        self._requests.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._loader:
+            if isinstance(item, UserError):
+                raise item
+            pixels, labels, index = (part.to(self.device, non_blocking=True) for part in item)
+            yield Batch(self.normalise(pixels), labels, index)
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 (N, H, W, C) into normalised float32 (N, C, H, W)."""
+        images = pixels.permute(0, 3, 1, 2).float()  # in memory this is channels_last already
+        images = images.mul_(self._scale).sub_(self._shift)
+        return images if self.channels_last else images.contiguous()
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The loaders of a run, and what their batches look like.
+
+    Attributes:
+        train, test: loaders; val: one, or None.
+        mean, std: what images are normalised with, per channel.
+        image_shape: (channels, height, width) of test images after the pipeline.
+    """
+
+    train: BatchLoader
+    test: BatchLoader
+    val: BatchLoader | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_shape: tuple[int, int, int]
+
+    @property
+    def monitored(self) -> BatchLoader:
+        """The validation loader where there is one, else the test loader."""
+        return self.test if self.val is None else self.val
+
+
+def build_loaders(config: Config, data: ImageData, device: torch.device) -> Loaders:
+    """Build both pipelines and the loaders of all splits.
+
+    Raises:
+        ConfigError: see `build_pipeline`; the two pipelines differ in channels or in Normalize.
+    """
+    node = config.DATA
+    train_pipeline, train_normalize = build_pipeline(node.TRAIN_TRANSFORMS, data)
+    test_pipeline, test_normalize = build_pipeline(node.TEST_TRANSFORMS, data)
+    train_shape, test_shape = (pipeline(data.train.image(0)).shape
+                               for pipeline in (train_pipeline, test_pipeline))
+    if train_shape[2] != test_shape[2]:
+        raise ConfigError(f"training images have {train_shape[2]} channels, test images "
+                          f"{test_shape[2]}", where=node.where("TEST_TRANSFORMS"))
+    normalize = train_normalize or test_normalize or Normalize(data_mean=data.mean,
+                                                              data_std=data.std)
+    if train_normalize and test_normalize and train_normalize != test_normalize:
+        raise ConfigError("training and test images are normalised differently",
+                          where=where_in(node.TEST_TRANSFORMS[-1], "NAME"),
+                          hint="Leave Normalize out of one list: it then holds for both.")
+    nodes = [*node.TRAIN_TRANSFORMS, *node.TEST_TRANSFORMS]
+    try:
+        if train_shape[2] != data.channels and normalize.mean is None:
+            # ToRGB or ToGray in the pipeline: every channel then has the mean of the originals.
+            normalize = Normalize(mean=[float(np.mean(data.mean))] * train_shape[2],
+                                  std=[float(np.mean(data.std))] * train_shape[2])
+        mean, std = normalize.constants(train_shape[2])
+    except ValueError as error:
+        place = next((where_in(item, "NAME") for item in nodes if item.NAME == "Normalize"), None)
+        raise ConfigError(str(error), where=place) from None
+    evaluation_size = node.EVAL_BATCH_SIZE or 2 * node.BATCH_SIZE
+    # A GPU waits for its images and wants several processes; a CPU that trains makes them itself.
+    workers = node.WORKERS if node.WORKERS >= 0 else (
+        0 if device.type == "cpu" else min(usable_cores(), 8))
+
+    def loader(images: ImageSet, pipeline: Pipeline, size: int, shuffle: bool) -> BatchLoader:
+        return BatchLoader(images, pipeline, mean, std, size, shuffle, config.SEED, device,
+                           workers, config.TRAIN.CHANNELS_LAST)
+
+    return Loaders(
+        train=loader(data.train, train_pipeline, node.BATCH_SIZE, True),
+        test=loader(data.test, test_pipeline, evaluation_size, False),
+        val=loader(data.val, test_pipeline, evaluation_size, False) if data.val else None,
+        mean=mean, std=std, image_shape=(test_shape[2], *test_shape[:2]))

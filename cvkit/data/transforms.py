@@ -1,0 +1,216 @@
+"""Image transforms: cvkit's own, every one of albumentations by its class name, and the pipeline.
+
+Pixels are uint8, 0–255, from the data set to the end of the pipeline; `Normalize` is applied
+after it, to whole batches on the device that trains. Fill values are therefore in 0–255.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from cvkit.data.images import ImageData
+from cvkit.errors import ConfigError
+from cvkit.registry import NAME, TRANSFORMS, where_in
+
+cv2.setNumThreads(0)  # one image at a time is too little to share; worker processes do that
+
+Fill = float | list[float] | str
+
+
+@TRANSFORMS.register()
+def RandomCrop(size: int | list[int], padding: int = 0, fill: Fill = 0, data_mean=None) -> list:
+    """Pad all four sides, then cut out a window at a random place.
+
+    Args:
+        size: of the window, in pixels; one number or [height, width].
+        padding: pixels added to each side first.
+        fill: of the padding, 0–255, one number or one per channel; "mean" for the data's.
+    """
+    height, width = _pair(size)
+    pad = [A.Pad(padding=padding, fill=_fill(fill, data_mean), p=1.0)] if padding else []
+    return [*pad, A.RandomCrop(height=height, width=width, p=1.0)]
+
+
+@TRANSFORMS.register()
+def CutOut(size: int | list[int], fill: Fill = "mean", p: float = 1.0, data_mean=None):
+    """Cover one window at a random place (DeVries & Taylor, 2017), always within the image.
+
+    Args:
+        size: of the window, in pixels; one number or [height, width].
+        fill: 0–255, one number or one per channel; "mean" for the data's, which is 0 after
+            normalisation.
+        p: probability.
+    """
+    height, width = _pair(size)
+    return A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(height, height),
+                           hole_width_range=(width, width), fill=_fill(fill, data_mean), p=p)
+
+
+@TRANSFORMS.register()
+def HorizontalFlip(p: float = 0.5):
+    """Mirror left and right with probability `p`."""
+    return A.HorizontalFlip(p=p)
+
+
+@TRANSFORMS.register()
+def Rotate(limit: float, fill: Fill = 0, p: float = 1.0, data_mean=None):
+    """Rotate about the centre by a random angle, bilinear.
+
+    Args:
+        limit: largest angle in degrees, either way.
+        fill: of the corners that come free, 0–255, one number or one per channel; "mean" for
+            the data's.
+        p: probability.
+    """
+    return A.Rotate(limit=(-abs(limit), abs(limit)), fill=_fill(fill, data_mean), p=p)
+
+
+@TRANSFORMS.register()
+@dataclass(frozen=True)
+class Normalize:
+    """Subtract the mean and divide by the standard deviation. Always last, and always there.
+
+    Args:
+        mean, std: per channel, pixels scaled to 0–1; the data set's own by default. Training
+            and test images get the same.
+    """
+
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    data_mean: Any = None
+    data_std: Any = None
+
+    def constants(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation, one number per channel."""
+        mean = tuple(self.data_mean if self.mean is None else self.mean)
+        std = tuple(self.data_std if self.std is None else self.std)
+        if len(mean) != channels or len(std) != channels:
+            raise ValueError(f"mean and std need one number per channel, {channels}")
+        if not all(value > 0 for value in std):
+            raise ValueError(f"std must be above 0, not {std}")
+        if max(mean) > 1:
+            raise ValueError(f"mean is for pixels scaled to 0–1, not {mean}; divide by 255")
+        return mean, std
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ValueError(f"size is 1 pixel or more, not {size}")
+    return int(height), int(width)
+
+
+def _fill(fill: Fill, data_mean: Sequence[float] | None) -> tuple[float, ...] | float:
+    """Return a fill in pixel values; 0–1 floats, which would come out black, are refused."""
+    if fill == "mean":
+        if data_mean is None:
+            raise ValueError('fill "mean" needs data_mean, the mean per channel in 0–1')
+        return tuple(float(round(255 * value)) for value in data_mean)
+    values = fill if isinstance(fill, (list, tuple)) else [fill]
+    if any(isinstance(value, str) or not 0 <= value <= 255 for value in values):
+        raise ValueError(f'fill is "mean" or within 0–255, not {fill!r}')
+    if any(0 < value < 1 for value in values):
+        raise ValueError(f"fill is in pixel values, 0–255, and {fill!r} would be nearly black; "
+                         'write "mean" for the mean of the data')
+    return tuple(map(float, values)) if isinstance(fill, (list, tuple)) else float(fill)
+
+
+def _albumentations() -> dict[str, type]:
+    return {name: entry for name, entry in vars(A).items()
+            if inspect.isclass(entry) and issubclass(entry, (A.BasicTransform, A.BaseCompose))
+            and entry not in (A.BasicTransform, A.BaseCompose, A.Compose, A.DualTransform,
+                              A.ImageOnlyTransform, A.Transform3D)}
+
+
+TRANSFORMS.add_library("albumentations", _albumentations)
+
+
+class Pipeline:
+    """Transforms in order, `pipeline(image)`, with random numbers of its own.
+
+    Args:
+        transforms: albumentations transforms.
+    """
+
+    def __init__(self, transforms: Sequence[Any]):
+        self.transforms = list(transforms)
+        self._compose = A.Compose(self.transforms) if self.transforms else None
+
+    def seed(self, *key: int) -> None:
+        """Make what follows depend on `key` alone: (SEED, epoch, batch)."""
+        if self._compose is not None:
+            sequence = np.random.SeedSequence(key)
+            self._compose.set_random_state(np.random.default_rng(sequence),
+                                           random.Random(int(sequence.generate_state(1)[0])))
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return the transformed image; uint8 (H, W, C) both."""
+        if self._compose is None:
+            return image
+        image = self._compose(image=image)["image"]
+        return image if image.ndim == 3 else image[:, :, None]
+
+
+def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Normalize | None]:
+    """Build a list of transform nodes, and try each on images of the data set.
+
+    Returns:
+        The pipeline, and the `Normalize` at the end of the list if there is one.
+
+    Raises:
+        ConfigError: a transform cannot be built, cannot take the data set's images, does not
+            return uint8, or follows Normalize.
+    """
+    transforms, normalize = [], None
+    random_state = np.random.default_rng(0)
+    extremes = _extreme_images(data)
+    for node in nodes:
+        name = node[NAME]
+        if normalize is not None:
+            raise ConfigError(f"{name} stands after Normalize, which is always last",
+                              where=where_in(node, NAME), hint="Move it up.")
+        built = TRANSFORMS.build(node, data_mean=data.mean, data_std=data.std)
+        if isinstance(built, Normalize):
+            normalize = built
+            continue
+        for transform in built if isinstance(built, list) else [built]:
+            transforms.append(transform)
+            alone = A.Compose([transform])
+            alone.set_random_state(random_state, random.Random(0))
+            try:
+                extremes = [alone(image=image)["image"] for image in extremes]
+            except Exception as error:  # whatever albumentations, OpenCV or NumPy may raise
+                size = "×".join(map(str, extremes[0].shape[:2]))
+                raise ConfigError(f"{name} fails on an image of {size} pixels: {error}",
+                                  where=where_in(node, NAME)) from error
+            kinds = {str(image.dtype) for image in extremes}
+            if kinds != {"uint8"}:
+                raise ConfigError(f"{name} turns images into {kinds.pop()}",
+                                  where=where_in(node, NAME),
+                                  hint="Leave it out: images stay uint8, and Normalize, "
+                                       "which cvkit adds at the end, makes them float.")
+    shapes = sorted({image.shape for image in extremes})
+    if len(shapes) > 1:
+        raise ConfigError(
+            f"images come out in different sizes, such as {shapes[0][:2]} and {shapes[-1][:2]}; "
+            "a batch needs one",
+            where=where_in(nodes[-1], NAME) if len(nodes) else None,
+            hint="Add {NAME: Resize, height: 64, width: 64} to DATA.TRAIN_TRANSFORMS and "
+                 "DATA.TEST_TRANSFORMS.")
+    return Pipeline(transforms), normalize
+
+
+def _extreme_images(data: ImageData) -> list[np.ndarray]:
+    """Return a training image; where sizes are mixed, some of different sizes."""
+    count = 1 if data.image_size else min(64, len(data.train))
+    chosen = np.linspace(0, len(data.train) - 1, count).astype(int)
+    by_size = {image.shape: image for image in map(data.train.image, chosen)}
+    return list(by_size.values())

@@ -1,0 +1,77 @@
+"""The errors that a user can cause and mend. Anything else keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """One message for the user: where, what is wrong, and how to mend it.
+
+    Args:
+        problem: what is wrong, one sentence.
+        where: file, line and dotted key it was found at.
+        hint: what was meant, what is allowed or what to do next.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, where: object = None, hint: str | None = None):
+        message = f"{where}: {problem}" if where else problem
+        super().__init__(f"{message}\n  {hint}" if hint else message)
+
+
+class ConfigError(UserError):
+    """A config file, an override, a name or an argument is wrong."""
+
+
+class DataError(UserError):
+    """Data is absent, unreadable or does not fit the rest of the config."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is absent, damaged or does not fit the model."""
+
+
+class RunError(UserError):
+    """A run folder is absent, damaged or cannot be written; or training cannot go on."""
+
+
+def suggest(name: object, allowed: Iterable[str], listed: int = 12) -> str:
+    """Return "Did you mean …?" and the allowed names, the nearest first, at most `listed`."""
+    allowed = [str(item) for item in allowed]
+    by_lower = {item.lower(): item for item in reversed(allowed)}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=listed, cutoff=0.6)
+    near = [by_lower[item] for item in near]
+    parts = [f"Did you mean {near[0]}?"] if near else []
+    if allowed:
+        shown = allowed if len(allowed) <= listed else near[1:] + allowed[:listed - len(near)]
+        rest = len(allowed) - len(shown)
+        parts.append(f"Allowed: {', '.join(shown)}{f' and {rest} more' if rest > 0 else ''}.")
+    return " ".join(parts)
+
+
+def raise_together(problems: list[UserError]) -> None:
+    """Raise nothing, the one problem, or all of them as one message."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = [f"{len(problems)} problems", *(str(problem) for problem in problems)]
+        raise type(problems[0])("\n".join(lines))
+
+
+def run_tool(main: Callable[[], int | None]) -> None:
+    """Run a command-line tool: a `UserError` becomes its message and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of `tool | head` has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

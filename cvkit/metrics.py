@@ -1,0 +1,80 @@
+"""Metrics. Counts are summed over images on the device and divided once, at the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cvkit.registry import METRICS
+
+
+class Mean:
+    """The mean of a value over images: sum of (batch mean × images) / images."""
+
+    def __init__(self) -> None:
+        self.sum: Tensor | float = 0.0
+        self.count = 0
+
+    def update(self, batch_mean: Tensor, images: int) -> None:
+        self.sum = self.sum + batch_mean.detach().double() * images
+        self.count += images
+
+    def compute(self) -> float:
+        return float(self.sum) / max(self.count, 1)
+
+
+@METRICS.register()
+class Accuracy:
+    """Part of the images whose highest logit is that of their class; `accuracy`, 0 to 1."""
+
+    def __init__(self) -> None:
+        self.correct: Tensor | int = 0
+        self.count = 0
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (N, C), labels (N,)."""
+        self.correct = self.correct + (logits.argmax(1) == labels).sum()
+        self.count += len(labels)
+
+    def compute(self) -> dict[str, float]:
+        return {"accuracy": int(self.correct) / max(self.count, 1)}
+
+
+@METRICS.register()
+class TopKAccuracy:
+    """Part of the images whose class is among the k highest logits; `top5` for k=5, 0 to 1."""
+
+    def __init__(self, k: int = 5, num_classes: int | None = None) -> None:
+        if k < 1 or (num_classes is not None and k > num_classes):
+            raise ValueError(f"k lies between 1 and the number of classes, {num_classes}, not {k}")
+        self.k, self.correct, self.count = k, 0, 0
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (N, C), labels (N,)."""
+        found = (logits.topk(self.k, dim=1).indices == labels[:, None]).any(1)
+        self.correct = self.correct + found.sum()
+        self.count += len(labels)
+
+    def compute(self) -> dict[str, float]:
+        return {f"top{self.k}": int(self.correct) / max(self.count, 1)}
+
+
+@METRICS.register()
+class PerClassAccuracy:
+    """The accuracy within each class; `accuracy/cat` and so on, 0 to 1, NaN without images."""
+
+    def __init__(self, classes: list[str]) -> None:
+        self.classes = list(classes)
+        self.correct: Tensor | int = 0
+        self.count: Tensor | int = 0
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (N, C), labels (N,)."""
+        hits = labels[logits.argmax(1) == labels]
+        self.correct = self.correct + torch.bincount(hits, minlength=len(self.classes))
+        self.count = self.count + torch.bincount(labels, minlength=len(self.classes))
+
+    def compute(self) -> dict[str, float]:
+        values = (self.correct / self.count).tolist()
+        return {f"accuracy/{name}": value
+                for name, value in zip(self.classes, values, strict=True)}

@@ -1,0 +1,83 @@
+"""torchvision's classification models by name, with the right number of classes.
+
+With `weights: DEFAULT` a pretrained model keeps all its weights but those of the last layer,
+whose shape follows the number of classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from cvkit.errors import DataError
+from cvkit.registry import parameters_of
+
+
+def read_torchvision() -> dict[str, Callable]:
+    """Return a constructor for each of torchvision's classification models."""
+    import torchvision.models
+
+    return {name: _adapt(name) for name in torchvision.models.list_models(torchvision.models)}
+
+
+def smallest_image(name: str) -> tuple[int, int] | None:
+    """Return the smallest (height, width) torchvision states for a model of its own, or None."""
+    import torchvision.models
+
+    name = name.removeprefix("torchvision.models.")
+    if name not in torchvision.models.list_models(torchvision.models):
+        return None
+    return torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"]
+
+
+def _adapt(name: str) -> Callable[..., nn.Module]:
+    import torchvision.models
+
+    builder = torchvision.models.get_model_builder(name)
+    parameters, _ = parameters_of(builder)
+    parameters.pop("progress", None)
+    network = inspect.signature(builder).return_annotation
+    takes = inspect.signature(network, eval_str=False).parameters if inspect.isclass(network) else {}
+    for fact in ("num_classes", "image_size"):
+        if fact in takes:
+            parameters[fact] = inspect.Parameter(fact, inspect.Parameter.KEYWORD_ONLY,
+                                                 annotation=int, default=None)
+
+    @functools.wraps(builder)
+    def build(weights: str | None = None, num_classes: int | None = None,
+              **arguments: Any) -> nn.Module:
+        if "aux_logits" in takes:
+            arguments.setdefault("aux_logits", False)  # a second output that no loss here takes
+        if "init_weights" in takes:
+            arguments.setdefault("init_weights", True)  # unset, torchvision warns and does this
+        if num_classes is not None:
+            arguments["num_classes"] = num_classes
+        if weights is None:
+            return builder(**arguments)
+        return _load_but_the_head(builder(**arguments), name, weights)
+
+    build.__signature__ = inspect.Signature([
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters.values()])
+    return build
+
+
+def _load_but_the_head(model: nn.Module, name: str, weights: str) -> nn.Module:
+    import torchvision.models
+
+    choices = torchvision.models.get_model_weights(name)
+    if weights not in choices.__members__:
+        raise ValueError(f"weights is one of {', '.join(choices.__members__)}, not {weights!r}")
+    try:
+        pretrained = choices[weights].get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise DataError(f"the weights {weights} of {name} cannot be downloaded ({error})",
+                        hint=f"Put {choices[weights].url} into ~/.cache/torch/hub/checkpoints/, or "
+                             "leave MODEL.weights out to train from scratch.") from error
+    own = model.state_dict()
+    model.load_state_dict({key: value for key, value in pretrained.items()
+                           if key in own and value.shape == own[key].shape}, strict=False)
+    return model

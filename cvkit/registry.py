@@ -1,0 +1,389 @@
+"""Registries: string names to constructors, and building one from a config node."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import types
+import typing
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvkit.errors import ConfigError, raise_together, suggest
+
+NAME = "NAME"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library's namespace behind a registry: its module path and a reader of its entries."""
+
+    module: str
+    read: Callable[[], dict[str, Callable]]
+
+
+class Registry:
+    """Named constructors of one kind. Fills itself at the first look-up.
+
+    Args:
+        kind: what the entries are, singular, for messages ("model").
+        module: the module whose import registers cvkit's own entries.
+        offers: facts a run passes to constructors that have a parameter of that name.
+        required: arguments a config must set even where the constructor has a default.
+
+    A name not registered is looked up in the library that `module` adds with
+    `add_library`; the library's own path ("torchvision.models.resnet18") reaches an
+    entry that a registered name hides.
+    """
+
+    def __init__(self, kind: str, module: str, offers: tuple[str, ...] = (),
+                 required: tuple[str, ...] = ()):
+        self.kind, self.module, self.offers, self.required = kind, module, offers, required
+        self._entries: dict[str, Callable] = {}
+        self._library: Library | None = None
+        self._library_entries: dict[str, Callable] | None = None
+        REGISTRIES[kind] = self
+
+    # -- filling ---------------------------------------------------------------------
+
+    def register(self, name: str | None = None) -> Callable:
+        """Decorate a class or function to enter it under `name` (default: its own name).
+
+        Raises:
+            ConfigError: the name is taken; the message names both places.
+        """
+        if name is not None and not isinstance(name, str):
+            raise TypeError("write @….register(), with the parentheses")
+
+        def add(entry: Callable) -> Callable:
+            key = name or entry.__name__
+            old = self._entries.get(key)
+            if old is not None and not _is_reload(old, entry):
+                raise ConfigError(f"two {self.kind}s named {key!r}: {place_of(old)} and "
+                                  f"{place_of(entry)}",
+                                  hint="Rename one, or register it as register('another_name').")
+            self._entries[key] = entry
+            return entry
+
+        return add
+
+    def add_library(self, module: str, read: Callable[[], dict[str, Callable]]) -> None:
+        """Let names that are not registered fall back to those that `read()` returns."""
+        self._library = Library(module, read)
+
+    def _fill(self) -> None:
+        importlib.import_module(self.module)
+
+    def _from_library(self) -> dict[str, Callable]:
+        if self._library_entries is None:
+            self._library_entries = self._library.read() if self._library else {}
+        return self._library_entries
+
+    # -- looking up ------------------------------------------------------------------
+
+    @property
+    def own(self) -> list[str]:
+        """The registered names, sorted, without the library's."""
+        self._fill()
+        return sorted(self._entries)
+
+    @property
+    def library(self) -> tuple[str, list[str]] | None:
+        """The library's module path and its names that no registered name hides."""
+        self._fill()
+        if self._library is None:
+            return None
+        names = sorted(set(self._from_library()) - set(self._entries))
+        return self._library.module, names
+
+    def find(self, name: str) -> Callable | None:
+        """Return the entry of that name, or None."""
+        self._fill()
+        if name in self._entries:
+            return self._entries[name]
+        if self._library and isinstance(name, str):
+            return self._from_library().get(name.removeprefix(self._library.module + "."))
+        return None
+
+    def get(self, name: str, where: object = None) -> Callable:
+        """Return the entry of that name.
+
+        Raises:
+            ConfigError: there is none; the message suggests the nearest names.
+        """
+        entry = self.find(name)
+        if entry is None:
+            raise ConfigError(f"no {self.kind} named {name!r}", where=where,
+                              hint=suggest(name, self))
+        return entry
+
+    def __contains__(self, name: str) -> bool:
+        return self.find(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.own + (self.library[1] if self.library else []))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        library = f" and {len(self.library[1])} of {self.library[0]}" if self.library else ""
+        return f"<Registry of {self.kind}s: {', '.join(self.own)}{library}>"
+
+    # -- building --------------------------------------------------------------------
+
+    def check(self, node: Any) -> None:
+        """Check a node's name and arguments against the constructor, without building it.
+
+        Raises:
+            ConfigError: unknown name or argument, missing argument or wrong type; all
+                that is wrong with the node, in one message with file, line and key.
+        """
+        raise_together(list(self._problems(node)))
+
+    def asks_for(self, node: Any, fact: str) -> bool:
+        """Tell whether the node's constructor takes `fact` and the config leaves it open."""
+        name, arguments = _split(node, self.kind)
+        return fact in parameters_of(self.get(name))[0] and fact not in arguments
+
+    def _problems(self, node: Any) -> Iterator[ConfigError]:
+        name, arguments = _split(node, self.kind)
+        try:
+            parameters, is_open = parameters_of(self.get(name, where_in(node, NAME)))
+        except ConfigError as error:
+            yield error
+            return
+        settable = [key for key in parameters if key not in self.offers] + [
+            key for key in parameters if key in self.offers]
+        for key, value in arguments.items():
+            if key not in parameters and not is_open:
+                hint = suggest(key, settable) or f"{name} takes no arguments."
+                yield ConfigError(f"{self.kind} {name} has no argument {key!r}",
+                                  where=where_in(node, key), hint=hint)
+            elif key in parameters and not accepts(parameters[key].annotation, value):
+                expected = describe_type(parameters[key].annotation)
+                yield ConfigError(f"{key} of {self.kind} {name} takes {expected}, not {value!r}",
+                                  where=where_in(node, key))
+            for nested in _nested_nodes(value):
+                yield from self._problems(nested)
+        missing = [key for key, parameter in parameters.items()
+                   if key not in arguments and key not in self.offers
+                   and (parameter.default is parameter.empty or key in self.required)]
+        if missing:
+            yield ConfigError(f"{self.kind} {name} needs {', '.join(missing)}",
+                              where=where_in(node, NAME),
+                              hint=f"Set {', '.join(f'{key}: …' for key in missing)} beside NAME.")
+
+    def build(self, node: Any, **offered: Any) -> Any:
+        """Construct what a node names, with its arguments and the facts it asks for.
+
+        Args:
+            node: `{NAME: …, argument: value, …}`, or a bare name.
+            offered: facts by name; each reaches a constructor that has a parameter of
+                that name which the config does not set. Nodes within arguments are built
+                the same way (a list of transforms inside `OneOf`).
+
+        Raises:
+            ConfigError: as `check`; or the constructor refuses a value.
+        """
+        unknown = set(offered) - set(self.offers)
+        if unknown:
+            raise TypeError(f"{self.kind}s are not offered {', '.join(sorted(unknown))}; "
+                            f"arguments go into the node, facts are {', '.join(self.offers)}")
+        self.check(node)
+        name, arguments = _split(node, self.kind)
+        entry = self.get(name)
+        parameters, _ = parameters_of(entry)
+        arguments = {key: self._build_nested(value, offered) for key, value in arguments.items()}
+        facts = {key: value for key, value in offered.items()
+                 if key in parameters and key not in arguments}
+        # A library's constructor is taken to be right and the value wrong; in registered
+        # code only a ValueError says so, the rest may be a bug and keeps its traceback.
+        refusals = (ValueError,) if name in self._entries else (
+            ValueError, TypeError, AssertionError, NotImplementedError)
+        try:
+            return entry(**facts, **arguments)
+        except refusals as error:
+            first = str(error).strip() or type(error).__name__
+            raise ConfigError(f"{self.kind} {name} cannot be built: {first}",
+                              where=where_in(node, NAME)) from error
+
+    def _build_nested(self, value: Any, offered: dict[str, Any]) -> Any:
+        if _is_node(value):
+            return self.build(value, **offered)
+        if isinstance(value, (list, tuple)) and any(_is_node(item) for item in value):
+            return [self.build(item, **offered) for item in value]
+        return value
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and NAME in value
+
+
+def _nested_nodes(value: Any) -> list[Any]:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return [item for item in items if _is_node(item)]
+
+
+def _split(node: Any, kind: str) -> tuple[str, dict[str, Any]]:
+    """Return a node's name and its arguments."""
+    if isinstance(node, str):
+        return node, {}
+    if not _is_node(node) or not isinstance(node[NAME], str):
+        raise ConfigError(f"a {kind} is a node {{NAME: …}}, not {node!r}",
+                          where=where_in(node))
+    return node[NAME], {key: value for key, value in node.items() if key != NAME}
+
+
+def where_in(node: Any, key: str | None = None) -> str | None:
+    """Return "file:line DOTTED.KEY" of a config node's key, or None outside a config."""
+    where = getattr(node, "where", None)
+    return where(key) if callable(where) else None
+
+
+def place_of(entry: Callable) -> str:
+    """Return "file:line" of a class or function."""
+    entry = inspect.unwrap(entry)
+    try:
+        return f"{inspect.getsourcefile(entry)}:{inspect.getsourcelines(entry)[1]}"
+    except (OSError, TypeError):
+        return f"{entry.__module__}.{entry.__qualname__}"
+
+
+def _is_reload(old: Callable, new: Callable) -> bool:
+    """Tell a notebook cell run again, or a file imported again, from a second definition."""
+    same_name = (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
+    return same_name and (old.__module__ == "__main__" or place_of(old) == place_of(new))
+
+
+# -- signatures ------------------------------------------------------------------------
+
+
+def parameters_of(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return a constructor's keyword parameters, and whether it takes any others.
+
+    A function that takes `**kwargs` and is annotated to return a class passes them on to
+    that class (as torchvision's model functions do): the class's optional parameters count.
+    """
+    entry = inspect.unwrap(entry, stop=lambda wrapped: hasattr(wrapped, "__signature__"))
+    try:
+        signature = inspect.signature(entry, eval_str=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):  # names known to type checkers only
+        signature = inspect.signature(entry)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = {key: value for key, value in signature.parameters.items() if value.kind in kinds}
+    is_open = any(value.kind is value.VAR_KEYWORD for value in signature.parameters.values())
+    returned = signature.return_annotation
+    if is_open and inspect.isclass(returned) and returned is not signature.empty:
+        inner, _ = parameters_of(returned)
+        found |= {key: value for key, value in inner.items()
+                  if key not in found and value.default is not value.empty}
+        is_open = False
+    return found, is_open
+
+
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Tell whether a value from a config can be meant for a parameter so annotated.
+
+    Only what is surely wrong is refused (a word for a number); an annotation that says
+    nothing about plain values accepts everything.
+    """
+    if annotation is inspect.Parameter.empty or annotation is Any:
+        return True
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(item, value) for item in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    kind = origin or annotation
+    if kind is None or kind is type(None):
+        return value is None
+    if not inspect.isclass(kind):
+        return True
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (list, tuple):
+        return isinstance(value, (list, tuple))
+    if kind in _PLAIN:
+        return isinstance(value, kind)
+    if kind.__name__ == "Tensor":  # lists of numbers become tensors where they are used
+        return isinstance(value, (list, tuple))
+    return True
+
+
+def describe_type(annotation: Any) -> str:
+    """Return an annotation as a user would say it: "float or None", "one of cos, linear"."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe_type(item) for item in arguments))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(item) for item in arguments)
+    if annotation is type(None):
+        return "null"
+    if inspect.isclass(annotation) and origin is None:
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+# -- a user's own files ----------------------------------------------------------------
+
+
+def import_user_code(names: list[str], where: object = None) -> None:
+    """Import a config's `IMPORTS`: paths of Python files, or names of modules.
+
+    Modules are looked for in the current folder as well. A file is imported once.
+
+    Raises:
+        ConfigError: there is no such file or module.
+    """
+    for name in names:
+        if not name.endswith(".py"):
+            if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                sys.path.append(str(Path.cwd()))
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name.split(".")[0] and error.name != name:
+                    raise
+                raise ConfigError(f"no module named {name!r}", where=where,
+                                  hint="IMPORTS takes modules, or paths that end in .py.") from None
+            continue
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise ConfigError(f"no file {name}", where=where,
+                              hint="Paths in IMPORTS are relative to the config that lists them.")
+        module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+        if module_name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(module_name, path)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[module_name]
+                raise
+
+
+# -- the registries --------------------------------------------------------------------
+
+REGISTRIES: dict[str, Registry] = {}
+
+DATASETS = Registry("dataset", "cvkit.data.datasets", offers=("seed",))
+TRANSFORMS = Registry("transform", "cvkit.data.transforms", offers=("data_mean", "data_std"))
+MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"))
+LOSSES = Registry("loss", "cvkit.losses", offers=("num_classes",))
+OPTIMIZERS = Registry("optimizer", "cvkit.optimizers", offers=("params",), required=("lr",))
+SCHEDULERS = Registry("scheduler", "cvkit.schedulers", offers=(
+    "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max"))
+METRICS = Registry("metric", "cvkit.metrics", offers=("classes", "num_classes"))
+WRITERS = Registry("writer", "cvkit.writers", offers=("folder", "config"))
