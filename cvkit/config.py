@@ -199,9 +199,14 @@ class Config(CfgNode):
     def __init__(self, values: Mapping[str, Any] | None = None):
         dict.__init__(self)
         self.__dict__.update({CfgNode.IMMUTABLE: False, "_origins": {}, "_path": "",
-                              "_schema": None, "_closed": False})
+                              "_schema": None, "_closed": False, "_name": "run"})
         for key, value in (values or {}).items():
             self._put(key, _adopt(value, PYTHON), PYTHON)
+
+    @property
+    def name(self) -> str:
+        """The name of the config's file, which its runs are filed under."""
+        return self._name
 
     # -- places
 
@@ -704,6 +709,9 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     if not isinstance(overrides, Mapping):
         overrides = list(overrides)
     config = _conform_root(merge(config, _read_overrides(overrides)))
+    # A run's own config.yaml, used again, keeps the name of the config that it resolved.
+    path = Path(path).resolve()
+    config.__dict__["_name"] = path.parent.parent.name if path.name == "config.yaml" else path.stem
     config.freeze()
     return config
 

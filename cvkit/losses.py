@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,10 +75,7 @@ def build_loss(node: Any, num_classes: int) -> nn.Module:
         criterion.reduction = "batchmean"  # torch's "mean" also divides by the classes
     for key in ("weight", "pos_weight"):
         weight = getattr(criterion, key, None)
-        if weight is not None:
-            if len(weight) != num_classes:
-                raise ConfigError(f"{key} has {len(weight)} numbers for {num_classes} classes",
-                                  where=where_in(node, key))
-            delattr(criterion, key)
-            criterion.register_buffer(key, torch.tensor([float(item) for item in weight]))
+        if weight is not None and len(weight) != num_classes:
+            raise ConfigError(f"{key} has {len(weight)} numbers for {num_classes} classes",
+                              where=where_in(node, key))
     return ClassificationLoss(criterion, *_FORMS[type(criterion).__name__])

@@ -1,4 +1,8 @@
-"""Metrics. Counts are summed over images on the device and divided once, at the end."""
+"""Metrics. Counts are summed over images on the device and divided once, at the end.
+
+A metric has `update(logits, labels)`, called for each batch, and `compute()`, which returns
+values by name. A name that ends in "loss" or "error" is better when lower.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ class Mean:
         self.count = 0
 
     def update(self, batch_mean: Tensor, images: int) -> None:
-        self.sum = self.sum + batch_mean.detach().double() * images
+        exact = torch.float32 if batch_mean.device.type == "mps" else torch.float64
+        self.sum = self.sum + batch_mean.detach().to(exact) * images
         self.count += images
 
     def compute(self) -> float:

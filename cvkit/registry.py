@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import textwrap
 import types
 import typing
 import zlib
@@ -199,7 +200,8 @@ class Registry:
         name, arguments = _split(node, self.kind)
         entry = self.get(name)
         parameters, _ = parameters_of(entry)
-        arguments = {key: self._build_nested(value, offered) for key, value in arguments.items()}
+        arguments = {key: _as_tensor(self._build_nested(value, offered), parameters.get(key))
+                     for key, value in arguments.items()}
         facts = {key: value for key, value in offered.items()
                  if key in parameters and key not in arguments}
         # A library's constructor is taken to be right and the value wrong; in registered
@@ -321,6 +323,18 @@ def accepts(annotation: Any, value: Any) -> bool:
     return True
 
 
+def _as_tensor(value: Any, parameter: inspect.Parameter | None) -> Any:
+    """Return a list of numbers as the tensor that a parameter is annotated with (class weights)."""
+    if parameter is None or not isinstance(value, (list, tuple)):
+        return value
+    kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+    if not any(getattr(kind, "__name__", "") == "Tensor" for kind in kinds):
+        return value
+    import torch
+
+    return torch.tensor(value, dtype=torch.float32)
+
+
 def describe_type(annotation: Any) -> str:
     """Return an annotation as a user would say it: "float or None", "one of cos, linear"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -387,3 +401,51 @@ SCHEDULERS = Registry("scheduler", "cvkit.schedulers", offers=(
     "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max"))
 METRICS = Registry("metric", "cvkit.metrics", offers=("classes", "num_classes"))
 WRITERS = Registry("writer", "cvkit.writers", offers=("folder", "config"))
+
+
+# -- in words ----------------------------------------------------------------------------
+
+
+def get_registry(kind: str) -> Registry:
+    """Return the registry of a kind; its plural will do.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    for registry in REGISTRIES.values():
+        if kind.lower() in (registry.kind, f"{registry.kind}s", f"{registry.kind}es"):
+            return registry
+    raise ConfigError(f"no registry of {kind!r}", hint=suggest(kind, REGISTRIES))
+
+
+def overview(registry: Registry) -> str:
+    """Return a registry's own names with the first line of their docstrings, and its library's."""
+    width = max((len(name) for name in registry.own), default=0)
+    lines = [f"{registry.kind}:"]
+    for name in registry.own:
+        summary = (inspect.getdoc(registry.get(name)) or "").split("\n")[0]
+        lines.append(f"  {name:<{width}}  {summary}".rstrip())
+    if registry.library:
+        module, names = registry.library
+        lines += textwrap.wrap(f"from {module}: {', '.join(names)}", 98, initial_indent="  ",
+                               subsequent_indent="    ", break_long_words=False)
+    return "\n".join(lines)
+
+
+def describe(registry: Registry, name: str) -> str:
+    """Return an entry's arguments with defaults, its docstring and where it is defined."""
+    entry = registry.get(name)
+    parameters, is_open = parameters_of(entry)
+    lines = [f"{registry.kind} {name}", f"defined in {place_of(entry)}", "", "arguments:"]
+    for key, parameter in parameters.items():
+        needs_value = key in registry.required or parameter.default is parameter.empty
+        default = ("offered by the run" if key in registry.offers
+                   else "required" if needs_value else f"default {parameter.default!r}")
+        kind = ("" if parameter.annotation is parameter.empty
+                else f" ({describe_type(parameter.annotation)})")
+        lines.append(f"  {key}{kind}: {default}")
+    if is_open:
+        lines.append("  and others, unchecked")
+    elif not parameters:
+        lines.append("  none")
+    return "\n".join([*lines, "", inspect.getdoc(entry) or "No docstring."])

@@ -75,7 +75,7 @@ class Schedule:
 
     def after_epoch(self, loss: float, accuracy: float) -> None:
         """Call after each epoch with the monitored split's mean loss and accuracy."""
-        if self.scheduler is None or self.steps < self.warmup_steps:
+        if self.scheduler is None or self.steps <= self.warmup_steps:
             return
         if self.unit == "epoch":
             self.scheduler.step()

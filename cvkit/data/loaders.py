@@ -144,6 +144,12 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self._requests)
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Images of each batch of an epoch."""
+        count, size = self._requests.count, self._requests.batch_size
+        return [min(size, count - start) for start in range(0, len(self) * size, size)]
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and augmentation the next iteration has."""
         self._requests.epoch = epoch

@@ -1,0 +1,112 @@
+"""Which device and precision a run uses, and words for them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from cvkit.errors import ConfigError
+
+
+def choose_device(name: str, where: object = None) -> torch.device:
+    """Return the device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: no such device, or this machine does not have it.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"no device {name!r}", where=where,
+                          hint="auto, cpu, cuda, cuda:1 or mps are possible.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name} is not on this machine, which has "
+                          f"{torch.cuda.device_count()} GPUs that torch can use",
+                          where=where, hint="DEVICE auto takes what there is.")
+    if device.type == "mps" and not has_mps:
+        raise ConfigError("device mps is not on this machine", where=where,
+                          hint="DEVICE auto takes what there is.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device, where: object = None) -> str:
+    """Return fp32, bf16 or fp16; "auto" is the fastest that the hardware computes itself.
+
+    Raises:
+        ConfigError: fp16 on a CPU, where gradients would vanish and nothing would be faster.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 is for GPUs", where=where, hint="On a CPU: auto, bf16 or fp32.")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        return "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
+    # torch.cpu's questions about the processor are private and were added one by one.
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if device.type == "cpu" and any(getattr(torch.cpu, question, bool)() for question in questions):
+        return "bf16"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Return the context in which a model computes at a precision."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def seed_everything(*key: int, deterministic: bool = False) -> None:
+    """Seed torch's random numbers from (SEED, epoch), so that any epoch can be begun again."""
+    seed = 0
+    for part in key:
+        seed = (seed * 1_000_003 + part) % 2**63
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def describe(device: torch.device) -> str:
+    """Return the device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines()
+             if line.startswith("model name")] if cpuinfo.is_file() else []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def environment(device: torch.device) -> str:
+    """Return what is needed to repeat a run: command, versions, hardware, commit."""
+    packages = ["torch", "torchvision", "albumentations", "numpy", "opencv-python-headless",
+                "yacs", "grad-cam", "scikit-learn"]
+    lines = [f"command: {' '.join([Path(sys.executable).name, *sys.argv])}",
+             f"python: {platform.python_version()}", f"platform: {platform.platform()}",
+             f"device: {describe(device)}", f"cuda: {torch.version.cuda}"]
+    for package in ["cvkit", *packages]:
+        try:
+            lines.append(f"{package}: {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{package}: not installed")
+    try:
+        commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
+                                capture_output=True, text=True, timeout=10)
+        if commit.returncode == 0:
+            lines.append(f"git: {commit.stdout.strip()}")
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # no git, or no repository: there is no commit to name
+    return "\n".join(lines) + "\n"

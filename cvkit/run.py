@@ -1,0 +1,270 @@
+"""Run folders: `OUTPUT_DIR/<config name>/<start time>/`, made by training, read by the rest."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from cvkit.checkpoint import Checkpoint
+from cvkit.config import Config, read_config
+from cvkit.errors import RunError, suggest
+from cvkit.writers import read_metrics
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of each test image; the one source of galleries, tables and matrices.
+
+    Attributes:
+        index: int64 (N,), place in the test split as the data set has it.
+        true, predicted: int64 (N,), class numbers.
+        probabilities: float32 (N, C).
+        classes: C names.
+        epoch: of the checkpoint.
+        loss: mean over the images.
+    """
+
+    index: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    classes: list[str]
+    epoch: int
+    loss: float
+
+    @property
+    def correct(self) -> int:
+        return int((self.true == self.predicted).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Part of the images that were predicted right, 0 to 1."""
+        return self.correct / len(self.true)
+
+    def table(self) -> str:
+        """Return total and per-class accuracy as text."""
+        width = max(len(name) for name in [*self.classes, "class"])
+        lines = [f"{'class':<{width}}  correct  images  accuracy"]
+        for number, name in enumerate(self.classes):
+            of_class = self.true == number
+            count, hits = int(of_class.sum()), int((self.predicted[of_class] == number).sum())
+            share = f"{100 * hits / count:6.2f} %" if count else "     –"
+            lines.append(f"{name:<{width}}  {hits:7d}  {count:6d}  {share}")
+        lines.append(test_line(self.loss, self.correct, len(self.true)))
+        return "\n".join(lines)
+
+    def save(self, path: Path) -> None:
+        """Write `predictions.npz`, whole or not at all."""
+        part = path.with_suffix(".part.npz")
+        np.savez(part, **vars(self))
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read `predictions.npz`.
+
+        Raises:
+            RunError: absent or damaged.
+        """
+        again = f"Write it anew: python tools/evaluate.py --run {path.parent}"
+        if not path.is_file():
+            raise RunError(f"no {path}", hint=again)
+        try:
+            with np.load(path) as file:
+                content = {name: file[name] for name in cls.__dataclass_fields__}
+        except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
+            raise RunError(f"{path} is damaged: {error}", hint=again) from error
+        content |= {"classes": content["classes"].tolist(), "epoch": int(content["epoch"]),
+                    "loss": float(content["loss"])}
+        return cls(**content)
+
+
+def test_line(loss: float, correct: int, count: int) -> str:
+    """Return the line that users know from PyTorch's examples."""
+    return (f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{count} "
+            f"({100 * correct / count:.2f}%)")
+
+
+class Run:
+    """A run folder.
+
+    Attributes:
+        folder: `config.yaml, train.log, metrics.jsonl, environment.txt, predictions.npz,
+            checkpoints/, visuals/`.
+        config: the resolved config, frozen.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / "config.yaml"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{folder} is not a run folder: {path.name} cannot be read "
+                           f"({error.strerror})") from None
+        self.config = read_config(text, str(path))
+
+    def __repr__(self) -> str:
+        return f"<Run {self.folder}>"
+
+    @classmethod
+    def create(cls, config: Config, environment: str) -> Run:
+        """Make a new folder; no other run is ever written into.
+
+        Raises:
+            RunError: OUTPUT_DIR cannot be written.
+        """
+        parent = Path(config.OUTPUT_DIR) / config.name
+        start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1000):
+                folder = parent / (start if number == 1 else f"{start}_{number}")
+                try:
+                    folder.mkdir()
+                    break
+                except FileExistsError:
+                    continue
+            (folder / "checkpoints").mkdir()
+            (folder / "environment.txt").write_text(environment, encoding="utf-8")
+            header = (f"# {config.name}, resolved: everything set here is what the run used.\n"
+                      f"# Repeat it: python tools/train.py {folder / 'config.yaml'}\n")
+            (folder / "config.yaml").write_text(header + config.dump(), encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot write a run folder into {parent}: {error.strerror}",
+                           hint="Choose another place with OUTPUT_DIR.") from None
+        return cls(folder)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One mapping per epoch: epoch, lr, train/loss, train/accuracy, test/… or val/…"""
+        return read_metrics(self.folder)
+
+    @property
+    def predictions(self) -> Predictions:
+        """What the run's model says of the test images."""
+        return Predictions.load(self.folder / "predictions.npz")
+
+    def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Return "last", "best", or the one whose results count.
+
+        By default that is best where it was chosen on validation data. Chosen on the test set
+        itself, best would flatter the test accuracy, so it is last then.
+        """
+        folder = self.folder / "checkpoints"
+        if name is None:
+            last = Checkpoint.load(folder / "last.pt")
+            return last if last.monitored == "test" else Checkpoint.load(folder / "best.pt")
+        return Checkpoint.load(folder / f"{name}.pt")
+
+
+def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:
+    """Return the run folders that hold a checkpoint, oldest first."""
+    found = Path(output_dir).glob(f"{config_name}/*/checkpoints/last.pt")
+    return sorted((path.parent.parent for path in found), key=lambda path: (
+        path.name, path.stat().st_mtime))
+
+
+def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
+             config_name: str = "*") -> Run:
+    """Open a run folder.
+
+    Args:
+        run: its path, or its path below `output_dir`; None for the newest that has a checkpoint.
+        output_dir: where runs are.
+        config_name: only runs of this config.
+
+    Raises:
+        RunError: there is none.
+    """
+    runs = find_runs(output_dir, config_name)
+    if run is None:
+        if not runs:
+            of = "" if config_name == "*" else f" of {config_name}"
+            raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
+                           hint="Train one: python tools/train.py CONFIG")
+        return Run(runs[-1])
+    for folder in (Path(run), Path(output_dir) / run):
+        if (folder / "config.yaml").is_file():
+            return Run(folder)
+    raise RunError(f"no run {run}", hint=suggest(run, map(str, reversed(runs))) or None)
+
+
+class Log:
+    """Lines that go to the screen and, clean, into `train.log`."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self._before: list[str] = []
+        # A terminal or a notebook shows bars that move; a file or a pipe gets whole lines.
+        self.is_live = sys.stdout.isatty() or "ipykernel" in sys.modules
+
+    def attach(self, run: Run) -> None:
+        """Write what was logged so far, and all that follows, into the run's `train.log`."""
+        self.path = run.folder / "train.log"
+        lines, self._before = self._before, []
+        for line in lines:
+            self.write(line)
+
+    def write(self, line: str) -> None:
+        """Put a line into the file only."""
+        if self.path is None:
+            self._before.append(line)
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def show(self, line: str) -> None:
+        """Put a line on the screen only, above any bar."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def both(self, line: str) -> None:
+        self.show(line)
+        self.write(line)
+
+
+class Progress:
+    """A bar `Train: Loss=… Accuracy=… 391/391 [00:41<00:00, 9.3it/s]`, refreshed twice a second.
+
+    Args:
+        title: "Train" or "Test".
+        total: batches.
+        is_shown: False draws nothing.
+    """
+
+    def __init__(self, title: str, total: int, is_shown: bool):
+        self.title = title
+        self._due = time.monotonic() + 0.5
+        self._bar = tqdm(total=total, desc=title, disable=not is_shown, file=sys.stdout,
+                         leave=title == "Train", mininterval=0,
+                         bar_format="{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+        self._done, self._total = 0, total
+
+    def step(self) -> bool:
+        """Count a batch; return whether it is time for `update`."""
+        self._done += 1
+        return self.is_due
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due or self._done == self._total
+
+    def update(self, loss: float, accuracy: float) -> None:
+        """Redraw with these means so far."""
+        self._due = time.monotonic() + 0.5
+        self._bar.set_description_str(
+            f"{self.title}: Loss={loss:.4f} Accuracy={100 * accuracy:.2f}", refresh=False)
+        self._bar.update(self._done - self._bar.n)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,405 @@
+"""Training, top to bottom: `train` → `Trainer.train` → `train_epoch` → `train_step`."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cvkit import __version__
+from cvkit.checkpoint import Checkpoint, load_weights
+from cvkit.config import Config, check_components
+from cvkit.data import build_data, build_loaders
+from cvkit.data.loaders import Batch
+from cvkit.ema import EMA
+from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, suggest
+from cvkit.evaluation import build_metrics, predict
+from cvkit.hardware import (
+    autocast,
+    choose_device,
+    choose_precision,
+    describe,
+    environment,
+    seed_everything,
+)
+from cvkit.losses import build_loss
+from cvkit.metrics import Accuracy, Mean
+from cvkit.models import build_model, count_parameters
+from cvkit.optimizers import build_optimizer
+from cvkit.registry import SCHEDULERS, WRITERS
+from cvkit.run import Log, Predictions, Progress, Run, open_run, test_line
+from cvkit.schedulers import build_schedule
+from cvkit.writers import JsonLines
+
+# What a resumed run may set differently from its beginning: where it runs, not what it computes.
+_MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "IMPORTS", "DATA.WORKERS", "DATA.DATASET.root",
+               "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.EPOCHS", "TRAIN.EARLY_STOP")
+
+
+def train(config: Config, resume: bool | str | Path = False) -> Run:
+    """Train what a config describes and return the finished run.
+
+    Args:
+        config: from `load_config`.
+        resume: True continues the newest run of this config, a path that run.
+
+    Raises:
+        UserError: something in the config, the data or the run to resume is wrong, or the loss
+            stopped being finite.
+    """
+    run = None
+    if resume:
+        run = open_run(None if resume is True else resume, config.OUTPUT_DIR,
+                       config.name if resume is True else "*")
+    return Trainer(config).train(run)
+
+
+class Trainer:
+    """Builds everything that a config names; then `train()`, or `check()`.
+
+    Args:
+        config: from `load_config`.
+
+    Raises:
+        UserError: something in the config or the data is wrong. Nothing has been written yet.
+    """
+
+    def __init__(self, config: Config):
+        check_components(config)
+        self.config, self.log = config, Log()
+        seed_everything(config.SEED, deterministic=config.DETERMINISTIC)
+        self.device = choose_device(config.DEVICE, config.where("DEVICE"))
+        self.precision = choose_precision(config.TRAIN.PRECISION, self.device,
+                                          config.TRAIN.where("PRECISION"))
+        self.data = build_data(config)
+        self.loaders = build_loaders(config, self.data, self.device)
+        self.classes = self.data.classes
+        layout = torch.channels_last if config.TRAIN.CHANNELS_LAST else torch.contiguous_format
+        self.model = build_model(config.MODEL, len(self.classes), self.loaders.image_shape).to(
+            self.device, memory_format=layout)
+        self.loss = build_loss(config.LOSS, len(self.classes)).to(self.device)
+        self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
+                                         config.TRAIN.DECAY_NORM_AND_BIAS)
+        self.steps_per_epoch = math.ceil(len(self.loaders.train) / config.TRAIN.ACCUMULATE)
+        self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
+                                       self.steps_per_epoch, config.TRAIN.WARMUP_EPOCHS)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.ema = EMA(self.model, config.TRAIN.EMA) if config.TRAIN.EMA > 0 else None
+        self.epoch = 0  # finished ones
+        self.best: dict[str, float] | None = None  # the metrics of the best epoch
+        self._check_monitor()
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model whose results count: the averaged weights where there are some."""
+        return self.model if self.ema is None else self.ema.model
+
+    def _check_monitor(self) -> None:
+        classes = torch.arange(len(self.classes))
+        values = {"loss": 0.0}
+        for metric in build_metrics(self.config.METRICS, self.classes):
+            metric.update(torch.zeros(len(classes), len(classes)), classes)
+            values |= metric.compute()
+        if self.config.TRAIN.MONITOR not in values:
+            raise ConfigError(f"no metric named {self.config.TRAIN.MONITOR!r}",
+                              where=self.config.TRAIN.where("MONITOR"),
+                              hint=suggest(self.config.TRAIN.MONITOR, values))
+
+    # -- the whole ---------------------------------------------------------------------
+
+    def train(self, run: Run | None = None) -> Run:
+        """Train to the last epoch, evaluating after each; return the run.
+
+        Args:
+            run: one to continue; None makes a new run folder.
+        """
+        if run is not None:
+            self._load(run)
+            if self._is_finished():
+                self.log.show(f"{run.folder} is finished: {self.epoch} epochs. To train longer, "
+                              "raise TRAIN.EPOCHS.")
+                return run
+        self._log_beginning(run)
+        run = run or Run.create(self.config, environment(self.device))
+        self.log.attach(run)
+        self.log.show(f"run        {run.folder}")
+        writers = [JsonLines(str(run.folder))]
+        writers += [WRITERS.build(node, folder=str(run.folder), config=self.config)
+                    for node in self.config.WRITERS if node.NAME != "jsonl"]
+        started = time.monotonic()
+        try:
+            while not self._is_finished():
+                predictions = self._train_and_evaluate(run, writers)
+            self._finish(run, predictions, time.monotonic() - started)
+        except UserError as error:
+            self.log.write(f"Stopped: {error}")
+            raise
+        except KeyboardInterrupt:
+            self.log.both(f"Interrupted after {self.epoch} epochs. "
+                          + (f"Go on: {self._resume_command(run)}" if self.epoch else ""))
+            raise
+        finally:
+            for writer in writers:
+                writer.close()
+        return run
+
+    def _is_finished(self) -> bool:
+        patience = self.config.TRAIN.EARLY_STOP
+        waited = self.epoch - self.best["epoch"] if self.best else 0
+        return self.epoch >= self.config.TRAIN.EPOCHS or 0 < patience <= waited
+
+    def _train_and_evaluate(self, run: Run, writers: list[Any]) -> Predictions:
+        """One epoch: train, evaluate, log, save."""
+        epochs, monitored = self.config.TRAIN.EPOCHS, self.data.monitored
+        if self.log.is_live:
+            self.log.show(f"Epoch {self.epoch + 1}/{epochs}  lr {self.schedule.rate:.4g}")
+        rate, started = self.schedule.rate, time.monotonic()
+        seed_everything(self.config.SEED, self.epoch + 1, deterministic=self.config.DETERMINISTIC)
+        train_values = self.train_epoch()
+        seconds = time.monotonic() - started
+        predictions, values = predict(
+            self.evaluated_model, self.loaders.monitored, self.loss,
+            build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
+            self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log.is_live))
+        self.schedule.after_epoch(values["loss"], values["accuracy"])
+        self.epoch += 1
+        is_best = self._is_better(values)
+        record = {"epoch": self.epoch, "lr": rate, "seconds": round(seconds, 3),
+                  "images_per_second": round(len(self.data.train) / seconds, 1),
+                  **{f"train/{name}": value for name, value in train_values.items()},
+                  **{f"{monitored}/{name}": value for name, value in values.items()}}
+        if is_best:
+            self.best = {"epoch": self.epoch, **values}
+        for writer in writers:
+            writer.write(self.epoch, record)
+        if is_best:
+            self._checkpoint(values).save(run.folder / "checkpoints" / "best.pt")
+        self._checkpoint(values, self._training_state()).save(run.folder / "checkpoints" / "last.pt")
+
+        line = (f"Epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
+                f"train loss {train_values['loss']:.4f} acc {100 * train_values['accuracy']:6.2f}%  "
+                f"{monitored} loss {values['loss']:.4f} acc {100 * values['accuracy']:6.2f}%  "
+                f"lr {rate:<9.4g} {seconds:6.1f} s{'  best' if is_best else ''}")
+        self.log.write(line)
+        self.log.show(line if not self.log.is_live else test_line(
+            values["loss"], predictions.correct, len(predictions.true)).replace(
+                "Test set", "Test set" if monitored == "test" else "Validation set"))
+        return predictions
+
+    def train_epoch(self) -> dict[str, float]:
+        """Train on every image once; return loss and accuracy as means over those images."""
+        loader, accumulate = self.loaders.train, self.config.TRAIN.ACCUMULATE
+        loader.set_epoch(self.epoch)
+        self.model.train()
+        mean_loss, accuracy = Mean(), Accuracy()
+        first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
+        progress = Progress("Train", len(loader), self.log.is_live)
+        sizes = loader.batch_sizes
+        for number, batch in enumerate(loader):
+            group = sizes[number - number % accumulate:][:accumulate]
+            is_step = number % accumulate == accumulate - 1 or number == len(sizes) - 1
+            loss, logits = self.train_step(batch, len(batch.labels) / sum(group), is_step)
+            # Counted on the device; looked at twice a second, for each look waits for the GPU.
+            first_bad = torch.where((first_bad == 0) & ~torch.isfinite(loss), number + 1, first_bad)
+            mean_loss.update(loss, len(batch.labels))
+            accuracy.update(logits, batch.labels)
+            if progress.step() or self.device.type == "cpu":
+                if first_bad:
+                    progress.close()
+                    self._stop_for_non_finite(int(first_bad), len(loader))
+                if progress.is_due:
+                    progress.update(mean_loss.compute(), accuracy.compute()["accuracy"])
+        progress.close()
+        return {"loss": mean_loss.compute(), **accuracy.compute()}
+
+    def train_step(self, batch: Batch, weight: float, is_step: bool) -> tuple[Tensor, Tensor]:
+        """Forward and backward; with `is_step`, also change the weights.
+
+        Args:
+            batch: on the device.
+            weight: the batch's part of the images of this optimizer step; 1 without accumulation.
+            is_step: whether this batch completes an optimizer step.
+
+        Returns:
+            The loss, a mean over the batch, and the logits (N, C); both detached.
+        """
+        with autocast(self.device, self.precision):
+            logits = self.model(batch.images)
+            loss = self.loss(logits, batch.labels)
+        self.scaler.scale(loss * weight).backward()
+        if is_step:
+            if self.config.TRAIN.CLIP_GRAD_NORM > 0:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.TRAIN.CLIP_GRAD_NORM)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.schedule.after_step()
+            if self.ema is not None:
+                self.ema.update(self.model)
+        return loss.detach(), logits.detach()
+
+    def _stop_for_non_finite(self, batch: int, batches: int) -> None:
+        saved = f" The weights after epoch {self.epoch} are in last.pt." if self.epoch else ""
+        raise RunError(
+            f"the loss is no longer finite in epoch {self.epoch + 1}, batch {batch} of {batches}, "
+            f"at a learning rate of about {self.schedule.rate:.3g}.{saved}",
+            hint="Lower the learning rate, warm up (TRAIN.WARMUP_EPOCHS 1), clip gradients "
+                 "(TRAIN.CLIP_GRAD_NORM 1) or compute in full precision (TRAIN.PRECISION fp32).")
+
+    def _is_better(self, values: dict[str, float]) -> bool:
+        monitor = self.config.TRAIN.MONITOR
+        if self.best is None:
+            return True
+        if monitor.endswith(("loss", "error")):
+            return values[monitor] < self.best[monitor]
+        return values[monitor] > self.best[monitor]
+
+    # -- checkpoints -------------------------------------------------------------------
+
+    def _checkpoint(self, values: dict[str, float],
+                    training: dict[str, Any] | None = None) -> Checkpoint:
+        return Checkpoint(
+            model=self.evaluated_model.state_dict(), config=self.config.dump(),
+            classes=list(self.classes), mean=list(self.loaders.mean), std=list(self.loaders.std),
+            image_shape=list(self.loaders.image_shape), epoch=self.epoch, metrics=values,
+            monitored=self.data.monitored, training=training)
+
+    def _training_state(self) -> dict[str, Any]:
+        """Return what, besides the evaluated weights, the next epoch depends on.
+
+        Random numbers are not part of it: each epoch seeds its own from (SEED, epoch).
+        """
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+                "scaler": self.scaler.state_dict(), "best": self.best,
+                "ema": None if self.ema is None else {
+                    "steps": self.ema.steps, "model": self.model.state_dict()}}
+
+    def _load(self, run: Run) -> None:
+        """Take up a run where its last.pt left it."""
+        checkpoint = run.checkpoint("last")
+        self._refuse_changes(run)
+        if list(self.classes) != checkpoint.classes:
+            raise CheckpointError(f"{run.folder} was trained on other classes: "
+                                  f"{', '.join(checkpoint.classes)}")
+        state = checkpoint.training
+        source = str(run.folder / "checkpoints" / "last.pt")
+        load_weights(self.evaluated_model, checkpoint.model, source)
+        if self.ema is not None:
+            self.ema.steps = state["ema"]["steps"]
+            load_weights(self.model, state["ema"]["model"], source)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.best = checkpoint.epoch, state["best"]
+        JsonLines.keep_epochs(run.folder, self.epoch)
+
+    def _refuse_changes(self, run: Run) -> None:
+        """Refuse to go on with a config that would have trained something else."""
+        now, then = _flat(self.config.to_dict()), _flat(run.config.to_dict())
+        fixed = [key for key in _MAY_CHANGE if key != "TRAIN.EPOCHS"]
+        if self.config.SCHEDULER is None or not any(
+                SCHEDULERS.asks_for(self.config.SCHEDULER, fact)
+                for fact in ("total_steps", "epochs", "T_max")):
+            fixed.append("TRAIN.EPOCHS")  # nothing was planned for the old number of epochs
+        changed = [key for key in {**then, **now} if now.get(key) != then.get(key)
+                   and not any(key == free or key.startswith(free + ".") for free in fixed)]
+        if changed:
+            lines = [f"{key}: {then.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
+                     for key in changed]
+            raise RunError(f"{run.folder} cannot be resumed with another config: "
+                           + "; ".join(lines),
+                           hint=f"Resume with the run's own, python tools/train.py "
+                                f"{run.folder / 'config.yaml'} --resume {run.folder}, or start a "
+                                "new run without --resume.")
+
+    # -- beginning and end ---------------------------------------------------------------
+
+    def _log_beginning(self, run: Run | None) -> None:
+        config, data, both = self.config, self.data, self.log.both
+        counts = f"{len(data.train):,} train, {len(data.test):,} test"
+        if data.val is not None:
+            counts = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test"
+        shape = "×".join(map(str, self.loaders.image_shape))
+        both(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        if run is not None:
+            both(f"resumed    {run.folder} after epoch {self.epoch}")
+        both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, {shape}")
+        if data.val is None:
+            both("monitored  the test set (DATA.VAL_FRACTION is 0); results are those of the last "
+                 "epoch, since the best one would be chosen on the test set itself")
+        else:
+            both("monitored  validation images; results are those of the best epoch on them")
+        both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
+        both(f"training   {config.TRAIN.EPOCHS} epochs of {len(self.loaders.train)} batches, "
+             f"{config.OPTIMIZER.NAME}, "
+             f"{config.SCHEDULER.NAME if config.SCHEDULER else 'constant learning rate'}")
+        both(f"device     {describe(self.device)}, {self.precision}")
+
+    def _finish(self, run: Run, predictions: Predictions, seconds: float) -> None:
+        """Write the predictions of the model whose results count, and say where all is."""
+        if self.data.monitored == "val":
+            checkpoint = run.checkpoint("best")
+            load_weights(self.evaluated_model, checkpoint.model, "best.pt")
+            predictions, _ = predict(
+                self.evaluated_model, self.loaders.test, self.loss, build_metrics([], self.classes),
+                self.classes, self.precision, checkpoint.epoch,
+                Progress("Test", len(self.loaders.test), self.log.is_live))
+        predictions.save(run.folder / "predictions.npz")
+        both, epochs = self.log.both, self.epoch
+        if epochs < self.config.TRAIN.EPOCHS:
+            both(f"Stopped early: no better {self.config.TRAIN.MONITOR} for "
+                 f"{self.config.TRAIN.EARLY_STOP} epochs")
+        both(test_line(predictions.loss, predictions.correct, len(predictions.true))
+             + f" after epoch {predictions.epoch}")
+        both(f"Best {self.data.monitored} {self.config.TRAIN.MONITOR} "
+             f"{self.best[self.config.TRAIN.MONITOR]:.4f} in epoch {self.best['epoch']}; "
+             f"{epochs} epochs, {_duration(seconds)}")
+        self.log.show(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
+                      "checkpoints/")
+        self.log.show(f"Per class: python tools/evaluate.py --run {run.folder}")
+
+    def _resume_command(self, run: Run) -> str:
+        return f"python tools/train.py {run.folder / 'config.yaml'} --resume {run.folder}"
+
+    # -- check ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Push one batch forward and backward and say how it went. Writes nothing."""
+        self._log_beginning(None)
+        self.model.train()
+        batch = next(iter(self.loaders.train))
+        loss, _ = self.train_step(batch, 1.0, is_step=False)
+        gradients = [parameter.grad for parameter in self.model.parameters()
+                     if parameter.grad is not None]
+        norm = float(torch.linalg.vector_norm(torch.stack(
+            [torch.linalg.vector_norm(gradient.float()) for gradient in gradients])))
+        if not (torch.isfinite(loss) and math.isfinite(norm)):
+            raise RunError(f"loss {float(loss)} and gradient norm {norm} of the first batch are not "
+                           "finite", hint="Try TRAIN.PRECISION fp32.")
+        self.log.show(f"check      one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing "
+                      f"gives ln {len(self.classes)} = {math.log(len(self.classes)):.4f}), "
+                      f"gradient norm {norm:.3g}. All is well; nothing was written.")
+
+
+def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return {"DATA.BATCH_SIZE": 128, …}; lists stay whole."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{path}{key}.")
+        else:
+            flat[path + key] = value
+    return flat
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,33 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "cvkit/__init__.py").read_text()).group(1)
+
+setup(
+    name="cvkit",
+    version=version,
+    description="A config-registry framework for image classification",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["cvkit", "cvkit.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "albumentations>=2.0.8,<2.1",  # the last release under MIT
+        "grad-cam>=1.5.5",
+        "matplotlib>=3.7",
+        "numpy>=1.24",
+        "pillow>=9.4",
+        "pyyaml>=6.0",
+        "scikit-learn>=1.2",
+        "tensorboard>=2.14",
+        "tqdm>=4.64",
+        "yacs>=0.1.8",
+    ],
+    extras_require={"dev": ["pytest>=7.4", "ruff>=0.6"]},
+)

@@ -1,0 +1,31 @@
+"""List what a config can name, or describe one entry.
+
+    python tools/registry.py
+    python tools/registry.py model
+    python tools/registry.py transform CutOut
+"""
+
+import argparse
+
+from cvkit.errors import run_tool
+from cvkit.registry import REGISTRIES, describe, get_registry, import_user_code, overview
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(REGISTRIES))
+    parser.add_argument("name", metavar="NAME", nargs="?", help="an entry of that kind")
+    parser.add_argument("--import", dest="imports", metavar="FILE", action="append", default=[],
+                        help="register your own file or module first, as IMPORTS does")
+    args = parser.parse_args()
+    import_user_code(args.imports)
+    registries = [get_registry(args.kind)] if args.kind else list(REGISTRIES.values())
+    if args.name:
+        print(describe(registries[0], args.name))
+    else:
+        print("\n\n".join(overview(registry) for registry in registries))
+
+
+if __name__ == "__main__":
+    run_tool(main)

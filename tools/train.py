@@ -1,0 +1,51 @@
+"""Train what a config describes.
+
+    python tools/train.py configs/resnet18_cifar10.yaml
+    python tools/train.py configs/resnet18_cifar10.yaml TRAIN.EPOCHS 5 OPTIMIZER.lr 0.05
+    python tools/train.py configs/resnet18_cifar10.yaml --resume
+"""
+
+import argparse
+import re
+import sys
+
+from cvkit.config import load_config
+from cvkit.errors import run_tool
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    # `--resume` takes a run only if one follows: not another flag, a config or an override.
+    for place, word in enumerate(arguments):
+        following = arguments[place + 1] if place + 1 < len(arguments) else "-"
+        if word == "--resume" and re.match(r"-|[A-Z_]+(\.|$)|.*\.ya?ml$", following):
+            arguments[place] = "--resume="
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
+                        help="set a key for this run: TRAIN.EPOCHS 5 MODEL.norm layer")
+    parser.add_argument("--resume", metavar="RUN", help="continue RUN, a run folder; without RUN, "
+                                                        "the newest run of this config")
+    parser.add_argument("--check", action="store_true",
+                        help="build everything, try one batch, write nothing")
+    parser.add_argument("--print-config", action="store_true",
+                        help="print the resolved config and where each value was set")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main() -> None:
+    args = parse(sys.argv[1:])
+    config = load_config(args.config, args.overrides)
+    if args.print_config:
+        print(config.dump(origins=True), end="")
+        return
+    from cvkit.trainer import Trainer, train  # imports torch: after what can be told without it
+
+    if args.check:
+        Trainer(config).check()
+    else:
+        train(config, resume=args.resume if args.resume else args.resume is not None)
+
+
+if __name__ == "__main__":
+    run_tool(main)
