@@ -101,7 +101,7 @@ class Origin:
 DEFAULT, COMMAND_LINE, PYTHON = Origin("default"), Origin("command line"), Origin("Python")
 
 _RESOLVERS = [  # YAML 1.2's core schema: 1e-3 is a number; yes, 1:30 and 2024-01-01 are words
-    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", list("~nN") + [""]),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", list("-+0123456789")),
     ("tag:yaml.org,2002:float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
@@ -164,6 +164,9 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, path: str) -> Any:
         on_file = source != COMMAND_LINE.source
         return Origin(source, of.start_mark.line + 1) if on_file else COMMAND_LINE
 
+    if node.tag.startswith("!") or "python" in node.tag:
+        raise ConfigError(f"not valid YAML: the tag {node.tag} means nothing here",
+                          where=f"{origin(node)} {path}")
     if isinstance(node, yaml.MappingNode):
         config = Config()
         config._set_path(path)
@@ -335,6 +338,9 @@ class Config(CfgNode):
     def copy(self) -> Config:
         return self.clone()
 
+    def __copy__(self) -> Config:
+        return self.clone()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Config:
         return self.clone()
 
@@ -478,8 +484,9 @@ def merge(base: Any, over: Any) -> Any:
 def _merge_items(base: Any, over: _ByNumber) -> list[Any]:
     where = f"{COMMAND_LINE} {over.path(next(iter(over)))}"
     if not isinstance(base, (list, tuple)):
+        hint = suggest(next(iter(over)), base) if isinstance(base, Config) else None
         raise ConfigError(f"{over.path()} is not a list, its items have no numbers", where=where,
-                          hint=suggest(next(iter(over)), base) if isinstance(base, Config) else None)
+                          hint=hint)
     items = list(base)
     for number, value in over.items():
         if int(number) >= len(items):

@@ -60,8 +60,8 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         values |= metric.compute()
     true, index, probabilities = (torch.cat(parts).cpu().numpy()
                                   for parts in (labels, index, probabilities))
-    return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes), epoch,
-                       values["loss"]), values
+    return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes),
+                       epoch, values["loss"]), values
 
 
 def evaluate(run: Run | str | Path | None = None) -> Predictions:

@@ -246,7 +246,8 @@ class Progress:
         self._due = time.monotonic() + 0.5
         self._bar = tqdm(total=total, desc=title, disable=not is_shown, file=sys.stdout,
                          leave=title == "Train", mininterval=0,
-                         bar_format="{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+                         bar_format="{desc} {n_fmt}/{total_fmt} "
+                                    "[{elapsed}<{remaining}, {rate_fmt}]")
         self._done, self._total = 0, total
 
     def step(self) -> bool:

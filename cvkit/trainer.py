@@ -178,12 +178,15 @@ class Trainer:
             writer.write(self.epoch, record)
         if is_best:
             self._checkpoint(values).save(run.folder / "checkpoints" / "best.pt")
-        self._checkpoint(values, self._training_state()).save(run.folder / "checkpoints" / "last.pt")
+        last = self._checkpoint(values, self._training_state())
+        last.save(run.folder / "checkpoints" / "last.pt")
 
-        line = (f"Epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
-                f"train loss {train_values['loss']:.4f} acc {100 * train_values['accuracy']:6.2f}%  "
-                f"{monitored} loss {values['loss']:.4f} acc {100 * values['accuracy']:6.2f}%  "
-                f"lr {rate:<9.4g} {seconds:6.1f} s{'  best' if is_best else ''}")
+        def words(values: dict[str, float]) -> str:
+            return f"loss {values['loss']:.4f} acc {100 * values['accuracy']:6.2f}%"
+
+        line = (f"Epoch {self.epoch:{len(str(epochs))}}/{epochs}  train {words(train_values)}  "
+                f"{monitored} {words(values)}  lr {rate:<9.4g} {seconds:6.1f} s"
+                f"{'  best' if is_best else ''}")
         self.log.write(line)
         self.log.show(line if not self.log.is_live else test_line(
             values["loss"], predictions.correct, len(predictions.true)).replace(
@@ -328,7 +331,8 @@ class Trainer:
         both(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
         if run is not None:
             both(f"resumed    {run.folder} after epoch {self.epoch}")
-        both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, {shape}")
+        both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
+             f"{shape}")
         if data.val is None:
             both("monitored  the test set (DATA.VAL_FRACTION is 0); results are those of the last "
                  "epoch, since the best one would be chosen on the test set itself")
@@ -379,11 +383,11 @@ class Trainer:
         norm = float(torch.linalg.vector_norm(torch.stack(
             [torch.linalg.vector_norm(gradient.float()) for gradient in gradients])))
         if not (torch.isfinite(loss) and math.isfinite(norm)):
-            raise RunError(f"loss {float(loss)} and gradient norm {norm} of the first batch are not "
-                           "finite", hint="Try TRAIN.PRECISION fp32.")
-        self.log.show(f"check      one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing "
-                      f"gives ln {len(self.classes)} = {math.log(len(self.classes)):.4f}), "
-                      f"gradient norm {norm:.3g}. All is well; nothing was written.")
+            raise RunError(f"loss {float(loss)} and gradient norm {norm} of the first batch are "
+                           "not finite", hint="Try TRAIN.PRECISION fp32.")
+        guess = f"guessing gives ln {len(self.classes)} = {math.log(len(self.classes)):.4f}"
+        self.log.show(f"check      one batch of {len(batch.labels)}: loss {float(loss):.4f} "
+                      f"({guess}), gradient norm {norm:.3g}. All is well; nothing was written.")
 
 
 def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from cvkit.data.images import ImageData, ImageFiles, ImageSet, scan_files, statistics, stratified_split
+from cvkit.data.images import (
+    ImageData,
+    ImageFiles,
+    ImageSet,
+    scan_files,
+    statistics,
+    stratified_split,
+)
 from cvkit.errors import DataError, suggest
 from cvkit.registry import DATASETS
 
@@ -84,9 +91,9 @@ def _torchvision(name: str, root: str, download: bool, mean: tuple[float, ...],
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
             f"{name} {state} {root}/ {tried} ({reason})",
-            hint=f"With a network it downloads by itself (DATA.DATASET.download true). Without one, "
-                 f"put {by_hand} into {root}/,\n  or point DATA.DATASET.root at a folder that has "
-                 "it. Offline, this runs at once: python tools/train.py configs/resnet18_digits.yaml"
+            hint=f"With a network it downloads by itself (DATA.DATASET.download true). Without "
+                 f"one, put {by_hand} into {root}/\n  or point DATA.DATASET.root at a folder that "
+                 "has it.\n  This runs offline: python tools/train.py configs/resnet18_digits.yaml"
         ) from error
     arrays = [np.asarray(split.data) for split in splits]
     arrays = [array if array.ndim == 4 else array[..., None] for array in arrays]
@@ -126,7 +133,8 @@ def Digits(size: int = 32, channels: int = 3, test_fraction: float = 0.2) -> Ima
     train, test = stratified_split(whole.labels, test_fraction, seed=0)
     mean, std = statistics(images[train])
     classes = tuple(str(name) for name in digits.target_names)
-    return ImageData(classes, whole.take(train), whole.take(test), channels, (size, size), mean, std)
+    return ImageData(classes, whole.take(train), whole.take(test), channels, (size, size),
+                     mean, std)
 
 
 @DATASETS.register()

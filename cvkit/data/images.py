@@ -119,7 +119,8 @@ class ImageData:
 # -- choosing images -------------------------------------------------------------------
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: np.ndarray, fraction: float,
+                     seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return sorted positions of the rest and of `fraction` of every class, at least one of each.
 
     Raises:

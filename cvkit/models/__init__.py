@@ -45,8 +45,9 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int]) 
         if channels != 3 and smallest:
             hint = "It takes 3 channels. Add {NAME: ToRGB} to both lists of transforms."
         elif smallest and min(height, width) < min(smallest):
-            hint = (f"It is made for {smallest[0]}×{smallest[1]} pixels or more. Add {{NAME: Resize, "
-                    f"height: {smallest[0]}, width: {smallest[1]}}} to both lists of transforms.")
+            hint = (f"It is made for {smallest[0]}×{smallest[1]} pixels or more. Add "
+                    f"{{NAME: Resize, height: {smallest[0]}, width: {smallest[1]}}} to both lists "
+                    "of transforms.")
         else:
             hint = None
         raise ConfigError(f"model {name} cannot take images of {channels}×{height}×{width}: "

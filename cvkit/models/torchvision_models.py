@@ -41,7 +41,7 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
     parameters, _ = parameters_of(builder)
     parameters.pop("progress", None)
     network = inspect.signature(builder).return_annotation
-    takes = inspect.signature(network, eval_str=False).parameters if inspect.isclass(network) else {}
+    takes = inspect.signature(network).parameters if inspect.isclass(network) else {}
     for fact in ("num_classes", "image_size"):
         if fact in takes:
             parameters[fact] = inspect.Parameter(fact, inspect.Parameter.KEYWORD_ONLY,
@@ -60,8 +60,8 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
             return builder(**arguments)
         return _load_but_the_head(builder(**arguments), name, weights)
 
-    build.__signature__ = inspect.Signature([
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters.values()])
+    build.__signature__ = inspect.Signature(
+        [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
     return build
 
 

@@ -1,0 +1,389 @@
+import copy
+import math
+import pickle
+import re
+
+import pytest
+import yaml
+from conftest import TINY
+
+from cvkit.config import (
+    SCHEMA,
+    Component,
+    Config,
+    Key,
+    check_components,
+    components,
+    load_config,
+    parse_value,
+    read_config,
+)
+from cvkit.errors import ConfigError
+
+HEAD = "MODEL: {NAME: resnet18}\nDATA: {DATASET: {NAME: Digits}}\nOPTIMIZER: {NAME: SGD, lr: 0.1}\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a config file that says what every config must, and more; return its path."""
+    def write(text, name="a.yaml", head=HEAD):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(head + text)
+        return path
+    return write
+
+
+def message(*args, **kwargs):
+    with pytest.raises(ConfigError) as caught:
+        load_config(*args, **kwargs)
+    return str(caught.value)
+
+
+# -- the schema ------------------------------------------------------------------------
+
+
+def test_every_key_is_documented():
+    def specs(schema):
+        for spec in schema.values():
+            yield from specs(spec) if isinstance(spec, dict) else [spec]
+
+    found = list(specs(SCHEMA))
+    assert len(found) >= 27
+    assert all(isinstance(spec, (Key, Component)) and spec.doc for spec in found)
+
+
+def test_defaults_are_filled_in(write):
+    cfg = load_config(write(""))
+    assert cfg.TRAIN.EPOCHS == 20 and cfg.TRAIN.PRECISION == "auto"
+    assert cfg.LOSS == {"NAME": "CrossEntropyLoss"} and cfg.SCHEDULER is None
+    assert cfg.DATA.TRAIN_TRANSFORMS == () and cfg.name == "a"
+
+
+def test_components_are_found_in_the_config(write):
+    cfg = load_config(write("METRICS: [{NAME: TopKAccuracy}]\n"))
+    assert [(kind, node.NAME) for kind, node in components(cfg)] == [
+        ("model", "resnet18"), ("dataset", "Digits"), ("loss", "CrossEntropyLoss"),
+        ("optimizer", "SGD"), ("metric", "TopKAccuracy")]
+
+
+def test_missing_components_are_asked_for_all_at_once(write):
+    text = message(write("SEED: 1\n", head=""))
+    for key, kind in (("MODEL", "model"), ("DATA.DATASET", "dataset"), ("OPTIMIZER", "optimizer")):
+        assert f"{key} is missing" in text and f"tools/registry.py {kind}" in text
+
+
+# -- what yacs does wrong ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1e-3", 1e-3), ("1E5", 1e5), ("-1.5e+2", -150.0), ("1", 1), ("-3", -3), ("0.1", 0.1),
+    ("1.", 1.0), (".5", 0.5), ("true", True), ("False", False), ("null", None), ("~", None),
+    ("'123'", "123"), ('"1e-3"', "1e-3"), ("'true'", "true"), ("word", "word"), ("yes", "yes"),
+    ("on", "on"), ("1:30", "1:30"), ("2024-01-31", "2024-01-31"), ("010", 10), (".inf", math.inf),
+    ("[1e-3, 2, '3']", [1e-3, 2, "3"]), ("{a: 1e-3}", {"a": 1e-3}), ("a b", "a b"),
+    ("/data/x", "/data/x"), ("1_000", "1_000")])
+def test_a_value_means_the_same_in_a_file_a_list_and_on_the_command_line(write, text, value):
+    path = write(f"LOSS: {{NAME: X, a: {text}, b: [{text}]}}\n")
+    from_file = load_config(path)
+    from_line = load_config(write("LOSS: {NAME: X}\n"), ["LOSS.a", text, "LOSS.b", f"[{text}]"])
+    from_python = load_config(write("LOSS: {NAME: X}\n"), {"LOSS.a": value, "LOSS.b": [value]})
+    for cfg in (from_file, from_line, from_python):
+        found = cfg.to_dict()["LOSS"]
+        assert found["a"] == value and type(found["a"]) is type(value)
+        assert found["b"] == [value] and type(found["b"][0]) is type(value)
+
+
+def test_an_int_over_a_float_default_is_a_float(write):
+    cfg = load_config(write("TRAIN: {EMA: 0}\n"), ["TRAIN.WARMUP_EPOCHS", "2"])
+    assert (cfg.TRAIN.EMA, cfg.TRAIN.WARMUP_EPOCHS) == (0.0, 2.0)
+    assert type(cfg.TRAIN.EMA) is type(cfg.TRAIN.WARMUP_EPOCHS) is float
+
+
+@pytest.mark.parametrize("value", [
+    "1e-3", "123", "true", "null", "", " spaced ", "a: b", "# no comment", "it's", '"quoted"',
+    "new\nline", "ünïcode ✓", "-", "[x]", "{y}", "0x10", "1:30", "*alias", "&anchor", "!tag", "%", "@",
+    "~", ".5", "yes", "2024-01-31", "\ttab", "trailing:", 1e-3, 1e22, 1e-300, 0.1 + 0.2, math.inf,
+    -math.inf, 10**20, -5, 0, 1.0, True, False, None, [1, "1", [2.5, None]], {"a": {"b": ["1e-3"]}},
+    [], {}, [{"NAME": "x", "y": [1]}, {"NAME": "z"}], [[], [[]]]])
+def test_dump_reads_back_to_the_same(write, value):
+    cfg = load_config(write("LOSS: {NAME: X}\n"), {"LOSS.value": value, "OUTPUT_DIR": "1e-3"})
+    again = read_config(cfg.dump(), "again")
+    assert again == cfg and again.to_dict() == cfg.to_dict()
+    assert repr(again.to_dict()) == repr(cfg.to_dict())  # 1 and 1.0 and True are equal, not alike
+    assert again.dump() == cfg.dump()
+    assert read_config(cfg.dump(origins=True), "again") == cfg  # comments do no harm
+
+
+def test_nan_survives_the_dump(write):
+    cfg = load_config(write("LOSS: {NAME: X, a: .nan}\n"))
+    assert math.isnan(read_config(cfg.dump(), "again").LOSS.a)
+
+
+def test_a_duplicate_key_is_refused_with_both_lines(write):
+    text = message(write("TRAIN:\n  EPOCHS: 1\n  CLIP_GRAD_NORM: 1\n  EPOCHS: 2\n"))
+    assert re.search(r"a\.yaml:7 TRAIN\.EPOCHS: EPOCHS stands twice; it was first set in line 5",
+                     text)
+
+
+@pytest.mark.parametrize("key, meant", [
+    ("TRAIN.EPOCS", "EPOCHS"), ("TRIAN.EPOCHS", "TRAIN"), ("train.EPOCHS", "TRAIN"),
+    ("BATCH_SIZE", "DATA.BATCH_SIZE"), ("epochs", "TRAIN.EPOCHS"), ("DATA.LIMITS", "LIMIT")])
+def test_an_unknown_key_is_the_same_error_from_file_and_command_line(write, key, meant):
+    from_line = message(write(""), [key, "1"])
+    tree = 1
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    head = HEAD if not key.startswith("DATA.") else HEAD.replace(
+        "DATA: {DATASET: {NAME: Digits}}\n", "")
+    text = yaml.safe_dump(tree)
+    if key.startswith("DATA."):
+        text = "DATA: {DATASET: {NAME: Digits}, LIMITS: 1}\n"
+    from_file = message(write(text, head=head))
+    for found in (from_line, from_file):
+        assert f"Did you mean {meant}?" in found
+    assert "command line" in from_line and re.search(r"a\.yaml:\d", from_file)
+
+
+def test_a_mistyped_attribute_is_refused_before_freezing(write):
+    cfg = load_config(write("")).clone()
+    cfg.defrost()
+    with pytest.raises(ConfigError, match="Did you mean EPOCHS"):
+        cfg.TRAIN.EPOCH = 3
+    with pytest.raises(ConfigError, match="expected a whole number, not the word '3'"):
+        cfg.TRAIN.EPOCHS = "3"
+    with pytest.raises(AttributeError, match="Did you mean EPOCHS"):
+        cfg.TRAIN.EPOCH  # noqa: B018
+    cfg.TRAIN.EPOCHS = 3
+    cfg.MODEL.width = 8
+    cfg.MODEL = {"NAME": "resnet34"}
+    assert (cfg.TRAIN.EPOCHS, cfg.MODEL) == (3, {"NAME": "resnet34"})
+    assert cfg.TRAIN.where("EPOCHS") == "Python TRAIN.EPOCHS"
+
+
+CHANGES = [
+    lambda cfg: setattr(cfg, "SEED", 1), lambda cfg: cfg.__setitem__("SEED", 1),
+    lambda cfg: setattr(cfg.TRAIN, "EPOCHS", 1), lambda cfg: cfg.MODEL.update(width=3),
+    lambda cfg: cfg.MODEL.setdefault("width", 3), lambda cfg: cfg.MODEL.pop("NAME"),
+    lambda cfg: cfg.MODEL.popitem(), lambda cfg: cfg.MODEL.clear(),
+    lambda cfg: cfg.MODEL.__delitem__("NAME"), lambda cfg: delattr(cfg.MODEL, "NAME"),
+    lambda cfg: cfg.MODEL.__ior__({"width": 3}), lambda cfg: cfg.merge_from_list(["SEED", "1"]),
+    lambda cfg: cfg.merge_from_other_cfg(Config({"SEED": 1})),
+    lambda cfg: cfg.merge_from_file("b.yaml"),
+    lambda cfg: cfg.DATA.TRAIN_TRANSFORMS.append(1),
+    lambda cfg: cfg.DATA.TRAIN_TRANSFORMS[0].__setitem__("size", 1),
+    lambda cfg: setattr(cfg.DATA.TRAIN_TRANSFORMS[0], "size", 1),
+    lambda cfg: cfg.DATA.TRAIN_TRANSFORMS[0].size.append(1),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_frozen_config_cannot_be_changed_in_any_way(write, change):
+    write("SEED: 1\n", "b.yaml", head="")
+    path = write("DATA: {DATASET: {NAME: Digits}, "
+                 "TRAIN_TRANSFORMS: [{NAME: RandomCrop, size: [32, 32]}]}\n",
+                 head=HEAD.replace("DATA: {DATASET: {NAME: Digits}}\n", ""))
+    cfg = load_config(path)
+    before = cfg.dump()
+    with pytest.raises(AttributeError):
+        change(cfg)
+    assert cfg.dump() == before
+    thawed = cfg.clone()
+    thawed.defrost()
+    change(thawed)  # what is refused is possible in a copy
+    assert thawed.dump() != before and cfg.dump() == before
+
+
+@pytest.mark.parametrize("copy_of", [Config.clone, copy.deepcopy, copy.copy, Config.copy,
+                                     lambda cfg: pickle.loads(pickle.dumps(cfg))])
+def test_copies_are_equal_independent_and_know_their_origins(write, copy_of):
+    cfg = load_config(write("TRAIN: {EPOCHS: 3}\n"))
+    twin = copy_of(cfg)
+    assert twin == cfg and twin.is_frozen() and twin.name == "a"
+    assert twin.TRAIN.where("EPOCHS") == cfg.TRAIN.where("EPOCHS")
+    twin.defrost()
+    twin.TRAIN.EPOCHS = 4
+    assert cfg.TRAIN.EPOCHS == 3 and cfg.is_frozen()
+
+
+def test_open_nodes_take_new_keys_from_a_list_nested_ones_too(write):
+    cfg = load_config(write(""), ["MODEL.deep.er", "1", "MODEL.width", "8"])
+    assert cfg.MODEL == {"NAME": "resnet18", "deep": {"er": 1}, "width": 8}
+
+
+def test_merge_methods_of_yacs_follow_the_one_rule(write):
+    cfg = load_config(write("")).clone()
+    cfg.defrost()
+    cfg.merge_from_list(["TRAIN.EPOCHS", "7", "OPTIMIZER.momentum", "0.9"])
+    cfg.merge_from_other_cfg(Config({"SEED": 5}))
+    cfg.merge_from_file(write("OUTPUT_DIR: out\n", "b.yaml", head=""))
+    assert (cfg.TRAIN.EPOCHS, cfg.SEED, cfg.OUTPUT_DIR, cfg.OPTIMIZER.momentum) == (7, 5, "out", 0.9)
+    with pytest.raises(ConfigError, match="unknown key"):
+        cfg.merge_from_list(["TRAIN.EPOCS", "7"])
+
+
+# -- merging -------------------------------------------------------------------------------
+
+
+def test_a_changed_name_replaces_the_arguments_everywhere(write):
+    write("OPTIMIZER: {NAME: SGD, lr: 0.1, momentum: 0.9}\n", "base.yaml", head="")
+    head = HEAD.replace("OPTIMIZER: {NAME: SGD, lr: 0.1}\n", "_BASE_: base.yaml\n")
+    assert load_config(write("OPTIMIZER: {nesterov: true}\n", head=head)).OPTIMIZER == {
+        "NAME": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True}
+    assert load_config(write("OPTIMIZER: {NAME: SGD, lr: 0.2}\n", head=head)).OPTIMIZER == {
+        "NAME": "SGD", "lr": 0.2, "momentum": 0.9}
+    assert load_config(write("OPTIMIZER: {NAME: AdamW}\n", head=head)).OPTIMIZER == {"NAME": "AdamW"}
+    for order in ([0, 1, 2, 3], [2, 3, 0, 1]):
+        pairs = ["OPTIMIZER.NAME", "AdamW", "OPTIMIZER.lr", "1e-3"]
+        cfg = load_config(write("", head=head), [pairs[place] for place in order])
+        assert cfg.OPTIMIZER == {"NAME": "AdamW", "lr": 1e-3}
+
+
+def test_an_adamw_is_asked_for_its_lr(write):
+    cfg = load_config(write(""), ["OPTIMIZER.NAME", "AdamW"])
+    with pytest.raises(ConfigError, match="command line OPTIMIZER.NAME: optimizer AdamW needs lr"):
+        check_components(cfg)
+
+
+def test_lists_are_replaced_whole_and_addressed_by_number(write):
+    write("DATA: {TRAIN_TRANSFORMS: [{NAME: RandomCrop, size: 32, padding: 4}, "
+          "{NAME: CutOut, size: 16}]}\n", "base.yaml", head="")
+    path = write("_BASE_: base.yaml\n")
+    cfg = load_config(path, ["DATA.TRAIN_TRANSFORMS.1.size", "8"])
+    assert cfg.DATA.TRAIN_TRANSFORMS == ({"NAME": "RandomCrop", "size": 32, "padding": 4},
+                                         {"NAME": "CutOut", "size": 8})
+    assert cfg.DATA.TRAIN_TRANSFORMS[1].where("size") == "command line DATA.TRAIN_TRANSFORMS.1.size"
+    assert cfg.DATA.TRAIN_TRANSFORMS[1].where("NAME").endswith(
+        "base.yaml:1 DATA.TRAIN_TRANSFORMS.1.NAME")
+    cfg = load_config(path, ["DATA.TRAIN_TRANSFORMS.0.NAME", "Rotate",
+                             "DATA.TRAIN_TRANSFORMS.0.limit", "5"])
+    assert cfg.DATA.TRAIN_TRANSFORMS[0] == {"NAME": "Rotate", "limit": 5}
+    cfg = load_config(path, ["DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 4}]"])
+    assert cfg.DATA.TRAIN_TRANSFORMS == ({"NAME": "CutOut", "size": 4},)
+    text = message(path, ["DATA.TRAIN_TRANSFORMS.2.size", "8"])
+    assert "DATA.TRAIN_TRANSFORMS has 2 items; they are 0 to 1" in text
+
+
+def test_bases_chain_and_later_ones_win(write):
+    write("SEED: 1\nTRAIN: {EPOCHS: 1}\n", "root.yaml", head="")
+    write("_BASE_: ../root.yaml\nTRAIN: {EPOCHS: 2}\n", "sub/one.yaml", head="")
+    write("OUTPUT_DIR: two\nTRAIN: {ACCUMULATE: 2}\n", "two.yaml", head="")
+    cfg = load_config(write("_BASE_: [sub/one.yaml, two.yaml]\nDEVICE: cpu\n"))
+    assert (cfg.SEED, cfg.TRAIN.EPOCHS, cfg.TRAIN.ACCUMULATE, cfg.OUTPUT_DIR, cfg.DEVICE) == (
+        1, 2, 2, "two", "cpu")
+    assert "_BASE_" not in cfg
+
+
+def test_a_circle_of_bases_is_shown(write):
+    write("_BASE_: b.yaml\n", "c.yaml", head="")
+    write("_BASE_: c.yaml\n", "b.yaml", head="")
+    text = message(write("_BASE_: b.yaml\n"))
+    assert "goes in a circle" in text
+    assert re.search(r"a\.yaml -> \S*b\.yaml -> \S*c\.yaml -> \S*b\.yaml", text)
+
+
+def test_a_missing_base_is_placed(write):
+    assert re.match(r"\S*a\.yaml:4 _BASE_: no config file \S*gone\.yaml", message(
+        write("_BASE_: gone.yaml\n")))
+
+
+# -- provenance ------------------------------------------------------------------------------
+
+
+def test_every_value_knows_where_it_came_from(write):
+    write("SEED: 1\n", "base.yaml", head="")
+    path = write("_BASE_: base.yaml\nTRAIN:\n  EPOCHS: 3\n")
+    cfg = load_config(path, ["OPTIMIZER.lr", "0.5"])
+    lines = cfg.dump(origins=True).splitlines()
+    origins = {line.split(":")[0].strip(): line.split("  # ")[-1] for line in lines if " # " in line}
+    assert origins["SEED"] == f"{path.parent / 'base.yaml'}:1"
+    assert origins["EPOCHS"] == f"{path}:6"
+    assert origins["lr"] == "command line" and origins["BATCH_SIZE"] == "default"
+    assert all("  # " in line for line in lines if not line.endswith(":"))
+
+
+def test_imports_are_relative_to_the_config_that_lists_them(write):
+    write("IMPORTS: [mine.py, package.module]\n", "sub/base.yaml", head="")
+    path = write("_BASE_: sub/base.yaml\n")
+    assert load_config(path).IMPORTS == (str(path.parent / "sub" / "mine.py"), "package.module")
+
+
+def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
+    path = write("", "runs/my_net/2026-01-31_12-00-00/config.yaml")
+    assert load_config(path).name == "my_net"
+
+
+# -- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("TRAIN: {EPOCHS: many}\n", "a.yaml:4 TRAIN.EPOCHS: expected a whole number, not the word"),
+    ("TRAIN: {EPOCHS: 1.5}\n", "expected a whole number, not 1.5"),
+    ("TRAIN: {EPOCHS: 0}\n", "0 is out of range; 1 or more is possible"),
+    ("TRAIN: {EMA: 1.5}\n", "1.5 is out of range; 0 to 0.99999 is possible"),
+    ("TRAIN: {EMA: .nan}\n", "out of range"),
+    ("TRAIN: {CHANNELS_LAST: 1}\n", "expected true or false, not 1"),
+    ("TRAIN: {PRECISION: bf61}\n", "Did you mean bf16?"),
+    ("OUTPUT_DIR: 2024\n", "expected a word, not 2024"),
+    ("IMPORTS: my.py\n", "expected a list of words, not the word 'my.py'"),
+    ("TRAIN: 3\n", "TRAIN holds keys, not 3"),
+    ("LOSS: MSELoss\n", "Write {NAME: MSELoss}"),
+    ("LOSS: null\n", "expected a node {NAME: …}, not null"),
+    ("LOSS: {weight: [1]}\n", "this loss has no NAME"),
+    ("METRICS: {NAME: Accuracy}\n", "expected a list of metrics"),
+    ("METRICS: [Accuracy]\n", "a.yaml:4 METRICS.0: expected a node {NAME: …}"),
+    ("TRAIN:\n\tEPOCHS: 3\n", "YAML does not allow tabs"),
+    ("TRAIN: {EPOCHS: 3\n", "not valid YAML"),
+    ("? [a]\n: b\n", "keys are words"),
+    ("1: b\n", "keys are words, not 1"),
+    ("LOSS: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ("LOSS: {NAME: X, a: !new tag}\n", "not valid YAML"),
+    ("LOSS: &x {NAME: X, a: *x}\n", "an alias that contains itself"),
+    ("LOSS: *gone\n", "undefined alias"),
+    ("<<: {SEED: 1}\n", "unknown key <<"),
+    ("_BASE_: 3\n", "_BASE_ is a path or a list of paths"),
+    ("TRAIN: {WARMUP_EPOCHS: -1}\n", "-1.0 is out of range"),
+])
+def test_bad_files_are_refused_in_one_message(write, text, expected):
+    found = message(write(text))
+    assert expected in found and "a.yaml" in found
+
+
+@pytest.mark.parametrize("content", ["", "# only a comment\n"])
+def test_an_empty_file_lacks_components(write, content):
+    assert "MODEL is missing" in message(write(content, head=""))
+
+
+def test_a_list_is_no_config(write):
+    assert "a.yaml:1: a config is a mapping" in message(write("- a\n", head=""))
+
+
+def test_files_that_cannot_be_read(write, tmp_path):
+    write("")
+    assert f"Did you mean {tmp_path / 'a.yaml'}" in message(tmp_path / "aa.yaml")
+    assert "cannot read" in message(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "not a text file" in message(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("overrides, expected", [
+    (["TRAIN.EPOCHS"], "TRAIN.EPOCHS has no value"),
+    (["TRAIN.EPOCHS=3"], "Write KEY VALUE with a space: TRAIN.EPOCHS 3"),
+    (["TRAIN..EPOCHS", "3"], "is not a key such as TRAIN.EPOCHS"),
+    (["TRAIN.EPOCHS.deeper", "3"], "expected a whole number"),
+    (["TRAIN.EPOCHS", "[1"], "not valid YAML"),
+    (["MODEL.0.x", "3"], "MODEL is not a list"),
+    (["MODEL", "resnet34"], "Write {NAME: resnet34}"),
+])
+def test_bad_overrides(write, overrides, expected):
+    found = message(write(""), overrides)
+    assert expected in found and "command line" in found
+
+
+def test_values_are_parsed_by_the_same_rules():
+    assert parse_value("1e-3") == 1e-3 and parse_value("") is None
+
+
+def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
+    (tmp_path / "w.yaml").write_bytes(b"\xef\xbb\xbf" + TINY.replace("\n", "\r\n").encode())
+    assert load_config(tmp_path / "w.yaml").TRAIN.EPOCHS == 2

@@ -1,0 +1,230 @@
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cvkit.config import load_config
+from cvkit.errors import ConfigError
+from cvkit.registry import (
+    DATASETS,
+    LOSSES,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    REGISTRIES,
+    SCHEDULERS,
+    TRANSFORMS,
+    WRITERS,
+    Registry,
+    accepts,
+    describe,
+    import_user_code,
+    overview,
+    parameters_of,
+)
+
+OWN = {  # a name that disappears, or one that no test knows of, shows here
+    DATASETS: ["CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "ImageFolder", "MNIST"],
+    TRANSFORMS: ["CutOut", "HorizontalFlip", "Normalize", "RandomCrop", "Rotate"],
+    MODELS: ["resnet18", "resnet34"],
+    LOSSES: [],
+    OPTIMIZERS: [],
+    SCHEDULERS: [],
+    METRICS: ["Accuracy", "PerClassAccuracy", "TopKAccuracy"],
+    WRITERS: ["jsonl", "tensorboard"],
+}
+LIBRARIES = {  # how many names each library lends at least, and one of them
+    TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"),
+    LOSSES: (20, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (14, "OneCycleLR")}
+
+
+@pytest.fixture
+def registry():
+    """A registry of its own, filled by a module that registers nothing."""
+    yield Registry("toy", "cvkit.errors", offers=("num_classes",))
+    del REGISTRIES["toy"]
+
+
+def test_all_registries_are_listed():
+    assert list(REGISTRIES.values()) == [DATASETS, TRANSFORMS, MODELS, LOSSES, OPTIMIZERS,
+                                         SCHEDULERS, METRICS, WRITERS]
+
+
+@pytest.mark.parametrize("kind", OWN, ids=lambda kind: kind.kind)
+def test_own_names(kind):
+    assert kind.own == OWN[kind]
+    assert all(name in kind and inspect.getdoc(kind.get(name)) for name in kind.own)
+
+
+@pytest.mark.parametrize("kind", LIBRARIES, ids=lambda kind: kind.kind)
+def test_library_names(kind):
+    count, example = LIBRARIES[kind]
+    module, names = kind.library
+    assert len(names) >= count
+    assert example in names and example in kind and example in list(kind)
+    assert len(kind) == len(kind.own) + len(names)
+    assert kind.find(f"{module}.{example}") is not None
+
+
+@pytest.mark.parametrize("kind, name", [
+    (kind, name) for kind in (DATASETS, TRANSFORMS, MODELS, LOSSES, OPTIMIZERS, SCHEDULERS,
+                              METRICS, WRITERS) for name in kind])
+def test_every_entry_can_be_described_and_accepts_its_own_defaults(kind, name):
+    text = describe(kind, name)
+    assert text.startswith(f"{kind.kind} {name}\ndefined in ")
+    for key, parameter in parameters_of(kind.get(name))[0].items():
+        assert key in text
+        plain = isinstance(parameter.default, (bool, int, float, str, list, tuple))
+        if plain and parameter.default is not parameter.empty:
+            assert accepts(parameter.annotation, parameter.default)
+
+
+def test_own_names_win_and_the_library_stays_reachable():
+    assert MODELS.get("torchvision.models.resnet18").__module__ == "torchvision.models.resnet"
+    assert MODELS.get("resnet18").__module__ == "cvkit.models.resnet"
+
+
+def test_register_by_own_and_by_given_name(registry):
+    @registry.register()
+    def first():
+        return 1
+
+    @registry.register("other")
+    class Second:
+        pass
+
+    assert list(registry) == ["first", "other"]
+    assert registry.build("first") == 1 and isinstance(registry.build({"NAME": "other"}), Second)
+    assert repr(registry) == "<Registry of toys: first, other>"
+    assert "third" not in registry
+
+
+def test_duplicates_are_refused_naming_both_places(registry):
+    @registry.register("same")
+    def one():
+        pass
+
+    with pytest.raises(ConfigError) as caught:
+        @registry.register("same")
+        def two():
+            pass
+
+    lines = [inspect.getsourcelines(one)[1], inspect.getsourcelines(one)[1] + 5]
+    assert [f"{Path(__file__).name}:{line}" in str(caught.value) for line in lines] == [True, True]
+
+
+def test_register_without_parentheses_says_so(registry):
+    with pytest.raises(TypeError, match="with the parentheses"):
+        @registry.register
+        def entry():
+            pass
+
+
+def test_facts_reach_only_constructors_that_ask_and_configs_win(registry):
+    @registry.register()
+    def asks(num_classes, size=1):
+        return num_classes, size
+
+    @registry.register()
+    def asks_not(size=1):
+        return size
+
+    assert registry.build("asks", num_classes=7) == (7, 1)
+    assert registry.build({"NAME": "asks", "num_classes": 3, "size": 2}, num_classes=7) == (3, 2)
+    assert registry.build("asks_not", num_classes=7) == 1
+    assert registry.asks_for("asks", "num_classes") and not registry.asks_for("asks_not",
+                                                                              "num_classes")
+    with pytest.raises(TypeError, match="not offered sise"):
+        registry.build("asks", sise=3)
+
+
+def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("MODEL:\n  NAME: resnet18\n  nrom: layer\n  width: wide\n"
+                    "DATA: {DATASET: {NAME: Digits}}\nOPTIMIZER: {NAME: SGD, lr: 1}\n")
+    with pytest.raises(ConfigError) as caught:
+        MODELS.check(load_config(path).MODEL)
+    assert f"{path}:3 MODEL.nrom: model resnet18 has no argument 'nrom'" in str(caught.value)
+    assert "Did you mean norm?" in str(caught.value)
+    assert f"{path}:4 MODEL.width: width of model resnet18 takes int, not 'wide'" in str(
+        caught.value)
+
+
+@pytest.mark.parametrize("kind, node, expected", [
+    (MODELS, {"NAME": "resnet81"}, "Did you mean resnet18?"),
+    (MODELS, {"NAME": "mobilenet_v3_smal"}, "Did you mean mobilenet_v3_small?"),
+    (MODELS, {"NAME": "mobilenet_v3_small", "num_clases": 3}, "Did you mean num_classes?"),
+    (OPTIMIZERS, {"NAME": "AdamW"}, "optimizer AdamW needs lr"),
+    (OPTIMIZERS, {"NAME": "SGD", "lr": "fast"}, "lr of optimizer SGD takes float"),
+    (OPTIMIZERS, {"NAME": "SGD", "lr": 0.1, "momentun": 0.9}, "Did you mean momentum?"),
+    (SCHEDULERS, {"NAME": "OneCycleLR"}, "scheduler OneCycleLR needs max_lr"),
+    (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": 1, "anneal_strategy": "sin"},
+     "one of cos, linear"),
+    (TRANSFORMS, {"NAME": "CoarseDropout", "max_holes": 1}, "has no argument 'max_holes'"),
+    (TRANSFORMS, {"NAME": "OneOf", "transforms": [{"NAME": "HorizontalFlipp"}]},
+     "Did you mean HorizontalFlip?"),
+    (LOSSES, {"NAME": "CrossEntropyLoss", "label_smoothin": 0.1}, "Did you mean label_smoothing?"),
+    (DATASETS, {"NAME": "ImageFolder"}, "dataset ImageFolder needs root"),
+    (MODELS, {"nAME": "x"}, "a model is a node {NAME: …}"),
+])
+def test_check_names_the_mistake(kind, node, expected):
+    with pytest.raises(ConfigError) as caught:
+        kind.check(node)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("kind, node, offered, expected", [
+    (OPTIMIZERS, {"NAME": "SGD", "lr": -1}, {"params": [torch.zeros(1, requires_grad=True)]},
+     "optimizer SGD cannot be built: Invalid learning rate"),
+    (TRANSFORMS, {"NAME": "CoarseDropout", "p": 2.0}, {}, "transform CoarseDropout cannot be built"),
+    (MODELS, {"NAME": "resnet18", "norm": "instance"}, {}, "norm is batch, layer or group"),
+])
+def test_a_refused_value_is_the_users_error(kind, node, offered, expected):
+    with pytest.raises(ConfigError) as caught:
+        kind.build(node, **offered)
+    assert expected in str(caught.value)
+
+
+def test_a_bug_in_registered_code_keeps_its_traceback(registry):
+    @registry.register()
+    def broken():
+        return None + 1
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        registry.build("broken")
+
+
+def test_nodes_within_arguments_are_built():
+    node = {"NAME": "OneOf", "p": 1.0, "transforms": [
+        {"NAME": "HorizontalFlip", "p": 1.0}, {"NAME": "VerticalFlip", "p": 1.0}]}
+    names = [type(item).__name__ for item in TRANSFORMS.build(node).transforms]
+    assert names == ["HorizontalFlip", "VerticalFlip"]
+
+
+@pytest.mark.parametrize("annotation, value, expected", [
+    (float, 1, True), (float, True, False), (float, "1", False), (int, 1.5, False),
+    (int, True, False), (bool, 1, False), (str, 1, False), (tuple[int, int], [1, 2], True),
+    (int | None, None, True), (int | None, "a", False), (torch.Tensor | None, [1.0], True),
+    (float | torch.Tensor, "fast", False), (inspect.Parameter.empty, object(), True)])
+def test_accepts(annotation, value, expected):
+    assert accepts(annotation, value) is expected
+
+
+def test_imports_register_files_and_modules(tmp_path, monkeypatch):
+    (tmp_path / "my_model.py").write_text(
+        "from cvkit import MODELS\n\n@MODELS.register()\ndef from_a_file(): return 'file'\n")
+    (tmp_path / "my_module.py").write_text(
+        "from cvkit import MODELS\n\n@MODELS.register()\ndef from_a_module(): return 'module'\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    import_user_code(["my_model.py", "my_module"])
+    import_user_code([str(tmp_path / "my_model.py")])  # again: nothing happens
+    assert MODELS.build("from_a_file") == "file" and MODELS.build("from_a_module") == "module"
+
+
+def test_the_overview_shows_own_names_with_summaries_and_the_library():
+    text = overview(MODELS)
+    assert "resnet18  ResNet-18 for small images" in text
+    assert "from torchvision.models: alexnet," in text
