@@ -95,7 +95,7 @@ class Normalize:
         if len(mean) != channels or len(std) != channels:
             raise ValueError(f"mean and std need one number per channel, {channels}")
         if not all(value > 0 for value in std):
-            raise ValueError(f"std must be above 0, not {std}")
+            raise ValueError(f"std must be above 0, not {std}; are all images of one colour?")
         if max(mean) > 1:
             raise ValueError(f"mean is for pixels scaled to 0–1, not {mean}; divide by 255")
         return mean, std

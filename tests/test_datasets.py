@@ -1,0 +1,271 @@
+import hashlib
+import pickle
+import struct
+import urllib.error
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+from cvkit.data import build_data
+from cvkit.config import load_config
+from cvkit.errors import ConfigError, DataError
+from cvkit.registry import DATASETS
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+                   "truck")
+SIZES = {"CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3), "MNIST": (28, 28, 1),
+         "FashionMNIST": (28, 28, 1)}
+
+
+def fill(folder, counts, size=(8, 8)):
+    """Make class folders with as many images each; every class has a colour of its own."""
+    random = np.random.default_rng(0)
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for image in range(count):
+            pixels = random.integers(0, 60, (*size, 3), dtype=np.uint8)
+            pixels[..., number % 3] += 150
+            Image.fromarray(pixels).save(folder / name / f"{image:03}.png")
+
+
+# -- the official files ------------------------------------------------------------------------
+
+
+def write_cifar(root, monkeypatch, name):
+    """Write files as CIFAR's are, small, and tell torchvision their checksums."""
+    kind = getattr(torchvision.datasets, name)
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    number = 10 if name == "CIFAR10" else 100
+    label_key = "labels" if name == "CIFAR10" else "fine_labels"
+    pixels = {}
+
+    def write(file, content):
+        data = pickle.dumps(content)
+        (folder / file).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    for key in ("train_list", "test_list"):
+        listed = []
+        for file, _ in getattr(kind, key):
+            data = random.integers(0, 256, (number, 3072), dtype=np.uint8)
+            pixels.setdefault(key, []).append(data)
+            listed.append([file, write(file, {"data": data, label_key: list(range(number))})])
+        monkeypatch.setattr(kind, key, listed)
+    names = CIFAR10_CLASSES if name == "CIFAR10" else [f"class {n}" for n in range(100)]
+    meta = dict(kind.meta)
+    meta["md5"] = write(meta["filename"], {meta["key"]: list(names)})
+    monkeypatch.setattr(kind, "meta", meta)
+    return {key: np.concatenate(parts).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            for key, parts in pixels.items()}
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_the_official_cifar_files_are_read_as_they_are(tmp_path, monkeypatch, name):
+    pixels = write_cifar(tmp_path / "data", monkeypatch, name)
+    data = DATASETS.build({"NAME": name})  # ./data by default
+    assert len(data.classes) == (10 if name == "CIFAR10" else 100)
+    if name == "CIFAR10":
+        assert data.classes == CIFAR10_CLASSES
+        assert (data.mean, data.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    assert np.array_equal(data.train.images, pixels["train_list"])
+    assert np.array_equal(data.test.images, pixels["test_list"])
+    assert data.test.labels.tolist() == list(range(len(data.classes)))
+    assert data.image_size == (32, 32) and data.channels == 3 and data.val is None
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_the_official_mnist_files_are_read_as_they_are(tmp_path, name):
+    raw = tmp_path / "data" / name / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    labels = np.arange(20, dtype=np.uint8) % 10
+    for split in ("train", "t10k"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4i", 2051, *pixels.shape) + pixels.tobytes())
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2i", 2049, 20) + labels.tobytes())
+    data = DATASETS.build({"NAME": name, "download": False})
+    assert np.array_equal(data.train.images[..., 0], pixels)
+    assert data.train.images.shape == (20, 28, 28, 1) and data.channels == 1
+    assert data.test.labels.tolist() == labels.tolist()
+    assert data.classes[0] == ("zero" if name == "MNIST" else "T-shirt/top")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_without_network_and_data_the_message_says_all(tmp_path, monkeypatch, name):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(DataError) as caught:
+        DATASETS.build({"NAME": name, "root": "some/data"})
+    text = str(caught.value)
+    assert f"{name} is not in some/data/ and cannot be downloaded" in text
+    assert "gz" in text and "configs/resnet18_digits.yaml" in text
+    assert not (tmp_path / "some" / "data").exists()  # nothing half-made stays
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_a_truncated_archive_is_refused(tmp_path, monkeypatch, name):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"cifar-{name[5:]}-python.tar.gz").write_bytes(b"\x1f\x8b\x08half of it")
+    for download in (True, False):
+        with pytest.raises(DataError, match="is missing or damaged in data/"):
+            DATASETS.build({"NAME": name, "download": download})
+
+
+# -- digits --------------------------------------------------------------------------------------
+
+
+def test_digits_are_scaled_split_and_described():
+    from sklearn.datasets import load_digits
+
+    data = DATASETS.build("Digits")
+    assert (len(data.train), len(data.test)) == (1438, 359)
+    assert data.classes == tuple("0123456789") and data.image_size == (32, 32)
+    assert min(np.bincount(data.test.labels)) >= 34  # every class is in the test split
+    assert data.train.image(0).shape == (32, 32, 3) and data.train.images.dtype == np.uint8
+    assert np.array_equal(data.train.images[..., 0], data.train.images[..., 2])
+    assert not set(data.train.index) & set(data.test.index)
+    assert data.train.images.max() == 255 and data.train.images.min() == 0
+    original = load_digits()
+    assert np.array_equal(original.target[data.test.index], data.test.labels)
+    eight = DATASETS.build({"NAME": "Digits", "size": 8, "channels": 1})  # not scaled at all
+    assert np.array_equal(eight.train.images[..., 0], np.rint(original.images * 255 / 16))
+    pixels = data.train.images[data.train.index].astype(float) / 255
+    assert np.allclose(data.mean, pixels.mean((0, 1, 2))) and np.allclose(
+        data.std, pixels.std((0, 1, 2)))
+
+
+def test_the_digits_split_does_not_move():
+    data = DATASETS.build("Digits")
+    assert data.test.index[:8].tolist() == DATASETS.build("Digits").test.index[:8].tolist()
+    assert hashlib.md5(data.test.index.astype("<i8").tobytes()).hexdigest() == (
+        "e214591ae39d2e01c89684781962ba2f")
+
+
+# -- image folders -------------------------------------------------------------------------------
+
+
+def test_a_folder_with_train_and_test(tmp_path):
+    fill(tmp_path / "x" / "train", {"cat": 4, "ant": 6})
+    fill(tmp_path / "x" / "test", {"cat": 2, "ant": 3})
+    (tmp_path / "x" / "train" / "cat" / "notes.txt").write_text("not an image by its name")
+    (tmp_path / "x" / "train" / "cat" / ".hidden.png").write_text("left by a file manager")
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert data.classes == ("ant", "cat") and data.image_size == (8, 8) and data.val is None
+    assert np.bincount(data.train.labels).tolist() == [6, 4]
+    assert np.bincount(data.test.labels).tolist() == [3, 2]
+    pixels = np.stack([data.train.image(n) for n in range(len(data.train))]) / 255
+    assert np.allclose(data.mean, pixels.mean((0, 1, 2))) and np.allclose(
+        data.std, pixels.std((0, 1, 2)))
+
+
+def test_val_is_the_test_split_if_alone_and_is_monitored_beside_a_test_split(tmp_path):
+    for name in ("train", "val"):
+        fill(tmp_path / "x" / name, {"a": 3, "b": 3})
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert data.val is None and len(data.test) == 6 and data.monitored == "test"
+    fill(tmp_path / "x" / "test", {"a": 1, "b": 1})
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert len(data.val) == 6 and len(data.test) == 2 and data.monitored == "val"
+
+
+def test_one_folder_is_split_by_its_seed_class_by_class(tmp_path):
+    fill(tmp_path / "x", {"a": 10, "b": 20})
+    node = {"NAME": "ImageFolder", "root": "x", "test_fraction": 0.3}
+    data, again, other = (DATASETS.build(node, seed=seed) for seed in (1, 1, 2))
+    assert np.bincount(data.test.labels).tolist() == [3, 6] and len(data.train) == 21
+    assert np.array_equal(data.test.index, again.test.index)
+    assert not np.array_equal(data.test.index, other.test.index)
+    assert not set(data.train.index) & set(data.test.index)
+
+
+def test_given_statistics_are_kept_and_mixed_sizes_are_known(tmp_path):
+    fill(tmp_path / "x" / "train", {"a": 2, "b": 2})
+    fill(tmp_path / "x" / "test", {"a": 2, "b": 2}, size=(9, 8))
+    node = {"NAME": "ImageFolder", "root": "x", "mean": [0.5] * 3, "std": [0.2] * 3}
+    data = DATASETS.build(node)
+    assert (data.mean, data.std, data.image_size) == ((0.5,) * 3, (0.2,) * 3, None)
+
+
+@pytest.mark.parametrize("layout, expected", [
+    ({}, "no folder x"),
+    ({"train": {"a": 1, "b": 1}}, "has train/ but neither test/ nor val/"),
+    ({"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1}}, "different classes: b, c"),
+    ({"train": {"a": 1, "b": 0}, "test": {"a": 1, "b": 1}}, "b holds no images"),
+    ({".": {"a": 3}}, "has a single class, a"),
+    ({".": {"a": 3, "b": 1}}, "one image only in x/b"),
+])
+def test_folders_that_do_not_fit_are_refused(tmp_path, layout, expected):
+    for split, counts in layout.items():
+        fill(tmp_path / "x" / split, counts)
+    with pytest.raises(DataError) as caught:
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert expected in str(caught.value)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(DataError, match="has no class folders"):
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+
+
+def test_files_that_are_no_images_are_named_up_to_five(tmp_path):
+    fill(tmp_path / "x", {"a": 10, "b": 10})
+    for number in range(7):
+        (tmp_path / "x" / "a" / f"{number:03}.png").write_text("no image")
+    with pytest.raises(DataError) as caught:
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert str(caught.value).count("cannot be read as an image") == 5
+    assert "and" in str(caught.value) and "more" in str(caught.value)
+
+
+@pytest.mark.parametrize("node, expected", [
+    ({"NAME": "ImageFolder", "root": "x", "test_fraction": 1.5}, "test_fraction lies between"),
+    ({"NAME": "ImageFolder", "root": "x", "channels": 4}, "channels is 1 or 3"),
+    ({"NAME": "Digits", "channels": 2}, "channels is 1 or 3")])
+def test_impossible_arguments(node, expected):
+    with pytest.raises(ConfigError, match=expected):
+        DATASETS.build(node)
+
+
+def test_cifar_pictures_have_the_known_classes_and_statistics(cifar_images):
+    data = DATASETS.build({"NAME": "ImageFolder", "root": str(cifar_images)})
+    assert data.classes == CIFAR10_CLASSES and data.image_size == (32, 32)
+    assert np.allclose(data.mean, (0.4914, 0.4822, 0.4465), atol=0.004)
+    assert np.allclose(data.std, (0.2470, 0.2435, 0.2616), atol=0.004)
+
+
+# -- from a config -------------------------------------------------------------------------------
+
+
+def test_val_fraction_is_held_out_of_train_and_limit_balances_every_split(tiny):
+    data = build_data(load_config(tiny, {"DATA.VAL_FRACTION": 0.1, "DATA.LIMIT": 0}))
+    assert (len(data.train), len(data.val), len(data.test)) == (1295, 143, 359)
+    assert not set(data.train.index) & set(data.val.index) and data.monitored == "val"
+    data = build_data(load_config(tiny, {"DATA.VAL_FRACTION": 0.1, "DATA.LIMIT": 100}))
+    for split in (data.train, data.val, data.test):
+        assert np.bincount(split.labels).tolist() == [10] * 10
+
+
+def test_val_fraction_beside_a_val_split_is_refused(tmp_path, tiny):
+    for name in ("train", "val", "test"):
+        fill(tmp_path / "x" / name, {"a": 3, "b": 3})
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.VAL_FRACTION",
+                                "0.5", "DATA.LIMIT", "0"])
+    with pytest.raises(ConfigError, match="DATA.VAL_FRACTION: this data set has a val split"):
+        build_data(config)
+
+
+def test_a_limit_below_the_classes_is_placed(tiny):
+    with pytest.raises(ConfigError, match="command line DATA.LIMIT: DATA.LIMIT 5 is less than one"):
+        build_data(load_config(tiny, ["DATA.LIMIT", "5"]))

@@ -1,0 +1,22 @@
+import torch
+from torch import nn
+
+from cvkit.ema import EMA
+
+
+def test_the_average_follows_the_weights_by_its_rule():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    ema = EMA(model, 0.9)
+    expected = model[0].weight.detach().clone()
+    for step in range(200):
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+        model(torch.randn(4, 3))
+        ema.update(model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model[0].weight.detach()
+    assert torch.allclose(ema.model[0].weight, expected, rtol=1e-5)
+    assert ema.model[1].num_batches_tracked == 200
+    assert not torch.equal(ema.model[1].running_mean, model[1].running_mean)
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())

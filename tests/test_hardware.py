@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from cvkit import hardware
+from cvkit.errors import ConfigError
+from cvkit.hardware import choose_device, choose_precision, environment, seed_everything
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("has_gpu, expected", [(True, "cuda"), (False, "cpu")])
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, has_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(has_gpu))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto").type == expected
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("gpu", "auto, cpu, cuda, cuda:1 or mps are possible"), ("meta", "no device"),
+    ("cuda:7", "DEVICE auto takes what there is"), ("mps", "not on this machine")])
+def test_absent_devices_are_refused(monkeypatch, name, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=expected):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("capability, expected", [((9, 0), "bf16"), ((8, 0), "bf16"),
+                                                  ((7, 5), "fp16"), ((6, 1), "fp32")])
+def test_precision_follows_the_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", CUDA) == expected
+
+
+@pytest.mark.parametrize("has_bf16, expected", [(True, "bf16"), (False, "fp32")])
+def test_precision_follows_the_processor(monkeypatch, has_bf16, expected):
+    for question in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, question, lambda: has_bf16, raising=False)
+    assert choose_precision("auto", CPU) == expected
+
+
+def test_a_given_precision_is_kept_but_fp16_is_for_gpus():
+    assert choose_precision("fp32", CUDA) == "fp32" and choose_precision("bf16", CPU) == "bf16"
+    with pytest.raises(ConfigError, match="fp16 is for GPUs"):
+        choose_precision("fp16", CPU)
+
+
+def test_autocast_computes_in_its_precision():
+    x = torch.randn(4, 4)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with hardware.autocast(CPU, precision):
+            assert (x @ x).dtype == dtype
+
+
+def test_a_seed_repeats_and_its_parts_matter():
+    draws = []
+    for key in ((0, 1), (0, 1), (1, 0), (0, 2)):
+        seed_everything(*key)
+        draws.append(float(torch.rand(())))
+    assert draws[0] == draws[1] and len(set(draws)) == 3
+
+
+def test_the_environment_names_what_matters():
+    text = environment(CPU)
+    for word in ("command: ", "python: 3.", f"torch: {torch.__version__.split('+')[0]}",
+                 "albumentations: 2.0.8", "cvkit: ", "threads"):
+        assert word in text

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvkit.data.images import (
+    ImageFiles,
+    ImageSet,
+    balanced_subset,
+    scan_files,
+    statistics,
+    stratified_split,
+)
+from cvkit.errors import DataError
+
+LABELS = np.repeat([0, 1, 2], [100, 50, 10])
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return str(path)
+
+
+def test_files_are_read_as_rgb_or_grey(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    paths = [save(tmp_path / "c.png", colour), save(tmp_path / "g.png", colour[..., 0])]
+    rgb, grey = ImageFiles(paths, 3), ImageFiles(paths, 1)
+    assert np.array_equal(rgb[0], colour)
+    assert np.array_equal(rgb[1], np.repeat(colour[..., :1], 3, axis=2))
+    assert grey[0].shape == (5, 7, 1) and np.array_equal(grey[1], colour[..., :1])
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK", "1"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / f"x.{'jpg' if mode == 'CMYK' else 'png'}"
+    Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode).save(path)
+    assert ImageFiles([str(path)], 3)[0].tolist() == np.full((4, 4, 3), 255).tolist()
+
+
+def test_the_rotation_a_phone_notes_is_applied(tmp_path):
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    path = save(tmp_path / "x.png", pixels, exif=exif)
+    assert ImageFiles([path])[0][..., 0].tolist() == [[0, 255], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("content, expected", [
+    (b"no image", "its content is no image"), (b"", "its content is no image"), (None, "truncated")])
+def test_unreadable_files_are_named(tmp_path, content, expected):
+    path = tmp_path / "x.jpg"
+    if content is None:
+        save(path, np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        content = path.read_bytes()[:800]
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        ImageFiles([str(path)])[0]
+    assert str(path) in str(caught.value) and expected in str(caught.value)
+
+
+def test_sixteen_bit_images_are_refused(tmp_path):
+    path = save(tmp_path / "x.png", np.full((4, 4), 1000, np.uint16))
+    with pytest.raises(DataError, match="more than 8 bits a channel"):
+        ImageFiles([path])[0]
+
+
+def test_taking_keeps_labels_index_and_pixels():
+    pixels = np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2, 1)
+    part = ImageSet.of(pixels, [0, 1, 2, 0, 1, 2]).take(np.array([1, 3, 5])).take(np.array([2, 0]))
+    assert part.index.tolist() == [5, 1] and part.labels.tolist() == [2, 1] and len(part) == 2
+    assert np.array_equal(part.image(0), pixels[5])
+    assert part.images is pixels  # shared
+
+
+def test_a_stratified_split_takes_its_part_of_every_class_and_depends_on_the_seed():
+    rest, held_out = stratified_split(LABELS, 0.3, seed=1)
+    assert np.bincount(LABELS[held_out]).tolist() == [30, 15, 3]
+    assert sorted([*rest, *held_out]) == list(range(160))
+    again = stratified_split(LABELS, 0.3, seed=1)
+    assert np.array_equal(again[1], held_out)
+    assert not np.array_equal(stratified_split(LABELS, 0.3, seed=2)[1], held_out)
+
+
+@pytest.mark.parametrize("limit, counts", [
+    (3, [1, 1, 1]), (4, [2, 1, 1]), (30, [10, 10, 10]), (60, [25, 25, 10]), (500, [100, 50, 10])])
+def test_a_balanced_subset_has_as_many_of_each_class_as_there_are(limit, counts):
+    chosen = balanced_subset(LABELS, limit, seed=0)
+    assert np.bincount(LABELS[chosen]).tolist() == counts
+    assert len(set(chosen)) == len(chosen) and list(chosen) == sorted(chosen)
+
+
+def test_a_subset_smaller_than_the_classes_is_refused():
+    with pytest.raises(DataError, match="less than one image of each of the 3 classes"):
+        balanced_subset(LABELS, 2, seed=0)
+
+
+def test_statistics_are_over_all_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (2000, 4, 5, 3), dtype=np.uint8)
+    mean, std = statistics(images)
+    assert np.allclose(mean, images.mean((0, 1, 2)) / 255, atol=1e-12)
+    assert np.allclose(std, images.std((0, 1, 2)) / 255, atol=1e-12)
+
+
+def test_a_scan_finds_sizes_and_statistics_and_is_cached(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    arrays = [random.integers(0, 256, (4, 4 + number % 2, 3), dtype=np.uint8) for number in range(9)]
+    files = ImageFiles([save(tmp_path / f"{number}.png", array)
+                        for number, array in enumerate(arrays)])
+    facts = scan_files(files, "Reading")
+    pixels = np.concatenate([array.reshape(-1, 3) for array in arrays]) / 255
+    assert np.allclose(facts["mean"], pixels.mean(0)) and np.allclose(facts["std"], pixels.std(0))
+    assert facts["sizes"] == {"4x4": 5, "4x5": 4}
+
+    def refuse(self, position):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(ImageFiles, "__getitem__", refuse)
+    again = scan_files(files, "Reading")
+    assert again["sizes"] == facts["sizes"] and np.allclose(again["mean"], facts["mean"], rtol=0)
+
+
+def test_a_changed_file_is_scanned_again(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
+    assert scan_files(ImageFiles([path]), "Reading")["mean"] == (0.0, 0.0, 0.0)
+    save(tmp_path / "a.png", np.full((3, 2, 3), 255, np.uint8))
+    assert scan_files(ImageFiles([path]), "Reading")["mean"] == (1.0, 1.0, 1.0)

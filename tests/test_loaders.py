@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cvkit.config import load_config
+from cvkit.data import build_data, build_loaders
+from cvkit.errors import ConfigError, DataError
+
+CPU = torch.device("cpu")
+
+
+def loaders(path, *overrides):
+    config = load_config(path, list(overrides))
+    return build_loaders(config, build_data(config), CPU)
+
+
+def epoch_of(loader, epoch=0):
+    loader.set_epoch(epoch)
+    batches = list(loader)
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+
+
+def test_batches_are_normalised_images_labels_and_places(tiny):
+    loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]").train
+    images, labels, index = epoch_of(loader)
+    assert images.shape == (150, 3, 32, 32) and images.dtype == torch.float32
+    batch = next(iter(loader))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    split = loader.images
+    assert sorted(index.tolist()) == split.index.tolist()
+    for image, label, place in zip(images[:20], labels[:20], index[:20], strict=True):
+        expected = split.images[place].astype(np.float64) / 255
+        expected = (expected - loader.mean) / loader.std
+        assert np.abs(image.permute(1, 2, 0).numpy() - expected).max() < 1e-5
+        position = split.index.tolist().index(int(place))
+        assert split.labels[position] == label
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1(tiny):
+    images, _, _ = epoch_of(loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]", "DATA.LIMIT", "0").train)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_an_epoch_has_every_image_once_in_a_new_order(tiny):
+    loader = loaders(tiny).train
+    orders = [epoch_of(loader, epoch)[2].tolist() for epoch in (0, 1, 0)]
+    assert sorted(orders[0]) == sorted(orders[1]) == loader.images.index.tolist()
+    assert orders[0] == orders[2] != orders[1]
+    assert loader.batch_sizes == [32, 32, 32, 32, 22] and len(loader) == 5
+
+
+def test_test_images_come_in_their_own_order(tiny):
+    loader = loaders(tiny).test
+    assert epoch_of(loader)[2].tolist() == loader.images.index.tolist()
+    assert loader.batch_sizes == [64, 64, 22]  # twice BATCH_SIZE
+    assert loaders(tiny, "DATA.EVAL_BATCH_SIZE", "100").test.batch_sizes == [100, 50]
+
+
+@pytest.mark.parametrize("count, sizes", [(65, [32, 32]), (66, [32, 32, 2]), (64, [32, 32])])
+def test_a_last_training_batch_of_one_image_is_left_out(tiny, count, sizes):
+    loader = loaders(tiny, "DATA.LIMIT", str(count)).train
+    assert [len(batch.labels) for batch in loader] == sizes == loader.batch_sizes
+
+
+def test_workers_change_nothing_but_epochs_batches_and_seeds_do(tiny):
+    expected = {}
+    for workers in ("0", "1", "3"):
+        loader = loaders(tiny, "DATA.WORKERS", workers).train
+        for epoch in (0, 1):
+            images = epoch_of(loader, epoch)[0]
+            assert torch.equal(images, expected.setdefault(epoch, images))
+    # The same picture is augmented differently in another epoch, and by another seed.
+    by_place = []
+    for epoch, seed in ((0, "0"), (1, "0"), (0, "1")):
+        loader = loaders(tiny, "SEED", seed, "DATA.LIMIT", "0").train
+        images, _, index = epoch_of(loader, epoch)
+        by_place.append(dict(zip(index.tolist(), images, strict=True)))
+    common = set(by_place[0]) & set(by_place[1]) & set(by_place[2])
+    for other in by_place[1:]:
+        same = [torch.equal(by_place[0][place], other[place]) for place in common]
+        assert np.mean(same) < 0.02
+
+
+def test_images_within_a_batch_are_augmented_independently(tmp_path, tiny):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "x" / split / name).mkdir(parents=True)
+            for number in range(32):
+                Image.fromarray(pixels).save(tmp_path / "x" / split / name / f"{number}.png")
+    loader = loaders(tiny, "DATA.DATASET", "{NAME: ImageFolder, root: x}").train
+    images = epoch_of(loader)[0]
+    assert len({image.numpy().tobytes() for image in images}) > 60
+
+
+def test_without_channels_last_the_layout_is_plain(tiny):
+    batch = next(iter(loaders(tiny, "TRAIN.CHANNELS_LAST", "false").train))
+    assert batch.images.is_contiguous()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_file_that_breaks_later_is_one_clear_error(tmp_path, tiny, workers):
+    for name in "ab":
+        (tmp_path / "x" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.radial_gradient("L").save(tmp_path / "x" / name / f"{number}.png")
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}",
+                                "DATA.WORKERS", workers])
+    data = build_data(config)
+    made = build_loaders(config, data, CPU)
+    victim = data.train.images.paths[data.train.index[5]]
+    with open(victim, "w") as file:
+        file.write("broken")
+    with pytest.raises(DataError) as caught:
+        epoch_of(made.train)
+    assert str(caught.value).startswith(f"{victim.removeprefix('./')} cannot be read as an image")
+
+
+def test_one_normalize_holds_for_both_and_two_must_agree(tiny):
+    own = "{NAME: Normalize, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}"
+    made = loaders(tiny, "DATA.TRAIN_TRANSFORMS", f"[{own}]")
+    assert made.train.mean == made.test.mean == (0.5,) * 3 and made.std == (0.2,) * 3
+    with pytest.raises(ConfigError, match="normalised differently"):
+        loaders(tiny, "DATA.TRAIN_TRANSFORMS", f"[{own}]", "DATA.TEST_TRANSFORMS",
+                "[{NAME: Normalize}]")
+
+
+def test_grey_images_can_become_rgb(tiny):
+    grey = "{NAME: Digits, channels: 1}"
+    assert loaders(tiny, "DATA.DATASET", grey).image_shape == (1, 32, 32)
+    made = loaders(tiny, "DATA.DATASET", grey, "DATA.TRAIN_TRANSFORMS", "[{NAME: ToRGB}]",
+                   "DATA.TEST_TRANSFORMS", "[{NAME: ToRGB}]")
+    assert made.image_shape == (3, 32, 32) and len(made.mean) == 3
+    with pytest.raises(ConfigError, match="training images have 3 channels, test images 1"):
+        loaders(tiny, "DATA.DATASET", grey, "DATA.TRAIN_TRANSFORMS", "[{NAME: ToRGB}]")

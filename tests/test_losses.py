@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cvkit.errors import ConfigError
+from cvkit.losses import _FORMS, build_loss
+from cvkit.registry import LOSSES
+
+LOGITS = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * 4
+LABELS = torch.arange(64) % 10
+
+
+def loss_of(name, **arguments):
+    return build_loss({"NAME": name, **arguments}, num_classes=10)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_of_torch_works_on_logits_and_classes_or_is_refused(name):
+    if name not in _FORMS:
+        with pytest.raises(ConfigError, match=r"is not a loss of logits and classes|needs|built"):
+            loss_of(name)
+        return
+    loss = loss_of(name)
+    logits = LOGITS.clone().requires_grad_()
+    value = loss(logits, LABELS)
+    assert value.ndim == 0 and value >= 0
+    value.backward()
+    assert logits.grad.isfinite().all()
+    perfect = loss(F.one_hot(LABELS, 10).float() * 40 - 20, LABELS)
+    assert perfect < value / 10  # right answers cost less, so none is upside down
+
+
+def test_the_number_of_losses_that_fit():
+    assert len(_FORMS) == 12 and set(_FORMS) <= set(LOSSES)
+
+
+def test_nll_on_logits_equals_cross_entropy_and_is_never_negative():
+    expected = F.cross_entropy(LOGITS, LABELS)
+    assert torch.allclose(loss_of("NLLLoss")(LOGITS, LABELS), expected)
+    assert torch.allclose(loss_of("CrossEntropyLoss")(LOGITS, LABELS), expected)
+
+
+def test_values_are_those_of_the_definitions():
+    hot = F.one_hot(LABELS, 10).float()
+    assert torch.allclose(loss_of("MSELoss")(LOGITS, LABELS), F.mse_loss(LOGITS.softmax(1), hot))
+    assert torch.allclose(loss_of("BCEWithLogitsLoss")(LOGITS, LABELS),
+                          F.binary_cross_entropy_with_logits(LOGITS, hot))
+    assert torch.allclose(loss_of("CrossEntropyLoss", label_smoothing=0.1)(LOGITS, LABELS),
+                          F.cross_entropy(LOGITS, LABELS, label_smoothing=0.1))
+    assert torch.allclose(loss_of("KLDivLoss")(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS))
+
+
+def test_mixed_targets_pass_through():
+    mixed = 0.3 * F.one_hot(LABELS, 10) + 0.7 * F.one_hot(LABELS.roll(1), 10)
+    expected = 0.3 * F.cross_entropy(LOGITS, LABELS) + 0.7 * F.cross_entropy(LOGITS, LABELS.roll(1))
+    assert torch.allclose(loss_of("CrossEntropyLoss")(LOGITS, mixed), expected)
+
+
+def test_half_precision_logits_are_computed_in_full():
+    value = loss_of("CrossEntropyLoss")(LOGITS.bfloat16(), LABELS)
+    assert value.dtype == torch.float32
+
+
+def test_class_weights_are_a_list_in_the_config():
+    weight = [1.0] * 9 + [3.0]
+    loss = loss_of("CrossEntropyLoss", weight=weight)
+    assert torch.allclose(loss(LOGITS, LABELS),
+                          F.cross_entropy(LOGITS, LABELS, weight=torch.tensor(weight)))
+    with pytest.raises(ConfigError, match="weight has 2 numbers for 10 classes"):
+        loss_of("CrossEntropyLoss", weight=[1, 2])
+
+
+def test_reductions_that_are_no_mean_are_refused():
+    with pytest.raises(ConfigError, match="reduction 'sum' does not give a mean over images"):
+        loss_of("CrossEntropyLoss", reduction="sum")
+
+
+def test_own_losses_are_called_with_logits_and_targets(monkeypatch):
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
+
+    @LOSSES.register()
+    class Mine(nn.Module):
+        def forward(self, logits, targets):
+            return logits.mean() + targets.float().mean()
+
+    assert loss_of("Mine")(LOGITS, LABELS) == LOGITS.mean() + LABELS.float().mean()

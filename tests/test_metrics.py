@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cvkit.errors import ConfigError
+from cvkit.metrics import Mean
+from cvkit.registry import METRICS
+
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = torch.randn(100, 10, generator=GENERATOR)
+LABELS = torch.randint(0, 10, (100,), generator=GENERATOR)
+SIZES = [32, 32, 32, 4]  # the last batch is short
+
+
+def values(node, logits=LOGITS, labels=LABELS, classes="abcdefghij"):
+    metric = METRICS.build(node, classes=list(classes), num_classes=len(classes))
+    for part, target in zip(logits.split(SIZES), labels.split(SIZES), strict=True):
+        metric.update(part, target)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("name", METRICS.own)
+def test_every_metric_is_the_same_in_one_batch_and_in_uneven_ones(name):
+    metric = METRICS.build(name, classes=list("abcdefghij"), num_classes=10)
+    metric.update(LOGITS, LABELS)
+    assert metric.compute() == values(name)
+
+
+def test_the_mean_is_over_images_not_over_batches():
+    mean, batches = Mean(), []
+    for logits, labels in zip(LOGITS.split(SIZES), LABELS.split(SIZES), strict=True):
+        loss = F.cross_entropy(logits, labels)
+        mean.update(loss, len(labels))
+        batches.append(float(loss))
+    assert mean.compute() == pytest.approx(float(F.cross_entropy(LOGITS, LABELS)), rel=1e-6)
+    assert mean.compute() != pytest.approx(sum(batches) / 4, rel=1e-3)
+
+
+def test_accuracy_and_top_k():
+    right = LOGITS.argsort(1, descending=True)
+    assert values("Accuracy") == {"accuracy": float((right[:, 0] == LABELS).double().mean())}
+    expected = float((right[:, :3] == LABELS[:, None]).any(1).double().mean())
+    assert values({"NAME": "TopKAccuracy", "k": 3}) == {"top3": pytest.approx(expected)}
+    assert values({"NAME": "TopKAccuracy", "k": 10}) == {"top10": 1.0}
+
+
+def test_per_class_accuracy_is_within_each_class():
+    found = values("PerClassAccuracy")
+    for number, name in enumerate("abcdefghij"):
+        of_class = LABELS == number
+        expected = float((LOGITS[of_class].argmax(1) == number).double().mean())
+        assert found[f"accuracy/{name}"] == pytest.approx(expected)
+    only_a = values("PerClassAccuracy", labels=torch.zeros(100, dtype=torch.int64))
+    assert math.isnan(only_a["accuracy/b"])
+
+
+@pytest.mark.parametrize("k", [0, 11])
+def test_an_impossible_k_is_refused(k):
+    with pytest.raises(ConfigError, match="k lies between 1 and the number of classes, 10"):
+        values({"NAME": "TopKAccuracy", "k": k})

@@ -1,0 +1,124 @@
+import pytest
+import torch
+from torch import nn
+
+from cvkit.errors import ConfigError
+from cvkit.models import build_model, count_parameters
+from cvkit.registry import MODELS
+
+SHAPE = (3, 32, 32)
+SMALL_TORCHVISION = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5",
+                     "regnet_y_400mf", "googlenet", "efficientnet_b0", "torchvision.models.resnet18"]
+
+
+@pytest.mark.parametrize("name, count", [("resnet18", 11_173_962), ("resnet34", 21_282_122)])
+def test_parameter_counts_are_those_of_the_reference(name, count):
+    assert count_parameters(build_model(name, 10, SHAPE)) == count
+
+
+def test_the_variant_with_stride_1_and_2x2_pooling_has_its_count():
+    node = {"NAME": "resnet18", "strides": [1, 2, 2, 1], "pool_size": 2}
+    assert count_parameters(build_model(node, 10, SHAPE)) == 11_189_322
+
+
+@pytest.mark.parametrize("name", MODELS.own)
+@pytest.mark.parametrize("shape, classes", [(SHAPE, 10), ((1, 28, 28), 7), ((3, 64, 48), 3)])
+def test_every_own_model_fits_any_data_and_trains(name, shape, classes):
+    node = {"NAME": name, "width": 8}
+    model = build_model(node, classes, shape)
+    logits = model(torch.randn(4, *shape))
+    assert logits.shape == (4, classes)
+    logits.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all()
+               for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("strides, sizes", [((1, 2, 2, 2), [32, 16, 8, 4]),
+                                            ((1, 2, 2, 1), [32, 16, 8, 8])])
+def test_maps_have_the_sizes_of_the_reference(strides, sizes):
+    model = build_model({"NAME": "resnet18", "strides": strides, "width": 8}, 10, SHAPE)
+    x = model.norm1(model.conv1(torch.randn(2, *SHAPE)))
+    for layer, size in zip((model.layer1, model.layer2, model.layer3, model.layer4), sizes,
+                           strict=True):
+        x = layer(x)
+        assert x.shape[-2:] == (size, size)
+
+
+@pytest.mark.parametrize("name", MODELS.own)
+@pytest.mark.parametrize("norm, kind, groups", [("layer", nn.GroupNorm, 1), ("group", nn.GroupNorm, 32),
+                                                ("batch", nn.BatchNorm2d, None)])
+def test_one_norm_is_everywhere_and_no_other_is_left(name, norm, kind, groups):
+    model = build_model({"NAME": name, "norm": norm}, 10, SHAPE)
+    norms = [module for module in model.modules()
+             if isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm))]
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert {type(module) for module in norms} == {kind}
+    assert len(norms) == len(convolutions) == (20 if name == "resnet18" else 36)
+    assert groups is None or {module.num_groups for module in norms} == {groups}
+
+
+def test_blocks_are_basic():
+    model = build_model("resnet34", 10, SHAPE)
+    assert [len(layer) for layer in (model.layer1, model.layer2, model.layer3, model.layer4)] == [
+        3, 4, 6, 3]
+    assert {type(block).__name__ for block in model.layer3} == {"BasicBlock"}
+
+
+@pytest.mark.parametrize("name", SMALL_TORCHVISION)
+def test_torchvision_models_get_the_right_number_of_classes(name):
+    model = build_model(name, 7, (3, 64, 64)).eval()
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_a_vision_transformer_gets_the_image_size():
+    model = build_model("vit_b_32", 5, (3, 64, 64))
+    assert model.image_size == 64 and model.heads.head.out_features == 5
+
+
+@pytest.mark.parametrize("name, shape, expected", [
+    ("alexnet", SHAPE, "made for 63×63 pixels or more. Add {NAME: Resize, height: 63, width: 63}"),
+    ("vgg11", (3, 16, 16), "made for 32×32 pixels or more"),
+    ("mobilenet_v3_small", (1, 32, 32), "It takes 3 channels. Add {NAME: ToRGB}"),
+    ("vit_b_32", (3, 40, 40), "model vit_b_32 cannot"),
+])
+def test_images_that_do_not_fit_are_refused(name, shape, expected):
+    with pytest.raises(ConfigError) as caught:
+        build_model(name, 10, shape)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("node, expected", [
+    ({"NAME": "resnet18", "num_classes": 5}, "num_classes is 5, but the data has 10 classes"),
+    ({"NAME": "resnet18", "in_channels": 1}, "in_channels is 1, but the data has 3 channels"),
+    ({"NAME": "resnet18", "norm": "group", "groups": 5}, "cannot be built"),
+    ({"NAME": "resnet18", "strides": [1, 2]}, "strides has one number per stage"),
+])
+def test_arguments_that_contradict_the_data_or_themselves(node, expected):
+    with pytest.raises(ConfigError, match=expected):
+        build_model(node, 10, SHAPE)
+
+
+def test_an_own_model_with_another_output_is_refused(monkeypatch):
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+
+    @MODELS.register()
+    class NoClasses(nn.Module):
+        def forward(self, x):
+            return x
+
+    with pytest.raises(ConfigError, match=r"returns \(1, 3, 32, 32\) for one image; expected logits"):
+        build_model("NoClasses", 10, SHAPE)
+
+
+def test_pretrained_weights_are_kept_but_for_the_head(monkeypatch):
+    import torchvision.models
+
+    full = torchvision.models.mobilenet_v3_small()
+    monkeypatch.setattr(torchvision.models.MobileNet_V3_Small_Weights, "get_state_dict",
+                        lambda self, **options: full.state_dict())
+    model = build_model({"NAME": "mobilenet_v3_small", "weights": "DEFAULT"}, 7, (3, 64, 64))
+    assert torch.equal(model.features[0][0].weight, full.features[0][0].weight)
+    assert torch.equal(model.classifier[0].weight, full.classifier[0].weight)
+    assert model.classifier[3].out_features == 7
+    with pytest.raises(ConfigError, match="weights is one of IMAGENET1K_V1, DEFAULT, not 'V9'"):
+        build_model({"NAME": "mobilenet_v3_small", "weights": "V9"}, 7, (3, 64, 64))

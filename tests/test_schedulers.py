@@ -1,0 +1,145 @@
+import pytest
+import torch
+
+from cvkit.errors import ConfigError
+from cvkit.registry import SCHEDULERS
+from cvkit.schedulers import Schedule, build_schedule, unit_of
+
+NODES = {  # the least each needs in a config
+    "ChainedScheduler": None, "SequentialLR": None, "LambdaLR": None, "MultiplicativeLR": None,
+    "ConstantLR": {}, "LinearLR": {}, "PolynomialLR": {}, "StepLR": {"step_size": 2},
+    "MultiStepLR": {"milestones": [2, 4]}, "ExponentialLR": {"gamma": 0.5},
+    "CosineAnnealingLR": {}, "CosineAnnealingWarmRestarts": {"T_0": 2},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1}, "OneCycleLR": {"max_lr": 0.1},
+    "ReduceLROnPlateau": {}}
+UNITS = {"OneCycleLR": "batch", "CyclicLR": "batch", "ReduceLROnPlateau": "metric"}
+
+
+def optimizer(lr=0.1):
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr, momentum=0.9)
+
+
+def rates(node, epochs=6, steps=10, warmup=0.0, losses=None, lr=0.1):
+    """Return the rate used in every optimizer step of a whole training."""
+    sgd = optimizer(lr)
+    schedule = build_schedule(node, sgd, epochs, steps, warmup)
+    used = []
+    for epoch in range(epochs):
+        for _ in range(steps):
+            used.append(schedule.rate)
+            sgd.step()
+            schedule.after_step()
+        schedule.after_epoch(losses[epoch] if losses else 1.0, accuracy=0.5)
+    return used
+
+
+def test_all_of_torchs_schedulers_are_known():
+    assert sorted(SCHEDULERS) == sorted(NODES)
+
+
+@pytest.mark.parametrize("name", [name for name, node in NODES.items() if node is not None])
+def test_every_scheduler_is_stepped_in_its_unit(name):
+    node = {"NAME": name, **NODES[name]}
+    used = rates(node)
+    scheduler = build_schedule(node, optimizer(), 6, 10).scheduler
+    unit = UNITS.get(name, "epoch")
+    assert unit_of(scheduler) == unit
+    if unit == "metric":
+        return
+    expected, twin = [], build_schedule(node, optimizer(), 6, 10).scheduler
+    for step in range(60):
+        expected.append(twin.optimizer.param_groups[0]["lr"])
+        twin.optimizer.step()
+        if unit == "batch" or step % 10 == 9:
+            twin.step()
+    assert used == expected
+    assert len(set(used)) > 1  # it was stepped
+
+
+def test_one_cycle_gets_its_length_rises_and_anneals():
+    used = rates({"NAME": "OneCycleLR", "max_lr": 0.4})
+    assert used[0] == pytest.approx(0.4 / 25) and max(used) == pytest.approx(0.4, rel=1e-2)
+    assert used.index(max(used)) == pytest.approx(0.3 * 60, abs=1) and used[-1] < 1e-3
+    shorter = rates({"NAME": "OneCycleLR", "max_lr": 0.4, "epochs": 12})
+    assert shorter[-1] > 0.1  # the config's own length counts
+
+
+def test_step_lr_is_stepped_per_epoch():
+    assert rates({"NAME": "StepLR", "step_size": 2, "gamma": 0.1})[::10] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_cosine_gets_its_length_in_epochs():
+    used = rates({"NAME": "CosineAnnealingLR"})[::10]
+    assert used[0] == 0.1 and used[3] == pytest.approx(0.05) and used[5] < 0.01
+
+
+def test_the_plateau_follows_the_loss_and_in_max_mode_the_accuracy():
+    node = {"NAME": "ReduceLROnPlateau", "patience": 0, "factor": 0.1}
+    assert rates(node, losses=[3, 2, 1, 1, 1, 0.5])[::10] == pytest.approx(
+        [0.1, 0.1, 0.1, 0.1, 0.01, 0.001])
+    schedule = build_schedule({**node, "mode": "max"}, optimizer(), 6, 1)
+    for accuracy in (0.1, 0.2, 0.2):
+        schedule.after_step()
+        schedule.after_epoch(loss=1.0, accuracy=accuracy)
+    assert schedule.rate == pytest.approx(0.01) and schedule.scheduler.best == 0.2
+
+
+def test_no_scheduler_is_a_constant_rate():
+    assert set(rates(None)) == {0.1}
+
+
+@pytest.mark.parametrize("node", [None, {"NAME": "CosineAnnealingLR"}, {"NAME": "StepLR",
+                                                                       "step_size": 1}])
+def test_a_warm_up_rises_linearly_and_the_scheduler_starts_after_it(node):
+    used = rates(node, warmup=2.0)
+    assert used[:20] == pytest.approx([0.1 * (step + 1) / 21 for step in range(20)])
+    assert used[20] == pytest.approx(0.1)
+    assert used[20:] == pytest.approx(rates(node, epochs=4))
+
+
+def test_a_warm_up_before_one_cycle_leaves_it_its_length():
+    used = rates({"NAME": "OneCycleLR", "max_lr": 0.4}, warmup=1.0)
+    assert used[10:] == pytest.approx(rates({"NAME": "OneCycleLR", "max_lr": 0.4}, epochs=5))
+
+
+def test_state_goes_on_where_it_was():
+    for node, warmup in (({"NAME": "OneCycleLR", "max_lr": 0.4}, 0.5), (None, 3.0),
+                         ({"NAME": "ReduceLROnPlateau", "patience": 1}, 0.0)):
+        whole = build_schedule(node, optimizer(), 6, 10, warmup)
+        half_optimizer = optimizer()
+        half = build_schedule(node, half_optimizer, 6, 10, warmup)
+
+        def go(schedule, epochs):
+            for _ in range(epochs):
+                for _ in range(10):
+                    schedule.optimizer.step()
+                    schedule.after_step()
+                schedule.after_epoch(1.0, 0.5)
+
+        go(whole, 5)
+        go(half, 2)
+        later_optimizer = optimizer()
+        later = build_schedule(node, later_optimizer, 6, 10, warmup)
+        later_optimizer.load_state_dict(half_optimizer.state_dict())
+        later.load_state_dict(half.state_dict())
+        go(later, 3)
+        assert later.rate == whole.rate
+        assert later.state_dict() == whole.state_dict()
+
+
+def test_own_schedulers_say_their_unit():
+    class PerBatch(torch.optim.lr_scheduler.StepLR):
+        unit = "batch"
+
+    assert Schedule(optimizer(), PerBatch(optimizer(), 1)).unit == "batch"
+
+
+@pytest.mark.parametrize("node, warmup, expected", [
+    (None, 6.0, "leaves nothing of the 6 epochs"),
+    ({"NAME": "OneCycleLR"}, 0.0, "scheduler OneCycleLR needs max_lr"),
+    ({"NAME": "OneCycleLR", "max_lr": 0.1, "pct_start": 2.0}, 0.0, "cannot be built"),
+    ({"NAME": "StepLR", "step_size": 1, "verbose": True}, 0.0, "has no argument 'verbose'")])
+def test_wrong_schedulers(node, warmup, expected):
+    with pytest.raises(ConfigError, match=expected):
+        build_schedule(node, optimizer(), 6, 10, warmup)

@@ -1,0 +1,184 @@
+import random
+
+import albumentations
+import numpy as np
+import pytest
+
+from cvkit.config import load_config
+from cvkit.data import build_data, build_loaders
+from cvkit.data.images import ImageData, ImageSet
+from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
+from cvkit.errors import ConfigError
+from cvkit.registry import TRANSFORMS
+
+MEAN = (0.4914, 0.4822, 0.4465)
+IMAGE = np.random.default_rng(0).integers(1, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def data_of(images=None, image_size=(32, 32)):
+    images = np.stack([IMAGE] * 4) if images is None else images
+    split = ImageSet.of(images, [0, 1] * (len(images) // 2))
+    return ImageData(("a", "b"), split, split, images[0].shape[-1], image_size, MEAN, (0.25,) * 3)
+
+
+def apply(node, image=IMAGE, seed=0):
+    built = TRANSFORMS.build(node, data_mean=MEAN, data_std=(0.25,) * 3)
+    pipeline = Pipeline(built if isinstance(built, list) else [built])
+    pipeline.seed(seed)
+    return pipeline(image)
+
+
+def outcomes(node, image=IMAGE, count=300):
+    return [apply(node, image, seed) for seed in range(count)]
+
+
+def test_random_crop_gives_every_shift_of_the_padded_image_and_nothing_else():
+    padded = np.pad(IMAGE, ((4, 4), (4, 4), (0, 0)))
+    windows = {padded[y:y + 32, x:x + 32].tobytes(): (y, x) for y in range(9) for x in range(9)}
+    found = [windows[image.tobytes()] for image in outcomes({"NAME": "RandomCrop", "size": 32,
+                                                             "padding": 4}, count=1000)]
+    assert len(set(found)) == 81
+    assert abs(np.mean(found) - 4) < 0.2
+
+
+def test_random_crop_without_padding_and_to_a_rectangle():
+    for image in outcomes({"NAME": "RandomCrop", "size": [20, 24]}, count=20):
+        assert image.shape == (20, 24, 3)
+
+
+def test_random_crop_fills_with_the_mean_where_asked():
+    image = apply({"NAME": "RandomCrop", "size": 40, "padding": 4, "fill": "mean"})
+    assert image[0, 0].tolist() == [125, 123, 114]
+    assert np.array_equal(image[4:36, 4:36], IMAGE)
+
+
+def test_cutout_always_covers_one_window_within_the_image_with_the_mean():
+    corners = set()
+    for image in outcomes({"NAME": "CutOut", "size": 16}):
+        changed = (image != IMAGE).any(-1)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert rows[-1] - rows[0] == columns[-1] - columns[0] == 15  # never fewer: p is 1
+        window = image[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        assert (window == [125, 123, 114]).all()  # the mean in 0–255, not black
+        corners.add((rows[0], columns[0]))
+    assert {y for y, _ in corners} == {x for _, x in corners} == set(range(17))
+
+
+def test_the_hole_is_zero_after_normalisation(tiny):
+    config = load_config(tiny, ["DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 31}]"])
+    import torch
+    loader = build_loaders(config, build_data(config), torch.device("cpu")).train
+    images = next(iter(loader)).images
+    assert images[:, :, 8:24, 8:24].abs().max() < 0.5 / 255 / min(loader.std)
+
+
+@pytest.mark.parametrize("fill", [0.4914, [0.4914, 0.4822, 0.4465], 256, -1, "black"])
+def test_a_fill_that_would_be_black_by_mistake_is_refused(fill):
+    with pytest.raises(ConfigError, match="fill"):
+        TRANSFORMS.build({"NAME": "CutOut", "size": 16, "fill": fill}, data_mean=MEAN)
+
+
+def test_a_fill_in_pixel_values_is_used():
+    image = apply({"NAME": "CutOut", "size": 32, "fill": [10, 20, 30]})
+    assert (image == [10, 20, 30]).all()
+
+
+def test_horizontal_flip_mirrors_half_of_the_images():
+    flips = [np.array_equal(image, IMAGE[:, ::-1]) for image in outcomes({"NAME": "HorizontalFlip"})]
+    assert all(np.array_equal(image, IMAGE) or flipped for image, flipped in zip(
+        outcomes({"NAME": "HorizontalFlip"}), flips, strict=True))
+    assert 0.4 < np.mean(flips) < 0.6
+
+
+def test_rotate_turns_always_and_within_its_limit():
+    line = np.zeros((101, 101, 3), np.uint8)
+    line[50] = 255
+    angles = []
+    for image in outcomes({"NAME": "Rotate", "limit": 5}, line):
+        bright = image[..., 0].astype(float)
+        rows = (np.arange(101) @ bright) / np.maximum(bright.sum(0), 1)
+        angles.append(np.degrees(np.arctan(np.polyfit(np.arange(20, 81), rows[20:81], 1)[0])))
+    angles = np.array(angles)
+    assert np.abs(angles).max() < 5.1 and np.abs(angles).max() > 4.5
+    assert (np.abs(angles) > 0.01).mean() > 0.98  # p is 1, not albumentations' 0.5
+    assert angles.min() < -4 and angles.max() > 4
+
+
+def test_albumentations_by_class_name_with_its_own_meaning():
+    assert np.array_equal(apply({"NAME": "VerticalFlip", "p": 1.0}), IMAGE[::-1])
+    assert isinstance(TRANSFORMS.build("CoarseDropout"), albumentations.CoarseDropout)
+
+
+def test_two_flips_are_independent():
+    nodes = [{"NAME": "HorizontalFlip"}, {"NAME": "VerticalFlip"}]
+    pipeline, _ = build_pipeline(nodes, data_of())
+    seen = set()
+    for seed in range(60):
+        pipeline.seed(seed)
+        image = pipeline(IMAGE)
+        seen.add((image[0, 0].tolist() in (IMAGE[0, -1].tolist(), IMAGE[-1, -1].tolist()),
+                  image[0, 0].tolist() in (IMAGE[-1, 0].tolist(), IMAGE[-1, -1].tolist())))
+    assert seen == {(False, False), (False, True), (True, False), (True, True)}
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS.own if name != "Normalize"])
+def test_a_seed_fixes_every_own_transform(name):
+    node = {"NAME": name, **{"RandomCrop": {"size": 32, "padding": 4}, "CutOut": {"size": 8},
+                             "Rotate": {"limit": 20}, "HorizontalFlip": {}}[name]}
+    pipeline, _ = build_pipeline([node], data_of())
+    runs = []
+    for key in ((0, 1, 2), (0, 1, 2), (0, 1, 3)):
+        pipeline.seed(*key)
+        random.random(), np.random.random()  # global streams do not matter
+        runs.append([pipeline(IMAGE).tobytes() for _ in range(20)])
+    assert runs[0] == runs[1] != runs[2]
+    assert len(set(runs[0])) > 1  # and it differs from image to image
+
+
+def test_normalize_comes_from_the_data_or_the_config_and_is_last():
+    assert build_pipeline([{"NAME": "HorizontalFlip"}], data_of())[1] is None
+    pipeline, normalize = build_pipeline([{"NAME": "HorizontalFlip"}, {"NAME": "Normalize"}],
+                                         data_of())
+    assert normalize.constants(3) == (MEAN, (0.25,) * 3) and len(pipeline.transforms) == 1
+    with pytest.raises(ConfigError, match="HorizontalFlip stands after Normalize"):
+        build_pipeline([{"NAME": "Normalize"}, {"NAME": "HorizontalFlip"}], data_of())
+
+
+@pytest.mark.parametrize("mean, std, expected", [
+    ((0.5,), (0.2,), "one number per channel, 3"), ((125, 123, 114), (63, 62, 67), "divide by 255"),
+    ((0.5,) * 3, (0, 1, 1), "std must be above 0")])
+def test_wrong_constants_are_refused(mean, std, expected):
+    with pytest.raises(ValueError, match=expected):
+        Normalize(mean, std).constants(3)
+
+
+@pytest.mark.parametrize("node, expected", [
+    ({"NAME": "ToFloat"}, "turns images into float32"),
+    ({"NAME": "RandomCrop", "size": 64}, "RandomCrop fails on an image of 32×32 pixels"),
+])
+def test_transforms_are_tried_on_an_image_before_training(node, expected):
+    with pytest.raises(ConfigError, match=expected):
+        build_pipeline([node], data_of())
+
+
+def test_mixed_sizes_are_refused_unless_a_transform_makes_one():
+    small, large = IMAGE[:20], IMAGE
+
+    class Mixed(list):
+        def __getitem__(self, position):
+            return (small, large)[position % 2]
+
+    images = Mixed([small, large] * 3)
+    with pytest.raises(ConfigError, match="images come out in different sizes"):
+        build_pipeline([], data_of(images, image_size=None))
+    pipeline, _ = build_pipeline([{"NAME": "Resize", "height": 24, "width": 24}],
+                                 data_of(images, image_size=None))
+    assert pipeline(small).shape == pipeline(large).shape == (24, 24, 3)
+
+
+def test_grey_images_keep_their_channel_axis():
+    grey = np.stack([IMAGE[..., :1]] * 4)
+    nodes = [{"NAME": "RandomCrop", "size": 32, "padding": 4}, {"NAME": "CutOut", "size": 4, "fill": 0},
+             {"NAME": "Rotate", "limit": 5}, {"NAME": "HorizontalFlip"}]
+    pipeline, _ = build_pipeline(nodes, data_of(grey))
+    assert pipeline(grey[0]).shape == (32, 32, 1)
