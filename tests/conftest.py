@@ -1,4 +1,6 @@
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,16 @@ def cifar_images() -> Path:
     if not folder:
         pytest.skip(f"{IMAGES} does not name a folder with CIFAR-10 images")
     return Path(folder)
+
+
+@pytest.fixture
+def tool(capsys, monkeypatch):
+    """Run a tool in this process: `tool("train.py", "a.yaml")` returns (exit code, out, err)."""
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "tools" / name), *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+    return run

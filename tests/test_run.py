@@ -1,0 +1,126 @@
+import os
+
+import numpy as np
+import pytest
+
+from cvkit.config import load_config
+from cvkit.errors import RunError
+from cvkit.run import Log, Predictions, Progress, Run, find_runs, open_run, test_line
+
+PREDICTIONS = Predictions(
+    index=np.array([4, 7, 9, 11]), true=np.array([0, 0, 1, 1]), predicted=np.array([0, 1, 1, 1]),
+    probabilities=np.array([[0.9, 0.1, 0], [0.4, 0.6, 0], [0, 1, 0], [0.2, 0.8, 0]], np.float32),
+    classes=["cat", "dog", "ox"], epoch=3, loss=0.25)
+
+
+def make(config, checkpoint=True):
+    run = Run.create(config, "python: 3\n")
+    if checkpoint:
+        (run.folder / "checkpoints" / "last.pt").write_bytes(b"")
+    return run
+
+
+@pytest.fixture
+def config(tiny):
+    return load_config(tiny)
+
+
+def test_a_new_run_never_shares_a_folder(config):
+    runs = [Run.create(config, "python: 3\n") for _ in range(5)]
+    assert len({run.folder for run in runs}) == 5
+    for run in runs:
+        assert run.folder.parent.parent.name == "runs" and run.folder.parent.name == "tiny"
+        assert sorted(os.listdir(run.folder)) == ["checkpoints", "config.yaml", "environment.txt"]
+
+
+def test_the_config_in_the_folder_is_the_run_s(config):
+    run = Run.create(config, "")
+    assert run.config == config == load_config(run.folder / "config.yaml")
+    assert load_config(run.folder / "config.yaml").name == "tiny"
+
+
+def test_an_output_dir_that_cannot_be_written_is_refused(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Choose another place with OUTPUT_DIR"):
+        Run.create(load_config(tiny, {"OUTPUT_DIR": "file/runs"}), "")
+
+
+def test_the_newest_run_with_a_checkpoint_is_opened(config, tiny):
+    runs = [make(config), make(config), make(config, checkpoint=False)]
+    assert find_runs() == [run.folder for run in runs[:2]]
+    assert open_run().folder == runs[1].folder
+    assert open_run(runs[0].folder).folder == runs[0].folder
+    assert open_run(runs[2].folder.relative_to("runs")).folder == runs[2].folder
+    with pytest.raises(RunError, match="no run of other with a checkpoint in runs/"):
+        open_run(config_name="other")
+
+
+def test_runs_that_are_not_there_are_refused(config, tmp_path):
+    with pytest.raises(RunError, match=r"Train one: python tools/train\.py CONFIG"):
+        open_run()
+    run = make(config)
+    with pytest.raises(RunError, match=f"Did you mean {run.folder}"):
+        open_run(f"{run.folder}x")
+    with pytest.raises(RunError, match="is not a run folder"):
+        Run(tmp_path)
+
+
+def test_predictions_are_read_back_exactly(tmp_path):
+    PREDICTIONS.save(tmp_path / "predictions.npz")
+    again = Predictions.load(tmp_path / "predictions.npz")
+    for name, value in vars(PREDICTIONS).items():
+        assert np.array_equal(getattr(again, name), value)
+    assert again.accuracy == 0.75 and os.listdir(tmp_path) == ["predictions.npz"]
+
+
+def test_the_table_counts_every_class():
+    assert PREDICTIONS.table().splitlines() == [
+        "class  correct  images  accuracy",
+        "cat          1       2   50.00 %",
+        "dog          2       2  100.00 %",
+        "ox           0       0       –",
+        "Test set: Average loss: 0.2500, Accuracy: 3/4 (75.00%)"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 half a file", "wrong keys"])
+def test_damaged_predictions_are_refused(tmp_path, content):
+    path = tmp_path / "predictions.npz"
+    if content == "wrong keys":
+        np.savez(path, other=1)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=r"python tools/evaluate\.py --run"):
+        Predictions.load(path)
+
+
+def test_the_test_line():
+    assert test_line(0.46543, 8581, 10000) == (
+        "Test set: Average loss: 0.4654, Accuracy: 8581/10000 (85.81%)")
+
+
+def test_the_log_file_is_clean_and_has_what_came_before_it(config, capsys):
+    log = Log()
+    log.both("first")
+    run = Run.create(config, "")
+    log.attach(run)
+    log.show("on the screen only")
+    log.write("in the file only")
+    assert (run.folder / "train.log").read_text() == "first\nin the file only\n"
+    assert capsys.readouterr().out == "first\non the screen only\n"
+
+
+def test_the_bar_reads_as_users_know_it(capsys):
+    bar = Progress("Train", 2, is_shown=True)
+    for _ in range(2):
+        if bar.step():
+            bar.update(1.25, 0.5)
+    bar.close()
+    assert "Train: Loss=1.2500 Accuracy=50.00 2/2 [00:0" in capsys.readouterr().out
+
+
+def test_no_bar_where_output_is_no_terminal(capsys):
+    bar = Progress("Train", 1, is_shown=Log().is_live)
+    assert bar.step()
+    bar.update(1.0, 1.0)
+    bar.close()
+    assert capsys.readouterr() == ("", "")

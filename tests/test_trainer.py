@@ -1,0 +1,333 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cvkit.config import load_config
+from cvkit.errors import CheckpointError, ConfigError, RunError
+from cvkit.registry import DATASETS, LOSSES, MODELS
+from cvkit.run import open_run
+from cvkit.trainer import Trainer, train
+
+EVERYTHING = {  # what a resumed run depends on, all at once
+    "TRAIN.EMA": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
+    "TRAIN.WARMUP_EPOCHS": 0.5, "TRAIN.DECAY_NORM_AND_BIAS": False,
+    "OPTIMIZER": {"NAME": "AdamW", "lr": 0.01, "weight_decay": 0.1}}
+VARIANTS = {
+    "plain": {},
+    "one cycle": {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}},
+    "plateau": {"SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0, "factor": 0.5}},
+    "step": {"SCHEDULER": {"NAME": "StepLR", "step_size": 1}, "DATA.WORKERS": 2},
+    "everything": {**EVERYTHING, "SCHEDULER": {"NAME": "CosineAnnealingLR"}},
+    "validation": {"DATA.VAL_FRACTION": 0.2, "TRAIN.EMA": 0.5},
+    "dropout": {"MODEL": {"NAME": "with_dropout"}, "TRAIN.PRECISION": "fp32"},
+}
+
+
+@pytest.fixture
+def own_models(monkeypatch):
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+
+    @MODELS.register()
+    class with_dropout(nn.Sequential):  # noqa: N801
+        def __init__(self, num_classes):
+            super().__init__(nn.Flatten(), nn.Linear(3 * 32 * 32, 32), nn.ReLU(), nn.Dropout(0.5),
+                             nn.Linear(32, num_classes))
+
+
+def interrupt_in_epoch(monkeypatch, number):
+    """Make training stop as Ctrl-C does, in the middle of an epoch."""
+    step, calls = Trainer.train_step, []
+
+    def train_step(self, *args):
+        calls.append(self.epoch)
+        if calls.count(number - 1) == 3:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    return lambda: monkeypatch.setattr(Trainer, "train_step", step)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def without_times(metrics):
+    return [{key: value for key, value in epoch.items()
+             if key not in ("seconds", "images_per_second")} for epoch in metrics]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tiny, monkeypatch, own_models,
+                                                                  variant):
+    config = load_config(tiny, {"TRAIN.EPOCHS": 4, **VARIANTS[variant]})
+    whole = train(config)
+    restore = interrupt_in_epoch(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    restore()
+    broken = open_run()
+    assert broken.folder != whole.folder and broken.checkpoint("last").epoch == 2
+    resumed = train(config, resume=True)
+    assert resumed.folder == broken.folder
+    for name in ("last", "best"):
+        ours, theirs = whole.checkpoint(name), resumed.checkpoint(name)
+        assert equal(vars(ours), vars(theirs)), name
+    assert without_times(resumed.metrics) == without_times(whole.metrics)
+    assert len(resumed.metrics) == 4
+    assert np.array_equal(resumed.predictions.probabilities, whole.predictions.probabilities)
+
+
+def test_the_same_seed_repeats_a_run_and_another_does_not(tiny):
+    runs = [train(load_config(tiny, {"SEED": seed})) for seed in (3, 3, 4)]
+    weights = [run.checkpoint("last").model["fc.weight"] for run in runs]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_the_trainer_does_what_a_hand_written_loop_does(tiny):
+    """Same data, same order, same mathematics: the weights agree after two epochs."""
+    config = load_config(tiny, {"TRAIN.PRECISION": "fp32", "DATA.TRAIN_TRANSFORMS": [],
+                                "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}})
+    run = train(config)
+    torch.manual_seed(0)
+    model = MODELS.build(config.MODEL, num_classes=10).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
+    data = Trainer(config).data
+    images = torch.stack([torch.from_numpy(data.train.image(n)) for n in range(150)])
+    images = (images / 255 - torch.tensor(data.mean)) / torch.tensor(data.std)
+    images = images.float().permute(0, 3, 1, 2)
+    labels = torch.from_numpy(data.train.labels)
+    losses = []
+    for epoch in range(2):
+        total = 0.0
+        for places in torch.from_numpy(np.random.default_rng([0, epoch]).permutation(150)).split(32):
+            loss = nn.functional.cross_entropy(model(images[places]), labels[places])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            total += float(loss) * len(places)
+        losses.append(total / 150)
+    for name, value in run.checkpoint("last").model.items():
+        assert torch.allclose(value.float(), model.state_dict()[name].float(), atol=2e-3), name
+    assert [epoch["train/loss"] for epoch in run.metrics] == pytest.approx(losses, rel=1e-3)
+
+
+def test_accumulated_batches_step_as_one_large_batch(tiny):
+    """With a model without batch statistics, 5 batches of 32 in one step are a batch of 150."""
+    common = {"TRAIN.PRECISION": "fp32", "DATA.TRAIN_TRANSFORMS": [], "TRAIN.EPOCHS": 1,
+              "MODEL.norm": "layer"}
+    large = train(load_config(tiny, {**common, "DATA.BATCH_SIZE": 150}))
+    small = train(load_config(tiny, {**common, "DATA.BATCH_SIZE": 32, "TRAIN.ACCUMULATE": 8}))
+    for name, value in large.checkpoint("last").model.items():
+        assert torch.allclose(value, small.checkpoint("last").model[name], atol=1e-5), name
+
+
+def test_gradients_are_clipped(tiny):
+    trainer = Trainer(load_config(tiny, {"TRAIN.CLIP_GRAD_NORM": 0.01, "TRAIN.PRECISION": "fp32"}))
+    norms = []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: norms.append(float(
+        torch.linalg.vector_norm(torch.cat([parameter.grad.flatten() for parameter in
+                                            trainer.model.parameters()])))))
+    trainer.train_epoch()
+    assert len(norms) == 5 and max(norms) <= 0.0101
+
+
+def test_averaged_weights_are_what_is_evaluated_and_saved(tiny):
+    trainer = Trainer(load_config(tiny, {"TRAIN.EMA": 0.9}))
+    run = trainer.train()
+    checkpoint = run.checkpoint("last")
+    averaged, trained = trainer.ema.model.state_dict(), trainer.model.state_dict()
+    assert equal(checkpoint.model, dict(averaged))
+    assert not torch.equal(checkpoint.model["fc.weight"], trained["fc.weight"])
+    assert equal(checkpoint.training["ema"]["model"], dict(trained))
+
+
+def test_early_stop_ends_the_run_and_best_is_the_best_epoch(tiny):
+    overrides = {"TRAIN.EARLY_STOP": 2, "TRAIN.EPOCHS": 30, "OPTIMIZER.lr": 1e-9,
+                 "TRAIN.MONITOR": "accuracy"}
+    run = train(load_config(tiny, overrides))
+    accuracies = [epoch["test/accuracy"] for epoch in run.metrics]
+    best = accuracies.index(max(accuracies))
+    assert len(accuracies) == best + 3 < 30
+    assert run.checkpoint("best").epoch == best + 1
+    assert "Stopped early: no better accuracy for 2 epochs" in (run.folder / "train.log").read_text()
+    assert train(load_config(tiny, overrides), resume=True).metrics == run.metrics  # and stays so
+
+
+@pytest.mark.parametrize("monitor, better", [("loss", min), ("accuracy", max), ("top3", max)])
+def test_best_follows_the_monitor(tiny, monitor, better):
+    run = train(load_config(tiny, {
+        "TRAIN.MONITOR": monitor, "TRAIN.EPOCHS": 4, "METRICS": [{"NAME": "TopKAccuracy", "k": 3}]}))
+    values = [epoch[f"test/{monitor}"] for epoch in run.metrics]
+    assert run.checkpoint("best").epoch == values.index(better(values)) + 1
+
+
+def test_with_validation_data_the_test_set_is_seen_once_with_the_best_weights(tiny):
+    run = train(load_config(tiny, {"DATA.VAL_FRACTION": 0.2, "TRAIN.EPOCHS": 3, "DATA.LIMIT": 0,
+                                   "DATA.BATCH_SIZE": 128}))
+    assert not any(key.startswith("test/") for epoch in run.metrics for key in epoch)
+    assert all("val/accuracy" in epoch for epoch in run.metrics)
+    best = max(run.metrics, key=lambda epoch: epoch["val/accuracy"])["epoch"]
+    assert run.predictions.epoch == run.checkpoint().epoch == best
+    assert set(run.predictions.index) == set(DATASETS.build("Digits").test.index)
+    log = (run.folder / "train.log").read_text()
+    assert "results are those of the best epoch" in log and "best one would be chosen" not in log
+
+
+def test_without_validation_data_the_log_says_what_is_monitored(tiny):
+    run = train(load_config(tiny))
+    assert "the test set (DATA.VAL_FRACTION is 0)" in (run.folder / "train.log").read_text()
+    assert run.predictions.epoch == 2 == run.checkpoint().epoch
+
+
+def test_the_run_folder_has_what_it_should(tiny):
+    run = train(load_config(tiny, {"WRITERS": [{"NAME": "tensorboard"}]}))
+    names = {path.name for path in run.folder.iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1 and names - events == {
+        "config.yaml", "train.log", "metrics.jsonl", "environment.txt", "checkpoints",
+        "predictions.npz"}
+    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert set(records[0]) == {"epoch", "lr", "seconds", "images_per_second", "train/loss",
+                               "train/accuracy", "test/loss", "test/accuracy"}
+    lines = (run.folder / "train.log").read_text().splitlines()
+    epochs = [line for line in lines if line.startswith("Epoch")]
+    assert len(epochs) == 2 and all(re.fullmatch(
+        r"Epoch \d/2  train loss \d+\.\d{4} acc +\d+\.\d\d%  test loss \d+\.\d{4} acc +\d+\.\d\d%  "
+        r"lr \S+ +\d+\.\d s(  best)?", line) for line in epochs)
+    assert not any("\x1b" in line or "\r" in line for line in lines)
+    assert "command: " in (run.folder / "environment.txt").read_text()
+
+
+def test_the_screen_says_where_everything_is_and_what_to_run_next(tiny, capsys):
+    run = train(load_config(tiny))
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert str(run.folder) in last[0]
+    assert last[1] == f"Per class: python tools/evaluate.py --run {run.folder}"
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_its_place(tiny, monkeypatch):
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
+    calls = []
+
+    @LOSSES.register()
+    class Breaks(nn.Module):
+        def forward(self, logits, labels):
+            if self.training and torch.is_grad_enabled():
+                calls.append(1)
+            loss = nn.functional.cross_entropy(logits, labels)
+            return loss / 0 if len(calls) == 8 else loss  # epoch 2, batch 3
+
+    with pytest.raises(RunError, match="no longer finite in epoch 2, batch 3 of 5") as caught:
+        train(load_config(tiny, {"LOSS": {"NAME": "Breaks"}}))
+    assert "TRAIN.CLIP_GRAD_NORM" in str(caught.value)
+    run = open_run()
+    assert run.checkpoint("last").epoch == 1 and len(run.metrics) == 1
+    assert all(value.isfinite().all() for value in run.checkpoint("last").model.values())
+    assert "no longer finite" in (run.folder / "train.log").read_text()
+
+
+def test_check_tries_a_batch_and_writes_nothing(tiny, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    Trainer(load_config(tiny)).check()
+    assert sorted(tmp_path.rglob("*")) == before
+    text = capsys.readouterr().out
+    assert "one batch of 32: loss " in text and "ln 10 = 2.3026" in text
+    assert "All is well; nothing was written." in text
+
+
+# -- resuming what cannot be resumed ---------------------------------------------------------
+
+
+def test_a_finished_run_is_left_as_it_is(tiny, capsys):
+    run = train(load_config(tiny))
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert train(load_config(tiny), resume=True).folder == run.folder
+    assert "is finished: 2 epochs" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_can_be_trained_longer_where_nothing_was_planned_for_its_length(tiny):
+    short = train(load_config(tiny))
+    longer = train(load_config(tiny, {"TRAIN.EPOCHS": 4}), resume=True)
+    assert longer.folder == short.folder and len(longer.metrics) == 4
+    whole = train(load_config(tiny, {"TRAIN.EPOCHS": 4}))
+    assert equal(longer.checkpoint("last").model, whole.checkpoint("last").model)
+    one_cycle = {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}}
+    train(load_config(tiny, one_cycle))
+    with pytest.raises(RunError, match="TRAIN.EPOCHS: 2 in the run, 4 now"):
+        train(load_config(tiny, {**one_cycle, "TRAIN.EPOCHS": 4}), resume=True)
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"MODEL.width": 8}, "MODEL.width: 4 in the run, 8 now"),
+    ({"MODEL": {"NAME": "resnet34", "width": 4}}, "MODEL.NAME: resnet18 in the run, resnet34 now"),
+    ({"OPTIMIZER.weight_decay": 0.1}, "OPTIMIZER.weight_decay: not set in the run, 0.1 now"),
+    ({"SEED": 1}, "SEED: 0 in the run, 1 now")])
+def test_a_run_of_another_config_is_not_resumed(tiny, change, expected):
+    run = train(load_config(tiny))
+    with pytest.raises(RunError) as caught:
+        train(load_config(tiny, change), resume=run.folder)
+    assert expected in str(caught.value) and "cannot be resumed with another config" in str(
+        caught.value)
+    train(load_config(tiny, {"DATA.WORKERS": 1, "DEVICE": "cpu"}), resume=run.folder)  # may differ
+
+
+def test_weights_of_another_model_are_not_resumed(tiny):
+    run = train(load_config(tiny))
+    other = train(load_config(tiny, {"MODEL.width": 8}))
+    (other.folder / "checkpoints" / "last.pt").replace(run.folder / "checkpoints" / "last.pt")
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=run.folder)
+
+
+def test_no_run_to_resume(tiny):
+    with pytest.raises(RunError, match="no run of tiny with a checkpoint"):
+        train(load_config(tiny), resume=True)
+    with pytest.raises(RunError, match="no run runs/gone"):
+        train(load_config(tiny), resume="runs/gone")
+
+
+def test_an_unknown_monitor_is_refused_before_training(tiny):
+    with pytest.raises(ConfigError, match="TRAIN.MONITOR: no metric named 'top5'"):
+        Trainer(load_config(tiny, {"TRAIN.MONITOR": "top5"}))
+
+
+# -- real training ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_quick_start_reaches_98_percent():
+    from conftest import ROOT
+
+    run = train(load_config(ROOT / "configs" / "resnet18_digits.yaml"))
+    assert run.predictions.accuracy >= 0.98
+    assert len(run.predictions.true) == 359
+
+
+@pytest.mark.slow
+def test_the_main_config_learns_on_real_cifar_pictures(cifar_images):
+    from conftest import ROOT
+
+    config = load_config(ROOT / "configs" / "resnet18_cifar10.yaml", [
+        "DATA.DATASET.NAME", "ImageFolder", "DATA.DATASET.root", str(cifar_images),
+        "TRAIN.EPOCHS", "4", "MODEL.width", "16"])
+    run = train(config)
+    losses = [epoch["train/loss"] for epoch in run.metrics]
+    assert losses[-1] < losses[0] - 0.2
+    assert run.predictions.accuracy > 0.35  # guessing: 0.10
+    assert len(run.predictions.true) == 1000
