@@ -127,6 +127,9 @@ for _tag, _pattern, _first in _RESOLVERS:
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(
     re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", node.value.lower())))
+_Dumper.add_representer(str, lambda dumper, value: dumper.represent_scalar(
+    "tag:yaml.org,2002:str", value,
+    style='"' if re.search("[\x85\u2028\u2029\ufeff]", value) else None))
 _Dumper.add_representer(float, lambda dumper, value: dumper.represent_scalar(
     "tag:yaml.org,2002:float", {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(
         repr(value), repr(value))))
@@ -139,8 +142,9 @@ def parse_value(text: str) -> Any:
 
 def _parse(text: str, source: str) -> Any:
     """Return YAML text as plain values, its mappings as open `Config` nodes with places."""
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         return None if node is None else _convert(loader, node, source, "")
     except yaml.MarkedYAMLError as error:
@@ -154,9 +158,11 @@ def _parse(text: str, source: str) -> Any:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}",
                           where=source) from None
     except RecursionError:
-        raise ConfigError("not valid YAML: an alias that contains itself", where=source) from None
+        raise ConfigError("not valid YAML: nested too deeply, or an alias that contains itself",
+                          where=source) from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _convert(loader: _Loader, node: yaml.Node, source: str, path: str) -> Any:
@@ -176,6 +182,9 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, path: str) -> Any:
             if not isinstance(key, str):
                 raise ConfigError(f"keys are words, not {key!r}",
                                   where=f"{origin(key_node)} {dotted}")
+            if key == "<<":
+                raise ConfigError("merge keys are not read", where=f"{origin(key_node)} {dotted}",
+                                  hint=f"Put what is shared into a file and name it in {BASE}.")
             if key in config:
                 raise ConfigError(f"{key} stands twice; it was first set in line "
                                   f"{config.origin(key).line}",
@@ -315,7 +324,7 @@ class Config(CfgNode):
         self._refuse_frozen()
         merged = merge(self, over)
         if self._closed:
-            merged = _conform_root(merged)
+            merged = _conform_root(merged, self._schema, self._path)
         dict.clear(self)
         dict.update(self, merged)
         self.__dict__["_origins"] = merged._origins
@@ -380,20 +389,28 @@ def _restore(values: dict[str, Any], state: dict[str, Any]) -> Config:
 def _adopt(value: Any, origin: Origin) -> Any:
     """Return a value with its mappings as open nodes of that origin; Configs stay as they are."""
     if isinstance(value, Config):
-        return value.clone()
+        return _thawed(value.clone())
     if isinstance(value, Mapping):
         config = Config()
         for key, item in value.items():
-            config._put(key, _adopt(item, origin), origin)
+            config._put(str(key), _adopt(item, origin), origin)
         return config
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, range)):
         return [_adopt(item, origin) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    value = value.item() if hasattr(value, "item") else value  # a scalar of NumPy or torch
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        raise ConfigError(f"a config holds numbers, words, lists and nodes, not {value!r}",
+                          where=origin)
+    return value
 
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, Config):
         value._immutable(True)
+    elif isinstance(value, Mapping):  # put into a list by hand
+        return _frozen(_adopt(value, PYTHON))
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
@@ -437,7 +454,7 @@ def _dump_lines(config: Config, indent: str = "") -> Iterator[tuple[str, str]]:
             yield from _dump_lines(value, indent + "  ")
         elif isinstance(value, Config) and value:
             yield f"{indent}{key}:", ""
-            yield from ((f"{indent}  {name}: {_flow(item)}", str(value.origin(name)))
+            yield from ((f"{indent}  {_flow(name)}: {_flow(item)}", str(value.origin(name)))
                         for name, item in value.items())
         elif isinstance(value, (list, tuple)) and any(isinstance(item, Config) for item in value):
             yield f"{indent}{key}:", ""
@@ -456,18 +473,33 @@ class _ByNumber(Config):
     """Items of a list, addressed by number: `DATA.TRAIN_TRANSFORMS.1.size 8`."""
 
 
+def _refuse_numbers(value: Any) -> None:
+    """Refuse numbers of items where there is no list to take them from."""
+    if isinstance(value, _ByNumber):
+        raise _no_list(value)
+    for item in value.values() if isinstance(value, Config) else ():
+        _refuse_numbers(item)
+
+
+def _no_list(over: _ByNumber, base: Any = None) -> ConfigError:
+    first = next(iter(over))
+    return ConfigError(f"{over.path()} is not a list, its items have no numbers",
+                       where=f"{over.origin(first)} {over.path(first)}",
+                       hint=suggest(first, base) if isinstance(base, Config) else None)
+
+
 def merge(base: Any, over: Any) -> Any:
     """Return `over` laid on `base`, by the one rule for base files, files and command line.
 
     Nodes merge key by key; a node whose NAME changes is replaced with all its arguments;
     anything else, lists included, is replaced whole.
     """
-    if isinstance(over, _ByNumber):
+    if isinstance(over, _ByNumber) and not isinstance(base, (_ByNumber, type(None))):
         return _merge_items(base, over)
     if not (isinstance(base, Config) and isinstance(over, Config)):
         return over
     is_replaced = NAME in over and NAME in base and over[NAME] != base[NAME]
-    merged = Config()
+    merged = type(base)()
     merged.__dict__.update(base.__dict__, _origins={})
     if not is_replaced:
         for key, value in base.items():
@@ -482,16 +514,14 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def _merge_items(base: Any, over: _ByNumber) -> list[Any]:
-    where = f"{COMMAND_LINE} {over.path(next(iter(over)))}"
     if not isinstance(base, (list, tuple)):
-        hint = suggest(next(iter(over)), base) if isinstance(base, Config) else None
-        raise ConfigError(f"{over.path()} is not a list, its items have no numbers", where=where,
-                          hint=hint)
+        raise _no_list(over, base)
     items = list(base)
     for number, value in over.items():
-        if int(number) >= len(items):
+        if not number.isdecimal() or int(number) >= len(items):
             numbers = f"they are 0 to {len(items) - 1}" if items else "it is empty"
-            raise ConfigError(f"{over.path()} has {len(items)} items; {numbers}", where=where,
+            raise ConfigError(f"{over.path()} has {len(items)} items; {numbers}",
+                              where=f"{over.origin(number)} {over.path(number)}",
                               hint=f"To add one, give the whole list: {over.path()} '[…]'")
         items[int(number)] = merge(items[int(number)], value)
     return items
@@ -550,23 +580,22 @@ def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
     if len(overrides) % 2:
         raise ConfigError(f"{overrides[-1]} has no value; overrides are pairs, KEY VALUE",
                           where=origin)
-    tree = Config()
-    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+    pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
+    for key, _ in pairs:
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
-        node, parts = tree, key.split(".")
-        for depth, part in enumerate(parts):
-            is_last = depth == len(parts) - 1
-            if is_last:
-                item = _adopt(value if not isinstance(value, str) or origin is PYTHON
-                              else parse_value(value), origin)
-            else:
-                item = node.get(part)
-                if not isinstance(item, Config):
-                    item = _ByNumber() if parts[depth + 1].isdigit() else Config()
-                    item.__dict__["_path"] = ".".join(parts[:depth + 1])
-            node._put(part, merge(node.get(part), item) if is_last else item, origin)
-            node = item
+    tree = Config()
+    # A whole list or node first, then what is set within it, in whichever order they came.
+    for key, value in sorted(pairs, key=lambda pair: pair[0].count(".")):
+        parts = key.split(".")
+        is_text = isinstance(value, str) and origin is COMMAND_LINE
+        item = _adopt(parse_value(value) if is_text else value, origin)
+        for depth in reversed(range(len(parts))):
+            node = _ByNumber() if parts[depth].isdecimal() and depth else Config()
+            node.__dict__["_path"] = ".".join(parts[:depth])
+            node._put(parts[depth], item, origin)
+            item = node
+        tree = merge(tree, item)
     if isinstance(tree.get("IMPORTS"), list):
         tree._put("IMPORTS", [str(Path(item).resolve()) if str(item).endswith(".py") else item
                               for item in tree["IMPORTS"]], origin)
@@ -594,16 +623,17 @@ def _all_keys(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
             yield from _all_keys(spec, f"{path}{key}.")
 
 
-def _conform_root(config: Config) -> Config:
+def _conform_root(config: Config, schema: Mapping[str, Any] = SCHEMA, path: str = "") -> Config:
     """Return a closed, typed config with all defaults filled in.
 
     Raises:
         ConfigError: unknown keys, wrong types, missing components, all in one message.
     """
     problems: list[ConfigError] = []
-    config = _conform(config, SCHEMA, "", DEFAULT, problems)
+    _refuse_numbers(config)
+    config = _conform(config, schema, path, DEFAULT, problems)
     raise_together(problems)
-    config._set_path("")
+    config._set_path(path)
     return config
 
 
@@ -718,17 +748,19 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     config = _conform_root(merge(config, _read_overrides(overrides)))
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
     path = Path(path).resolve()
-    config.__dict__["_name"] = path.parent.parent.name if path.name == "config.yaml" else path.stem
+    is_of_a_run = (path.parent / "checkpoints").is_dir()
+    config.__dict__["_name"] = path.parent.parent.name if is_of_a_run else path.stem
     config.freeze()
     return config
 
 
-def read_config(text: str, source: str) -> Config:
+def read_config(text: str, source: str, name: str = "run") -> Config:
     """Return a config from text that `dump` wrote, frozen."""
     config = _parse(text, source)
     if not isinstance(config, Config):
         raise ConfigError("not a config", where=source)
     config = _conform_root(config)
+    config.__dict__["_name"] = name
     config.freeze()
     return config
 

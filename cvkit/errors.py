@@ -19,9 +19,13 @@ class UserError(Exception):
 
     exit_code = 2
 
-    def __init__(self, problem: str, *, where: object = None, hint: str | None = None):
-        message = f"{where}: {problem}" if where else problem
-        super().__init__(f"{message}\n  {hint}" if hint else message)
+    def __init__(self, problem: str, where: object = None, hint: str | None = None):
+        super().__init__(problem, where, hint)  # all of them, for pickling
+        self.problem, self.where, self.hint = problem, where, hint
+
+    def __str__(self) -> str:
+        message = f"{self.where}: {self.problem}" if self.where else self.problem
+        return f"{message}\n  {self.hint}" if self.hint else message
 
 
 class ConfigError(UserError):
@@ -48,7 +52,8 @@ def suggest(name: object, allowed: Iterable[str], listed: int = 12) -> str:
     near = [by_lower[item] for item in near]
     parts = [f"Did you mean {near[0]}?"] if near else []
     if allowed:
-        shown = allowed if len(allowed) <= listed else near[1:] + allowed[:listed - len(near)]
+        nearest_first = near + [item for item in allowed if item not in near]
+        shown = allowed if len(allowed) <= listed else nearest_first[:listed]
         rest = len(allowed) - len(shown)
         parts.append(f"Allowed: {', '.join(shown)}{f' and {rest} more' if rest > 0 else ''}.")
     return " ".join(parts)

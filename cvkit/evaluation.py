@@ -14,7 +14,7 @@ from cvkit.config import check_components
 from cvkit.data import build_data, build_loaders
 from cvkit.data.loaders import BatchLoader
 from cvkit.errors import CheckpointError
-from cvkit.hardware import autocast, choose_device, choose_precision
+from cvkit.hardware import autocast, choose_device, choose_layout, choose_precision
 from cvkit.losses import build_loss
 from cvkit.metrics import Accuracy, Mean
 from cvkit.registry import METRICS
@@ -84,9 +84,11 @@ def evaluate(run: Run | str | Path | None = None) -> Predictions:
         raise CheckpointError(f"{run.folder} was trained on the classes "
                               f"{', '.join(checkpoint.classes)}, but the data now has "
                               f"{', '.join(data.classes)}")
-    loaders = build_loaders(config, data, device)
-    layout = torch.channels_last if config.TRAIN.CHANNELS_LAST else torch.contiguous_format
-    model = checkpoint.build_model().to(device, memory_format=layout)
+    loaders = build_loaders(config, data, device, (checkpoint.mean, checkpoint.std))
+    model = checkpoint.build_model()
+    layout = choose_layout(config.TRAIN.CHANNELS_LAST, model, device)
+    loaders.set_layout(layout)
+    model = model.to(device, memory_format=layout)
     loss = build_loss(config.LOSS, len(data.classes)).to(device)
     predictions, _ = predict(model, loaders.test, loss, build_metrics([], data.classes),
                              data.classes, precision, checkpoint.epoch,

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from cvkit.errors import ConfigError
 
@@ -65,6 +66,19 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Return the context in which a model computes at a precision."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def choose_layout(channels_last: bool, model: nn.Module,
+                  device: torch.device) -> torch.memory_format:
+    """Return the memory layout for a model and its images: channels_last where wanted and safe.
+
+    On a CPU, torch 2.15's backward pass of a strided 1×1 convolution with fewer than 16 input
+    channels writes out of bounds in channels_last for odd batch sizes, and the process dies.
+    """
+    is_unsafe = device.type == "cpu" and any(
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1
+        and module.in_channels < 16 for module in model.modules())
+    return torch.channels_last if channels_last and not is_unsafe else torch.contiguous_format
 
 
 def seed_everything(*key: int, deterministic: bool = False) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,7 +53,10 @@ class ClassificationLoss(nn.Module):
             outputs = logits
         if self.targets != "classes" and targets.ndim == 1:
             targets = F.one_hot(targets, logits.shape[1]).to(outputs.dtype)
-        return self.criterion(outputs, 2 * targets - 1 if self.targets == "signs" else targets)
+        loss = self.criterion(outputs, 2 * targets - 1 if self.targets == "signs" else targets)
+        # torch divides by the weights that a batch happens to hold; the mean weight of the
+        # classes instead makes the mean over all images the same however they are batched.
+        return loss if loss.ndim == 0 else loss.mean() / self.criterion.weight.mean()
 
 
 def build_loss(node: Any, num_classes: int) -> nn.Module:
@@ -61,16 +65,19 @@ def build_loss(node: Any, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: the loss is not one of classification, or its weights do not fit the classes.
     """
-    name = node[NAME]
     criterion = LOSSES.build(node, num_classes=num_classes)
     if not type(criterion).__module__.startswith("torch.nn"):
         return criterion
-    if type(criterion).__name__ not in _FORMS:
+    name = type(criterion).__name__
+    if name not in _FORMS:
         raise ConfigError(f"{name} is not a loss of logits and classes", where=where_in(node, NAME),
                           hint=f"Those are {', '.join(_FORMS)}.")
     if criterion.reduction not in ("mean", "batchmean"):
         raise ConfigError(f"reduction {criterion.reduction!r} does not give a mean over images",
                           where=where_in(node, "reduction"), hint="Leave it out.")
+    if getattr(criterion, "log_target", False):
+        raise ConfigError("targets are probabilities here, not their logarithms",
+                          where=where_in(node, "log_target"), hint="Leave it out.")
     if isinstance(criterion, nn.KLDivLoss):
         criterion.reduction = "batchmean"  # torch's "mean" also divides by the classes
     for key in ("weight", "pos_weight"):
@@ -78,4 +85,12 @@ def build_loss(node: Any, num_classes: int) -> nn.Module:
         if weight is not None and len(weight) != num_classes:
             raise ConfigError(f"{key} has {len(weight)} numbers for {num_classes} classes",
                               where=where_in(node, key))
-    return ClassificationLoss(criterion, *_FORMS[type(criterion).__name__])
+    if getattr(criterion, "weight", None) is not None and _FORMS[name][1] == "classes":
+        criterion.reduction = "none"
+    loss = ClassificationLoss(criterion, *_FORMS[name])
+    try:
+        loss(torch.zeros(2, num_classes), torch.arange(2) % num_classes)
+    except Exception as error:  # torch looks at most of a loss's arguments only when it is called
+        raise ConfigError(f"loss {name} cannot be used: {error}",
+                          where=where_in(node, NAME)) from error
+    return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import importlib
 import importlib.util
 import inspect
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cvkit.errors import ConfigError, raise_together, suggest
+from cvkit.errors import ConfigError, UserError, raise_together, suggest
 
 NAME = "NAME"
 
@@ -35,6 +36,7 @@ class Registry:
         kind: what the entries are, singular, for messages ("model").
         module: the module whose import registers cvkit's own entries.
         offers: facts a run passes to constructors that have a parameter of that name.
+        reserved: those of them that a config cannot set.
         required: arguments a config must set even where the constructor has a default.
 
     A name not registered is looked up in the library that `module` adds with
@@ -43,8 +45,9 @@ class Registry:
     """
 
     def __init__(self, kind: str, module: str, offers: tuple[str, ...] = (),
-                 required: tuple[str, ...] = ()):
-        self.kind, self.module, self.offers, self.required = kind, module, offers, required
+                 reserved: tuple[str, ...] = (), required: tuple[str, ...] = ()):
+        self.kind, self.module, self.required = kind, module, required
+        self.offers, self.reserved = offers, reserved
         self._entries: dict[str, Callable] = {}
         self._library: Library | None = None
         self._library_entries: dict[str, Callable] | None = None
@@ -160,9 +163,9 @@ class Registry:
             yield error
             return
         settable = [key for key in parameters if key not in self.offers] + [
-            key for key in parameters if key in self.offers]
+            key for key in parameters if key in self.offers and key not in self.reserved]
         for key, value in arguments.items():
-            if key not in parameters and not is_open:
+            if key in self.reserved or (key not in parameters and not is_open):
                 hint = suggest(key, settable) or f"{name} takes no arguments."
                 yield ConfigError(f"{self.kind} {name} has no argument {key!r}",
                                   where=where_in(node, key), hint=hint)
@@ -206,10 +209,12 @@ class Registry:
                  if key in parameters and key not in arguments}
         # A library's constructor is taken to be right and the value wrong; in registered
         # code only a ValueError says so, the rest may be a bug and keeps its traceback.
-        refusals = (ValueError,) if name in self._entries else (
-            ValueError, TypeError, AssertionError, NotImplementedError)
+        refusals = ValueError if name in self._entries else Exception
         try:
             return entry(**facts, **arguments)
+        except UserError as error:
+            error.where = error.where or where_in(node, NAME)
+            raise
         except refusals as error:
             first = str(error).strip() or type(error).__name__
             raise ConfigError(f"{self.kind} {name} cannot be built: {first}",
@@ -314,12 +319,15 @@ def accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if kind in (list, tuple):
-        return isinstance(value, (list, tuple))
+    if kind in (list, tuple, collections.abc.Sequence):
+        if not isinstance(value, (list, tuple)):
+            return False
+        items = arguments * len(value) if len(arguments) == 1 else arguments
+        return all(accepts(item, part) for item, part in zip(items, value))
     if kind in _PLAIN:
         return isinstance(value, kind)
     if kind.__name__ == "Tensor":  # lists of numbers become tensors where they are used
-        return isinstance(value, (list, tuple))
+        return isinstance(value, (list, tuple)) and all(accepts(float, item) for item in value)
     return True
 
 
@@ -396,11 +404,14 @@ DATASETS = Registry("dataset", "cvkit.data.datasets", offers=("seed",))
 TRANSFORMS = Registry("transform", "cvkit.data.transforms", offers=("data_mean", "data_std"))
 MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"))
 LOSSES = Registry("loss", "cvkit.losses", offers=("num_classes",))
-OPTIMIZERS = Registry("optimizer", "cvkit.optimizers", offers=("params",), required=("lr",))
+OPTIMIZERS = Registry("optimizer", "cvkit.optimizers", offers=("params",), reserved=("params",),
+                      required=("lr",))
 SCHEDULERS = Registry("scheduler", "cvkit.schedulers", offers=(
-    "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max"))
-METRICS = Registry("metric", "cvkit.metrics", offers=("classes", "num_classes"))
-WRITERS = Registry("writer", "cvkit.writers", offers=("folder", "config"))
+    "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max"), reserved=("optimizer",))
+METRICS = Registry("metric", "cvkit.metrics", offers=("classes", "num_classes"),
+                   reserved=("classes",))
+WRITERS = Registry("writer", "cvkit.writers", offers=("folder", "config"),
+                   reserved=("folder", "config"))
 
 
 # -- in words ----------------------------------------------------------------------------

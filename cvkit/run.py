@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 import time
@@ -107,10 +108,10 @@ class Run:
         path = self.folder / "config.yaml"
         try:
             text = path.read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{folder} is not a run folder: {path.name} cannot be read "
-                           f"({error.strerror})") from None
-        self.config = read_config(text, str(path))
+                           f"({error})") from None
+        self.config = read_config(text, str(path), name=self.folder.resolve().parent.name)
 
     def __repr__(self) -> str:
         return f"<Run {self.folder}>"
@@ -135,13 +136,16 @@ class Run:
                     continue
             (folder / "checkpoints").mkdir()
             (folder / "environment.txt").write_text(environment, encoding="utf-8")
-            header = (f"# {config.name}, resolved: everything set here is what the run used.\n"
-                      f"# Repeat it: python tools/train.py {folder / 'config.yaml'}\n")
-            (folder / "config.yaml").write_text(header + config.dump(), encoding="utf-8")
+            _write_config(folder, config)
         except OSError as error:
             raise RunError(f"cannot write a run folder into {parent}: {error.strerror}",
                            hint="Choose another place with OUTPUT_DIR.") from None
         return cls(folder)
+
+    def set_config(self, config: Config) -> None:
+        """Note what a resumed run goes on with (more epochs, another device)."""
+        self.config = config
+        _write_config(self.folder, config)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -166,9 +170,18 @@ class Run:
         return Checkpoint.load(folder / f"{name}.pt")
 
 
+def _write_config(folder: Path, config: Config) -> None:
+    header = (f"# {config.name}, resolved: everything set here is what the run used.\n"
+              f"# Repeat it: python tools/train.py {folder / 'config.yaml'}\n")
+    part = folder / "config.yaml.part"
+    part.write_text(header + config.dump(), encoding="utf-8")
+    os.replace(part, folder / "config.yaml")
+
+
 def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:
     """Return the run folders that hold a checkpoint, oldest first."""
-    found = Path(output_dir).glob(f"{config_name}/*/checkpoints/last.pt")
+    name = config_name if config_name == "*" else glob.escape(config_name)
+    found = Path(output_dir).glob(f"{name}/*/checkpoints/last.pt")
     return sorted((path.parent.parent for path in found), key=lambda path: (
         path.name, path.stat().st_mtime))
 

@@ -114,8 +114,22 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
              "T_max": remaining, "total_steps": epochs * steps_per_epoch - warmup_steps}
     if "epochs" in node or "steps_per_epoch" in node:
         del facts["total_steps"]  # OneCycleLR would take it before the config's own
+    try:  # some arguments are looked at only in the first step; try it on another optimizer
+        twin = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+        trial = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
+        twin.step()
+        trial.step(*([1.0] if unit_of(trial) == "metric" else []))
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {error}",
+                          where=where_in(node, NAME)) from error
     scheduler = SCHEDULERS.build(node, **facts)
     unit = unit_of(scheduler)
+    length = getattr(scheduler, "total_steps", None)
+    needed = epochs * steps_per_epoch - warmup_steps
+    if unit == "batch" and length is not None and length < needed:
+        raise ConfigError(f"{node[NAME]} ends after {length} steps, the training takes {needed}",
+                          where=where_in(node, NAME),
+                          hint="Leave its length out: it is taken from TRAIN.EPOCHS.")
     if unit not in ("batch", "epoch", "metric"):
         raise ConfigError(f"{node[NAME]} has unit {unit!r}; batch, epoch and metric are possible",
                           where=where_in(node, NAME))

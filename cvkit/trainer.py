@@ -17,10 +17,11 @@ from cvkit.data import build_data, build_loaders
 from cvkit.data.loaders import Batch
 from cvkit.ema import EMA
 from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, suggest
-from cvkit.evaluation import build_metrics, predict
+from cvkit.evaluation import build_metrics, evaluate, predict
 from cvkit.hardware import (
     autocast,
     choose_device,
+    choose_layout,
     choose_precision,
     describe,
     environment,
@@ -78,9 +79,10 @@ class Trainer:
         self.data = build_data(config)
         self.loaders = build_loaders(config, self.data, self.device)
         self.classes = self.data.classes
-        layout = torch.channels_last if config.TRAIN.CHANNELS_LAST else torch.contiguous_format
-        self.model = build_model(config.MODEL, len(self.classes), self.loaders.image_shape).to(
-            self.device, memory_format=layout)
+        model = build_model(config.MODEL, len(self.classes), self.loaders.image_shape)
+        layout = choose_layout(config.TRAIN.CHANNELS_LAST, model, self.device)
+        self.loaders.set_layout(layout)
+        self.model = model.to(self.device, memory_format=layout)
         self.loss = build_loss(config.LOSS, len(self.classes)).to(self.device)
         self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
                                          config.TRAIN.DECAY_NORM_AND_BIAS)
@@ -120,9 +122,9 @@ class Trainer:
         if run is not None:
             self._load(run)
             if self._is_finished():
-                self.log.show(f"{run.folder} is finished: {self.epoch} epochs. To train longer, "
-                              "raise TRAIN.EPOCHS.")
+                self._say_finished(run)
                 return run
+            run.set_config(self.config)
         self._log_beginning(run)
         run = run or Run.create(self.config, environment(self.device))
         self.log.attach(run)
@@ -146,6 +148,13 @@ class Trainer:
             for writer in writers:
                 writer.close()
         return run
+
+    def _say_finished(self, run: Run) -> None:
+        longer = ("raise TRAIN.EPOCHS" if self.epoch >= self.config.TRAIN.EPOCHS else
+                  f"raise TRAIN.EARLY_STOP, which ended it at {self.config.TRAIN.EARLY_STOP}")
+        self.log.show(f"{run.folder} is finished: {self.epoch} epochs. To train longer, {longer}.")
+        if not (run.folder / "predictions.npz").is_file():  # interrupted at the very end
+            evaluate(run)
 
     def _is_finished(self) -> bool:
         patience = self.config.TRAIN.EARLY_STOP
@@ -289,6 +298,9 @@ class Trainer:
         if list(self.classes) != checkpoint.classes:
             raise CheckpointError(f"{run.folder} was trained on other classes: "
                                   f"{', '.join(checkpoint.classes)}")
+        if (list(self.loaders.mean), list(self.loaders.std)) != (checkpoint.mean, checkpoint.std):
+            raise CheckpointError(f"{run.folder} was trained on other images: their mean was "
+                                  f"{checkpoint.mean}, now it is {list(self.loaders.mean)}")
         state = checkpoint.training
         source = str(run.folder / "checkpoints" / "last.pt")
         load_weights(self.evaluated_model, checkpoint.model, source)

@@ -102,7 +102,7 @@ def test_an_int_over_a_float_default_is_a_float(write):
 
 @pytest.mark.parametrize("value", [
     "1e-3", "123", "true", "null", "", " spaced ", "a: b", "# no comment", "it's", '"quoted"',
-    "new\nline", "ünïcode ✓", "-", "[x]", "{y}", "0x10", "1:30", "*alias", "&anchor", "!tag", "%", "@",
+    "new\nline", "ünïcode ✓", "\x85 \u2028 \ufeff", "-", "[x]", "{y}", "0x10", "1:30", "*alias", "&anchor", "!tag", "%", "@",
     "~", ".5", "yes", "2024-01-31", "\ttab", "trailing:", 1e-3, 1e22, 1e-300, 0.1 + 0.2, math.inf,
     -math.inf, 10**20, -5, 0, 1.0, True, False, None, [1, "1", [2.5, None]], {"a": {"b": ["1e-3"]}},
     [], {}, [{"NAME": "x", "y": [1]}, {"NAME": "z"}], [[], [[]]]])
@@ -113,6 +113,34 @@ def test_dump_reads_back_to_the_same(write, value):
     assert repr(again.to_dict()) == repr(cfg.to_dict())  # 1 and 1.0 and True are equal, not alike
     assert again.dump() == cfg.dump()
     assert read_config(cfg.dump(origins=True), "again") == cfg  # comments do no harm
+
+
+def test_arguments_whose_names_need_quotes_read_back(write):
+    cfg = load_config(write("LOSS: {NAME: X, 'a: b': 1, '123': 2, 'null': 3}\n"))
+    assert read_config(cfg.dump(), "again") == cfg and cfg.LOSS["123"] == 2
+
+
+def test_scalars_of_numpy_are_plain_numbers_and_other_objects_are_refused(write):
+    import numpy as np
+
+    cfg = load_config(write(""), {"OPTIMIZER.lr": np.float64(0.5), "TRAIN.EPOCHS": np.int64(3),
+                                  "MODEL.strides": range(1, 4)})
+    assert (cfg.OPTIMIZER.lr, cfg.TRAIN.EPOCHS, cfg.MODEL.strides) == (0.5, 3, (1, 2, 3))
+    assert type(cfg.OPTIMIZER.lr) is float and read_config(cfg.dump(), "again") == cfg
+    assert "a config holds numbers, words, lists and nodes" in message(
+        write(""), {"MODEL.norm": object()})
+
+
+def test_nodes_put_in_by_hand_belong_to_the_config(write):
+    frozen = load_config(write(""))
+    cfg = frozen.clone()
+    cfg.defrost()
+    cfg.MODEL = frozen.MODEL
+    cfg.MODEL.width = 8
+    cfg.WRITERS.append({"NAME": "tensorboard"})
+    cfg.freeze()
+    assert cfg.MODEL.width == 8 and cfg.WRITERS[0].NAME == "tensorboard"
+    assert "width" not in frozen.MODEL
 
 
 def test_nan_survives_the_dump(write):
@@ -217,7 +245,10 @@ def test_merge_methods_of_yacs_follow_the_one_rule(write):
     cfg.merge_from_list(["TRAIN.EPOCHS", "7", "OPTIMIZER.momentum", "0.9"])
     cfg.merge_from_other_cfg(Config({"SEED": 5}))
     cfg.merge_from_file(write("OUTPUT_DIR: out\n", "b.yaml", head=""))
-    assert (cfg.TRAIN.EPOCHS, cfg.SEED, cfg.OUTPUT_DIR, cfg.OPTIMIZER.momentum) == (7, 5, "out", 0.9)
+    assert (cfg.TRAIN.EPOCHS, cfg.SEED, cfg.OUTPUT_DIR, cfg.OPTIMIZER.momentum) == (
+        7, 5, "out", 0.9)
+    cfg.TRAIN.merge_from_list(["EPOCHS", "8"])
+    assert cfg.TRAIN.EPOCHS == 8 and cfg.TRAIN.where("EPOCHS") == "command line TRAIN.EPOCHS"
     with pytest.raises(ConfigError, match="unknown key"):
         cfg.merge_from_list(["TRAIN.EPOCS", "7"])
 
@@ -260,6 +291,11 @@ def test_lists_are_replaced_whole_and_addressed_by_number(write):
     assert cfg.DATA.TRAIN_TRANSFORMS[0] == {"NAME": "Rotate", "limit": 5}
     cfg = load_config(path, ["DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 4}]"])
     assert cfg.DATA.TRAIN_TRANSFORMS == ({"NAME": "CutOut", "size": 4},)
+    pairs = [("DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 4}]"),
+             ("DATA.TRAIN_TRANSFORMS.0.p", "0.9")]
+    for order in (pairs, pairs[::-1]):  # the list first, then what is set within it
+        cfg = load_config(path, [word for pair in order for word in pair])
+        assert cfg.DATA.TRAIN_TRANSFORMS == ({"NAME": "CutOut", "size": 4, "p": 0.9},)
     text = message(path, ["DATA.TRAIN_TRANSFORMS.2.size", "8"])
     assert "DATA.TRAIN_TRANSFORMS has 2 items; they are 0 to 1" in text
 
@@ -310,6 +346,8 @@ def test_imports_are_relative_to_the_config_that_lists_them(write):
 
 def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     path = write("", "runs/my_net/2026-01-31_12-00-00/config.yaml")
+    assert load_config(path).name == "config"  # a user's own file may be called that
+    (path.parent / "checkpoints").mkdir()
     assert load_config(path).name == "my_net"
 
 
@@ -334,13 +372,14 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("METRICS: [Accuracy]\n", "a.yaml:4 METRICS.0: expected a node {NAME: …}"),
     ("TRAIN:\n\tEPOCHS: 3\n", "YAML does not allow tabs"),
     ("TRAIN: {EPOCHS: 3\n", "not valid YAML"),
+    ("OUTPUT_DIR: \x07\n", "not valid YAML"),
     ("? [a]\n: b\n", "keys are words"),
     ("1: b\n", "keys are words, not 1"),
     ("LOSS: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ("LOSS: {NAME: X, a: !new tag}\n", "not valid YAML"),
     ("LOSS: &x {NAME: X, a: *x}\n", "an alias that contains itself"),
     ("LOSS: *gone\n", "undefined alias"),
-    ("<<: {SEED: 1}\n", "unknown key <<"),
+    ("<<: {SEED: 1}\n", "merge keys are not read"),
     ("_BASE_: 3\n", "_BASE_ is a path or a list of paths"),
     ("TRAIN: {WARMUP_EPOCHS: -1}\n", "-1.0 is out of range"),
 ])
@@ -373,6 +412,10 @@ def test_files_that_cannot_be_read(write, tmp_path):
     (["TRAIN.EPOCHS.deeper", "3"], "expected a whole number"),
     (["TRAIN.EPOCHS", "[1"], "not valid YAML"),
     (["MODEL.0.x", "3"], "MODEL is not a list"),
+    (["MODEL.0.x", "3", "MODEL.1.x", "3"], "MODEL is not a list"),
+    (["SCHEDULER", "{NAME: StepLR}", "SCHEDULER.steps.0", "3"], "SCHEDULER.steps is not a list"),
+    (["DATA.TRAIN_TRANSFORMS.0.p", "1", "DATA.TRAIN_TRANSFORMS.x", "3"], "is not a list"),
+    (["DATA.TRAIN_TRANSFORMS.².p", "1"], "expected a list of transforms"),
     (["MODEL", "resnet34"], "Write {NAME: resnet34}"),
 ])
 def test_bad_overrides(write, overrides, expected):

@@ -8,8 +8,8 @@ import pytest
 import torchvision
 from PIL import Image
 
-from cvkit.data import build_data
 from cvkit.config import load_config
+from cvkit.data import build_data
 from cvkit.errors import ConfigError, DataError
 from cvkit.registry import DATASETS
 
@@ -160,6 +160,9 @@ def test_a_folder_with_train_and_test(tmp_path):
     fill(tmp_path / "x" / "test", {"cat": 2, "ant": 3})
     (tmp_path / "x" / "train" / "cat" / "notes.txt").write_text("not an image by its name")
     (tmp_path / "x" / "train" / "cat" / ".hidden.png").write_text("left by a file manager")
+    (tmp_path / "x" / "train" / "cat" / "dangling.png").symlink_to("gone.png")
+    (tmp_path / "x" / "train" / "cat" / "folder.png").mkdir()
+    (tmp_path / "x" / "train" / "__MACOSX").mkdir()
     data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
     assert data.classes == ("ant", "cat") and data.image_size == (8, 8) and data.val is None
     assert np.bincount(data.train.labels).tolist() == [6, 4]
@@ -203,6 +206,7 @@ def test_given_statistics_are_kept_and_mixed_sizes_are_known(tmp_path):
     ({"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1}}, "different classes: b, c"),
     ({"train": {"a": 1, "b": 0}, "test": {"a": 1, "b": 1}}, "b holds no images"),
     ({".": {"a": 3}}, "has a single class, a"),
+    ({"Train": {"a": 3}, "Test": {"a": 3}}, "has the folders Test, Train, which are no classes"),
     ({".": {"a": 3, "b": 1}}, "one image only in x/b"),
 ])
 def test_folders_that_do_not_fit_are_refused(tmp_path, layout, expected):

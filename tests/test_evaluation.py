@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from cvkit.config import load_config
-from cvkit.evaluation import evaluate
 from cvkit.errors import CheckpointError, RunError
+from cvkit.evaluation import evaluate
 from cvkit.registry import DATASETS
 from cvkit.run import open_run
 from cvkit.trainer import train
@@ -63,12 +63,29 @@ def test_the_newest_run_is_evaluated_by_default(run):
     assert (run.folder / "predictions.npz").is_file()
 
 
+def test_test_images_are_normalised_as_in_training_even_if_the_training_images_changed(tiny):
+    from pathlib import Path
+
+    from test_datasets import fill
+
+    for split in ("train", "test"):
+        fill(Path("x") / split, {"a": 20, "b": 20}, size=(32, 32))
+    before = train(load_config(tiny, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: x}",
+                                      "DATA.LIMIT", "0"]))
+    expected = before.predictions.probabilities
+    fill(Path("more"), {"a": 30}, size=(32, 32))
+    for path in Path("more/a").iterdir():
+        path.rename(Path("x/train/a") / f"more{path.name}")
+    assert np.array_equal(evaluate(before).probabilities, expected)
+
+
 def test_data_that_changed_its_classes_is_refused(run):
     path = run.folder / "config.yaml"
     text = path.read_text().replace("NAME: Digits", "NAME: ImageFolder\n    root: x")
     path.write_text(text)
-    from test_datasets import fill
     from pathlib import Path
+
+    from test_datasets import fill
 
     fill(Path("x"), {name: 80 for name in "ab"}, size=(32, 32))
     with pytest.raises(CheckpointError, match="was trained on the classes 0, 1, 2"):

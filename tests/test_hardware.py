@@ -66,3 +66,14 @@ def test_the_environment_names_what_matters():
     for word in ("command: ", "python: 3.", f"torch: {torch.__version__.split('+')[0]}",
                  "albumentations: 2.0.8", "cvkit: ", "threads"):
         assert word in text
+
+
+def test_channels_last_is_chosen_where_it_is_wanted_and_safe():
+    from cvkit.models import build_model
+
+    for width, wanted, expected in ((64, True, torch.channels_last), (8, True, None),
+                                    (64, False, None)):
+        model = build_model({"NAME": "resnet18", "width": width}, 10, (3, 32, 32))
+        layout = hardware.choose_layout(wanted, model, CPU)
+        assert layout == (expected or torch.contiguous_format)
+    assert hardware.choose_layout(True, model, CUDA) == torch.channels_last

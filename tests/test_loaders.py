@@ -96,8 +96,10 @@ def test_images_within_a_batch_are_augmented_independently(tmp_path, tiny):
 
 
 def test_without_channels_last_the_layout_is_plain(tiny):
-    batch = next(iter(loaders(tiny, "TRAIN.CHANNELS_LAST", "false").train))
-    assert batch.images.is_contiguous()
+    made = loaders(tiny)
+    made.set_layout(torch.contiguous_format)
+    for loader in (made.train, made.test):
+        assert next(iter(loader)).images.is_contiguous()
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -65,10 +65,24 @@ def test_half_precision_logits_are_computed_in_full():
 def test_class_weights_are_a_list_in_the_config():
     weight = [1.0] * 9 + [3.0]
     loss = loss_of("CrossEntropyLoss", weight=weight)
-    assert torch.allclose(loss(LOGITS, LABELS),
-                          F.cross_entropy(LOGITS, LABELS, weight=torch.tensor(weight)))
+    each = F.cross_entropy(LOGITS, LABELS, weight=torch.tensor(weight), reduction="none")
+    assert torch.allclose(loss(LOGITS, LABELS), each.mean() / 1.2)
+    halves = [loss(LOGITS[part], LABELS[part]) for part in (slice(0, 10), slice(10, 64))]
+    assert torch.allclose(loss(LOGITS, LABELS), (halves[0] * 10 + halves[1] * 54) / 64)
+    ones = loss_of("CrossEntropyLoss", weight=[2.0] * 10)
+    assert torch.allclose(ones(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS))
     with pytest.raises(ConfigError, match="weight has 2 numbers for 10 classes"):
         loss_of("CrossEntropyLoss", weight=[1, 2])
+
+
+@pytest.mark.parametrize("name, arguments, expected", [
+    ("CrossEntropyLoss", {"label_smoothing": 2}, "cannot be used"),
+    ("HuberLoss", {"delta": -1}, "cannot be used"),
+    ("CrossEntropyLoss", {"weight": ["a"] * 10}, "takes Tensor or null"),
+    ("KLDivLoss", {"log_target": True}, "targets are probabilities here")])
+def test_values_that_torch_refuses_only_when_it_computes(name, arguments, expected):
+    with pytest.raises(ConfigError, match=expected):
+        loss_of(name, **arguments)
 
 
 def test_reductions_that_are_no_mean_are_refused():

@@ -167,6 +167,8 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
      "Did you mean HorizontalFlip?"),
     (LOSSES, {"NAME": "CrossEntropyLoss", "label_smoothin": 0.1}, "Did you mean label_smoothing?"),
     (DATASETS, {"NAME": "ImageFolder"}, "dataset ImageFolder needs root"),
+    (OPTIMIZERS, {"NAME": "SGD", "lr": 1, "params": 3}, "has no argument 'params'"),
+    (OPTIMIZERS, {"NAME": "AdamW", "lr": 1, "betas": [0.9, "b"]}, "betas of optimizer AdamW takes"),
     (MODELS, {"nAME": "x"}, "a model is a node {NAME: …}"),
 ])
 def test_check_names_the_mistake(kind, node, expected):
@@ -180,6 +182,9 @@ def test_check_names_the_mistake(kind, node, expected):
      "optimizer SGD cannot be built: Invalid learning rate"),
     (TRANSFORMS, {"NAME": "CoarseDropout", "p": 2.0}, {}, "transform CoarseDropout cannot be built"),
     (MODELS, {"NAME": "resnet18", "norm": "instance"}, {}, "norm is batch, layer or group"),
+    (MODELS, {"NAME": "resnet18", "width": -1}, {}, "are 1 or more"),
+    (OPTIMIZERS, {"NAME": "AdamW", "lr": 1, "betas": [0.9]}, {"params": [torch.zeros(1)]},
+     "optimizer AdamW cannot be built"),
 ])
 def test_a_refused_value_is_the_users_error(kind, node, offered, expected):
     with pytest.raises(ConfigError) as caught:

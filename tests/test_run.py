@@ -5,7 +5,8 @@ import pytest
 
 from cvkit.config import load_config
 from cvkit.errors import RunError
-from cvkit.run import Log, Predictions, Progress, Run, find_runs, open_run, test_line
+from cvkit.run import Log, Predictions, Progress, Run, find_runs, open_run
+from cvkit.run import test_line as line_of
 
 PREDICTIONS = Predictions(
     index=np.array([4, 7, 9, 11]), true=np.array([0, 0, 1, 1]), predicted=np.array([0, 1, 1, 1]),
@@ -94,7 +95,7 @@ def test_damaged_predictions_are_refused(tmp_path, content):
 
 
 def test_the_test_line():
-    assert test_line(0.46543, 8581, 10000) == (
+    assert line_of(0.46543, 8581, 10000) == (
         "Test set: Average loss: 0.4654, Accuracy: 8581/10000 (85.81%)")
 
 

@@ -139,6 +139,9 @@ def test_own_schedulers_say_their_unit():
     (None, 6.0, "leaves nothing of the 6 epochs"),
     ({"NAME": "OneCycleLR"}, 0.0, "scheduler OneCycleLR needs max_lr"),
     ({"NAME": "OneCycleLR", "max_lr": 0.1, "pct_start": 2.0}, 0.0, "cannot be built"),
+    ({"NAME": "StepLR", "step_size": 0}, 0.0, "cannot be stepped"),
+    ({"NAME": "OneCycleLR", "max_lr": 0.1, "total_steps": 10}, 0.0, "ends after 10 steps, the "
+                                                                    "training takes 60"),
     ({"NAME": "StepLR", "step_size": 1, "verbose": True}, 0.0, "has no argument 'verbose'")])
 def test_wrong_schedulers(node, warmup, expected):
     with pytest.raises(ConfigError, match=expected):

@@ -152,11 +152,24 @@ def test_wrong_constants_are_refused(mean, std, expected):
         Normalize(mean, std).constants(3)
 
 
+def test_a_random_crop_can_stand_in_a_one_of():
+    node = {"NAME": "OneOf", "p": 1.0, "transforms": [
+        {"NAME": "RandomCrop", "size": 32, "padding": 4}, {"NAME": "VerticalFlip", "p": 1.0}]}
+    images = outcomes(node, count=60)
+    flipped = [np.array_equal(image, IMAGE[::-1]) for image in images]
+    assert 10 < sum(flipped) < 50 and all(image.shape == (32, 32, 3) for image in images)
+
+
 @pytest.mark.parametrize("node, expected", [
+    ({"NAME": "ISONoise", "p": 0.0}, None),
     ({"NAME": "ToFloat"}, "turns images into float32"),
-    ({"NAME": "RandomCrop", "size": 64}, "RandomCrop fails on an image of 32×32 pixels"),
+    ({"NAME": "RandomCrop", "size": 64}, "RandomCrop fails on an image of 32×32×3"),
 ])
 def test_transforms_are_tried_on_an_image_before_training(node, expected):
+    if expected is None:  # for certain, even if its probability is low: here on a grey image
+        with pytest.raises(ConfigError, match="ISONoise fails on an image of 32×32×1"):
+            build_pipeline([node], data_of(np.stack([IMAGE[..., :1]] * 4)))
+        return
     with pytest.raises(ConfigError, match=expected):
         build_pipeline([node], data_of())
 

@@ -19,8 +19,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         following = arguments[place + 1] if place + 1 < len(arguments) else "-"
         if word == "--resume" and re.match(r"-|[A-Z_]+(\.|$)|.*\.ya?ml$", following):
             arguments[place] = "--resume="
+        elif re.match(r"-[\d.]", word):
+            arguments[place] = f" {word}"  # a value, -1e-3, that argparse takes for a flag
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
                         help="set a key for this run: TRAIN.EPOCHS 5 MODEL.norm layer")

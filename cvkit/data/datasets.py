@@ -24,6 +24,8 @@ from cvkit.registry import DATASETS
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
+_SPLIT_WORDS = ("train", "training", "val", "valid", "validation", "test", "testing")
+
 
 @DATASETS.register()
 def CIFAR10(root: str = "data", download: bool = True) -> ImageData:
@@ -208,15 +210,18 @@ def _list_classes(folder: Path) -> dict[str, list[str]]:
     """Return the image paths of every class folder, classes and files in alphabetical order."""
     listing = {}
     for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if not child.name.startswith("."):
+        if not child.name.startswith((".", "__")):  # of file managers and archives: __MACOSX
             listing[child.name] = sorted(
                 str(path) for path in child.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS
-                and not path.name.startswith("."))
+                and not path.name.startswith(".") and path.is_file())
     empty = [name for name, paths in listing.items() if not paths]
     if empty or not listing:
         what = f"{folder / empty[0]} holds no images" if empty else f"{folder} has no class folders"
         raise DataError(what, hint="Images lie in one folder per class and end in "
                                    f"{' '.join(IMAGE_ENDINGS)}.")
+    if all(name.lower() in _SPLIT_WORDS for name in listing):
+        raise DataError(f"{folder} has the folders {', '.join(listing)}, which are no classes",
+                        hint="Splits are called train and test, or train and val, in lower case.")
     if len(listing) < 2:
         raise DataError(f"{folder} has a single class, {next(iter(listing))}",
                         hint="Classification needs two; is root one folder too high or too low?")

@@ -199,7 +199,7 @@ def scan_files(files: ImageFiles, title: str) -> dict:
     key = hashlib.sha1(f"1 {files.channels}".encode())
     for path in files.paths:
         stat = os.stat(path)
-        key.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        key.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvkit"
     cache = folder / f"{key.hexdigest()}.json"
     if cache.is_file():

@@ -124,14 +124,16 @@ class BatchLoader:
         seed: of order and augmentation.
         device: where batches go.
         workers: processes that make them; 0: this one.
-        channels_last: memory layout.
+
+    Attributes:
+        layout: of the images in memory, channels_last unless it is set.
     """
 
     def __init__(self, images: ImageSet, pipeline: Pipeline, mean: tuple[float, ...],
                  std: tuple[float, ...], batch_size: int, shuffle: bool, seed: int,
-                 device: torch.device, workers: int, channels_last: bool):
+                 device: torch.device, workers: int):
         self.images, self.pipeline, self.device = images, pipeline, device
-        self.mean, self.std, self.channels_last = mean, std, channels_last
+        self.mean, self.std, self.layout = mean, std, torch.channels_last
         self._requests = _Requests(len(images), batch_size, shuffle, seed)
         self._scale = (1 / (255 * torch.tensor(std, device=device))).view(1, -1, 1, 1)
         self._shift = (torch.tensor(mean, device=device) / torch.tensor(std, device=device)
@@ -139,7 +141,8 @@ class BatchLoader:
         self._loader = DataLoader(
             _Batches(images, pipeline), sampler=self._requests, batch_size=None,
             num_workers=min(workers, len(self)), pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0, prefetch_factor=4 if workers else None)
+            persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
+            generator=torch.Generator())  # its own: models draw from torch's global one
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -165,7 +168,7 @@ class BatchLoader:
         """Turn uint8 (N, H, W, C) into normalised float32 (N, C, H, W)."""
         images = pixels.permute(0, 3, 1, 2).float()  # in memory this is channels_last already
         images = images.mul_(self._scale).sub_(self._shift)
-        return images if self.channels_last else images.contiguous()
+        return images.contiguous(memory_format=self.layout)
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,22 @@ class Loaders:
         """The validation loader where there is one, else the test loader."""
         return self.test if self.val is None else self.val
 
+    def set_layout(self, layout: torch.memory_format) -> None:
+        """Choose how all further batches lie in memory."""
+        for loader in filter(None, (self.train, self.test, self.val)):
+            loader.layout = layout
 
-def build_loaders(config: Config, data: ImageData, device: torch.device) -> Loaders:
+
+def build_loaders(config: Config, data: ImageData, device: torch.device,
+                  normalisation: tuple[list[float], list[float]] | None = None) -> Loaders:
     """Build both pipelines and the loaders of all splits.
+
+    Args:
+        config: its DATA is used.
+        data: from `build_data`.
+        device: where batches go.
+        normalisation: mean and standard deviation per channel, instead of the config's and
+            the data's; those that a checkpoint was trained with.
 
     Raises:
         ConfigError: see `build_pipeline`; the two pipelines differ in channels or in Normalize.
@@ -217,7 +233,7 @@ def build_loaders(config: Config, data: ImageData, device: torch.device) -> Load
             # ToRGB or ToGray in the pipeline: every channel then has the mean of the originals.
             normalize = Normalize(mean=[float(np.mean(data.mean))] * train_shape[2],
                                   std=[float(np.mean(data.std))] * train_shape[2])
-        mean, std = normalize.constants(train_shape[2])
+        mean, std = normalisation or normalize.constants(train_shape[2])
     except ValueError as error:
         place = next((where_in(item, "NAME") for item in nodes if item.NAME == "Normalize"), None)
         raise ConfigError(str(error), where=place) from None
@@ -228,7 +244,7 @@ def build_loaders(config: Config, data: ImageData, device: torch.device) -> Load
 
     def loader(images: ImageSet, pipeline: Pipeline, size: int, shuffle: bool) -> BatchLoader:
         return BatchLoader(images, pipeline, mean, std, size, shuffle, config.SEED, device,
-                           workers, config.TRAIN.CHANNELS_LAST)
+                           workers)
 
     return Loaders(
         train=loader(data.train, train_pipeline, node.BATCH_SIZE, True),

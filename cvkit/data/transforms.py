@@ -6,6 +6,7 @@ after it, to whole batches on the device that trains. Fill values are therefore 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import random
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ Fill = float | list[float] | str
 
 
 @TRANSFORMS.register()
-def RandomCrop(size: int | list[int], padding: int = 0, fill: Fill = 0, data_mean=None) -> list:
+def RandomCrop(size: int | list[int], padding: int = 0, fill: Fill = 0, data_mean=None):
     """Pad all four sides, then cut out a window at a random place.
 
     Args:
@@ -36,7 +37,7 @@ def RandomCrop(size: int | list[int], padding: int = 0, fill: Fill = 0, data_mea
     """
     height, width = _pair(size)
     pad = [A.Pad(padding=padding, fill=_fill(fill, data_mean), p=1.0)] if padding else []
-    return [*pad, A.RandomCrop(height=height, width=width, p=1.0)]
+    return A.Sequential([*pad, A.RandomCrop(height=height, width=width, p=1.0)], p=1.0)
 
 
 @TRANSFORMS.register()
@@ -155,7 +156,7 @@ class Pipeline:
         """Return the transformed image; uint8 (H, W, C) both."""
         if self._compose is None:
             return image
-        image = self._compose(image=image)["image"]
+        image = self._compose(image=np.ascontiguousarray(image))["image"]
         return image if image.ndim == 3 else image[:, :, None]
 
 
@@ -170,7 +171,6 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Nor
             return uint8, or follows Normalize.
     """
     transforms, normalize = [], None
-    random_state = np.random.default_rng(0)
     extremes = _extreme_images(data)
     for node in nodes:
         name = node[NAME]
@@ -181,22 +181,19 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Nor
         if isinstance(built, Normalize):
             normalize = built
             continue
-        for transform in built if isinstance(built, list) else [built]:
-            transforms.append(transform)
-            alone = A.Compose([transform])
-            alone.set_random_state(random_state, random.Random(0))
-            try:
-                extremes = [alone(image=image)["image"] for image in extremes]
-            except Exception as error:  # whatever albumentations, OpenCV or NumPy may raise
-                size = "×".join(map(str, extremes[0].shape[:2]))
-                raise ConfigError(f"{name} fails on an image of {size} pixels: {error}",
-                                  where=where_in(node, NAME)) from error
-            kinds = {str(image.dtype) for image in extremes}
-            if kinds != {"uint8"}:
-                raise ConfigError(f"{name} turns images into {kinds.pop()}",
-                                  where=where_in(node, NAME),
-                                  hint="Leave it out: images stay uint8, and Normalize, "
-                                       "which cvkit adds at the end, makes them float.")
+        transforms.append(built)
+        try:
+            extremes = _try(built, extremes)
+        except Exception as error:  # whatever albumentations, OpenCV or NumPy may raise
+            size = "×".join(map(str, extremes[0].shape))
+            raise ConfigError(f"{name} fails on an image of {size}: {error}",
+                              where=where_in(node, NAME)) from error
+        kinds = {str(image.dtype) for image in extremes}
+        if kinds != {"uint8"}:
+            raise ConfigError(f"{name} turns images into {kinds.pop()}",
+                              where=where_in(node, NAME),
+                              hint="Leave it out: images stay uint8, and Normalize, "
+                                   "which cvkit adds at the end, makes them float.")
     shapes = sorted({image.shape for image in extremes})
     if len(shapes) > 1:
         raise ConfigError(
@@ -208,9 +205,27 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Nor
     return Pipeline(transforms), normalize
 
 
+def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:
+    """Apply a transform for certain, whatever its probability, and those within it as well."""
+    transform = copy.deepcopy(transform)
+    parts = [transform]
+    while parts:
+        part = parts.pop()
+        part.p = 1.0
+        parts.extend(getattr(part, "transforms", []))
+    compose = A.Compose([transform])
+    compose.set_random_state(np.random.default_rng(0), random.Random(0))
+    return [image if image.ndim == 3 else image[:, :, None]
+            for image in (compose(image=image)["image"] for image in images)]
+
+
 def _extreme_images(data: ImageData) -> list[np.ndarray]:
-    """Return a training image; where sizes are mixed, some of different sizes."""
-    count = 1 if data.image_size else min(64, len(data.train))
-    chosen = np.linspace(0, len(data.train) - 1, count).astype(int)
-    by_size = {image.shape: image for image in map(data.train.image, chosen)}
+    """Return a training image; where sizes are mixed, some of different sizes from all splits."""
+    if data.image_size:
+        return [data.train.image(0)]
+    by_size = {}
+    for split in filter(None, (data.train, data.test, data.val)):
+        for position in np.linspace(0, len(split) - 1, min(64, len(split))).astype(int):
+            image = split.image(position)
+            by_size.setdefault(image.shape, image)
     return list(by_size.values())

@@ -65,11 +65,14 @@ class ResNet(nn.Module):
 
     def __init__(self, blocks: tuple[int, ...], num_classes: int = 10, in_channels: int = 3,
                  norm: str = "batch", groups: int = 32,
-                 strides: list[int] | tuple[int, ...] = (1, 2, 2, 2), width: int = 64,
+                 strides: list[int] = (1, 2, 2, 2), width: int = 64,
                  pool_size: int = 1):
         super().__init__()
         if len(strides) != len(blocks):
             raise ValueError(f"strides has one number per stage, {len(blocks)}, not {strides}")
+        if min(width, pool_size, *strides) < 1:
+            raise ValueError(f"width {width}, pool_size {pool_size} and strides {tuple(strides)} "
+                             "are 1 or more")
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, padding=1, bias=False)
         self.norm1 = make_norm(norm, width, groups)
         stages, channels = [], width

@@ -39,7 +39,8 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
 
     builder = torchvision.models.get_model_builder(name)
     parameters, _ = parameters_of(builder)
-    parameters.pop("progress", None)
+    for argument in ("progress", "aux_logits"):
+        parameters.pop(argument, None)
     network = inspect.signature(builder).return_annotation
     takes = inspect.signature(network).parameters if inspect.isclass(network) else {}
     for fact in ("num_classes", "image_size"):
@@ -51,7 +52,7 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
     def build(weights: str | None = None, num_classes: int | None = None,
               **arguments: Any) -> nn.Module:
         if "aux_logits" in takes:
-            arguments.setdefault("aux_logits", False)  # a second output that no loss here takes
+            arguments["aux_logits"] = False  # a second output that no loss here takes
         if "init_weights" in takes:
             arguments.setdefault("init_weights", True)  # unset, torchvision warns and does this
         if num_classes is not None:
