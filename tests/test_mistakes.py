@@ -1,0 +1,180 @@
+"""Mistakes a user makes: exit code 2, one message with place and fix, nothing half-written."""
+
+import sys
+import urllib.error
+
+import pytest
+from conftest import ROOT, TINY
+from PIL import Image
+
+from cvkit.config import load_config
+from cvkit.trainer import train
+
+CIFAR = ROOT / "configs" / "resnet18_cifar10.yaml"
+
+
+def folder(path, count=4, size=(32, 32)):
+    for name in ("ants", "bees"):
+        (path / name).mkdir(parents=True)
+        for number in range(count):
+            Image.radial_gradient("L").resize(size).save(path / name / f"{number}.png")
+
+
+def config(tmp_path, old="", new="", text=TINY):
+    assert old in text
+    (tmp_path / "tiny.yaml").write_text(text.replace(old, new) if old else text + new)
+    return "tiny.yaml"
+
+
+def image_folder(tmp_path, *more):
+    config(tmp_path)
+    return ("tiny.yaml", "DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.LIMIT", "0", *more)
+
+
+def finished_run(tmp_path, **overrides):
+    return train(load_config(config(tmp_path), {"TRAIN.EPOCHS": 1, **overrides}))
+
+
+# name: (prepare and return the arguments of train.py, what the message must say)
+MISTAKES = {
+    "misspelt key": (lambda p: [config(p, "BATCH_SIZE", "BACH_SIZE")],
+                     ["tiny.yaml:6 DATA.BACH_SIZE: unknown key BACH_SIZE", "Did you mean BATCH_SIZE?"]),
+    "misspelt key on the command line": (lambda p: [config(p), "TRAIN.EPOCS", "3"],
+                                         ["command line TRAIN.EPOCS", "Did you mean EPOCHS?"]),
+    "key in the wrong place": (lambda p: [config(p, new="LIMIT: 5\n")],
+                               ["tiny.yaml:12 LIMIT", "Did you mean DATA.LIMIT?"]),
+    "misspelt name": (lambda p: [config(p, "resnet18", "resnet81")],
+                      ["tiny.yaml:2 MODEL.NAME: no model named 'resnet81'", "Did you mean resnet18?"]),
+    "misspelt argument": (lambda p: [config(p, "padding", "pading")],
+                          ["tiny.yaml:8 DATA.TRAIN_TRANSFORMS.0.pading", "Did you mean padding?"]),
+    "missing argument": (lambda p: [config(p, "lr: 0.05, ", "")],
+                         ["tiny.yaml:10 OPTIMIZER.NAME: optimizer SGD needs lr"]),
+    "missing component": (lambda p: [config(p, "MODEL: {NAME: resnet18, width: 4}", "")],
+                          ["MODEL is missing", "tools/registry.py model"]),
+    "wrong type of a key": (lambda p: [config(p, "EPOCHS: 2", "EPOCHS: two")],
+                            ["tiny.yaml:11 TRAIN.EPOCHS: expected a whole number, not the word 'two'"]),
+    "wrong type of an argument": (lambda p: [config(p, "lr: 0.05", "lr: small")],
+                                  ["tiny.yaml:10 OPTIMIZER.lr", "takes float"]),
+    "value that is refused": (lambda p: [config(p, "momentum: 0.9", "momentum: -1")],
+                              ["tiny.yaml:10 OPTIMIZER.NAME", "Invalid momentum value"]),
+    "duplicate key": (lambda p: [config(p, new="SEED: 1\nSEED: 2\n")],
+                      ["tiny.yaml:13 SEED: SEED stands twice; it was first set in line 12"]),
+    "tab": (lambda p: [config(p, "  LIMIT", "\tLIMIT")],
+            ["tiny.yaml:5", "YAML does not allow tabs"]),
+    "missing file": (lambda p: [config(p).replace("tiny", "tinny")],
+                     ["no config file tinny.yaml", "Did you mean tiny.yaml?"]),
+    "missing base": (lambda p: [config(p, new="_BASE_: base.yaml\n")],
+                     ["tiny.yaml:12 _BASE_: no config file base.yaml"]),
+    "circle of bases": (lambda p: [config(p, new="_BASE_: tiny.yaml\n")],
+                        ["_BASE_ goes in a circle: tiny.yaml -> tiny.yaml"]),
+    "key=value": (lambda p: [config(p), "TRAIN.EPOCHS=3"], ["Write KEY VALUE with a space"]),
+    "key without value": (lambda p: [config(p), "TRAIN.EPOCHS"], ["TRAIN.EPOCHS has no value"]),
+    "classes that do not match": (lambda p: [config(p, "width: 4", "width: 4, num_classes: 5")],
+                                  ["tiny.yaml:2 MODEL.num_classes", "is 5, but the data has 10"]),
+    "missing import": (lambda p: [config(p, new="IMPORTS: [gone.py]\n")],
+                       ["tiny.yaml:12 IMPORTS: no file", "gone.py"]),
+    "absent device": (lambda p: [config(p), "DEVICE", "cuda:9"],
+                      ["command line DEVICE: device cuda:9 is not on this machine"]),
+    "fp16 on a CPU": (lambda p: [config(p), "DEVICE", "cpu", "TRAIN.PRECISION", "fp16"],
+                      ["command line TRAIN.PRECISION: fp16 is for GPUs"]),
+    "unwritable run folder": (lambda p: [config(p), "OUTPUT_DIR", "tiny.yaml/runs"],
+                              ["cannot write a run folder into tiny.yaml/runs", "OUTPUT_DIR"]),
+    "no network and no data": (lambda p: [CIFAR],
+                               ["CIFAR10 is not in data/ and cannot be downloaded",
+                                "cifar-10-python.tar.gz", "configs/resnet18_digits.yaml"]),
+    "truncated data file": (lambda p: (p / "data").mkdir() or (
+        p / "data" / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8bhalf") and [CIFAR],
+                            ["CIFAR10 is missing or damaged in data/"]),
+    "absent image folder": (image_folder, ["command line DATA.DATASET", "no folder x"]),
+    "image that is not an image": (lambda p: (folder(p / "x"), (
+        p / "x" / "ants" / "9.jpg").write_text("?"), image_folder(p))[-1],
+        ["x/ants/9.jpg cannot be read as an image", "Replace or remove it"]),
+    "mixed sizes": (lambda p: (folder(p / "x"), Image.radial_gradient("L").resize((40, 40)).save(
+        p / "x" / "bees" / "big.png"), image_folder(p, "DATA.TRAIN_TRANSFORMS", "[]"))[-1],
+        ["images come out in different sizes", "Add {NAME: Resize"]),
+    "images too small for the model": (
+        lambda p: [config(p), "MODEL", "{NAME: alexnet}"],
+        ["model alexnet cannot take images of 3×32×32", "made for 63×63 pixels or more"]),
+    "limit below the classes": (lambda p: [config(p), "DATA.LIMIT", "3"],
+                                ["command line DATA.LIMIT", "less than one image of each"]),
+    "unknown monitor": (lambda p: [config(p), "TRAIN.MONITOR", "acuracy"],
+                        ["command line TRAIN.MONITOR", "Did you mean accuracy?"]),
+    "old argument of albumentations": (
+        lambda p: [config(p, "{NAME: CutOut, size: 8}", "{NAME: CoarseDropout, max_holes: 1}")],
+        ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.max_holes", "transform CoarseDropout has no argument"]),
+    "black CutOut": (lambda p: [config(p, "size: 8", "size: 8, fill: 0.4914")],
+                     ["tiny.yaml:9", "fill is in pixel values, 0–255"]),
+    "a loss that is none": (lambda p: [config(p, new="LOSS: {NAME: TripletMarginLoss}\n")],
+                            ["tiny.yaml:12 LOSS.NAME", "is not a loss of logits and classes"]),
+    "no run to resume": (lambda p: [config(p), "--resume"],
+                         ["no run of tiny with a checkpoint in runs/"]),
+    "a run that does not exist": (lambda p: [config(p), "--resume", "runs/tiny/gone"],
+                                  ["no run runs/tiny/gone"]),
+    "a run of another model": (
+        lambda p: [config(p), "TRAIN.EPOCHS", "1", "MODEL.width", "8", "--resume",
+                   finished_run(p).folder],
+        ["cannot be resumed with another config: MODEL.width: 4 in the run, 8 now"]),
+    "a damaged checkpoint": (
+        lambda p: ((finished_run(p).folder / "checkpoints" / "last.pt").write_bytes(b"damaged"),
+                   ["tiny.yaml", "TRAIN.EPOCHS", "1", "--resume"])[-1],
+        ["last.pt is damaged or no checkpoint"]),
+}
+
+
+def test_there_are_at_least_25():
+    assert len(MISTAKES) >= 37
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_ends_in_one_message(tool, tmp_path, monkeypatch, name):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    prepare, expected = MISTAKES[name]
+    arguments = prepare(tmp_path)
+
+    def files():
+        return {path: path.read_bytes() if path.is_file() else None
+                for path in tmp_path.rglob("*") if ".cache" not in path.parts}
+
+    before = files()
+    code, out, err = tool("train.py", *arguments)
+    assert code == 2
+    assert err.startswith("error: ") and "Traceback" not in err + out
+    for text in expected:
+        assert text in err
+    assert len(err.splitlines()) <= 6
+    assert files() == before
+
+
+def test_several_mistakes_are_told_at_once(tool, tmp_path):
+    text = TINY.replace("padding", "pading").replace("resnet18", "resnet81").replace("lr: 0.05, ", "")
+    code, _, err = tool("train.py", config(tmp_path, text=text))
+    assert code == 2 and "3 problems" in err
+    assert all(word in err for word in ("resnet81", "pading", "needs lr"))
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["evaluate.py"], "no run with a checkpoint in runs/"),
+    (["evaluate.py", "--run", "gone"], "no run gone"),
+    (["registry.py", "modell"], "Did you mean model?"),
+    (["registry.py", "model", "resnet81"], "Did you mean resnet18?"),
+    (["registry.py", "--import", "gone.py"], "no file gone.py")])
+def test_mistakes_with_the_other_tools(tool, arguments, expected):
+    code, _, err = tool(*arguments)
+    assert code == 2 and expected in err and "Traceback" not in err
+
+
+def test_a_bug_in_own_code_keeps_its_traceback(tool, tmp_path, monkeypatch):
+    from cvkit.registry import MODELS
+
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    (tmp_path / "mine.py").write_text(
+        "from cvkit import MODELS\n\n@MODELS.register()\ndef broken_net(num_classes):\n"
+        "    return 1 / 0\n")
+    path = config(tmp_path, "MODEL: {NAME: resnet18, width: 4}",
+                  "IMPORTS: [mine.py]\nMODEL: {NAME: broken_net}")
+    monkeypatch.setattr(sys, "argv", ["train.py", path])
+    with pytest.raises(ZeroDivisionError):
+        tool("train.py", path)

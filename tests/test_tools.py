@@ -1,0 +1,150 @@
+"""The commands, as a user types them."""
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from cvkit.registry import REGISTRIES
+from cvkit.run import find_runs, open_run
+
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.name)
+def test_help_is_light_and_shows_an_example(path):
+    done = subprocess.run([sys.executable, "-X", "importtime", str(path), "--help"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and f"python tools/{path.name}" in done.stdout
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "cvkit.errors" in imported
+    assert not {"torch", "numpy", "torchvision", "albumentations", "matplotlib"} & imported
+
+
+def test_train_then_evaluate(tool, tiny):
+    code, out, err = tool("train.py", tiny, "TRAIN.EPOCHS", 1)
+    assert code == 0, err
+    run = open_run()
+    assert f"run        {run.folder}\n" in out
+    before = run.predictions
+    (run.folder / "predictions.npz").unlink()
+    code, out, err = tool("evaluate.py", "--run", run.folder)
+    assert code == 0, err
+    assert out.splitlines()[0] == f"run {run.folder}"
+    assert re.search(r"^3 +\d+ +15 +\d+\.\d\d %$", out, re.MULTILINE)
+    assert f"Accuracy: {before.correct}/150 ({100 * before.accuracy:.2f}%)" in out
+    assert run.predictions.probabilities.tolist() == before.probabilities.tolist()
+    assert tool("evaluate.py")[0] == 0
+
+
+@pytest.mark.parametrize("words, config, overrides, resume, check", [
+    (["a.yaml"], "a.yaml", [], None, False),
+    (["a.yaml", "SEED", "1", "--check"], "a.yaml", ["SEED", "1"], None, True),
+    (["--check", "a.yaml", "SEED", "1"], "a.yaml", ["SEED", "1"], None, True),
+    (["a.yaml", "SEED", "1", "--check", "DEVICE", "cpu"], "a.yaml", ["SEED", "1", "DEVICE", "cpu"],
+     None, True),
+    (["a.yaml", "--resume"], "a.yaml", [], "", False),
+    (["--resume", "a.yaml"], "a.yaml", [], "", False),
+    (["a.yaml", "--resume", "--check"], "a.yaml", [], "", True),
+    (["a.yaml", "--resume", "TRAIN.EPOCHS", "3"], "a.yaml", ["TRAIN.EPOCHS", "3"], "", False),
+    (["a.yaml", "--resume", "SEED", "3"], "a.yaml", ["SEED", "3"], "", False),
+    (["a.yaml", "--resume", "runs/a/x"], "a.yaml", [], "runs/a/x", False),
+    (["--resume", "runs/a/x", "a.yaml", "SEED", "3"], "a.yaml", ["SEED", "3"], "runs/a/x", False),
+    (["a.yaml", "OPTIMIZER.lr", "-1e-3"], "a.yaml", ["OPTIMIZER.lr", " -1e-3"], None, False),
+    (["a.yaml", "OPTIMIZER.lr", "-1"], "a.yaml", ["OPTIMIZER.lr", " -1"], None, False),
+])
+def test_flags_stand_before_after_and_between(words, config, overrides, resume, check):
+    args = load_tool("train").parse(list(words))
+    assert (args.config, args.overrides, args.resume, args.check) == (
+        config, overrides, resume, check)
+
+
+def test_resume_from_the_command_line(tool, tiny):
+    assert tool("train.py", tiny, "TRAIN.EPOCHS", 1)[0] == 0
+    code, out, err = tool("train.py", tiny, "--resume", "TRAIN.EPOCHS", "2")
+    assert code == 0 and "resumed" in out, err
+    assert [epoch["epoch"] for epoch in open_run().metrics] == [1, 2] and len(find_runs()) == 1
+    code, out, _ = tool("train.py", tiny, "--resume", open_run().folder, "TRAIN.EPOCHS", "2")
+    assert code == 0 and "is finished" in out
+
+
+def test_print_config_resolves_and_needs_no_torch(tiny):
+    code = ("import runpy, sys; sys.argv = sys.argv[1:]; "
+            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code,
+                           str(ROOT / "tools/train.py"), str(tiny), "SEED", "7", "--print-config"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0
+    assert re.search(r"^SEED: 7 +# command line$", done.stdout, re.MULTILINE)
+    assert f"# {tiny}:2" in done.stdout and " torch\n" not in done.stderr
+
+
+def test_check_builds_everything_and_writes_nothing(tool, tiny, tmp_path):
+    code, out, err = tool("train.py", tiny, "--check")
+    assert code == 0 and "All is well" in out, err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_registry_is_listed_and_described(tool):
+    code, out, _ = tool("registry.py")
+    assert code == 0 and all(f"{kind}:" in out.splitlines() for kind in REGISTRIES)
+    for kind in ("model", "models", "MODEL"):
+        assert "resnet34" in tool("registry.py", kind)[1]
+    code, out, _ = tool("registry.py", "transform", "CutOut")
+    assert code == 0 and "size (int or list[int]): required" in out
+    assert "fill (float or list[float] or str): default 'mean'" in out
+    assert "data_mean: offered by the run" in out and "DeVries & Taylor, 2017" in out
+    assert re.search(r"defined in \S+cvkit/data/transforms\.py:\d+", out)
+
+
+def test_own_code_is_listed_too(tool, tmp_path, monkeypatch):
+    from cvkit.registry import MODELS
+
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    (tmp_path / "mine.py").write_text(
+        "from cvkit import MODELS\n\n@MODELS.register()\ndef my_own_net():\n    'Mine.'\n")
+    assert "my_own_net  Mine." in tool("registry.py", "model", "--import", "mine.py")[1]
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed(tiny):
+    """A machine that goes away at any time: what is on disk is enough to go on."""
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(tiny), "TRAIN.EPOCHS", "300"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not find_runs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    epochs = open_run().checkpoint("last").epoch
+    assert 0 < epochs < 300
+    done = subprocess.run([*command[:-1], str(epochs + 2), "--resume"], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert [epoch["epoch"] for epoch in open_run().metrics] == list(range(1, epochs + 3))
+
+
+def test_ctrl_c_ends_without_a_traceback_and_says_how_to_go_on(tiny):
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(tiny), "TRAIN.EPOCHS", "300"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not find_runs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert re.search(r"Interrupted after \d+ epochs\. Go on: python tools/train\.py runs/tiny/\S+"
+                     r"config\.yaml --resume runs/tiny/\S+", out)
