@@ -18,7 +18,7 @@ from cvkit.hardware import autocast, choose_device, choose_layout, choose_precis
 from cvkit.losses import build_loss
 from cvkit.metrics import Accuracy, Mean
 from cvkit.registry import METRICS
-from cvkit.run import Predictions, Progress, Run, open_run
+from cvkit.run import Log, Predictions, Progress, Run, open_run
 
 
 def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
@@ -92,6 +92,6 @@ def evaluate(run: Run | str | Path | None = None) -> Predictions:
     loss = build_loss(config.LOSS, len(data.classes)).to(device)
     predictions, _ = predict(model, loaders.test, loss, build_metrics([], data.classes),
                              data.classes, precision, checkpoint.epoch,
-                             Progress("Test", len(loaders.test), is_shown=True))
+                             Progress("Test", len(loaders.test), Log().is_live))
     predictions.save(run.folder / "predictions.npz")
     return predictions

@@ -153,8 +153,9 @@ class Trainer:
         longer = ("raise TRAIN.EPOCHS" if self.epoch >= self.config.TRAIN.EPOCHS else
                   f"raise TRAIN.EARLY_STOP, which ended it at {self.config.TRAIN.EARLY_STOP}")
         self.log.show(f"{run.folder} is finished: {self.epoch} epochs. To train longer, {longer}.")
-        if not (run.folder / "predictions.npz").is_file():  # interrupted at the very end
-            evaluate(run)
+        path = run.folder / "predictions.npz"
+        if not path.is_file() or run.predictions.epoch != run.checkpoint().epoch:
+            evaluate(run)  # it was interrupted at its very end
 
     def _is_finished(self) -> bool:
         patience = self.config.TRAIN.EARLY_STOP
@@ -346,8 +347,8 @@ class Trainer:
         both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
              f"{shape}")
         if data.val is None:
-            both("monitored  the test set (DATA.VAL_FRACTION is 0); results are those of the last "
-                 "epoch, since the best one would be chosen on the test set itself")
+            both("monitored  the test set (DATA.VAL_FRACTION is 0); results are the last epoch's, "
+                 "not the best's")
         else:
             both("monitored  validation images; results are those of the best epoch on them")
         both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
@@ -372,9 +373,9 @@ class Trainer:
                  f"{self.config.TRAIN.EARLY_STOP} epochs")
         both(test_line(predictions.loss, predictions.correct, len(predictions.true))
              + f" after epoch {predictions.epoch}")
-        both(f"Best {self.data.monitored} {self.config.TRAIN.MONITOR} "
-             f"{self.best[self.config.TRAIN.MONITOR]:.4f} in epoch {self.best['epoch']}; "
-             f"{epochs} epochs, {_duration(seconds)}")
+        monitor = self.config.TRAIN.MONITOR
+        both(f"Best {self.data.monitored} {monitor} {self.best[monitor]:.4f}, in epoch "
+             f"{self.best['epoch']}. {epochs} epochs, {_duration(seconds)}")
         self.log.show(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
                       "checkpoints/")
         self.log.show(f"Per class: python tools/evaluate.py --run {run.folder}")

@@ -82,8 +82,8 @@ MISTAKES = {
     "no network and no data": (lambda p: [CIFAR],
                                ["CIFAR10 is not in data/ and cannot be downloaded",
                                 "cifar-10-python.tar.gz", "configs/resnet18_digits.yaml"]),
-    "truncated data file": (lambda p: (p / "data").mkdir() or (
-        p / "data" / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8bhalf") and [CIFAR],
+    "truncated data file": (lambda p: (p / "data").mkdir() or ((
+        p / "data" / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8bhalf") and [CIFAR]),
                             ["CIFAR10 is missing or damaged in data/"]),
     "absent image folder": (image_folder, ["command line DATA.DATASET", "no folder x"]),
     "image that is not an image": (lambda p: (folder(p / "x"), (

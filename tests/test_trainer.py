@@ -184,7 +184,7 @@ def test_with_validation_data_the_test_set_is_seen_once_with_the_best_weights(ti
     assert run.predictions.epoch == run.checkpoint().epoch == best
     assert set(run.predictions.index) == set(DATASETS.build("Digits").test.index)
     log = (run.folder / "train.log").read_text()
-    assert "results are those of the best epoch" in log and "best one would be chosen" not in log
+    assert "results are those of the best epoch" in log and "the test set" not in log
 
 
 def test_without_validation_data_the_log_says_what_is_monitored(tiny):
@@ -262,6 +262,12 @@ def test_a_run_interrupted_at_its_very_end_gets_its_predictions(tiny, monkeypatc
     monkeypatch.setattr(Trainer, "_finish", finish)
     run = train(load_config(tiny), resume=True)
     assert run.predictions.accuracy == run.metrics[-1]["test/accuracy"]
+    monkeypatch.setattr(Trainer, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=True)
+    assert run.predictions.epoch == 2  # of an earlier end
+    train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=True)
+    assert run.predictions.epoch == 3
 
 
 def test_a_finished_run_is_left_as_it_is(tiny, capsys):
@@ -343,3 +349,11 @@ def test_the_main_config_learns_on_real_cifar_pictures(cifar_images):
     assert losses[-1] < losses[0] - 0.2
     assert run.predictions.accuracy > 0.35  # guessing: 0.10
     assert len(run.predictions.true) == 1000
+
+
+def test_the_deterministic_switch_is_thrown_and_taken_back(tiny):
+    assert not torch.are_deterministic_algorithms_enabled()
+    train(load_config(tiny, {"DETERMINISTIC": True, "TRAIN.EPOCHS": 1}))
+    assert torch.are_deterministic_algorithms_enabled()
+    Trainer(load_config(tiny))
+    assert not torch.are_deterministic_algorithms_enabled()

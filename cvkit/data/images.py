@@ -218,7 +218,8 @@ def scan_files(files: ImageFiles, title: str) -> dict:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = (range(start, min(start + 512, len(files))) for start in range(0, len(files), 512))
-        progress = tqdm(total=len(files), desc=title, unit="img", delay=2, leave=False)
+        progress = tqdm(total=len(files), desc=title, unit="img", delay=2, leave=False,
+                        disable=None)  # drawn on terminals only
         for chunk in chunks:  # in pieces: all decoded images at once may not fit in memory
             for pixels in pool.map(read, chunk):
                 if isinstance(pixels, DataError):

@@ -1,0 +1,77 @@
+"""What the README says holds."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from cvkit.config import SCHEMA, load_config
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
+          for kind in ("bash", "yaml", "python")}
+
+
+def test_it_has_the_blocks_that_are_tested_here():
+    assert {kind: len(blocks) for kind, blocks in BLOCKS.items()} == {
+        "bash": 5, "yaml": 1, "python": 2}
+    first, second = BLOCKS["bash"][:2]  # run by the continuous integration, to the letter
+    assert first.startswith("pip install -e . && python tools/train.py configs/")
+    assert second.startswith('pip install -e ".[dev]" && python -m pytest')
+
+
+def test_files_it_names_exist():
+    for name in re.findall(r"(?:configs|tools|cvkit)/[\w/]+\.(?:yaml|py)", TEXT):
+        assert (ROOT / name).is_file() or (ROOT / "configs" / name).is_file(), name
+
+
+def test_keys_it_names_exist():
+    for group, key in re.findall(r"\b(DATA|TRAIN)\.([A-Z_]+)\b", TEXT):
+        assert key in SCHEMA[group]
+
+
+def test_its_config_reads(tmp_path):
+    (tmp_path / "_base_").symlink_to(ROOT / "configs" / "_base_")
+    (tmp_path / "readme.yaml").write_text(BLOCKS["yaml"][0])
+    config = load_config(tmp_path / "readme.yaml")
+    assert config.MODEL.norm == "layer" and config.DATA.BATCH_SIZE == 256
+    from cvkit.config import check_components
+
+    check_components(config)
+
+
+def test_the_model_in_five_lines_trains(tmp_path, tool, monkeypatch):
+    from cvkit.registry import MODELS
+    from cvkit.run import open_run
+
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    code, command = BLOCKS["python"][0], BLOCKS["bash"][4]
+    assert len([line for line in code.splitlines() if line and not line.startswith("#")]) == 5
+    (tmp_path / "my_model.py").write_text(code)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    words = shlex.split(command)
+    assert words[:2] == ["python", "tools/train.py"]
+    exit_code, _, err = tool("train.py", *words[2:], "TRAIN.EPOCHS", "3")
+    assert exit_code == 0, err
+    assert open_run().predictions.accuracy > 0.8  # a linear model does well on digits
+
+
+def test_its_python_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    code = BLOCKS["python"][1].replace('{"TRAIN.EPOCHS": 2}',
+                                       '{"TRAIN.EPOCHS": 2, "DATA.LIMIT": 100}')
+    exec(compile(code, "README.md", "exec"), {})
+    monitored, predicted = capsys.readouterr().out.splitlines()[-1].split()
+    assert monitored == predicted
+
+
+@pytest.mark.parametrize("command", BLOCKS["bash"][2:4])
+def test_the_other_commands_resolve(command):
+    words = [str(ROOT / "tools" / "train.py") if word == "tools/train.py" else word
+             for word in shlex.split(command)[1:]]
+    done = subprocess.run([sys.executable, *words, "--print-config"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and "NAME: resnet18" in done.stdout
