@@ -347,7 +347,7 @@ def test_the_main_config_learns_on_real_cifar_pictures(cifar_images):
     run = train(config)
     losses = [epoch["train/loss"] for epoch in run.metrics]
     assert losses[-1] < losses[0] - 0.2
-    assert run.predictions.accuracy > 0.35  # guessing: 0.10
+    assert run.predictions.accuracy > 0.25  # guessing: 0.10; 0.30 to 0.40 by the seed
     assert len(run.predictions.true) == 1000
 
 
