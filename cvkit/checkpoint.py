@@ -48,11 +48,21 @@ class Checkpoint:
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
+        """Write the file whole or not at all.
+
+        Raises:
+            CheckpointError: it cannot be written; what was there before is still there.
+        """
         part = path.with_suffix(".part")
-        # asdict would copy every tensor.
-        torch.save({name: getattr(self, name) for name in self.__dataclass_fields__}, part)
-        os.replace(part, path)
+        try:
+            # dataclasses.asdict would copy every tensor.
+            torch.save({name: getattr(self, name) for name in self.__dataclass_fields__}, part)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            raise CheckpointError(f"cannot write {path}: {error}",
+                                  hint="Is the disk full? An older checkpoint there is unharmed."
+                                  ) from error
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

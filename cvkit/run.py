@@ -79,7 +79,7 @@ class Predictions:
         if not path.is_file():
             raise RunError(f"no {path}", hint=again)
         try:
-            with np.load(path) as file:
+            with path.open("rb") as opened, np.load(opened) as file:
                 content = {name: file[name] for name in cls.__dataclass_fields__}
         except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
             raise RunError(f"{path} is damaged: {error}", hint=again) from error

@@ -50,8 +50,10 @@ def test_a_file_is_written_whole_or_not_at_all(run, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match="cannot write .*disk full"):
         checkpoint.save(run.folder / "checkpoints" / "last.pt")
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
+        "best.pt", "last.pt"]
     assert (run.folder / "checkpoints" / "last.pt").read_bytes() == before
 
 

@@ -142,7 +142,7 @@ def test_own_schedulers_say_their_unit():
     ({"NAME": "StepLR", "step_size": 0}, 0.0, "cannot be stepped"),
     ({"NAME": "OneCycleLR", "max_lr": 0.1, "total_steps": 10}, 0.0, "ends after 10 steps, the "
                                                                     "training takes 60"),
-    ({"NAME": "StepLR", "step_size": 1, "verbose": True}, 0.0, "has no argument 'verbose'")])
+    ({"NAME": "StepLR", "step_size": 1, "gama": 0.5}, 0.0, "has no argument 'gama'")])
 def test_wrong_schedulers(node, warmup, expected):
     with pytest.raises(ConfigError, match=expected):
         build_schedule(node, optimizer(), 6, 10, warmup)

@@ -89,6 +89,21 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tiny, monkeypa
     assert np.array_equal(resumed.predictions.probabilities, whole.predictions.probabilities)
 
 
+def test_the_gradient_scaler_of_fp16_is_resumed_too(tiny, monkeypatch):
+    """On a CPU, where fp16 is only refused because it is slow and no use."""
+    monkeypatch.setattr("cvkit.trainer.choose_precision", lambda *args: "fp16")
+    config = load_config(tiny, {"TRAIN.EPOCHS": 3, "TRAIN.CLIP_GRAD_NORM": 1.0})
+    whole = train(config)
+    restore = interrupt_in_epoch(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    restore()
+    resumed = train(config, resume=True)
+    assert resumed.checkpoint("last").training["scaler"]["scale"] > 1
+    assert equal(vars(whole.checkpoint("last")), vars(resumed.checkpoint("last")))
+    assert whole.metrics[-1]["train/loss"] < whole.metrics[0]["train/loss"]
+
+
 def test_the_same_seed_repeats_a_run_and_another_does_not(tiny):
     runs = [train(load_config(tiny, {"SEED": seed})) for seed in (3, 3, 4)]
     weights = [run.checkpoint("last").model["fc.weight"] for run in runs]
@@ -201,7 +216,7 @@ def test_the_run_folder_has_what_it_should(tiny):
         "config.yaml", "train.log", "metrics.jsonl", "environment.txt", "checkpoints",
         "predictions.npz"}
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
-    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]) == {"epoch", "lr", "seconds", "images_per_second", "train/loss",
                                "train/accuracy", "test/loss", "test/accuracy"}
