@@ -691,8 +691,9 @@ def _conform_key(value: Any, spec: Key, where: str, problems: list[ConfigError])
                     str: "a word"}[kind]
     if not is_right:
         shown = f"the word {value!r}" if isinstance(value, str) else repr(_plain(value))
+        fix = f"Write [{value}]. " if kind is list and isinstance(value, str) else ""
         problems.append(ConfigError(f"expected {expected}, not {shown}", where=where,
-                                    hint=f"{spec.doc[0].upper()}{spec.doc[1:]}."))
+                                    hint=f"{fix}{spec.doc[0].upper()}{spec.doc[1:]}."))
     elif spec.choices and value not in spec.choices:
         problems.append(ConfigError(f"{value!r} is not possible", where=where,
                                     hint=suggest(value, spec.choices)))

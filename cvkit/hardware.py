@@ -110,7 +110,7 @@ def environment(device: torch.device) -> str:
                 "yacs", "grad-cam", "scikit-learn"]
     lines = [f"command: {' '.join([Path(sys.executable).name, *sys.argv])}",
              f"python: {platform.python_version()}", f"platform: {platform.platform()}",
-             f"device: {describe(device)}", f"cuda: {torch.version.cuda}"]
+             f"device: {describe(device)}", f"cuda that torch is built with: {torch.version.cuda}"]
     for package in ["cvkit", *packages]:
         try:
             lines.append(f"{package}: {importlib.metadata.version(package)}")

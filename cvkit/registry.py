@@ -6,6 +6,7 @@ import collections.abc
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import textwrap
 import types
@@ -216,9 +217,10 @@ class Registry:
             error.where = error.where or where_in(node, NAME)
             raise
         except refusals as error:
-            first = str(error).strip() or type(error).__name__
-            raise ConfigError(f"{self.kind} {name} cannot be built: {first}",
-                              where=where_in(node, NAME)) from error
+            reason = str(error).strip() or type(error).__name__
+            named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", reason)]
+            raise ConfigError(f"{self.kind} {name} cannot be built: {reason}",
+                              where=where_in(node, named[0] if named else NAME)) from error
 
     def _build_nested(self, value: Any, offered: dict[str, Any]) -> Any:
         if _is_node(value):
@@ -407,7 +409,8 @@ LOSSES = Registry("loss", "cvkit.losses", offers=("num_classes",))
 OPTIMIZERS = Registry("optimizer", "cvkit.optimizers", offers=("params",), reserved=("params",),
                       required=("lr",))
 SCHEDULERS = Registry("scheduler", "cvkit.schedulers", offers=(
-    "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max"), reserved=("optimizer",))
+    "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max", "max_lr"),
+                      reserved=("optimizer",))
 METRICS = Registry("metric", "cvkit.metrics", offers=("classes", "num_classes"),
                    reserved=("classes",))
 WRITERS = Registry("writer", "cvkit.writers", offers=("folder", "config"),
@@ -426,7 +429,10 @@ def get_registry(kind: str) -> Registry:
     for registry in REGISTRIES.values():
         if kind.lower() in (registry.kind, f"{registry.kind}s", f"{registry.kind}es"):
             return registry
-    raise ConfigError(f"no registry of {kind!r}", hint=suggest(kind, REGISTRIES))
+    owners = [registry.kind for registry in REGISTRIES.values() if kind in registry.own]
+    hint = (f"It is a {owners[0]}: python tools/registry.py {owners[0]} {kind}" if owners
+            else suggest(kind, REGISTRIES))
+    raise ConfigError(f"no registry of {kind!r}", hint=hint)
 
 
 def overview(registry: Registry) -> str:
@@ -459,4 +465,10 @@ def describe(registry: Registry, name: str) -> str:
         lines.append("  and others, unchecked")
     elif not parameters:
         lines.append("  none")
-    return "\n".join([*lines, "", inspect.getdoc(entry) or "No docstring."])
+    lines += ["", inspect.getdoc(entry) or "No docstring."]
+    returned = inspect.signature(entry).return_annotation
+    if inspect.isfunction(entry) and entry.__module__.startswith("cvkit.") and returned:
+        returned = getattr(sys.modules[entry.__module__], str(returned), None)
+        if inspect.isclass(returned):  # the class that the function hands its arguments to
+            lines += ["", f"{returned.__name__}: {inspect.getdoc(returned)}"]
+    return "\n".join(lines)

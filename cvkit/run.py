@@ -20,7 +20,7 @@ from cvkit.errors import RunError, suggest
 from cvkit.writers import read_metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """What a model said of each test image; the one source of galleries, tables and matrices.
 
@@ -41,6 +41,9 @@ class Predictions:
     epoch: int
     loss: float
 
+    def __repr__(self) -> str:
+        return f"<Predictions of {len(self.true)} images, {100 * self.accuracy:.2f}% right>"
+
     @property
     def correct(self) -> int:
         return int((self.true == self.predicted).sum())
@@ -59,7 +62,8 @@ class Predictions:
             count, hits = int(of_class.sum()), int((self.predicted[of_class] == number).sum())
             share = f"{100 * hits / count:6.2f} %" if count else "     –"
             lines.append(f"{name:<{width}}  {hits:7d}  {count:6d}  {share}")
-        lines.append(test_line(self.loss, self.correct, len(self.true)))
+        lines.append(test_line(self.loss, self.correct, len(self.true))
+                     + f" after epoch {self.epoch}")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:

@@ -98,7 +98,7 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     """Build the config's SCHEDULER, or a constant rate for None, with its warm-up.
 
     The scheduler is offered how long it runs after the warm-up: epochs, steps_per_epoch,
-    total_steps (in optimizer steps) and T_max (in epochs).
+    total_steps (in optimizer steps) and T_max (in epochs); and the optimizer's rate as max_lr.
 
     Raises:
         ConfigError: it cannot be built, or the warm-up is as long as the training.
@@ -111,7 +111,8 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
         return Schedule(optimizer, None, warmup_steps)
     remaining = epochs - math.floor(warmup_epochs)
     facts = {"optimizer": optimizer, "epochs": remaining, "steps_per_epoch": steps_per_epoch,
-             "T_max": remaining, "total_steps": epochs * steps_per_epoch - warmup_steps}
+             "T_max": remaining, "total_steps": epochs * steps_per_epoch - warmup_steps,
+             "max_lr": float(optimizer.param_groups[0]["lr"])}
     if "epochs" in node or "steps_per_epoch" in node:
         del facts["total_steps"]  # OneCycleLR would take it before the config's own
     try:  # some arguments are looked at only in the first step; try it on another optimizer

@@ -132,17 +132,17 @@ class Trainer:
         writers = [JsonLines(str(run.folder))]
         writers += [WRITERS.build(node, folder=str(run.folder), config=self.config)
                     for node in self.config.WRITERS if node.NAME != "jsonl"]
-        started = time.monotonic()
         try:
             while not self._is_finished():
                 predictions = self._train_and_evaluate(run, writers)
-            self._finish(run, predictions, time.monotonic() - started)
+            self._finish(run, predictions)
         except UserError as error:
             self.log.write(f"Stopped: {error}")
             raise
         except KeyboardInterrupt:
-            self.log.both(f"Interrupted after {self.epoch} epochs. "
-                          + (f"Go on: {self._resume_command(run)}" if self.epoch else ""))
+            self.log.both(f"Interrupted after epoch {self.epoch}. Go on: "
+                          f"{self._resume_command(run)}" if self.epoch else
+                          "Interrupted in the first epoch: there is nothing to resume yet")
             raise
         finally:
             for writer in writers:
@@ -150,8 +150,13 @@ class Trainer:
         return run
 
     def _say_finished(self, run: Run) -> None:
-        longer = ("raise TRAIN.EPOCHS" if self.epoch >= self.config.TRAIN.EPOCHS else
-                  f"raise TRAIN.EARLY_STOP, which ended it at {self.config.TRAIN.EARLY_STOP}")
+        if self.epoch < self.config.TRAIN.EPOCHS:
+            longer = f"raise TRAIN.EARLY_STOP, which ended it at {self.config.TRAIN.EARLY_STOP}"
+        elif self._is_planned():
+            longer = (f"start a new run: {self.config.SCHEDULER.NAME} planned this one for "
+                      "its number of epochs")
+        else:
+            longer = "raise TRAIN.EPOCHS"
         self.log.show(f"{run.folder} is finished: {self.epoch} epochs. To train longer, {longer}.")
         path = run.folder / "predictions.npz"
         if not path.is_file() or run.predictions.epoch != run.checkpoint().epoch:
@@ -317,21 +322,25 @@ class Trainer:
     def _refuse_changes(self, run: Run) -> None:
         """Refuse to go on with a config that would have trained something else."""
         now, then = _flat(self.config.to_dict()), _flat(run.config.to_dict())
-        fixed = [key for key in _MAY_CHANGE if key != "TRAIN.EPOCHS"]
-        if self.config.SCHEDULER is None or not any(
-                SCHEDULERS.asks_for(self.config.SCHEDULER, fact)
-                for fact in ("total_steps", "epochs", "T_max")):
-            fixed.append("TRAIN.EPOCHS")  # nothing was planned for the old number of epochs
+        fixed = [key for key in _MAY_CHANGE if key != "TRAIN.EPOCHS" or not self._is_planned()]
         changed = [key for key in {**then, **now} if now.get(key) != then.get(key)
                    and not any(key == free or key.startswith(free + ".") for free in fixed)]
         if changed:
             lines = [f"{key}: {then.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
                      for key in changed]
+            if "TRAIN.EPOCHS" in changed:
+                lines.append(f"{self.config.SCHEDULER.NAME} was planned for the old number")
             raise RunError(f"{run.folder} cannot be resumed with another config: "
                            + "; ".join(lines),
                            hint=f"Resume with the run's own, python tools/train.py "
                                 f"{run.folder / 'config.yaml'} --resume {run.folder}, or start a "
                                 "new run without --resume.")
+
+    def _is_planned(self) -> bool:
+        """Whether the schedule depends on the number of epochs, which then cannot change."""
+        scheduler = self.config.SCHEDULER
+        return scheduler is not None and any(
+            SCHEDULERS.asks_for(scheduler, fact) for fact in ("total_steps", "epochs", "T_max"))
 
     # -- beginning and end ---------------------------------------------------------------
 
@@ -344,20 +353,36 @@ class Trainer:
         both(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
         if run is not None:
             both(f"resumed    {run.folder} after epoch {self.epoch}")
+        if config.DATA.LIMIT:
+            counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
         both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
              f"{shape}")
+        if self.loaders.train_shape != self.loaders.image_shape:
+            sizes = "×".join(map(str, self.loaders.train_shape))
+            both(f"note       training images are {sizes}, test images {shape}: unless you mean "
+                 "that, give the transforms of both the same size")
         if data.val is None:
             both("monitored  the test set (DATA.VAL_FRACTION is 0); results are the last epoch's, "
                  "not the best's")
         else:
             both("monitored  validation images; results are those of the best epoch on them")
         both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
-        both(f"training   {config.TRAIN.EPOCHS} epochs of {len(self.loaders.train)} batches, "
-             f"{config.OPTIMIZER.NAME}, "
-             f"{config.SCHEDULER.NAME if config.SCHEDULER else 'constant learning rate'}")
+        averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""
+        both(f"training   {config.TRAIN.EPOCHS} epochs of {len(self.loaders.train)} batches of "
+             f"{config.DATA.BATCH_SIZE}, {config.LOSS.NAME}, {self._words_for_rate()}, "
+             f"seed {config.SEED}{averaged}")
         both(f"device     {describe(self.device)}, {self.precision}")
 
-    def _finish(self, run: Run, predictions: Predictions, seconds: float) -> None:
+    def _words_for_rate(self) -> str:
+        optimizer, scheduler = self.config.OPTIMIZER, self.config.SCHEDULER
+        words = f"{optimizer.NAME} lr {optimizer.lr:g}"
+        if scheduler is None:
+            return f"{words}, constant"
+        if scheduler.get("max_lr", optimizer.lr) != optimizer.lr:
+            return f"{optimizer.NAME}, {scheduler.NAME} up to {scheduler.max_lr} (not OPTIMIZER.lr)"
+        return f"{words}, {scheduler.NAME}"
+
+    def _finish(self, run: Run, predictions: Predictions) -> None:
         """Write the predictions of the model whose results count, and say where all is."""
         if self.data.monitored == "val":
             checkpoint = run.checkpoint("best")
@@ -374,8 +399,11 @@ class Trainer:
         both(test_line(predictions.loss, predictions.correct, len(predictions.true))
              + f" after epoch {predictions.epoch}")
         monitor = self.config.TRAIN.MONITOR
-        both(f"Best {self.data.monitored} {monitor} {self.best[monitor]:.4f}, in epoch "
-             f"{self.best['epoch']}. {epochs} epochs, {_duration(seconds)}")
+        value = self.best[monitor]
+        shown = f"{value:.4f}" if monitor.endswith(("loss", "error")) else f"{100 * value:.2f}%"
+        seconds = sum(epoch["seconds"] for epoch in run.metrics)  # of a resumed run all of them
+        both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
+             f"{epochs} epochs, {_duration(seconds)} of training")
         self.log.show(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
                       "checkpoints/")
         self.log.show(f"Per class: python tools/evaluate.py --run {run.folder}")

@@ -364,6 +364,7 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("TRAIN: {PRECISION: bf61}\n", "Did you mean bf16?"),
     ("OUTPUT_DIR: 2024\n", "expected a word, not 2024"),
     ("IMPORTS: my.py\n", "expected a list of words, not the word 'my.py'"),
+    ("IMPORTS: my.py\n", "Write [my.py]."),
     ("TRAIN: 3\n", "TRAIN holds keys, not 3"),
     ("LOSS: MSELoss\n", "Write {NAME: MSELoss}"),
     ("LOSS: null\n", "expected a node {NAME: …}, not null"),

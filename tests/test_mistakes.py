@@ -56,7 +56,7 @@ MISTAKES = {
     "wrong type of an argument": (lambda p: [config(p, "lr: 0.05", "lr: small")],
                                   ["tiny.yaml:10 OPTIMIZER.lr", "takes float"]),
     "value that is refused": (lambda p: [config(p, "momentum: 0.9", "momentum: -1")],
-                              ["tiny.yaml:10 OPTIMIZER.NAME", "Invalid momentum value"]),
+                              ["tiny.yaml:10 OPTIMIZER.momentum", "Invalid momentum value"]),
     "duplicate key": (lambda p: [config(p, new="SEED: 1\nSEED: 2\n")],
                       ["tiny.yaml:13 SEED: SEED stands twice; it was first set in line 12"]),
     "tab": (lambda p: [config(p, "  LIMIT", "\tLIMIT")],
@@ -91,7 +91,7 @@ MISTAKES = {
         ["x/ants/9.jpg cannot be read as an image", "Replace or remove it"]),
     "mixed sizes": (lambda p: (folder(p / "x"), Image.radial_gradient("L").resize((40, 40)).save(
         p / "x" / "bees" / "big.png"), image_folder(p, "DATA.TRAIN_TRANSFORMS", "[]"))[-1],
-        ["images come out in different sizes", "Add {NAME: Resize"]),
+        ["images come out in different sizes, such as 32×32 and 40×40", "Put {NAME: Resize"]),
     "images too small for the model": (
         lambda p: [config(p), "MODEL", "{NAME: alexnet}"],
         ["model alexnet cannot take images of 3×32×32", "made for 63×63 pixels or more"]),
@@ -103,7 +103,7 @@ MISTAKES = {
         lambda p: [config(p, "{NAME: CutOut, size: 8}", "{NAME: CoarseDropout, max_holes: 1}")],
         ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.max_holes", "transform CoarseDropout has no argument"]),
     "black CutOut": (lambda p: [config(p, "size: 8", "size: 8, fill: 0.4914")],
-                     ["tiny.yaml:9", "fill is in pixel values, 0–255"]),
+                     ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.fill", "fill is in pixel values, 0–255"]),
     "a loss that is none": (lambda p: [config(p, new="LOSS: {NAME: TripletMarginLoss}\n")],
                             ["tiny.yaml:12 LOSS.NAME", "is not a loss of logits and classes"]),
     "no run to resume": (lambda p: [config(p), "--resume"],
@@ -159,6 +159,7 @@ def test_several_mistakes_are_told_at_once(tool, tmp_path):
     (["evaluate.py"], "no run with a checkpoint in runs/"),
     (["evaluate.py", "--run", "gone"], "no run gone"),
     (["registry.py", "modell"], "Did you mean model?"),
+    (["registry.py", "CutOut"], "It is a transform: python tools/registry.py transform CutOut"),
     (["registry.py", "model", "resnet81"], "Did you mean resnet18?"),
     (["registry.py", "--import", "gone.py"], "no file gone.py")])
 def test_mistakes_with_the_other_tools(tool, arguments, expected):

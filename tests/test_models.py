@@ -90,7 +90,7 @@ def test_images_that_do_not_fit_are_refused(name, shape, expected):
 @pytest.mark.parametrize("node, expected", [
     ({"NAME": "resnet18", "num_classes": 5}, "num_classes is 5, but the data has 10 classes"),
     ({"NAME": "resnet18", "in_channels": 1}, "in_channels is 1, but the data has 3 channels"),
-    ({"NAME": "resnet18", "norm": "group", "groups": 5}, "cannot be built"),
+    ({"NAME": "resnet18", "norm": "group", "groups": 5}, "groups 5 does not divide"),
     ({"NAME": "resnet18", "strides": [1, 2]}, "strides has one number per stage"),
 ])
 def test_arguments_that_contradict_the_data_or_themselves(node, expected):
@@ -106,6 +106,9 @@ def test_an_own_model_with_another_output_is_refused(monkeypatch):
         def forward(self, x):
             return x
 
+    MODELS.register("nothing")(lambda num_classes: None)
+    with pytest.raises(ConfigError, match="nothing returned NoneType, not a torch.nn.Module"):
+        build_model("nothing", 10, SHAPE)
     with pytest.raises(ConfigError, match=r"returns \(1, 3, 32, 32\) for one image; expected logits"):
         build_model("NoClasses", 10, SHAPE)
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
-from cvkit.config import SCHEMA, load_config
+from cvkit.config import SCHEMA, check_components, load_config
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
@@ -17,7 +18,7 @@ BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
 
 def test_it_has_the_blocks_that_are_tested_here():
     assert {kind: len(blocks) for kind, blocks in BLOCKS.items()} == {
-        "bash": 5, "yaml": 1, "python": 2}
+        "bash": 5, "yaml": 2, "python": 2}
     first, second = BLOCKS["bash"][:2]  # run by the continuous integration, to the letter
     assert first.startswith("pip install -e . && python tools/train.py configs/")
     assert second.startswith('pip install -e ".[dev]" && python -m pytest')
@@ -35,12 +36,22 @@ def test_keys_it_names_exist():
 
 def test_its_config_reads(tmp_path):
     (tmp_path / "_base_").symlink_to(ROOT / "configs" / "_base_")
-    (tmp_path / "readme.yaml").write_text(BLOCKS["yaml"][0])
-    config = load_config(tmp_path / "readme.yaml")
+    (tmp_path / "readme.yaml").write_text(BLOCKS["yaml"][1])
+    config = load_config(tmp_path / "readme.yaml", ["DATA.TRAIN_TRANSFORMS.2.size", "8"])
     assert config.MODEL.norm == "layer" and config.DATA.BATCH_SIZE == 256
-    from cvkit.config import check_components
-
     check_components(config)
+
+
+def test_its_config_for_own_images_takes_images_of_any_size(tmp_path, tool):
+    for number in range(12):
+        for name in "ab":
+            (tmp_path / "my_images" / name).mkdir(parents=True, exist_ok=True)
+            Image.radial_gradient("L").resize((40 + number, 50)).save(
+                tmp_path / "my_images" / name / f"{number}.png")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "mine.yaml").write_text(BLOCKS["yaml"][0])
+    code, out, err = tool("train.py", "mine.yaml", "--check", "MODEL.width", "16")
+    assert code == 0 and "3×64×64" in out and "note " not in out, err
 
 
 def test_the_model_in_five_lines_trains(tmp_path, tool, monkeypatch):

@@ -159,7 +159,7 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
     (OPTIMIZERS, {"NAME": "AdamW"}, "optimizer AdamW needs lr"),
     (OPTIMIZERS, {"NAME": "SGD", "lr": "fast"}, "lr of optimizer SGD takes float"),
     (OPTIMIZERS, {"NAME": "SGD", "lr": 0.1, "momentun": 0.9}, "Did you mean momentum?"),
-    (SCHEDULERS, {"NAME": "OneCycleLR"}, "scheduler OneCycleLR needs max_lr"),
+    (SCHEDULERS, {"NAME": "StepLR"}, "scheduler StepLR needs step_size"),
     (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": 1, "anneal_strategy": "sin"},
      "one of cos, linear"),
     (TRANSFORMS, {"NAME": "CoarseDropout", "max_holes": 1}, "has no argument 'max_holes'"),

@@ -80,7 +80,8 @@ def test_the_table_counts_every_class():
         "cat          1       2   50.00 %",
         "dog          2       2  100.00 %",
         "ox           0       0       –",
-        "Test set: Average loss: 0.2500, Accuracy: 3/4 (75.00%)"]
+        "Test set: Average loss: 0.2500, Accuracy: 3/4 (75.00%) after epoch 3"]
+    assert repr(PREDICTIONS) == "<Predictions of 4 images, 75.00% right>"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 half a file", "wrong keys"])

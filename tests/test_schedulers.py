@@ -64,6 +64,11 @@ def test_one_cycle_gets_its_length_rises_and_anneals():
     assert shorter[-1] > 0.1  # the config's own length counts
 
 
+def test_one_cycle_peaks_at_the_optimizer_s_rate_unless_the_config_says_another():
+    assert max(rates({"NAME": "OneCycleLR"}, lr=0.3)) == pytest.approx(0.3, rel=1e-2)
+    assert max(rates({"NAME": "OneCycleLR", "max_lr": 0.4}, lr=0.3)) == pytest.approx(0.4, rel=1e-2)
+
+
 def test_step_lr_is_stepped_per_epoch():
     assert rates({"NAME": "StepLR", "step_size": 2, "gamma": 0.1})[::10] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
@@ -137,7 +142,7 @@ def test_own_schedulers_say_their_unit():
 
 @pytest.mark.parametrize("node, warmup, expected", [
     (None, 6.0, "leaves nothing of the 6 epochs"),
-    ({"NAME": "OneCycleLR"}, 0.0, "scheduler OneCycleLR needs max_lr"),
+    ({"NAME": "StepLR"}, 0.0, "scheduler StepLR needs step_size"),
     ({"NAME": "OneCycleLR", "max_lr": 0.1, "pct_start": 2.0}, 0.0, "cannot be built"),
     ({"NAME": "StepLR", "step_size": 0}, 0.0, "cannot be stepped"),
     ({"NAME": "OneCycleLR", "max_lr": 0.1, "total_steps": 10}, 0.0, "ends after 10 steps, the "

@@ -61,6 +61,7 @@ def test_train_then_evaluate(tool, tiny):
     (["a.yaml", "--resume", "TRAIN.EPOCHS", "3"], "a.yaml", ["TRAIN.EPOCHS", "3"], "", False),
     (["a.yaml", "--resume", "SEED", "3"], "a.yaml", ["SEED", "3"], "", False),
     (["a.yaml", "--resume", "runs/a/x"], "a.yaml", [], "runs/a/x", False),
+    (["--resume", "runs/a/x"], "runs/a/x/config.yaml", [], "runs/a/x", False),
     (["--resume", "runs/a/x", "a.yaml", "SEED", "3"], "a.yaml", ["SEED", "3"], "runs/a/x", False),
     (["a.yaml", "OPTIMIZER.lr", "-1e-3"], "a.yaml", ["OPTIMIZER.lr", " -1e-3"], None, False),
     (["a.yaml", "OPTIMIZER.lr", "-1"], "a.yaml", ["OPTIMIZER.lr", " -1"], None, False),
@@ -69,6 +70,12 @@ def test_flags_stand_before_after_and_between(words, config, overrides, resume, 
     args = load_tool("train").parse(list(words))
     assert (args.config, args.overrides, args.resume, args.check) == (
         config, overrides, resume, check)
+
+
+@pytest.mark.parametrize("words", [[], ["--check"], ["--resume"]])
+def test_without_a_config_it_is_asked_for(tool, words):
+    code, _, err = tool("train.py", *words)
+    assert code == 2 and "CONFIG is missing, a YAML file such as configs/resnet18_digits.yaml" in err
 
 
 def test_resume_from_the_command_line(tool, tiny):
@@ -102,6 +109,8 @@ def test_the_registry_is_listed_and_described(tool):
     assert code == 0 and all(f"{kind}:" in out.splitlines() for kind in REGISTRIES)
     for kind in ("model", "models", "MODEL"):
         assert "resnet34" in tool("registry.py", kind)[1]
+    assert "norm: batch, layer (GroupNorm with one group) or group" in tool(
+        "registry.py", "model", "resnet18")[1]
     code, out, _ = tool("registry.py", "transform", "CutOut")
     assert code == 0 and "size (int or list[int]): required" in out
     assert "fill (float or list[float] or str): default 'mean'" in out
@@ -146,5 +155,5 @@ def test_ctrl_c_ends_without_a_traceback_and_says_how_to_go_on(tiny):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert re.search(r"Interrupted after \d+ epochs\. Go on: python tools/train\.py runs/tiny/\S+"
+    assert re.search(r"Interrupted after epoch \d+\. Go on: python tools/train\.py runs/tiny/\S+"
                      r"config\.yaml --resume runs/tiny/\S+", out)

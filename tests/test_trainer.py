@@ -229,6 +229,24 @@ def test_the_run_folder_has_what_it_should(tiny):
     assert "command: " in (run.folder / "environment.txt").read_text()
 
 
+def test_the_log_says_what_tells_runs_apart(tiny):
+    run = train(load_config(tiny, {"TRAIN.EMA": 0.9, "SEED": 3, "TRAIN.EPOCHS": 1,
+                                   "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.2},
+                                   "DATA.TRAIN_TRANSFORMS.0.size": 24}))
+    log = (run.folder / "train.log").read_text()
+    assert "150 train, 150 test (DATA.LIMIT 150), 10 classes, 3×32×32" in log
+    assert ("1 epochs of 5 batches of 32, CrossEntropyLoss, SGD, OneCycleLR up to 0.2 (not "
+            "OPTIMIZER.lr), seed 3, EMA 0.9 of the weights is tested") in log
+    assert "note       training images are 3×24×24, test images 3×32×32" in log
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_epochs(tiny):
+    train(load_config(tiny))
+    run = train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=True)
+    seconds = sum(epoch["seconds"] for epoch in run.metrics)
+    assert f"3 epochs, {seconds:.1f} s of training" in (run.folder / "train.log").read_text()
+
+
 def test_the_screen_says_where_everything_is_and_what_to_run_next(tiny, capsys):
     run = train(load_config(tiny))
     last = capsys.readouterr().out.splitlines()[-2:]
@@ -302,7 +320,7 @@ def test_a_finished_run_can_be_trained_longer_where_nothing_was_planned_for_its_
     assert equal(longer.checkpoint("last").model, whole.checkpoint("last").model)
     one_cycle = {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}}
     train(load_config(tiny, one_cycle))
-    with pytest.raises(RunError, match="TRAIN.EPOCHS: 2 in the run, 4 now"):
+    with pytest.raises(RunError, match="TRAIN.EPOCHS: 2 in the run, 4 now; OneCycleLR was planned"):
         train(load_config(tiny, {**one_cycle, "TRAIN.EPOCHS": 4}), resume=True)
 
 

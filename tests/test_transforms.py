@@ -109,6 +109,24 @@ def test_albumentations_by_class_name_with_its_own_meaning():
     assert isinstance(TRANSFORMS.build("CoarseDropout"), albumentations.CoarseDropout)
 
 
+def test_any_function_of_an_image_is_a_transform(monkeypatch):
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+
+    @TRANSFORMS.register()
+    class Invert:
+        def __init__(self, top=255):
+            self.top = top
+
+        def __call__(self, image):
+            return self.top - image
+
+    TRANSFORMS.register("number")(lambda: 3)
+    pipeline, _ = build_pipeline([{"NAME": "Invert"}], data_of())
+    assert np.array_equal(pipeline(IMAGE), 255 - IMAGE)
+    with pytest.raises(ConfigError, match="transform number is int, which cannot be called"):
+        build_pipeline([{"NAME": "number"}], data_of())
+
+
 def test_two_flips_are_independent():
     nodes = [{"NAME": "HorizontalFlip"}, {"NAME": "VerticalFlip"}]
     pipeline, _ = build_pipeline(nodes, data_of())

@@ -8,6 +8,7 @@
 import argparse
 import re
 import sys
+from pathlib import Path
 
 from cvkit.config import load_config
 from cvkit.errors import run_tool
@@ -24,7 +25,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; see configs/")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
                         help="set a key for this run: TRAIN.EPOCHS 5 MODEL.norm layer")
     parser.add_argument("--resume", metavar="RUN", help="continue RUN, a run folder; without RUN, "
@@ -33,7 +34,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="build everything, try one batch, write nothing")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved config and where each value was set")
-    return parser.parse_intermixed_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
+    if not args.config and args.resume:
+        args.config = str(Path(args.resume, "config.yaml"))
+    elif not args.config:
+        parser.error("CONFIG is missing, a YAML file such as configs/resnet18_digits.yaml")
+    return args
 
 
 def main() -> None:

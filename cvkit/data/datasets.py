@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import pickle
 import tarfile
@@ -19,7 +20,7 @@ from cvkit.data.images import (
     statistics,
     stratified_split,
 )
-from cvkit.errors import DataError, suggest
+from cvkit.errors import DataError
 from cvkit.registry import DATASETS
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -165,9 +166,10 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     _check_fraction("test_fraction", test_fraction)
     folder = Path(root)
     if not folder.is_dir():
-        near = [str(path) for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        beside = [str(path) for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(root, beside, n=1)
         raise DataError(f"no folder {root} (looked in {Path.cwd()})",
-                        hint=suggest(root, near) or None)
+                        hint=f"Did you mean {near[0]}?" if near else None)
     names = {path.name for path in folder.iterdir() if path.is_dir()}
     split_names = [name for name in ("train", "val", "test") if name in names]
     if "train" in names and len(split_names) > 1:

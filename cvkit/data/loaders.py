@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cvkit.config import Config
 from cvkit.data.images import ImageData, ImageSet, balanced_subset, stratified_split
-from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
+from cvkit.data.transforms import RESIZE_HINT, Normalize, Pipeline, build_pipeline
 from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.registry import DATASETS, where_in
 
@@ -105,8 +105,7 @@ class _Batches(Dataset):
         shapes = {image.shape for image in pixels}
         if len(shapes) > 1:
             return DataError(f"images come out in different sizes: {sorted(shapes)}",
-                             hint="Add {NAME: Resize, height: 64, width: 64} to "
-                                  "DATA.TRAIN_TRANSFORMS and DATA.TEST_TRANSFORMS.")
+                             hint=RESIZE_HINT)
         return (torch.from_numpy(np.stack(pixels)),
                 torch.from_numpy(images.labels[request.positions]),
                 torch.from_numpy(images.index[request.positions]))
@@ -179,6 +178,7 @@ class Loaders:
         train, test: loaders; val: one, or None.
         mean, std: what images are normalised with, per channel.
         image_shape: (channels, height, width) of test images after the pipeline.
+        train_shape: the same of training images; other sizes are possible, rarely meant.
     """
 
     train: BatchLoader
@@ -187,6 +187,7 @@ class Loaders:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_shape: tuple[int, int, int]
+    train_shape: tuple[int, int, int]
 
     @property
     def monitored(self) -> BatchLoader:
@@ -250,4 +251,5 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         train=loader(data.train, train_pipeline, node.BATCH_SIZE, True),
         test=loader(data.test, test_pipeline, evaluation_size, False),
         val=loader(data.val, test_pipeline, evaluation_size, False) if data.val else None,
-        mean=mean, std=std, image_shape=(test_shape[2], *test_shape[:2]))
+        mean=mean, std=std, image_shape=(test_shape[2], *test_shape[:2]),
+        train_shape=(train_shape[2], *train_shape[:2]))

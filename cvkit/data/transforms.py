@@ -134,6 +134,17 @@ def _albumentations() -> dict[str, type]:
 TRANSFORMS.add_library("albumentations", _albumentations)
 
 
+class _Function(A.ImageOnlyTransform):
+    """Any function of an image as a transform that is always applied."""
+
+    def __init__(self, function: Any):
+        super().__init__(p=1.0)
+        self.function = function
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        return self.function(img)
+
+
 class Pipeline:
     """Transforms in order, `pipeline(image)`, with random numbers of its own.
 
@@ -181,6 +192,11 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Nor
         if isinstance(built, Normalize):
             normalize = built
             continue
+        if not isinstance(built, (A.BasicTransform, A.BaseCompose)):
+            if not callable(built):
+                raise ConfigError(f"transform {name} is {type(built).__name__}, which cannot be "
+                                  "called", where=where_in(node, NAME))
+            built = _Function(built)
         transforms.append(built)
         try:
             extremes = _try(built, extremes)
@@ -197,12 +213,18 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Nor
     shapes = sorted({image.shape for image in extremes})
     if len(shapes) > 1:
         raise ConfigError(
-            f"images come out in different sizes, such as {shapes[0][:2]} and {shapes[-1][:2]}; "
-            "a batch needs one",
-            where=where_in(nodes[-1], NAME) if len(nodes) else None,
-            hint="Add {NAME: Resize, height: 64, width: 64} to DATA.TRAIN_TRANSFORMS and "
-                 "DATA.TEST_TRANSFORMS.")
+            f"images come out in different sizes, such as {_words(shapes[0])} and "
+            f"{_words(shapes[-1])} (height×width); a batch needs one",
+            where=where_in(nodes[-1], NAME) if len(nodes) else None, hint=RESIZE_HINT)
     return Pipeline(transforms), normalize
+
+
+RESIZE_HINT = ("Put {NAME: Resize, height: 64, width: 64} first in DATA.TRAIN_TRANSFORMS and in "
+               "DATA.TEST_TRANSFORMS,\n  and let a RandomCrop after it have size 64.")
+
+
+def _words(shape: Sequence[int]) -> str:
+    return f"{shape[0]}×{shape[1]}"
 
 
 def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:

@@ -36,6 +36,9 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int]) 
     model = MODELS.build(node, num_classes=num_classes, in_channels=channels,
                          image_size=height if height == width else (height, width))
     name = node if isinstance(node, str) else node[NAME]
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model {name} returned {type(model).__name__}, not a torch.nn.Module",
+                          where=where_in(node, NAME), hint="Is a return missing?")
     model.eval()
     try:
         with torch.no_grad():

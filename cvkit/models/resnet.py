@@ -26,6 +26,8 @@ def make_norm(norm: str, channels: int, groups: int) -> nn.Module:
     if norm == "layer":
         return nn.GroupNorm(1, channels)
     if norm == "group":
+        if channels % groups:
+            raise ValueError(f"groups {groups} does not divide {channels} channels; set groups")
         return nn.GroupNorm(groups, channels)
     raise ValueError(f"norm is batch, layer or group, not {norm!r}")
 
@@ -56,7 +58,7 @@ class ResNet(nn.Module):
     Args:
         blocks: per stage.
         num_classes, in_channels: of the data.
-        norm: batch, layer or group, in every place of the network.
+        norm: batch, layer (GroupNorm with one group) or group, in every place of the network.
         groups: for norm="group".
         strides: of the four stages; (1, 2, 2, 1) keeps 8×8 maps in layer4.
         width: channels of layer1, doubled in each further stage.
