@@ -270,10 +270,6 @@ class Progress:
     def step(self) -> bool:
         """Count a batch; return whether it is time for `update`."""
         self._done += 1
-        return self.is_due
-
-    @property
-    def is_due(self) -> bool:
         return time.monotonic() >= self._due or self._done == self._total
 
     def update(self, loss: float, accuracy: float) -> None:

@@ -218,19 +218,20 @@ class Trainer:
         progress = Progress("Train", len(loader), self.log.is_live)
         sizes = loader.batch_sizes
         for number, batch in enumerate(loader):
-            group = sizes[number - number % accumulate:][:accumulate]
+            start = number - number % accumulate
+            group = sizes[start:start + accumulate]
             is_step = number % accumulate == accumulate - 1 or number == len(sizes) - 1
             loss, logits = self.train_step(batch, len(batch.labels) / sum(group), is_step)
             # Counted on the device; looked at twice a second, for each look waits for the GPU.
             first_bad = torch.where((first_bad == 0) & ~torch.isfinite(loss), number + 1, first_bad)
             mean_loss.update(loss, len(batch.labels))
             accuracy.update(logits, batch.labels)
-            if progress.step() or self.device.type == "cpu":
-                if first_bad:
-                    progress.close()
-                    self._stop_for_non_finite(int(first_bad), len(loader))
-                if progress.is_due:
-                    progress.update(mean_loss.compute(), accuracy.compute()["accuracy"])
+            is_due = progress.step()
+            if (is_due or self.device.type == "cpu") and first_bad:
+                progress.close()
+                self._stop_for_non_finite(int(first_bad), len(loader))
+            if is_due:
+                progress.update(mean_loss.compute(), accuracy.compute()["accuracy"])
         progress.close()
         return {"loss": mean_loss.compute(), **accuracy.compute()}
 
@@ -322,9 +323,9 @@ class Trainer:
     def _refuse_changes(self, run: Run) -> None:
         """Refuse to go on with a config that would have trained something else."""
         now, then = _flat(self.config.to_dict()), _flat(run.config.to_dict())
-        fixed = [key for key in _MAY_CHANGE if key != "TRAIN.EPOCHS" or not self._is_planned()]
-        changed = [key for key in {**then, **now} if now.get(key) != then.get(key)
-                   and not any(key == free or key.startswith(free + ".") for free in fixed)]
+        free = [key for key in _MAY_CHANGE if key != "TRAIN.EPOCHS" or not self._is_planned()]
+        changed = [key for key in {**then, **now}
+                   if now.get(key) != then.get(key) and key not in free]
         if changed:
             lines = [f"{key}: {then.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
                      for key in changed]

@@ -224,13 +224,14 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def test_files_that_are_no_images_are_named_up_to_five(tmp_path):
-    fill(tmp_path / "x", {"a": 10, "b": 10})
+    for split in ("train", "test"):
+        fill(tmp_path / "x" / split, {"a": 10, "b": 10})
     for number in range(7):
-        (tmp_path / "x" / "a" / f"{number:03}.png").write_text("no image")
+        (tmp_path / "x" / "train" / "a" / f"{number:03}.png").write_text("no image")
     with pytest.raises(DataError) as caught:
         DATASETS.build({"NAME": "ImageFolder", "root": "x"})
     assert str(caught.value).count("cannot be read as an image") == 5
-    assert "and" in str(caught.value) and "more" in str(caught.value)
+    assert "x/train/a/000.png" in str(caught.value) and str(caught.value).endswith("and 2 more")
 
 
 @pytest.mark.parametrize("node, expected", [

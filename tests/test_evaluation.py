@@ -58,9 +58,10 @@ def test_a_moved_run_is_evaluated_where_it_is(run, tmp_path):
 
 
 def test_the_newest_run_is_evaluated_by_default(run):
+    before = run.predictions.probabilities
     (run.folder / "predictions.npz").unlink()
-    evaluate()
-    assert (run.folder / "predictions.npz").is_file()
+    assert np.array_equal(evaluate().probabilities, before)
+    assert np.array_equal(run.predictions.probabilities, before)
 
 
 def test_test_images_are_normalised_as_in_training_even_if_the_training_images_changed(tiny):

@@ -118,13 +118,19 @@ def test_any_function_of_an_image_is_a_transform(monkeypatch):
             self.top = top
 
         def __call__(self, image):
-            return self.top - image
+            np.subtract(self.top, image, out=image)
+            return image
 
     TRANSFORMS.register("number")(lambda: 3)
+    TRANSFORMS.register("buggy")(lambda: lambda image: image / 0 + None)
     pipeline, _ = build_pipeline([{"NAME": "Invert"}], data_of())
-    assert np.array_equal(pipeline(IMAGE), 255 - IMAGE)
+    before = IMAGE.copy()
+    assert np.array_equal(pipeline(IMAGE), 255 - before)
+    assert np.array_equal(IMAGE, before)  # the data set is not changed in place
     with pytest.raises(ConfigError, match="transform number is int, which cannot be called"):
         build_pipeline([{"NAME": "number"}], data_of())
+    with pytest.raises(TypeError), np.errstate(divide="ignore"):  # with its own traceback
+        build_pipeline([{"NAME": "buggy"}], data_of())
 
 
 def test_two_flips_are_independent():

@@ -142,7 +142,7 @@ class _Function(A.ImageOnlyTransform):
         self.function = function
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        return self.function(img)
+        return self.function(img.copy())  # what it does in place stays out of the data set
 
 
 class Pipeline:
@@ -167,7 +167,7 @@ class Pipeline:
         """Return the transformed image; uint8 (H, W, C) both."""
         if self._compose is None:
             return image
-        image = self._compose(image=np.ascontiguousarray(image))["image"]
+        image = self._compose(image=image)["image"]
         return image if image.ndim == 3 else image[:, :, None]
 
 
@@ -201,6 +201,8 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Nor
         try:
             extremes = _try(built, extremes)
         except Exception as error:  # whatever albumentations, OpenCV or NumPy may raise
+            if not type(built).__module__.startswith("albumentations"):
+                raise  # a bug in the user's own code
             size = "×".join(map(str, extremes[0].shape))
             raise ConfigError(f"{name} fails on an image of {size}: {error}",
                               where=where_in(node, NAME)) from error
