@@ -616,6 +616,15 @@ def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: Origin)
     return ConfigError(f"unknown key {key}", where=f"{origin} {dotted}", hint=hint)
 
 
+def unknown_flag(flag: str) -> ConfigError:
+    """Return the error for `--epochs`, which other tools have and this one sets as a key."""
+    word = flag.strip("-").replace("-", "_").upper()
+    meant = [key for key in _all_keys(SCHEMA) if key.split(".")[-1] == word]
+    hint = "Settings are KEY VALUE pairs: TRAIN.EPOCHS 5 OPTIMIZER.lr 0.05"
+    return ConfigError(f"no flag {flag}", where=COMMAND_LINE,
+                       hint=f"Did you mean {meant[0]}? {hint}" if meant else hint)
+
+
 def _all_keys(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
     for key, spec in schema.items():
         yield path + key

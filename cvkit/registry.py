@@ -180,9 +180,10 @@ class Registry:
                    if key not in arguments and key not in self.offers
                    and (parameter.default is parameter.empty or key in self.required)]
         if missing:
+            path = getattr(node, "path", str)  # the dotted key, in a config
             yield ConfigError(f"{self.kind} {name} needs {', '.join(missing)}",
                               where=where_in(node, NAME),
-                              hint=f"Set {', '.join(f'{key}: …' for key in missing)} beside NAME.")
+                              hint=f"Set {', '.join(map(path, missing))}.")
 
     def build(self, node: Any, **offered: Any) -> Any:
         """Construct what a node names, with its arguments and the facts it asks for.

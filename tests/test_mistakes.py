@@ -48,7 +48,7 @@ MISTAKES = {
     "misspelt argument": (lambda p: [config(p, "padding", "pading")],
                           ["tiny.yaml:8 DATA.TRAIN_TRANSFORMS.0.pading", "Did you mean padding?"]),
     "missing argument": (lambda p: [config(p, "lr: 0.05, ", "")],
-                         ["tiny.yaml:10 OPTIMIZER.NAME: optimizer SGD needs lr"]),
+                         ["tiny.yaml:10 OPTIMIZER.NAME: optimizer SGD needs lr", "Set OPTIMIZER.lr."]),
     "missing component": (lambda p: [config(p, "MODEL: {NAME: resnet18, width: 4}", "")],
                           ["MODEL is missing", "tools/registry.py model"]),
     "wrong type of a key": (lambda p: [config(p, "EPOCHS: 2", "EPOCHS: two")],
@@ -68,6 +68,10 @@ MISTAKES = {
     "circle of bases": (lambda p: [config(p, new="_BASE_: tiny.yaml\n")],
                         ["_BASE_ goes in a circle: tiny.yaml -> tiny.yaml"]),
     "key=value": (lambda p: [config(p), "TRAIN.EPOCHS=3"], ["Write KEY VALUE with a space"]),
+    "a flag that other tools have": (lambda p: [config(p), "--epochs", "3"],
+                                     ["no flag --epochs", "Did you mean TRAIN.EPOCHS?"]),
+    "a flag for an argument": (lambda p: [config(p), "--lr", "0.1", "--check"],
+                               ["no flag --lr", "OPTIMIZER.lr 0.05"]),
     "key without value": (lambda p: [config(p), "TRAIN.EPOCHS"], ["TRAIN.EPOCHS has no value"]),
     "classes that do not match": (lambda p: [config(p, "width: 4", "width: 4, num_classes: 5")],
                                   ["tiny.yaml:2 MODEL.num_classes", "is 5, but the data has 10"]),
@@ -122,7 +126,7 @@ MISTAKES = {
 
 
 def test_there_are_at_least_25():
-    assert len(MISTAKES) >= 37
+    assert len(MISTAKES) >= 39
 
 
 @pytest.mark.parametrize("name", MISTAKES)

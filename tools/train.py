@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from cvkit.config import load_config
+from cvkit.config import load_config, unknown_flag
 from cvkit.errors import run_tool
 
 
@@ -26,15 +26,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; see configs/")
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
-                        help="set a key for this run: TRAIN.EPOCHS 5 MODEL.norm layer")
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="set keys for this run")
     parser.add_argument("--resume", metavar="RUN", help="continue RUN, a run folder; without RUN, "
                                                         "the newest run of this config")
-    parser.add_argument("--check", action="store_true",
-                        help="build everything, try one batch, write nothing")
+    parser.add_argument("--check", action="store_true", help="try one batch, write nothing")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved config and where each value was set")
-    args = parser.parse_intermixed_args(arguments)
+    args, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise unknown_flag(unknown[0])
     if not args.config and args.resume:
         args.config = str(Path(args.resume, "config.yaml"))
     elif not args.config:
