@@ -26,6 +26,7 @@ setup(
         "pyyaml>=6.0",
         "scikit-learn>=1.2",
         "tensorboard>=2.14",
+        "torchinfo>=1.8",
         "tqdm>=4.64",
         "yacs>=0.1.8",
     ],

@@ -24,16 +24,20 @@ _PUBLIC = {
     "SCHEDULERS": "cvkit.registry",
     "METRICS": "cvkit.registry",
     "WRITERS": "cvkit.registry",
+    "VISUALIZERS": "cvkit.registry",
     "UserError": "cvkit.errors",
     "ImageData": "cvkit.data",
     "ImageSet": "cvkit.data",
     "build_data": "cvkit.data",
     "build_model": "cvkit.models",
+    "Experiment": "cvkit.experiment",
     "Run": "cvkit.run",
+    "Runs": "cvkit.run",
     "open_run": "cvkit.run",
     "evaluate": "cvkit.evaluation",
     "Trainer": "cvkit.trainer",
     "train": "cvkit.trainer",
+    "write_report": "cvkit.visualizers.report",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -66,6 +66,7 @@ SCHEMA: dict[str, Any] = {
     "SCHEDULER": Component("scheduler", "what changes the learning rate; null: nothing"),
     "METRICS": Component("metric", "measured besides loss and accuracy", [], is_list=True),
     "WRITERS": Component("writer", "further logs besides metrics.jsonl", [], is_list=True),
+    "VISUALIZERS": Component("visualizer", "what tools/visualize.py draws", [], is_list=True),
     "TRAIN": {
         "EPOCHS": Key(20, "passes over the training images", minimum=1),
         "PRECISION": Key("auto", "auto: bf16 where the hardware has it, else fp16 on a GPU",
@@ -361,6 +362,14 @@ class Config(CfgNode):
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and lists."""
         return {key: _plain(value) for key, value in self.items()}
+
+    def flat(self) -> dict[str, Any]:
+        """Return plain values by dotted key, {"DATA.BATCH_SIZE": 128, …}; lists stay whole."""
+        values = {}
+        for key, value in self.items():
+            inner = value.flat().items() if isinstance(value, Config) else [("", _plain(value))]
+            values |= {f"{key}.{name}".rstrip("."): item for name, item in inner}
+        return values
 
     def dump(self, origins: bool = False) -> str:
         """Return YAML that reads back to an equal config.
@@ -764,12 +773,15 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     return config
 
 
-def read_config(text: str, source: str, name: str = "run") -> Config:
-    """Return a config from text that `dump` wrote, frozen."""
+def read_config(text: str, source: str, name: str = "run",
+                overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Return a config from text that `dump` wrote, with overrides, frozen."""
     config = _parse(text, source)
     if not isinstance(config, Config):
         raise ConfigError("not a config", where=source)
-    config = _conform_root(config)
+    if not isinstance(overrides, Mapping):
+        overrides = list(overrides)
+    config = _conform_root(merge(config, _read_overrides(overrides)))
     config.__dict__["_name"] = name
     config.freeze()
     return config

@@ -10,11 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cvkit.config import check_components
-from cvkit.data import build_data, build_loaders
 from cvkit.data.loaders import BatchLoader
-from cvkit.errors import CheckpointError
-from cvkit.hardware import autocast, choose_device, choose_layout, choose_precision
+from cvkit.hardware import autocast
 from cvkit.losses import build_loss
 from cvkit.metrics import Accuracy, Mean
 from cvkit.registry import METRICS
@@ -74,24 +71,10 @@ def evaluate(run: Run | str | Path | None = None) -> Predictions:
         UserError: no run, no checkpoint, no data, or a checkpoint that fits neither.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    checkpoint = run.checkpoint()
-    config = run.config
-    check_components(config)
-    device = choose_device(config.DEVICE, config.where("DEVICE"))
-    precision = choose_precision(config.TRAIN.PRECISION, device, config.TRAIN.where("PRECISION"))
-    data = build_data(config)
-    if list(data.classes) != checkpoint.classes:
-        raise CheckpointError(f"{run.folder} was trained on the classes "
-                              f"{', '.join(checkpoint.classes)}, but the data now has "
-                              f"{', '.join(data.classes)}")
-    loaders = build_loaders(config, data, device, (checkpoint.mean, checkpoint.std))
-    model = checkpoint.build_model()
-    layout = choose_layout(config.TRAIN.CHANNELS_LAST, model, device)
-    loaders.set_layout(layout)
-    model = model.to(device, memory_format=layout)
-    loss = build_loss(config.LOSS, len(data.classes)).to(device)
-    predictions, _ = predict(model, loaders.test, loss, build_metrics([], data.classes),
-                             data.classes, precision, checkpoint.epoch,
-                             Progress("Test", len(loaders.test), Log().is_live))
+    classes, loader = run.data.classes, run.loaders.test
+    loss = build_loss(run.config.LOSS, len(classes)).to(run.device)
+    predictions, _ = predict(run.model, loader, loss, build_metrics([], classes), classes,
+                             run.precision, run.checkpoint().epoch,
+                             Progress("Test", len(loader), Log().is_live))
     predictions.save(run.folder / "predictions.npz")
     return predictions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -116,11 +117,19 @@ def environment(device: torch.device) -> str:
             lines.append(f"{package}: {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             lines.append(f"{package}: not installed")
-    try:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
-                                capture_output=True, text=True, timeout=10)
-        if commit.returncode == 0:
-            lines.append(f"git: {commit.stdout.strip()}")
-    except (OSError, subprocess.TimeoutExpired):
-        pass  # no git, or no repository: there is no commit to name
+    for word, command in (("git", "describe --always --dirty --abbrev=12 --exclude=*"),
+                          ("repository", "remote get-url origin")):
+        try:
+            done = subprocess.run(["git", *command.split()], capture_output=True, text=True,
+                                  timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            break  # no git
+        if done.returncode == 0:  # else no repository, or one without a remote
+            lines.append(f"{word}: {public_url(done.stdout.strip())}")
     return "\n".join(lines) + "\n"
+
+
+def public_url(remote: str) -> str:
+    """Return a git remote as an address to visit, without user names and tokens."""
+    remote = re.sub(r"^(?:ssh://)?git@([^:/]+)[:/]", r"https://\1/", remote)
+    return re.sub(r"^(https?://)[^/@]*@", r"\1", remote).removesuffix(".git")

@@ -12,6 +12,11 @@ from torch import Tensor
 from cvkit.registry import METRICS
 
 
+def is_lower_better(name: str) -> bool:
+    """Tell by its name whether a metric is better when lower."""
+    return name.endswith(("loss", "error"))
+
+
 class Mean:
     """The mean of a value over images: sum of (batch mean × images) / images."""
 

@@ -171,9 +171,11 @@ class Registry:
                 yield ConfigError(f"{self.kind} {name} has no argument {key!r}",
                                   where=where_in(node, key), hint=hint)
             elif key in parameters and not accepts(parameters[key].annotation, value):
-                expected = describe_type(parameters[key].annotation)
+                annotation = parameters[key].annotation
+                hint = _suggest_choice(annotation, value)
+                expected = describe_type(annotation)
                 yield ConfigError(f"{key} of {self.kind} {name} takes {expected}, not {value!r}",
-                                  where=where_in(node, key))
+                                  where=where_in(node, key), hint=hint)
             for nested in _nested_nodes(value):
                 yield from self._problems(nested)
         missing = [key for key, parameter in parameters.items()
@@ -353,11 +355,23 @@ def describe_type(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(describe_type(item) for item in arguments))
     if origin is typing.Literal:
         return "one of " + ", ".join(str(item) for item in arguments)
+    if origin is list and arguments:
+        return f"a list, each {describe_type(arguments[0])}"
     if annotation is type(None):
         return "null"
     if inspect.isclass(annotation) and origin is None:
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _suggest_choice(annotation: Any, value: Any) -> str | None:
+    """Return what was meant by a value, or a list item, that is none of the choices."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is list and arguments and isinstance(value, (list, tuple)):
+        return next((_suggest_choice(arguments[0], item) for item in value
+                     if not accepts(arguments[0], item)), None)
+    is_choice = typing.get_origin(annotation) is typing.Literal
+    return suggest(value, arguments) if is_choice else None
 
 
 # -- a user's own files ----------------------------------------------------------------
@@ -416,6 +430,8 @@ METRICS = Registry("metric", "cvkit.metrics", offers=("classes", "num_classes"),
                    reserved=("classes",))
 WRITERS = Registry("writer", "cvkit.writers", offers=("folder", "config"),
                    reserved=("folder", "config"))
+_SHOWN = ("compared", "run", "runs", "predictions", "model", "loaders", "data", "config")
+VISUALIZERS = Registry("visualizer", "cvkit.visualizers", offers=_SHOWN, reserved=_SHOWN)
 
 
 # -- in words ----------------------------------------------------------------------------

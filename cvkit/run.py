@@ -6,18 +6,31 @@ import glob
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 from tqdm.auto import tqdm
 
 from cvkit.checkpoint import Checkpoint
 from cvkit.config import Config, read_config
-from cvkit.errors import RunError, suggest
+from cvkit.data import ImageData, build_loaders
+from cvkit.data.loaders import Loaders
+from cvkit.errors import CheckpointError, ConfigError, RunError, suggest
+from cvkit.experiment import Experiment, Subject
+from cvkit.metrics import is_lower_better
+from cvkit.models import count_parameters
+from cvkit.registry import NAME
 from cvkit.writers import read_metrics
+
+# What may be set differently when a run is opened again: where it runs, not what it computed.
+MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "IMPORTS", "DATA.WORKERS",
+              "DATA.DATASET.root", "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE")
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,8 +111,12 @@ def test_line(loss: float, correct: int, count: int) -> str:
             f"({100 * correct / count:.2f}%)")
 
 
-class Run:
-    """A run folder.
+class Run(Experiment):
+    """A run folder: an experiment with its results.
+
+    Args:
+        folder: its path.
+        overrides: as `load_config` takes them, for where it runs now (`DATA.DATASET.root`).
 
     Attributes:
         folder: `config.yaml, train.log, metrics.jsonl, environment.txt, predictions.npz,
@@ -107,7 +124,9 @@ class Run:
         config: the resolved config, frozen.
     """
 
-    def __init__(self, folder: str | Path):
+    what, instead = "one run", "Name them: --run A B"
+
+    def __init__(self, folder: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()):
         self.folder = Path(folder)
         path = self.folder / "config.yaml"
         try:
@@ -115,7 +134,13 @@ class Run:
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{folder} is not a run folder: {path.name} cannot be read "
                            f"({error})") from None
-        self.config = read_config(text, str(path), name=self.folder.resolve().parent.name)
+        name = self.folder.resolve().parent.name
+        super().__init__(read_config(text, str(path), name=name, overrides=overrides))
+        keys = list(overrides) if isinstance(overrides, Mapping) else list(overrides)[::2]
+        fixed = [key for key in keys if not key.startswith(MAY_CHANGE)]
+        if fixed:
+            raise ConfigError(f"{fixed[0]} cannot be changed in a run that was trained",
+                              hint=f"What can be: {', '.join(MAY_CHANGE)}.")
 
     def __repr__(self) -> str:
         return f"<Run {self.folder}>"
@@ -157,9 +182,66 @@ class Run:
         return read_metrics(self.folder)
 
     @property
+    def monitored(self) -> str:
+        """The split that was evaluated after each epoch: "val", or "test" without one."""
+        return "val" if any("val/loss" in epoch for epoch in self.metrics) else "test"
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The epoch of `metrics` that TRAIN.MONITOR calls the best, the first of equal ones."""
+        monitor = self.config.TRAIN.MONITOR
+        choose = min if is_lower_better(monitor) else max
+        key = f"{self.monitored}/{monitor}"
+        return choose(self.metrics, key=lambda epoch: epoch[key])
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on training, without evaluation."""
+        return sum(epoch["seconds"] for epoch in self.metrics)
+
+    @property
     def predictions(self) -> Predictions:
         """What the run's model says of the test images."""
         return Predictions.load(self.folder / "predictions.npz")
+
+    @property
+    def run(self) -> Run:
+        """Itself, for a visualizer that asks for a run."""
+        return self
+
+    @property
+    def runs(self) -> list[Run]:
+        """Itself, for a visualizer that can lay several runs over each other."""
+        return [self]
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The images, as long as they have the classes that the run was trained on.
+
+        Raises:
+            CheckpointError: they have others.
+        """
+        data, trained_on = super().data, self._trained.classes
+        if list(data.classes) != trained_on:
+            raise CheckpointError(f"{self.folder} was trained on the classes "
+                                  f"{', '.join(trained_on)}, but the data now has "
+                                  f"{', '.join(data.classes)}")
+        return data
+
+    @cached_property
+    def loaders(self) -> Loaders:
+        """Batches of the splits, normalised as the run was trained."""
+        return build_loaders(self.config, self.data, self.device,
+                             (self._trained.mean, self._trained.std))
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained network on the device, in evaluation mode."""
+        return self._placed(self._trained.build_model())
+
+    @cached_property
+    def _trained(self) -> Checkpoint:
+        return self.checkpoint()
 
     def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Return "last", "best", or the one whose results count.
@@ -190,14 +272,119 @@ def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[P
         path.name, path.stat().st_mtime))
 
 
+class Runs(Subject):
+    """Several runs, to be compared.
+
+    Args:
+        runs: two or more.
+    """
+
+    what, instead = "a set of runs", "Draw it for one run at a time."
+
+    def __init__(self, runs: Sequence[Run]):
+        self.runs = self.compared = list(runs)
+
+    @property
+    def names(self) -> list[str]:
+        """The shortest names that tell the runs apart."""
+        return run_names(self.runs)
+
+    def table(self) -> str:
+        """Return as text what differs in the configs, and the results, a column for each run."""
+        rows = [["", *self.names], ["-- config, where it differs"], *self._differences(),
+                ["-- results"], *self._results()]
+        widths = [max(len(row[place]) for row in rows if len(row) > max(place, 1))
+                  for place in range(len(rows[0]))]
+        return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip()
+                         if len(row) > 1 else row[0] for row in rows)
+
+    def _differences(self) -> list[list[str]]:
+        flat = [run.config.flat() for run in self.runs]
+        rows = [[key, *(in_words(values[key]) if key in values else "–" for values in flat)]
+                for key in dict.fromkeys(key for values in flat for key in values)
+                if len({in_words(values.get(key)) for values in flat}) > 1]
+        return rows or [["nothing", *[""] * len(self.runs)]]
+
+    def _results(self) -> list[list[str]]:
+        def row(title: str, cell: Callable[[Run], str]) -> list[str]:
+            return [title, *map(cell, self.runs)]
+
+        def rate(run: Run) -> str:
+            speeds = [epoch["images_per_second"] for epoch in run.metrics]
+            return f"{sum(speeds) / len(speeds):,.0f}"
+
+        def best(run: Run) -> str:
+            value = run.best[f"{run.monitored}/accuracy"]
+            return f"{100 * value:.2f} % ({run.monitored}, epoch {run.best['epoch']})"
+
+        def parameters(run: Run) -> str:
+            return f"{count_parameters(run.checkpoint().build_model()):,}"
+
+        def trained(name: str, scale: float, form: str) -> Callable[[Run], str]:
+            return lambda run: format(scale * run.metrics[-1][f"train/{name}"], form)
+
+        return [row("test accuracy", lambda run: f"{100 * run.predictions.accuracy:.2f} %"),
+                row("test loss", lambda run: f"{run.predictions.loss:.4f}"),
+                row("of epoch", lambda run: str(run.predictions.epoch)),
+                row("best accuracy", best),
+                row("train accuracy (%)", trained("accuracy", 100, ".2f")),
+                row("train loss", trained("loss", 1, ".4f")),
+                row("epochs", lambda run: str(len(run.metrics))),
+                row("training time", lambda run: duration(run.seconds)),
+                row("images per second", rate),
+                row("parameters", parameters)]
+
+    @property
+    def config(self) -> Config:
+        """The first run's."""
+        return self.runs[0].config
+
+    @property
+    def data(self) -> ImageData:
+        """The images of the first run."""
+        return self.runs[0].data
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Return the shortest names that tell runs apart: of their configs, or their start times."""
+    by_config = [run.config.name for run in runs]
+    if len(set(by_config)) == len(runs):
+        return by_config
+    by_time = [run.folder.resolve().name for run in runs]
+    if len(set(by_config)) == 1 and len(set(by_time)) == len(runs):
+        return by_time
+    by_both = [f"{config}/{time}" for config, time in zip(by_config, by_time, strict=True)]
+    return by_both if len(set(by_both)) == len(runs) else [str(run.folder) for run in runs]
+
+
+def in_words(value: Any) -> str:
+    """Return a value of a config on one line: nodes as `CutOut(size=16)`."""
+    if isinstance(value, Mapping) and NAME in value:
+        inner = ", ".join(f"{key}={in_words(item)}" for key, item in value.items() if key != NAME)
+        return f"{value[NAME]}({inner})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(in_words, value))}]"
+    return "null" if value is None else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
-             config_name: str = "*") -> Run:
+             config_name: str = "*", overrides: Sequence[str] | Mapping[str, Any] = ()) -> Run:
     """Open a run folder.
 
     Args:
         run: its path, or its path below `output_dir`; None for the newest that has a checkpoint.
         output_dir: where runs are.
         config_name: only runs of this config.
+        overrides: see `Run`.
 
     Raises:
         RunError: there is none.
@@ -208,10 +395,10 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
             of = "" if config_name == "*" else f" of {config_name}"
             raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
                            hint="Train one: python tools/train.py CONFIG")
-        return Run(runs[-1])
+        return Run(runs[-1], overrides)
     for folder in (Path(run), Path(output_dir) / run):
         if (folder / "config.yaml").is_file():
-            return Run(folder)
+            return Run(folder, overrides)
     raise RunError(f"no run {run}", hint=suggest(run, map(str, reversed(runs))) or None)
 
 

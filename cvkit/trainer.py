@@ -12,33 +12,23 @@ from torch import Tensor, nn
 
 from cvkit import __version__
 from cvkit.checkpoint import Checkpoint, load_weights
-from cvkit.config import Config, check_components
-from cvkit.data import build_data, build_loaders
+from cvkit.config import Config
 from cvkit.data.loaders import Batch
 from cvkit.ema import EMA
 from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, suggest
 from cvkit.evaluation import build_metrics, evaluate, predict
-from cvkit.hardware import (
-    autocast,
-    choose_device,
-    choose_layout,
-    choose_precision,
-    describe,
-    environment,
-    seed_everything,
-)
+from cvkit.experiment import Experiment
+from cvkit.hardware import autocast, describe, environment, seed_everything
 from cvkit.losses import build_loss
-from cvkit.metrics import Accuracy, Mean
-from cvkit.models import build_model, count_parameters
+from cvkit.metrics import Accuracy, Mean, is_lower_better
+from cvkit.models import count_parameters
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import SCHEDULERS, WRITERS
-from cvkit.run import Log, Predictions, Progress, Run, open_run, test_line
+from cvkit.run import MAY_CHANGE, Log, Predictions, Progress, Run, duration, open_run, test_line
 from cvkit.schedulers import build_schedule
 from cvkit.writers import JsonLines
 
-# What a resumed run may set differently from its beginning: where it runs, not what it computes.
-_MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "IMPORTS", "DATA.WORKERS", "DATA.DATASET.root",
-               "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.EPOCHS", "TRAIN.EARLY_STOP")
+_RATES_PER_EPOCH = 100  # at most so many learning rates of an epoch are noted
 
 
 def train(config: Config, resume: bool | str | Path = False) -> Run:
@@ -70,19 +60,11 @@ class Trainer:
     """
 
     def __init__(self, config: Config):
-        check_components(config)
+        parts = Experiment(config)
         self.config, self.log = config, Log()
-        seed_everything(config.SEED, deterministic=config.DETERMINISTIC)
-        self.device = choose_device(config.DEVICE, config.where("DEVICE"))
-        self.precision = choose_precision(config.TRAIN.PRECISION, self.device,
-                                          config.TRAIN.where("PRECISION"))
-        self.data = build_data(config)
-        self.loaders = build_loaders(config, self.data, self.device)
+        self.data, self.device, self.precision = parts.data, parts.device, parts.precision
+        self.loaders, self.model = parts.loaders, parts.model
         self.classes = self.data.classes
-        model = build_model(config.MODEL, len(self.classes), self.loaders.image_shape)
-        layout = choose_layout(config.TRAIN.CHANNELS_LAST, model, self.device)
-        self.loaders.set_layout(layout)
-        self.model = model.to(self.device, memory_format=layout)
         self.loss = build_loss(config.LOSS, len(self.classes)).to(self.device)
         self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
                                          config.TRAIN.DECAY_NORM_AND_BIAS)
@@ -93,6 +75,7 @@ class Trainer:
         self.ema = EMA(self.model, config.TRAIN.EMA) if config.TRAIN.EMA > 0 else None
         self.epoch = 0  # finished ones
         self.best: dict[str, float] | None = None  # the metrics of the best epoch
+        self.rates: list[tuple[int, float]] = []  # of this epoch: (optimizer steps before, rate)
         self._check_monitor()
 
     @property
@@ -186,7 +169,8 @@ class Trainer:
         record = {"epoch": self.epoch, "lr": rate, "seconds": round(seconds, 3),
                   "images_per_second": round(len(self.data.train) / seconds, 1),
                   **{f"train/{name}": value for name, value in train_values.items()},
-                  **{f"{monitored}/{name}": value for name, value in values.items()}}
+                  **{f"{monitored}/{name}": value for name, value in values.items()},
+                  "rates": self.rates}
         if is_best:
             self.best = {"epoch": self.epoch, **values}
         for writer in writers:
@@ -215,12 +199,15 @@ class Trainer:
         self.model.train()
         mean_loss, accuracy = Mean(), Accuracy()
         first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.rates, every = [], math.ceil(self.steps_per_epoch / _RATES_PER_EPOCH)
         progress = Progress("Train", len(loader), self.log.is_live)
         sizes = loader.batch_sizes
         for number, batch in enumerate(loader):
             start = number - number % accumulate
             group = sizes[start:start + accumulate]
             is_step = number % accumulate == accumulate - 1 or number == len(sizes) - 1
+            if is_step and self.schedule.steps % every == 0:
+                self.rates.append((self.schedule.steps, self.schedule.rate))
             loss, logits = self.train_step(batch, len(batch.labels) / sum(group), is_step)
             # Counted on the device; looked at twice a second, for each look waits for the GPU.
             first_bad = torch.where((first_bad == 0) & ~torch.isfinite(loss), number + 1, first_bad)
@@ -274,7 +261,7 @@ class Trainer:
         monitor = self.config.TRAIN.MONITOR
         if self.best is None:
             return True
-        if monitor.endswith(("loss", "error")):
+        if is_lower_better(monitor):
             return values[monitor] < self.best[monitor]
         return values[monitor] > self.best[monitor]
 
@@ -322,8 +309,8 @@ class Trainer:
 
     def _refuse_changes(self, run: Run) -> None:
         """Refuse to go on with a config that would have trained something else."""
-        now, then = _flat(self.config.to_dict()), _flat(run.config.to_dict())
-        free = [key for key in _MAY_CHANGE if key != "TRAIN.EPOCHS" or not self._is_planned()]
+        now, then = self.config.flat(), run.config.flat()
+        free = [*MAY_CHANGE, "TRAIN.EARLY_STOP", *([] if self._is_planned() else ["TRAIN.EPOCHS"])]
         changed = [key for key in {**then, **now}
                    if now.get(key) != then.get(key) and key not in free]
         if changed:
@@ -401,13 +388,13 @@ class Trainer:
              + f" after epoch {predictions.epoch}")
         monitor = self.config.TRAIN.MONITOR
         value = self.best[monitor]
-        shown = f"{value:.4f}" if monitor.endswith(("loss", "error")) else f"{100 * value:.2f}%"
-        seconds = sum(epoch["seconds"] for epoch in run.metrics)  # of a resumed run all of them
+        shown = f"{value:.4f}" if is_lower_better(monitor) else f"{100 * value:.2f}%"
         both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
-             f"{epochs} epochs, {_duration(seconds)} of training")
+             f"{epochs} epochs, {duration(run.seconds)} of training")
         self.log.show(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
                       "checkpoints/")
         self.log.show(f"Per class: python tools/evaluate.py --run {run.folder}")
+        self.log.show(f"Pictures:  python tools/visualize.py --run {run.folder}")
 
     def _resume_command(self, run: Run) -> str:
         return f"python tools/train.py {run.folder / 'config.yaml'} --resume {run.folder}"
@@ -430,22 +417,3 @@ class Trainer:
         guess = f"guessing gives ln {len(self.classes)} = {math.log(len(self.classes)):.4f}"
         self.log.show(f"check      one batch of {len(batch.labels)}: loss {float(loss):.4f} "
                       f"({guess}), gradient norm {norm:.3g}. All is well; nothing was written.")
-
-
-def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return {"DATA.BATCH_SIZE": 128, …}; lists stay whole."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{path}{key}.")
-        else:
-            flat[path + key] = value
-    return flat
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -13,11 +13,12 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"errors", "registry", "config", "distributed"},
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
      "hardware"},
-    {"checkpoint", "run", "evaluation"},
+    {"checkpoint", "experiment", "run", "evaluation"},
     {"trainer", "visualizers"},
 ]
 WITHIN = {("registry", "errors"), ("config", "errors"), ("config", "registry"),
-          ("run", "checkpoint"), ("evaluation", "run"), ("evaluation", "checkpoint")}
+          ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
+          ("evaluation", "checkpoint")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 
 

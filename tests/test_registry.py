@@ -16,6 +16,7 @@ from cvkit.registry import (
     REGISTRIES,
     SCHEDULERS,
     TRANSFORMS,
+    VISUALIZERS,
     WRITERS,
     Registry,
     accepts,
@@ -34,6 +35,8 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     SCHEDULERS: [],
     METRICS: ["Accuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "tensorboard"],
+    VISUALIZERS: ["architecture", "augmentations", "cam", "cam_matrix", "confusion", "curves",
+                  "dataset", "disagreements", "misclassified", "samples", "summary"],
 }
 LIBRARIES = {  # how many names each library lends at least, and one of them
     TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"),
@@ -49,7 +52,7 @@ def registry():
 
 def test_all_registries_are_listed():
     assert list(REGISTRIES.values()) == [DATASETS, TRANSFORMS, MODELS, LOSSES, OPTIMIZERS,
-                                         SCHEDULERS, METRICS, WRITERS]
+                                         SCHEDULERS, METRICS, WRITERS, VISUALIZERS]
 
 
 @pytest.mark.parametrize("kind", OWN, ids=lambda kind: kind.kind)
@@ -70,7 +73,7 @@ def test_library_names(kind):
 
 @pytest.mark.parametrize("kind, name", [
     (kind, name) for kind in (DATASETS, TRANSFORMS, MODELS, LOSSES, OPTIMIZERS, SCHEDULERS,
-                              METRICS, WRITERS) for name in kind])
+                              METRICS, WRITERS, VISUALIZERS) for name in kind])
 def test_every_entry_can_be_described_and_accepts_its_own_defaults(kind, name):
     text = describe(kind, name)
     assert text.startswith(f"{kind.kind} {name}\ndefined in ")

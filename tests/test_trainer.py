@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tiny, monkeypa
 
 def test_the_gradient_scaler_of_fp16_is_resumed_too(tiny, monkeypatch):
     """On a CPU, where fp16 is only refused because it is slow and no use."""
-    monkeypatch.setattr("cvkit.trainer.choose_precision", lambda *args: "fp16")
+    monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
     config = load_config(tiny, {"TRAIN.EPOCHS": 3, "TRAIN.CLIP_GRAD_NORM": 1.0})
     whole = train(config)
     restore = interrupt_in_epoch(monkeypatch, 2)
@@ -219,7 +219,9 @@ def test_the_run_folder_has_what_it_should(tiny):
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]) == {"epoch", "lr", "seconds", "images_per_second", "train/loss",
-                               "train/accuracy", "test/loss", "test/accuracy"}
+                               "train/accuracy", "test/loss", "test/accuracy", "rates"}
+    assert [record["rates"] for record in records] == [
+        [[step, 0.05] for step in range(5)], [[step, 0.05] for step in range(5, 10)]]
     lines = (run.folder / "train.log").read_text().splitlines()
     epochs = [line for line in lines if line.startswith("Epoch")]
     assert len(epochs) == 2 and all(re.fullmatch(
@@ -249,9 +251,10 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_epochs(tiny):
 
 def test_the_screen_says_where_everything_is_and_what_to_run_next(tiny, capsys):
     run = train(load_config(tiny))
-    last = capsys.readouterr().out.splitlines()[-2:]
+    last = capsys.readouterr().out.splitlines()[-3:]
     assert str(run.folder) in last[0]
-    assert last[1] == f"Per class: python tools/evaluate.py --run {run.folder}"
+    assert last[1:] == [f"Per class: python tools/evaluate.py --run {run.folder}",
+                        f"Pictures:  python tools/visualize.py --run {run.folder}"]
 
 
 def test_a_non_finite_loss_stops_the_run_and_names_its_place(tiny, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -137,8 +137,9 @@ class BatchLoader:
         self._scale = (1 / (255 * torch.tensor(std, device=device))).view(1, -1, 1, 1)
         self._shift = (torch.tensor(mean, device=device) / torch.tensor(std, device=device)
                        ).view(1, -1, 1, 1)
+        self._batches = _Batches(images, pipeline)
         self._loader = DataLoader(
-            _Batches(images, pipeline), sampler=self._requests, batch_size=None,
+            self._batches, sampler=self._requests, batch_size=None,
             num_workers=min(workers, len(self)), pin_memory=device.type == "cuda",
             persistent_workers=workers > 0, prefetch_factor=4 if workers else None,
             generator=torch.Generator())  # its own: models draw from torch's global one
@@ -158,16 +159,36 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for item in self._loader:
-            if isinstance(item, UserError):
-                raise item
-            pixels, labels, index = (part.to(self.device, non_blocking=True) for part in item)
-            yield Batch(self.normalise(pixels), labels, index)
+            yield self._on_device(item)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn uint8 (N, H, W, C) into normalised float32 (N, C, H, W)."""
         images = pixels.permute(0, 3, 1, 2).float()  # in memory this is channels_last already
         images = images.mul_(self._scale).sub_(self._shift)
         return images.contiguous(memory_format=self.layout)
+
+    def denormalise(self, images: torch.Tensor) -> np.ndarray:
+        """Turn what a model receives back into uint8 (N, H, W, C), exactly."""
+        pixels = (images.float() + self._shift) / self._scale
+        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def take(self, positions: Sequence[int]) -> Batch:
+        """Return the images at these positions of the split as one batch, in that order."""
+        request = _Request(np.asarray(positions), (self._requests.seed, 0, 0))
+        return self._on_device(self._batches[request])
+
+    def first_batch(self, epoch: int = 0) -> Batch:
+        """Return the batch that an epoch begins with; epochs count from 0."""
+        current, self._requests.epoch = self._requests.epoch, epoch
+        request = next(iter(self._requests))
+        self._requests.epoch = current
+        return self._on_device(self._batches[request])
+
+    def _on_device(self, item: tuple[torch.Tensor, ...] | UserError) -> Batch:
+        if isinstance(item, UserError):
+            raise item
+        pixels, labels, index = (part.to(self.device, non_blocking=True) for part in item)
+        return Batch(self.normalise(pixels), labels, index)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cvkit.errors import DataError
 from cvkit.registry import parameters_of
@@ -57,13 +57,38 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
             arguments.setdefault("init_weights", True)  # unset, torchvision warns and does this
         if num_classes is not None:
             arguments["num_classes"] = num_classes
-        if weights is None:
-            return builder(**arguments)
-        return _load_but_the_head(builder(**arguments), name, weights)
+        model = builder(**arguments)
+        _add_reshape(model)
+        return model if weights is None else _load_but_the_head(model, name, weights)
 
     build.__signature__ = inspect.Signature(
         [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
     return build
+
+
+def _add_reshape(model: nn.Module) -> None:
+    """Give a transformer `reshape_transform`, which turns a layer's output into (N, C, H, W)."""
+    from torchvision.models import SwinTransformer, VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        side = model.image_size // model.patch_size
+        model.reshape_transform = functools.partial(_tokens_to_map, side=side)
+    elif isinstance(model, SwinTransformer):
+        width = model.features[0][0].out_channels
+        model.reshape_transform = functools.partial(_channels_first, width=width)
+
+
+def _tokens_to_map(output: Tensor, side: int) -> Tensor:
+    """Turn a class token and side² patch tokens, (N, 1 + side², C), into (N, C, side, side)."""
+    if output.ndim != 3 or output.shape[1] != side**2 + 1:
+        return output
+    return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+
+
+def _channels_first(output: Tensor, width: int) -> Tensor:
+    """Turn (N, H, W, C) into (N, C, H, W) where C is a multiple of the first layer's width."""
+    is_last = output.ndim == 4 and output.shape[3] % width == 0
+    return output.permute(0, 3, 1, 2) if is_last else output
 
 
 def _load_but_the_head(model: nn.Module, name: str, weights: str) -> nn.Module:

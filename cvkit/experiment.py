@@ -1,0 +1,116 @@
+"""What a config describes, each part built when it is first asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from cvkit.config import Config, check_components
+from cvkit.data import ImageData, build_data, build_loaders
+from cvkit.data.loaders import Loaders
+from cvkit.errors import RunError
+from cvkit.hardware import choose_device, choose_layout, choose_precision, seed_everything
+from cvkit.models import build_model
+from cvkit.registry import NAME, VISUALIZERS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# What a visualizer that asks for a fact needs, in words.
+_NEEDS = {"compared": "two or more runs", "run": "one finished run", "runs": "a finished run",
+          "predictions": "one finished run", "model": "one run or config",
+          "loaders": "one run or config", "data": "a run or config", "config": "one run or config"}
+
+
+class Subject:
+    """Something that can be drawn: it has some of the facts that visualizers ask for."""
+
+    what = "this"  # in words, for a visualizer that asks for more
+    instead: str | None = None  # what to do then
+
+    def visualize(self, name: str, **arguments: Any) -> Figure | list[Figure]:
+        """Draw one picture; `python tools/visualize.py --list` says which there are.
+
+        Args:
+            name: of a visualizer.
+            arguments: its arguments, such as `count=10`.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; some visualizers return several.
+
+        Raises:
+            UserError: an unknown name or argument, or something it needs is not there.
+        """
+        return self.draw({NAME: name, **arguments})
+
+    def draw(self, node: Any) -> Figure | list[Figure]:
+        """Draw what a node `{NAME: …, arguments}` names, as `visualize`."""
+        VISUALIZERS.check(node)
+        needed = self.lacks(node)
+        if needed:
+            raise RunError(f"{node[NAME]} needs {needed}; this is {self.what}", hint=self.instead)
+        facts = [fact for fact in VISUALIZERS.offers if VISUALIZERS.asks_for(node, fact)]
+        return VISUALIZERS.build(node, **{fact: getattr(self, fact) for fact in facts})
+
+    def lacks(self, node: Any) -> str | None:
+        """Return in words what a visualizer needs and what is not to be had here, or None."""
+        return next((_NEEDS[fact] for fact in VISUALIZERS.offers
+                     if VISUALIZERS.asks_for(node, fact)
+                     and fact not in vars(self) and not hasattr(type(self), fact)), None)
+
+
+class Experiment(Subject):
+    """What a config describes: device, data, loaders and model.
+
+    Args:
+        config: from `load_config`.
+
+    Each part is built when it is first asked for, and raises `UserError` if something in the
+    config or the data is wrong.
+    """
+
+    what = "a config, not a run"
+    instead = "Train it, or name a finished run: --run RUN."
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return choose_device(self.config.DEVICE, self.config.where("DEVICE"))
+
+    @cached_property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+        return choose_precision(self.config.TRAIN.PRECISION, self.device,
+                                self.config.TRAIN.where("PRECISION"))
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The images, with DATA.VAL_FRACTION and DATA.LIMIT applied."""
+        check_components(self.config)
+        return build_data(self.config)
+
+    @cached_property
+    def loaders(self) -> Loaders:
+        """Batches of the splits, through the pipelines, on the device."""
+        return build_loaders(self.config, self.data, self.device)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network on the device, with the weights that training begins with."""
+        loaders = self.loaders
+        seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
+        return self._placed(build_model(self.config.MODEL, len(self.data.classes),
+                                        loaders.image_shape))
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        """Return the model on the device; it and all batches in the layout that suits it."""
+        layout = choose_layout(self.config.TRAIN.CHANNELS_LAST, model, self.device)
+        self.loaders.set_layout(layout)
+        return model.to(self.device, memory_format=layout)

@@ -1,0 +1,133 @@
+"""Drawing several pictures and saving them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from cvkit.config import load_config
+from cvkit.errors import ConfigError, RunError
+from cvkit.experiment import Experiment, Subject
+from cvkit.registry import NAME, VISUALIZERS, import_user_code
+from cvkit.run import Run, Runs, open_run
+
+
+def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
+    """Open what a command names, and say which: runs, a config, or else the newest run.
+
+    Args:
+        runs: run folders.
+        words: a config file (YAML), if any, then KEY VALUE pairs.
+
+    Raises:
+        UserError: it is not there, or wrong.
+    """
+    words = list(words)
+    has_config = bool(words) and words[0].endswith((".yaml", ".yml"))
+    if has_config and runs:
+        raise ConfigError(f"both a run and the config {words[0]} are named",
+                          hint="Name one of them.")
+    if has_config:
+        subject: Subject = Experiment(load_config(words[0], words[1:]))
+    elif len(runs) > 1:
+        subject = Runs([open_run(run, overrides=words) for run in runs])
+    else:
+        folder = dict(zip(words[::2], words[1::2])).get("OUTPUT_DIR", "runs")
+        subject = open_run(runs[0] if runs else None, folder, overrides=words)
+    import_user_code(list(subject.config.IMPORTS), where=subject.config.where("IMPORTS"))
+    for run in getattr(subject, "runs", []):
+        print(f"run {run.folder}")
+    return subject
+
+
+def choose_nodes(subject: Subject, everything: bool) -> list[Any]:
+    """Return what to draw when no flag says so; say what is left out for want of a run.
+
+    Args:
+        everything: all there is, not only what the config lists under VISUALIZERS.
+
+    Raises:
+        ConfigError: the config lists nothing.
+    """
+    nodes: list[Any] = list(subject.config.VISUALIZERS)
+    if everything:
+        listed = {node[NAME] for node in nodes}
+        nodes += [{NAME: name} for name in VISUALIZERS.own if name not in listed]
+    if not nodes:
+        raise ConfigError(
+            f"{subject.config.name} lists no VISUALIZERS",
+            hint="Say what to draw: --curves --misclassified 10 --cam\n  --list shows what there "
+                 "is, --all draws everything.")
+    possible = []
+    for node in nodes:
+        needed = subject.lacks(node)
+        if needed:
+            print(f"left out: {node[NAME]}, which needs {needed}")
+        else:
+            possible.append(node)
+    return possible
+
+
+def draw_all(subject: Subject, nodes: Iterable[Any]) -> Iterator[tuple[str, Figure]]:
+    """Draw one node after the other; yield (file name without ending, figure).
+
+    A visualizer named twice, or with several figures, gets numbers: cam, cam_2, cam_3.
+    """
+    nodes, count = list(nodes), {}
+    for node in nodes:
+        VISUALIZERS.check(node)
+    for node in tqdm(nodes, desc="Drawing", unit="picture", delay=2, disable=None, leave=False):
+        figures = subject.draw(node)
+        for figure in figures if isinstance(figures, list) else [figures]:
+            name = node[NAME]
+            count[name] = count.get(name, 0) + 1
+            if not isinstance(figure, Figure):
+                raise RunError(f"visualizer {name} returned {type(figure).__name__}, not a "
+                               "matplotlib figure", hint="Is a return missing?")
+            yield (name if count[name] == 1 else f"{name}_{count[name]}"), figure
+
+
+def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
+             ending: str = "png", dpi: int = 150) -> list[Path]:
+    """Draw nodes into files of a folder and print what is where; tables also as text.
+
+    Args:
+        folder: None for the subject's own, see `visuals_folder`.
+        ending: png, svg or pdf.
+        dpi: dots per inch of a png.
+
+    Raises:
+        UserError: a picture cannot be drawn; RunError: the folder cannot be written.
+    """
+    if dpi < 10:
+        raise ConfigError(f"--dpi is 10 or more, not {dpi}")
+    folder, saved = folder or visuals_folder(subject), []
+    for name, figure in draw_all(subject, nodes):
+        path = folder / f"{name}.{ending}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=dpi)
+            if getattr(figure, "table", ""):
+                path.with_suffix(".txt").write_text(figure.table + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}",
+                           hint="Choose another folder with --out.") from None
+        tqdm.write(f"{path}\n    {getattr(figure, 'caption', '')}".rstrip())
+        saved.append(path)
+    return saved
+
+
+def visuals_folder(subject: Subject) -> Path:
+    """Return where pictures are kept: in the run folder, or beside the runs of a config."""
+    if isinstance(subject, Run):
+        return subject.folder / "visuals"
+    output = Path(subject.config.OUTPUT_DIR)
+    if isinstance(subject, Runs):
+        first, second, *others = (name.replace("/", "_") for name in subject.names)
+        rest = f"and_{len(others) + 1}_more" if others else second
+        return output / "compare" / f"{first}_{rest}"
+    return output / subject.config.name / "visuals"

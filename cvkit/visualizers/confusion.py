@@ -1,0 +1,117 @@
+"""Which classes are taken for which."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from cvkit.registry import VISUALIZERS
+from cvkit.run import Predictions
+from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled
+
+
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """Return int64 (C, C): how many images of a class (row) were predicted as one (column)."""
+    number = len(predictions.classes)
+    return np.bincount(predictions.true * number + predictions.predicted,
+                       minlength=number**2).reshape(number, number)
+
+
+def confused_pairs(predictions: Predictions, count: int) -> list[tuple[str, str, int, float]]:
+    """Return the most frequent mistakes: true class, predicted class, images, part of the class."""
+    matrix = confusion_matrix(predictions)
+    of_class = matrix.sum(1)
+    mistakes = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    names = predictions.classes
+    return [(names[row], names[column], int(mistakes[row, column]),
+             mistakes[row, column] / of_class[row])
+            for row, column in zip(*np.unravel_index(order, matrix.shape))
+            if mistakes[row, column]]
+
+
+@VISUALIZERS.register()
+@styled
+def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
+    """The confusion matrix with counts and rates, accuracy by class, the most confused pairs.
+
+    Args:
+        pairs: how many of them to list.
+    """
+    if pairs < 1:
+        raise ValueError(f"pairs is 1 or more, not {pairs}")
+    matrix = confusion_matrix(predictions)
+    number = len(matrix)
+    cell = 0.52 if number <= 12 else 0.34 if number <= 30 else max(0.02, 6 / number)
+    side, left, top = cell * number, 1.15, 1.5
+    listed = confused_pairs(predictions, pairs)
+    right_width = 3.9
+    width = left + side + 1.0 + right_width
+    bars = min(side, max(0.19 * number, 1.2)) if number <= 60 else 2.5
+    height = max(top + side + 0.15, 1.0 + bars + 0.75 + 0.17 * len(listed))
+    figure = Picture(width, height)
+
+    def panel(x: float, y: float, wide: float, tall: float) -> Axes:
+        return figure.add_axes((x / width, 1 - (y + tall) / height, wide / width, tall / height))
+
+    figure.caption = (f"{predictions.correct:,} of {len(predictions.true):,} test images right "
+                      f"({100 * predictions.accuracy:.2f} %), after epoch {predictions.epoch}")
+    figure.text(0.1 / width, 1 - 0.1 / height, "Confusion matrix", va="top", fontsize=11,
+                fontweight="bold")
+    figure.text(0.1 / width, 1 - 0.34 / height, figure.caption, va="top", fontsize=8)
+    _draw_matrix(panel(left, top, side, side), matrix, predictions.classes)
+    x = left + side + 1.0
+    _draw_accuracy(panel(x + 0.55, 1.0, right_width - 0.95, bars), matrix, predictions.classes)
+    lines = [f"{true} → {predicted}: {images} ({100 * part:.1f} %)"
+             for true, predicted, images, part in listed] or ["none: every image is right"]
+    figure.text((x - 0.4) / width, 1 - (1.0 + bars + 0.5) / height,
+                "Most confused: true → predicted (part of the true class)", fontsize=9)
+    for row, line in enumerate(lines):
+        figure.text((x - 0.4) / width, 1 - (1.0 + bars + 0.72 + 0.17 * row) / height,
+                    shorten(line, 60), fontsize=8)
+    figure.table = "\n".join([predictions.table(), "", "most confused, true → predicted:",
+                              *(f"  {line}" for line in lines)])
+    return figure
+
+
+def _draw_matrix(axes: Axes, matrix: np.ndarray, classes: list[str]) -> None:
+    rates = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(rates, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    number = len(matrix)
+    if number <= 30:
+        names = [shorten(name, 14) for name in classes]
+        axes.set_xticks(range(number), names, rotation=45, ha="left", rotation_mode="anchor")
+        axes.set_yticks(range(number), names)
+        for row, column in np.ndindex(matrix.shape):
+            count, rate = matrix[row, column], rates[row, column]
+            if count:
+                share = f"\n{100 * rate:.1f} %" if number <= 12 else ""
+                axes.text(column, row, f"{count}{share}", ha="center", va="center",
+                          fontsize=6.5, color="white" if rate > 0.5 else "black",
+                          linespacing=1.1)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted" if number <= 30 else f"predicted, class number of {number}")
+    axes.xaxis.set_label_position("top")
+    axes.set_ylabel("true")
+
+
+def _draw_accuracy(axes: Axes, matrix: np.ndarray, classes: list[str]) -> None:
+    of_class = matrix.sum(1)
+    accuracy = 100 * np.diag(matrix) / np.maximum(of_class, 1)
+    axes.set_title("Accuracy by class (%)", loc="left")
+    if len(classes) <= 60:
+        bars = axes.barh(range(len(classes)), accuracy, color=COLOURS[0])
+        axes.bar_label(bars, [f"{value:.1f}" if count else "no images"
+                              for value, count in zip(accuracy, of_class)], fontsize=7, padding=2)
+        axes.set_yticks(range(len(classes)), [shorten(name, 14) for name in classes])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 112)
+        axes.set_xticks(range(0, 101, 20))
+        axes.grid(axis="y", visible=False)
+    else:
+        axes.hist(accuracy, bins=np.arange(0, 101, 5), color=COLOURS[0])
+        axes.set_xlabel("accuracy (%)")
+        axes.set_ylabel("classes")

@@ -1,0 +1,126 @@
+"""Loss, accuracy and learning rate over a training, of one run or of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from cvkit.errors import RunError
+from cvkit.registry import VISUALIZERS
+from cvkit.run import Run, run_names
+from cvkit.visualizers.drawing import COLOURS, Picture, styled
+
+
+@VISUALIZERS.register()
+@styled
+def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> Picture:
+    """Loss and accuracy of train and test over epochs, the learning rate over steps.
+
+    The epoch that is best by TRAIN.MONITOR is marked. Losses that span more than a factor of
+    20 are drawn on a logarithmic scale.
+
+    Args:
+        layout: "overlaid" draws train and test into one panel, "2x2" into one each.
+    """
+    epochs = {}
+    for run in runs:
+        epochs[run.folder] = run.metrics
+        if not run.metrics:
+            raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
+    names = run_names(runs)
+    is_2x2 = layout == "2x2"
+    figure = Picture(9, 7.4 if is_2x2 else 5.4)
+    figure.set_layout_engine("constrained")
+    grid = figure.add_gridspec(3 if is_2x2 else 2, 2, height_ratios=[3] * (1 + is_2x2) + [2])
+    panels: dict[tuple[str, str], Axes] = {}
+    splits = ("train", "held out")
+    for row, quantity in enumerate(("loss", "accuracy")):
+        for column, split in enumerate(splits):
+            panels[quantity, split] = figure.add_subplot(
+                grid[row, column] if is_2x2 else grid[0, row]) if is_2x2 or not column else (
+                panels[quantity, "train"])
+    rate_panel = figure.add_subplot(grid[-1, :])
+    for number, run in enumerate(runs):
+        history, held_out = epochs[run.folder], run.monitored
+        best = run.best
+        for (quantity, split), axes in panels.items():
+            name = held_out if split == "held out" else "train"
+            scale = 100 if quantity == "accuracy" else 1
+            values = [scale * epoch[f"{name}/{quantity}"] for epoch in history]
+            steps = [epoch["epoch"] for epoch in history]
+            is_test = split == "held out"
+            colour = COLOURS[(number if len(runs) > 1 else int(is_test)) % len(COLOURS)]
+            axes.plot(steps, values, "-" if is_test or len(runs) == 1 else "--", color=colour,
+                      marker="." if len(steps) < 3 else None, linewidth=1.5,
+                      label=name if len(runs) == 1 else f"{names[number]}, {name}")
+            if is_test:
+                value = scale * best[f"{name}/{quantity}"]
+                axes.plot(best["epoch"], value, "*", color=colour, markersize=10,
+                          markeredgecolor="white", label=None if len(runs) > 1 else (
+                              f"best epoch, {best['epoch']}: {_words(value, quantity)}"))
+        rates = [pair for epoch in history for pair in epoch.get("rates", [])]
+        rate_panel.plot(*zip(*rates), color=COLOURS[number % len(COLOURS)], linewidth=1.5,
+                        drawstyle="steps-post") if rates else None
+    for (quantity, split), axes in panels.items():
+        held_out = " and ".join(dict.fromkeys(run.monitored for run in runs))
+        what = f"train and {held_out}"
+        if is_2x2:
+            what = held_out if split == "held out" else "train"
+        axes.set_title(f"{what.capitalize()} {quantity}", loc="left")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel("accuracy (%)" if quantity == "accuracy" else "loss")
+        if quantity == "loss" and split == "held out":
+            _choose_scale([panels["loss", name] for name in splits])
+        if len(runs) == 1 and (axes.get_legend_handles_labels()[0]):
+            axes.legend()
+    rate_panel.set_title("Learning rate", loc="left")
+    rate_panel.set_xlabel("optimizer step")
+    rate_panel.set_ylabel("learning rate")
+    rate_panel.set_ylim(bottom=0)
+    if len(runs) > 1:
+        peaks = [max(line.get_ydata()) for line in rate_panel.lines]
+        if peaks and 0 < 10 * min(peaks) < max(peaks):
+            rate_panel.set_yscale("log")
+            rate_panel.set_ylim(min(peaks) / 1000, 2 * max(peaks))
+            rate_panel.set_ylabel("learning rate (log scale)")
+            rate_panel.yaxis.set_major_formatter("{x:g}")
+        handles, labels = panels["accuracy", "held out"].get_legend_handles_labels()
+        star = Line2D([], [], linestyle="", marker="*", color="black", label="best epoch")
+        figure.legend([*handles, star], [*labels, "best epoch"], loc="outside lower left", ncols=2)
+    figure.suptitle(f"Training of {' and '.join(names)}", x=0.01, ha="left", fontsize=11,
+                    fontweight="bold")
+    figure.caption = "; ".join(_describe(run, name) for run, name in zip(runs, names))
+    return figure
+
+
+def _words(value: float, quantity: str) -> str:
+    return f"{value:.2f} %" if quantity == "accuracy" else f"{value:.4f}"
+
+
+def _describe(run: Run, name: str) -> str:
+    last, split, best = run.metrics[-1], run.monitored, run.best
+    return (f"{name}: train {100 * last['train/accuracy']:.2f} %, {split} "
+            f"{100 * last[f'{split}/accuracy']:.2f} % after epoch {last['epoch']}; best by "
+            f"{split} {run.config.TRAIN.MONITOR} in epoch {best['epoch']}, "
+            f"{100 * best[f'{split}/accuracy']:.2f} %")
+
+
+def _choose_scale(panels: Sequence[Axes]) -> None:
+    """Give losses one scale, a logarithmic one where a linear one would flatten them."""
+    values = [value for axes in panels for line in axes.lines for value in line.get_ydata()]
+    low, high = min(values), max(values)
+    for axes in panels:
+        if low > 0 and high > 20 * low:
+            axes.set_yscale("log")
+            axes.set_ylabel("loss (log scale)")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        elif len(panels) > 1 and panels[0] is not panels[1]:
+            margin = 0.05 * (high - low)
+            axes.set_ylim(low - margin, high + margin)

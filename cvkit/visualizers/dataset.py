@@ -1,0 +1,142 @@
+"""The data before any training: classes, sizes, mean and standard deviation, examples."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from cvkit.data import ImageData
+from cvkit.data.images import measure
+from cvkit.registry import VISUALIZERS
+from cvkit.visualizers.drawing import COLOURS, Picture, shorten, show_image, styled
+
+_MANY_CLASSES = 30  # more of them get no label of their own
+_ROWS = 20  # classes of which examples are shown
+
+
+@VISUALIZERS.register()
+@styled
+def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
+    """Class counts and image sizes of train and test, mean and deviation of pixels, examples.
+
+    All computed from the images; no training is needed.
+
+    Args:
+        per_class: examples of each class, drawn at random from the training images.
+        seed: of that draw.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class is 1 or more, not {per_class}")
+    splits = {"train": data.train, **({"val": data.val} if data.val else {}), "test": data.test}
+    counts = {name: np.bincount(split.labels, minlength=len(data.classes))
+              for name, split in splits.items()}
+    facts = {name: measure(split, f"Measure {name} images") for name, split in splits.items()}
+    shown = range(min(len(data.classes), _ROWS))
+    example_height, charts = 0.62, 5.2
+    height = 0.4 + charts + 0.45 + example_height * len(shown)
+    figure = Picture(9, height)
+
+    def panel(left: float, top: float, width: float, tall: float) -> Axes:
+        return figure.add_axes((left / 9, 1 - (top + tall) / height, width / 9, tall / height))
+
+    figure.text(0.1 / 9, 1 - 0.1 / height, "The data", va="top", fontsize=11, fontweight="bold")
+    _draw_counts(panel(0.7, 0.65, 8.1, 1.75), data, counts)
+    _draw_sizes(panel(1.0, 3.55, 3.5, 1.65), facts)
+    figure.table = _statistics_table(data, facts)
+    text = panel(5.0, 3.35, 3.9, 2.0)
+    text.axis("off")
+    text.set_title("Pixels, scaled to 0–1", loc="left")
+    text.text(0, 0.97, figure.table, va="top", family="monospace", fontsize=8, linespacing=1.4)
+    random = np.random.default_rng(seed)
+    top = 0.4 + charts + 0.25
+    figure.text(0.1 / 9, 1 - top / height, "Training images of each class"
+                + (f" (the first {_ROWS} of {len(data.classes)})"
+                   if len(data.classes) > _ROWS else ""), fontsize=9)
+    place = min(example_height, 7.6 / per_class)
+    for row, label in enumerate(shown):
+        y = top + 0.1 + row * example_height
+        figure.text(1.15 / 9, 1 - (y + example_height / 2) / height,
+                    shorten(data.classes[label], 18), ha="right", va="center", fontsize=8)
+        members = random.permutation(np.flatnonzero(data.train.labels == label))[:per_class]
+        for column, position in enumerate(members):
+            axes = panel(1.25 + column * place, y, place - 0.04, place - 0.04)
+            axes.axis("off")
+            show_image(axes, data.train.image(position))
+    total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    figure.caption = (f"{total} images, {len(data.classes)} classes of "
+                      f"{_range(counts['train'])} training images each")
+    return figure
+
+
+def _range(counts: np.ndarray) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _draw_counts(axes: Axes, data: ImageData, counts: dict[str, np.ndarray]) -> None:
+    axes.set_title("Images per class", loc="left")
+    width = 0.8 / len(counts)
+    many = len(data.classes) > _MANY_CLASSES
+    for number, (name, values) in enumerate(counts.items()):
+        places = np.arange(len(values)) + (number - (len(counts) - 1) / 2) * width
+        bars = axes.bar(places, values, width, label=f"{name}, {values.sum():,}",
+                        color=COLOURS[number])
+        if not many and len(data.classes) <= 12:
+            axes.bar_label(bars, fontsize=6.5, fmt="{:,.0f}", padding=1)
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.1)
+    longest = max(map(len, data.classes))
+    if many:
+        axes.set_xlabel(f"class number, of {len(data.classes)}")
+    else:
+        slanted = longest * len(data.classes) > 90
+        axes.set_xticks(range(len(data.classes)), [shorten(name, 16) for name in data.classes],
+                        rotation=30 if slanted else 0, ha="right" if slanted else "center",
+                        rotation_mode="anchor")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(counts), borderaxespad=0.2)
+
+
+def _draw_sizes(axes: Axes, facts: dict[str, dict]) -> None:
+    axes.set_title("Image sizes, height×width", loc="left")
+    sizes = list(dict.fromkeys(size for fact in facts.values() for size in fact["sizes"]))
+    if len(sizes) <= 8:
+        width = 0.8 / len(facts)
+        for number, (name, fact) in enumerate(facts.items()):
+            places = np.arange(len(sizes)) + (number - (len(facts) - 1) / 2) * width
+            bars = axes.barh(places, [fact["sizes"].get(size, 0) for size in sizes], width,
+                             color=COLOURS[number], label=name)
+            axes.bar_label(bars, fontsize=7, fmt="{:,.0f}", padding=2)
+        axes.set_yticks(range(len(sizes)), [size.replace("x", "×") for size in sizes])
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.set_xlabel("images")
+        axes.grid(axis="y", visible=False)
+        return
+    for number, (name, fact) in enumerate(facts.items()):
+        heights, widths = zip(*(map(int, size.split("x")) for size in fact["sizes"]))
+        areas = 6 + 120 * np.asarray(list(fact["sizes"].values())) / sum(fact["sizes"].values())
+        axes.scatter(widths, heights, areas, color=COLOURS[number], alpha=0.5, linewidth=0,
+                     label=name)
+    axes.set_xlabel("width (pixels)")
+    axes.set_ylabel("height (pixels)")
+    axes.set_title(f"Image sizes, {len(sizes):,} different", loc="left")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right", fontsize=7, markerscale=0.7)
+
+
+def _statistics_table(data: ImageData, facts: dict[str, dict]) -> str:
+    names = ("red", "green", "blue") if data.channels == 3 else ("grey",)
+    lines = [f"{'':<16}" + "".join(f"{name:>8}" for name in names)]
+    for name, fact in facts.items():
+        for key, word in (("mean", "mean"), ("std", "deviation")):
+            lines.append(_table_line(f"{name} {word}", fact[key]))
+    if np.abs(np.subtract([data.mean, data.std], [facts["train"]["mean"],
+                                                   facts["train"]["std"]])).max() > 5e-5:
+        lines += [_table_line("used mean", data.mean), _table_line("used deviation", data.std),
+                  "used: by Normalize, as the data set says"]
+    return "\n".join(lines)
+
+
+def _table_line(title: str, values: tuple[float, ...]) -> str:
+    return f"{title:<16}" + "".join(f"{value:8.4f}" for value in values)

@@ -1,0 +1,44 @@
+"""What one model gets wrong and another right."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cvkit.data import ImageData
+from cvkit.errors import RunError
+from cvkit.registry import VISUALIZERS
+from cvkit.run import Run, run_names
+from cvkit.visualizers.drawing import Picture, message, styled
+from cvkit.visualizers.misclassified import gallery
+
+
+@VISUALIZERS.register()
+@styled
+def disagreements(compared: list[Run], data: ImageData,
+                  count: int = 20) -> Picture | list[Picture]:
+    """Test images that the first of several runs gets wrong and another right.
+
+    One gallery for each other run, the most confident mistakes of the first run first.
+
+    Args:
+        count: how many.
+    """
+    if count < 1:
+        raise ValueError(f"count is 1 or more, not {count}")
+    names, first = run_names(compared), compared[0].predictions
+    pictures = []
+    for name, run in zip(names[1:], compared[1:]):
+        other = run.predictions
+        if (other.classes != first.classes or not np.array_equal(other.index, first.index)
+                or not np.array_equal(other.true, first.true)):
+            raise RunError(f"{compared[0].folder} and {run.folder} were tested on different images")
+        is_right, other_is_right = (item.true == item.predicted for item in (first, other))
+        rows = np.flatnonzero(~is_right & other_is_right)
+        rows = rows[np.argsort(-first.probabilities[rows].max(1), kind="stable")]
+        caption = (f"{len(rows):,} test images that {names[0]} gets wrong and {name} right, the "
+                   f"most confident mistakes first; {int((is_right & ~other_is_right).sum()):,} "
+                   f"the other way round, {int((~is_right & ~other_is_right).sum()):,} wrong in "
+                   "both. Shown: true → predicted by the first")
+        pictures.append(gallery(data, first, rows[:count], "Wrong in one, right in the other",
+                                caption) if len(rows) else message(caption))
+    return pictures[0] if len(pictures) == 1 else pictures

@@ -1,0 +1,158 @@
+"""What all pictures share: the figure, its style, and images in rows."""
+
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cvkit.data import ImageData
+from cvkit.data.images import ImageSet
+from cvkit.errors import RunError
+from cvkit.run import Predictions
+
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.grid": True, "grid.color": "#e6e6e6",
+    "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "legend.frameon": False, "figure.facecolor": "white", "savefig.facecolor": "white",
+    "text.parse_math": False,  # a class may be named $5
+}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+RIGHT, WRONG, FAINT = "#00704f", "#b33c00", "#666666"  # readable on white, to the colour-blind too
+DPI = 150
+
+
+class Picture(Figure):
+    """A matplotlib figure with words. No pyplot state: nothing to close, shown once in a notebook.
+
+    Attributes:
+        caption: a sentence or two on what is seen.
+        table: the same in numbers, as text; may be empty.
+    """
+
+    def __init__(self, width: float, height: float, caption: str = "", table: str = ""):
+        super().__init__(figsize=(width, height), dpi=DPI)
+        self.caption, self.table = caption, table
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
+def styled(function: Callable) -> Callable:
+    """Decorate a visualizer: what it draws has cvkit's style, whatever the user's is."""
+
+    @functools.wraps(function)
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        with matplotlib.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return draw
+
+
+def grids(count: int, rows: int, columns: int, headline: str, caption: str, side_by_side: int = 1,
+          size: float = 1.25, aspect: float = 1.0, above: float = 0.06, over: float = 0.0,
+          left: float = 0.1, footer: float = 0.0) -> tuple[Picture, list[np.ndarray]]:
+    """Return a picture with `count` grids of places for images; all lengths in inches.
+
+    Args:
+        rows, columns: of each grid.
+        headline, caption: over all of them.
+        side_by_side: grids in a line.
+        size: width of a place; its height is that times `aspect`.
+        above: room over each row, for titles.
+        over, left: room over each grid and left of it, for its labels.
+        footer: room at the bottom.
+
+    Returns:
+        The picture, and for each grid its axes (rows, columns), without ticks.
+    """
+    gap, edge = 0.06, 0.1
+    block_width = left + columns * (size + gap) + edge
+    block_height = over + rows * (size * aspect + above)
+    width = max(side_by_side * block_width, 4.0)
+    words = textwrap.wrap(caption, int(width / 0.062))
+    header = 0.42 + 0.13 * len(words)
+    height = header + -(-count // side_by_side) * block_height + footer + edge
+    figure = Picture(width, height, caption)
+    figure.text(edge / width, 1 - edge / height, headline, va="top", fontsize=11,
+                fontweight="bold")
+    figure.text(edge / width, 1 - 0.34 / height, "\n".join(words), va="top", fontsize=7.5,
+                color=FAINT, linespacing=1.15)
+    blocks = []
+    for number in range(count):
+        line, place = divmod(number, side_by_side)
+        block = np.empty((rows, columns), dtype=object)
+        for row, column in np.ndindex(rows, columns):
+            x = place * block_width + left + column * (size + gap)
+            y = height - header - line * block_height - over - (row + 1) * (size * aspect + above)
+            block[row, column] = figure.add_axes((x / width, y / height, size / width,
+                                                  size * aspect / height))
+            block[row, column].axis("off")
+        blocks.append(block)
+    return figure, blocks
+
+
+def show_image(axes: Axes, image: np.ndarray, title: str = "", colour: str = "black") -> None:
+    """Show uint8 (H, W, C) or floats in 0–1, each pixel as it is where there is room for it."""
+    grey = image.shape[-1] == 1
+    highest = 255 if image.dtype == np.uint8 else 1
+    axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0,
+                vmax=highest, interpolation="nearest" if max(image.shape[:2]) <= 128 else "auto")
+    axes.set_title(title, fontsize=7.5, color=colour, pad=2.5, linespacing=1.1)
+
+
+def shorten(name: str, length: int) -> str:
+    """Return a name of at most so many characters, cut with an ellipsis."""
+    return textwrap.shorten(name, length, placeholder="…") if " " in name and len(
+        name) > length else name if len(name) <= length else name[:length - 1] + "…"
+
+
+def arrow(true: str, predicted: str, length: int = 22) -> str:
+    """Return "true → predicted", on two lines where one would be too long."""
+    if len(true) + len(predicted) + 3 <= length:
+        return f"{true} → {predicted}"
+    return f"{shorten(true, length - 2)} →\n{shorten(predicted, length)}"
+
+
+def message(text: str) -> Picture:
+    """Return a picture that only says something."""
+    figure = Picture(5.0, 1.2, caption=text)
+    figure.text(0.5, 0.5, textwrap.fill(text, 60), ha="center", va="center")
+    return figure
+
+
+def percent(part: float) -> str:
+    """Return a part of one as a percentage; never 0 or 100 where it is more or less."""
+    if 0 < part < 0.005:
+        return "< 1 %"
+    return "> 99 %" if 0.995 <= part < 1 else f"{100 * part:.0f} %"
+
+
+def positions_of(split: ImageSet, predictions: Predictions, rows: Sequence[int]) -> np.ndarray:
+    """Return where in the test split the images of these rows of the predictions are.
+
+    Raises:
+        RunError: the predictions are of other images.
+    """
+    place = {int(index): position for position, index in enumerate(split.index)}
+    found = [place.get(int(index)) for index in predictions.index]
+    labels = [None if position is None else int(split.labels[position]) for position in found]
+    if labels != predictions.true.tolist():
+        raise RunError("predictions.npz is of other test images than the data now has",
+                       hint="Write it anew: python tools/evaluate.py --run RUN")
+    return np.asarray([found[row] for row in rows], dtype=np.int64)
+
+
+def check_data(data: ImageData, predictions: Predictions) -> None:
+    """Refuse predictions of other images than the data set's."""
+    positions_of(data.test, predictions, [])

@@ -1,0 +1,155 @@
+"""Flags of visualizers: `--misclassified 10 --cam --cam-method LayerCAM` as nodes of a config."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from cvkit.config import COMMAND_LINE, Config, parse_value
+from cvkit.errors import ConfigError, suggest
+from cvkit.experiment import Experiment
+from cvkit.registry import NAME, VISUALIZERS, accepts, describe_type, parameters_of
+
+# What chooses images among the misclassified. Pictures drawn together show the same ones.
+SELECTION = ("count", "order", "true", "predicted", "seed")
+
+
+def arguments_of(name: str) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a visualizer that a config or a flag can set."""
+    parameters, _ = parameters_of(VISUALIZERS.get(name))
+    return {key: value for key, value in parameters.items() if key not in VISUALIZERS.offers}
+
+
+def read_flags(flags: list[tuple[str, list[str]]], config: Config) -> list[dict[str, Any]]:
+    """Return the nodes that flags name, in their order.
+
+    A flag starts from the config's own node of that visualizer. Visualizers of misclassified
+    images that are drawn together with `--misclassified` show the images which that one shows.
+
+    Args:
+        flags: ("--cam-method", ["LayerCAM"]) and so on.
+        config: of the run.
+
+    Raises:
+        ConfigError: no such flag, or no or a wrong value.
+    """
+    listed = {node.NAME: {key: value for key, value in node.items() if key != NAME}
+              for node in reversed(config.VISUALIZERS)}
+    given: dict[str, dict[str, Any]] = {}
+    for flag, words in flags:
+        name, argument = _meaning(flag)
+        arguments = given.setdefault(name, {})
+        if argument is None and words:
+            argument = "count"  # --misclassified 10
+            if argument not in arguments_of(name):
+                raise ConfigError(f"{flag} takes no value, and {words[0]!r} follows it",
+                                  where=COMMAND_LINE)
+        if argument is not None:
+            arguments[argument] = _value(flag, arguments_of(name)[argument], words)
+    gallery = given.get("misclassified")
+    shared = {}
+    if gallery is not None:
+        defaults = {key: arguments_of("misclassified")[key].default for key in SELECTION}
+        shared = {**defaults, **listed.get("misclassified", {}), **gallery}
+    nodes = []
+    for name, arguments in given.items():
+        follows = shared if set(SELECTION) <= set(arguments_of(name)) else {}
+        nodes.append({NAME: name, **listed.get(name, {}),
+                      **{key: follows[key] for key in SELECTION if key in follows}, **arguments})
+    return nodes
+
+
+def _meaning(flag: str) -> tuple[str, str | None]:
+    """Return a flag's visualizer, and the argument that it sets if it names one."""
+    names = {_dashed(name): name for name in VISUALIZERS.own}
+    word = flag.removeprefix("--")
+    if word in names:
+        return names[word], None
+    for dashed in sorted(names, key=len, reverse=True):
+        argument = word.removeprefix(f"{dashed}-").replace("-", "_")
+        if word.startswith(f"{dashed}-"):
+            if argument in arguments_of(names[dashed]):
+                return names[dashed], argument
+            own = [f"--{dashed}-{_dashed(key)}" for key in arguments_of(names[dashed])]
+            raise ConfigError(f"no flag {flag}", where=COMMAND_LINE,
+                              hint=suggest(flag, own, listed=20))
+    raise ConfigError(f"no flag {flag}", where=COMMAND_LINE,
+                      hint=suggest(flag, [f"--{name}" for name in names], listed=20))
+
+
+def _value(flag: str, parameter: inspect.Parameter, words: list[str]) -> Any:
+    if not words and parameter.annotation is bool:
+        return True
+    if not words:
+        raise ConfigError(f"{flag} has no value", where=COMMAND_LINE,
+                          hint=f"It takes {describe_type(parameter.annotation)}.")
+    values = [parse_value(word) for word in words]
+    if len(values) == 1 and accepts(parameter.annotation, values[0]):
+        return values[0]
+    if len(values) == 1 and not accepts(parameter.annotation, values):
+        return values[0]  # refused with its own message when the node is checked
+    return values
+
+
+def split_words(words: list[str], own: dict[str, int | None]) \
+        -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Part a command line into what the tool reads itself and the flags of visualizers.
+
+    Args:
+        words: all of them.
+        own: the tool's flags, and how many values each takes; None for one or more.
+
+    Returns:
+        The tool's words, for argparse, and the visualizers' flags with their values.
+    """
+    plain, known, flags = [], [], []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not word.startswith("--"):
+            plain.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        values = [value] if equals else []
+        most = own.get(flag)
+        # The first word after --cam-layer or --out is its value whatever it looks like.
+        needs_value = flag in own if most else "-" in flag.removeprefix("--")
+        while position < len(words) and not equals and (most is None or len(values) < most):
+            following = words[position]
+            if following.startswith("--") or not (
+                    _is_value(following) or (needs_value and not values)):
+                break
+            values.append(following)
+            position += 1
+        if flag in own:
+            known += [flag, *values]
+        else:
+            flags.append((flag, values))
+    return [*known, "--", *plain], flags
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word after a flag is its value: not a config file, nor a key to override."""
+    return not (word.endswith((".yaml", ".yml")) or re.fullmatch(r"[A-Z_]{2,}(\.[\w.]+)?", word))
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def listing() -> str:
+    """Return all visualizers with what they draw, what they need, and their flags."""
+    lines = []
+    for name in VISUALIZERS.own:
+        arguments = arguments_of(name)
+        needed = Experiment(Config()).lacks({NAME: name})
+        lines.append(f"--{_dashed(name)}{' [N]' if 'count' in arguments else ''}"
+                     f"{f'  (needs {needed})' if needed else ''}")
+        lines.append(f"    {(inspect.getdoc(VISUALIZERS.get(name)) or '').split(chr(10))[0]}")
+        for key, parameter in arguments.items():
+            default = "any" if parameter.default is None else parameter.default
+            lines.append(f"      --{_dashed(name)}-{_dashed(key)}  "
+                         f"{describe_type(parameter.annotation)}; default {default}")
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""The gallery of misclassified test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from cvkit.data import ImageData
+from cvkit.errors import ConfigError, suggest
+from cvkit.registry import VISUALIZERS
+from cvkit.run import Predictions
+from cvkit.visualizers.drawing import (
+    WRONG,
+    Picture,
+    arrow,
+    grids,
+    message,
+    percent,
+    positions_of,
+    show_image,
+    styled,
+)
+
+Order = Literal["confidence", "index", "random"]
+ClassName = str | int | None
+
+
+@VISUALIZERS.register()
+@styled
+def misclassified(predictions: Predictions, data: ImageData, count: int = 10,
+                  order: Order = "confidence", true: ClassName = None,
+                  predicted: ClassName = None, seed: int = 0) -> Picture:
+    """Test images that the model got wrong, as the data set has them.
+
+    Args:
+        count: how many.
+        order: "confidence" (the most confident mistakes first), "index" (the data set's order)
+            or "random", which depends on `seed`.
+        true, predicted: only images of this class; only those taken for that one.
+    """
+    rows = select_errors(predictions, count, order, true, predicted, seed)
+    caption = describe_errors(predictions, rows, count, order, true, predicted)
+    if not len(rows):
+        return message(caption)
+    return gallery(data, predictions, rows, "Misclassified test images", caption)
+
+
+def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], headline: str,
+            caption: str) -> Picture:
+    """Draw these rows of the predictions: true → predicted, and how sure the model was."""
+    positions = positions_of(data.test, predictions, rows)
+    images = [data.test.image(position) for position in positions]
+    titles = []
+    for row in rows:
+        names = (predictions.classes[number] for number in
+                 (predictions.true[row], predictions.predicted[row]))
+        titles.append(f"{arrow(*names)}\n({percent(predictions.probabilities[row].max())})")
+    columns = min(5, len(rows))
+    lines = max(title.count("\n") + 1 for title in titles)
+    aspect = max(image.shape[0] / image.shape[1] for image in images)
+    figure, (axes,) = grids(1, -(-len(rows) // columns), columns, headline, caption,
+                            size=max(1.25, 4.0 / columns), aspect=min(aspect, 2),
+                            above=0.1 + 0.125 * lines)
+    for axis, image, title in zip(axes.flat, images, titles):
+        show_image(axis, image, title, WRONG)
+    return figure
+
+
+def select_errors(predictions: Predictions, count: int, order: Order, true: ClassName,
+                  predicted: ClassName, seed: int) -> np.ndarray:
+    """Return the rows of the predictions to show: the same for the same arguments, everywhere.
+
+    Raises:
+        ConfigError: no such class; ValueError: a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is 1 or more, not {count}")
+    is_wanted = predictions.true != predictions.predicted
+    for name, labels in ((true, predictions.true), (predicted, predictions.predicted)):
+        if name is not None:
+            is_wanted &= labels == class_number(predictions.classes, name)
+    rows = np.flatnonzero(is_wanted)
+    if order == "index":
+        rows = rows[np.argsort(predictions.index[rows], kind="stable")]
+    elif order == "random":
+        rows = np.random.default_rng(seed).permutation(rows)
+    else:
+        confidence = predictions.probabilities[rows].max(1)
+        rows = rows[np.lexsort((predictions.index[rows], -confidence))]
+    return rows[:count]
+
+
+def class_number(classes: Sequence[str], name: str | int) -> int:
+    """Return a class's number by its name.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    if str(name) not in classes:
+        raise ConfigError(f"no class named {str(name)!r}", hint=suggest(name, classes))
+    return list(classes).index(str(name))
+
+
+def describe_errors(predictions: Predictions, rows: Sequence[int], count: int, order: Order,
+                    true: ClassName, predicted: ClassName) -> str:
+    """Say what is shown, of how many, and when there are fewer than asked for, or none."""
+    total = len(predictions.true)
+    of = " ".join(filter(None, [f"of class {true}" if true is not None else "",
+                                f"taken for {predicted}" if predicted is not None else ""]))
+    of = f" {of}" if of else ""
+    wrong = total - predictions.correct
+    if not len(rows):
+        return (f"No test image{of} was misclassified; "
+                f"{predictions.correct:,} of {total:,} are right")
+    first = {"confidence": "the most confident first", "index": "in the data set's order",
+             "random": "drawn at random"}[order]
+    if len(rows) < count:
+        return (f"All {len(rows)} misclassified test images{of}, {first}; {count} were asked for "
+                f"({wrong:,} of {total:,} are wrong in all)")
+    return (f"{len(rows)} misclassified test images{of}, {first} "
+            f"({wrong:,} of {total:,} are wrong in all)")

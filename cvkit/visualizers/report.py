@@ -1,0 +1,232 @@
+"""The report of a run: everything a hand-in asks for, as one HTML page and as a README."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+import cvkit
+from cvkit.errors import RunError, UserError
+from cvkit.experiment import Subject
+from cvkit.models import count_parameters
+from cvkit.registry import MODELS, NAME
+from cvkit.run import Run, duration
+from cvkit.visualizers.album import draw_all
+from cvkit.visualizers.drawing import DPI
+from cvkit.visualizers.pages import (
+    Block,
+    Code,
+    Image,
+    Link,
+    Section,
+    Table,
+    Text,
+    render_html,
+    render_markdown,
+)
+
+# The sections with pictures, in their order; further ones of the config follow.
+_PICTURES = {
+    "Curves": ["curves"],
+    "Misclassified images": ["misclassified"],
+    "Where the model looked": ["cam", "cam_matrix"],
+    "Confusion": ["confusion"],
+    "Data": ["dataset"],
+    "What the model receives": ["samples", "augmentations"],
+    "Model": ["architecture", "summary"],
+}
+_ALWAYS = ("curves", "misclassified", "cam", "confusion", "dataset", "samples", "architecture",
+           "summary")
+_TABLES = ("confusion",)  # whose text is shown as well; the others' pictures say it all
+
+
+def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = None) -> list[Path]:
+    """Write `report.html`, which holds its pictures, and `README.md` with `images/`.
+
+    Args:
+        run: a finished run.
+        nodes: visualizers with arguments, before those of the run's config and the defaults.
+        folder: where to; None for the run folder.
+
+    Returns:
+        The two files.
+
+    Raises:
+        UserError: no finished run; data, checkpoint or predictions are absent or damaged; the
+            folder cannot be written. A single picture that cannot be drawn is named in the report.
+    """
+    if not isinstance(run, Run):
+        raise RunError(f"a report is of one finished run; this is {run.what}", hint=run.instead)
+    if not run.metrics:
+        raise RunError(f"{run.folder} has no finished epoch, so there is nothing to report")
+    run.predictions, run.model, run.data  # noqa: B018  told at once if one of them is missing
+    folder = folder or run.folder
+    chosen = {node[NAME]: node for node in [*({NAME: name} for name in _ALWAYS),
+                                            *run.config.VISUALIZERS, *nodes]}
+    pictures = _draw(run, list(chosen.values()))
+    sections = _sections(run, pictures)
+    title = f"{run.config.name}: {100 * run.predictions.accuracy:.2f} % test accuracy"
+    paths = folder / "report.html", folder / "README.md"
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        for blocks in pictures.values():
+            for block in blocks:
+                if isinstance(block, Image):
+                    (folder / "images" / f"{block.name}.png").write_bytes(block.png)
+        paths[0].write_text(render_html(title, sections), encoding="utf-8")
+        paths[1].write_text(render_markdown(title, sections), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write the report into {folder}: {error.strerror}",
+                       hint="Choose another folder with --out.") from None
+    print(*paths, sep="\n")
+    return list(paths)
+
+
+def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
+    """Return the pictures by the name of their visualizer; what cannot be drawn says why."""
+    pictures: dict[str, list[Block]] = {}
+    for node in tqdm(nodes, desc="Report", unit="picture", delay=2, disable=None, leave=False):
+        try:
+            blocks = [block for name, figure in draw_all(run, [node])
+                      for block in _picture(name, figure, node[NAME])]
+        except UserError as error:
+            tqdm.write(f"not drawn: {node[NAME]}: {error}", file=sys.stderr)
+            blocks = [Text(f"{node[NAME]} was not drawn: {error}")]
+        pictures[node[NAME]] = blocks
+    return pictures
+
+
+def _picture(name: str, figure: Figure, visualizer: str) -> list[Block]:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    width, height = (round(DPI * inches) for inches in figure.get_size_inches())
+    # Shown at 96 pixels an inch, as a browser measures; the file is sharper than that.
+    image = Image(name, file.getvalue(), width * 96 // DPI, height * 96 // DPI,
+                  getattr(figure, "caption", "") or name)
+    table = getattr(figure, "table", "")
+    return [image, Code(table)] if table and visualizer in _TABLES else [image]
+
+
+def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
+    facts = _facts(run)
+    main = [Section(title, [block for name in names for block in pictures.get(name, [])])
+            for title, names in _PICTURES.items()]
+    known = {name for names in _PICTURES.values() for name in names}
+    further = [block for name, blocks in pictures.items() if name not in known for block in blocks]
+    sections = [Section("Results", _results(run)), *main[:4]]
+    if further:
+        sections.append(Section("Further pictures", further))
+    model = Section("Model", [*main[-1].blocks, *_model_code(run)])
+    sections += [*main[4:-1], model,
+                 Section("Training log", [Code(_read(run, "train.log"))]),
+                 Section("Config", _repeat(run, facts)),
+                 Section("Environment", [Code(_read(run, "environment.txt"))])]
+    return [Section("Hand-in", [_handed_in(run, facts)]), *sections]
+
+
+def _results(run: Run) -> list[Block]:
+    last, best, split = run.metrics[-1], run.best, run.monitored
+    predictions = run.predictions
+    names = [name.removeprefix("train/") for name in last if name.startswith("train/")]
+    names += [name.removeprefix(f"{split}/") for name in last
+              if name.startswith(f"{split}/") and name.removeprefix(f"{split}/") not in names]
+
+    def value(epoch: dict[str, Any], key: str) -> str:
+        number = epoch.get(key)
+        if number is None:
+            return ""
+        return f"{number:.4f}" if key.endswith(("loss", "error")) else f"{100 * number:.2f} %"
+
+    rows = [[name, value(last, f"train/{name}"), value(last, f"{split}/{name}"),
+             value(best, f"{split}/{name}")] for name in names]
+    watched = ("the test set was watched during training, so these are the last epoch's"
+               if split == "test" else "those of the epoch that was best on validation images")
+    return [
+        Text(f"Test accuracy {100 * predictions.accuracy:.2f} %: {predictions.correct:,} of "
+             f"{len(predictions.true):,} images, loss {predictions.loss:.4f}, after epoch "
+             f"{predictions.epoch} ({watched})."),
+        Table(["", f"train, epoch {last['epoch']}", f"{split}, epoch {last['epoch']}",
+               f"{split}, best epoch ({best['epoch']}, by {run.config.TRAIN.MONITOR})"], rows),
+        Text(f"{last['epoch']} epochs, {duration(run.seconds)} of training; "
+             f"{count_parameters(run.model):,} parameters."),
+    ]
+
+
+def _model_code(run: Run) -> list[Block]:
+    """Return the source of the model: its file, or of a library's model the class."""
+    try:
+        return [Code(inspect.getsource(_model_source(run)), "python", "Model code")]
+    except (OSError, TypeError):
+        return [Text("The model's source is not in a file.")]
+
+
+def _model_source(run: Run) -> Any:
+    entry = inspect.unwrap(MODELS.get(run.config.MODEL[NAME]))
+    own = run.config.MODEL[NAME] in MODELS.own
+    return inspect.getmodule(entry) if own else type(run.model)
+
+
+def _repeat(run: Run, facts: dict[str, str]) -> list[Block]:
+    lines = []
+    if facts.get("repository"):
+        folder = facts["repository"].rsplit("/", 1)[-1]
+        lines += [f"git clone {facts['repository']}", f"cd {folder}"]
+        if facts.get("git"):
+            lines.append(f"git checkout {facts['git'].removesuffix('-dirty')}")
+    lines += ["pip install -e .", f"python tools/train.py {run.config.name}.yaml"]
+    own = ("" if not run.config.IMPORTS else
+           f" It imports {', '.join(run.config.IMPORTS)}, which it needs as well.")
+    return [Text(f"To repeat the run, save this as {run.config.name}.yaml, and:{own}"),
+            Code("\n".join(lines), "bash"), Code(run.config.dump(), "yaml")]
+
+
+def _handed_in(run: Run, facts: dict[str, str]) -> Table:
+    """Return where each part of a hand-in is found."""
+    repository, commit = facts.get("repository", ""), facts.get("git", "").removesuffix("-dirty")
+    root = Path(cvkit.__file__).resolve().parents[1]
+
+    def place(path: Path | str | None, anchor: str) -> str | Link:
+        try:
+            relative = Path(path or "").resolve().relative_to(root)
+        except ValueError:
+            return Link("below", anchor)
+        if repository.startswith("https://github.com/") and commit:
+            return Link(str(relative), f"{repository}/blob/{commit}/{relative.as_posix()}")
+        return str(relative)
+
+    try:
+        model_file = inspect.getsourcefile(_model_source(run))
+    except TypeError:
+        model_file = None
+    if model_file and "site-packages" in model_file:
+        model_file = None
+    unknown = "not known: the run was not made in a clone with a remote"
+    return Table(["part", "where"], [
+        ["Model code", place(model_file, "#model") if model_file else Link("below", "#model")],
+        ["Utilities", place(root / "cvkit", "#model")],
+        ["Main code", place(root / "tools" / "train.py", "#config")],
+        ["Config", Link("below", "#config")],
+        ["Training log", Link("below", "#training-log")],
+        ["Misclassified images", Link("below", "#misclassified-images")],
+        ["Class activation maps", Link("below", "#where-the-model-looked")],
+        ["Repository", Link(repository, repository) if repository else unknown],
+        ["README of the run", "README.md, beside this report"],
+    ])
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """Return the lines of environment.txt by what stands before the colon."""
+    pairs = (line.partition(": ") for line in _read(run, "environment.txt").splitlines())
+    return {key: value for key, _, value in pairs}
+
+
+def _read(run: Run, name: str) -> str:
+    path = run.folder / name
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else f"no {name}"

@@ -1,0 +1,66 @@
+"""What the model receives: training images after the whole pipeline."""
+
+from __future__ import annotations
+
+from cvkit.data import ImageData
+from cvkit.data.loaders import Loaders
+from cvkit.registry import VISUALIZERS
+from cvkit.visualizers.drawing import Picture, grids, shorten, show_image, styled
+
+
+@VISUALIZERS.register()
+@styled
+def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
+    """The first training images of the first epoch, exactly as the model receives them.
+
+    After augmentation and normalisation, which is undone to show them.
+
+    Args:
+        count: how many, at most a batch.
+    """
+    if count < 1:
+        raise ValueError(f"count is 1 or more, not {count}")
+    batch = loaders.train.first_batch()
+    images = loaders.train.denormalise(batch.images[:count])
+    columns = min(10, max(5, -(-len(images) // 4)), len(images))
+    figure, (axes,) = grids(
+        1, -(-len(images) // columns), columns, "What the model receives",
+        f"The first {len(images)} images of the first training batch of {len(batch.labels)}, "
+        "after the whole pipeline", size=max(0.9, 4.0 / columns), above=0.2,
+        aspect=min(images.shape[1] / images.shape[2], 2))
+    for axis, image, label in zip(axes.flat, images, batch.labels.tolist()):
+        show_image(axis, image, shorten(data.classes[label], 14))
+    return figure
+
+
+@VISUALIZERS.register()
+@styled
+def augmentations(loaders: Loaders, data: ImageData, count: int = 19, image: int = 0,
+                  seed: int = 0) -> Picture:
+    """One training image through the pipeline many times; the original comes first.
+
+    Args:
+        count: passes through the pipeline.
+        image: which one, by its place in the training split.
+        seed: of the random numbers.
+    """
+    if count < 1:
+        raise ValueError(f"count is 1 or more, not {count}")
+    split, pipeline = loaders.train.images, loaders.train.pipeline
+    if not 0 <= image < len(split):
+        raise ValueError(f"image is 0 to {len(split) - 1}, not {image}")
+    original = split.image(image)
+    images = [original]
+    for number in range(count):
+        pipeline.seed(seed, number)
+        images.append(pipeline(original))
+    columns = min(10, max(5, -(-len(images) // 4)), len(images))
+    name = data.classes[split.labels[image]]
+    figure, (axes,) = grids(
+        1, -(-len(images) // columns), columns, "One image, many times through the pipeline",
+        f"Training image {image}, {name}: the original, then {count} passes",
+        size=max(0.9, 4.0 / columns), above=0.2,
+        aspect=min(max(item.shape[0] / item.shape[1] for item in images), 2))
+    for number, (axis, item) in enumerate(zip(axes.flat, images)):
+        show_image(axis, item, str(number) if number else "original")
+    return figure

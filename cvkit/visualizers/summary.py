@@ -1,0 +1,174 @@
+"""The model in numbers: a table by layer, and its stages as a diagram."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from typing import Any
+
+import torch
+import torchinfo
+from matplotlib.patches import FancyBboxPatch
+from torch import nn
+
+from cvkit.data.loaders import Loaders
+from cvkit.registry import VISUALIZERS
+from cvkit.visualizers.drawing import COLOURS, FAINT, Picture, shorten, styled
+
+_LINES = 110  # of a table that is still readable as a picture
+
+
+@VISUALIZERS.register()
+@styled
+def summary(model: nn.Module, loaders: Loaders, depth: int = 3) -> Picture:
+    """Layer by layer: output shape and parameters, by torchinfo. Also as text, in `.table`.
+
+    Args:
+        depth: of nested modules. The picture stops earlier where the table is too long for it.
+    """
+    if depth < 1:
+        raise ValueError(f"depth is 1 or more, not {depth}")
+    table = layer_table(model, loaders.image_shape, depth)
+    shown = table
+    while depth > 1 and shown.count("\n") > _LINES:
+        depth -= 1
+        shown = layer_table(model, loaders.image_shape, depth)
+    lines = shown.split("\n")
+    size = 7.0
+    # In DejaVu Sans Mono a character is 0.602 times as wide as the font size.
+    width = max(max(map(len, lines)) * size * 0.602 / 72 + 0.2, 5.0)
+    figure = Picture(width, len(lines) * size * 1.2 / 72 + 0.2, table=table)
+    figure.text(0.1 / width, 1 - 0.1 / figure.get_figheight(), shown, va="top",
+                family="monospace", fontsize=size, linespacing=1.2)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    figure.caption = (f"{type(model).__name__}, {parameters:,} parameters, for images of "
+                      f"{_shape(loaders.image_shape)}")
+    return figure
+
+
+@VISUALIZERS.register()
+@styled
+def architecture(model: nn.Module, loaders: Loaders) -> Picture:
+    """The stages of the network, from image to logits: output shapes and parameter counts."""
+    stages = model_stages(model, loaders.image_shape)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    step, box_width, left, top = 0.5, 2.9, 0.2, 0.85
+    rows = [("image", "", loaders.image_shape, 0), *stages]
+    width, height = 7.4, top + step * len(rows) + 0.1
+    caption = (f"{type(model).__name__}: {total:,} parameters, {len(stages)} stages; shapes are "
+               "channels×height×width")
+    figure = Picture(width, height, caption, table="\n".join(
+        f"{name:<24} {kind:<28} {_shape(shape):<14} {count:>12,}"
+        for name, kind, shape, count in rows))
+    figure.text(0.1 / width, 1 - 0.1 / height, "Architecture", va="top", fontsize=11,
+                fontweight="bold")
+    figure.text(0.1 / width, 1 - 0.34 / height, caption, va="top", fontsize=8, color=FAINT)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    most = max((count for *_, count in rows), default=0) or 1
+    for number, (name, kind, shape, count) in enumerate(rows):
+        y = top + number * step
+        axes.add_patch(FancyBboxPatch(
+            (left, y), box_width, step - 0.16, boxstyle="round,pad=0,rounding_size=0.06",
+            facecolor="#eef4fa" if count else "#f4f4f4", edgecolor=COLOURS[0] if count else FAINT,
+            linewidth=0.8))
+        middle = y + (step - 0.16) / 2
+        axes.text(left + 0.1, middle, shorten(name, 20), va="center", fontsize=8.5,
+                  fontweight="bold")
+        axes.text(left + box_width - 0.1, middle, shorten(kind, 24), va="center", ha="right",
+                  fontsize=7, color=FAINT)
+        axes.text(left + box_width + 0.15, middle, _shape(shape), va="center", fontsize=8.5)
+        if count:
+            axes.barh(middle, 1.6 * count / most, 0.18, left=4.4, color=COLOURS[0])
+            axes.text(4.45 + 1.6 * count / most, middle, f"{count:,} ({_percent(count / total)})",
+                      va="center", fontsize=7.5)
+        if number < len(rows) - 1:
+            axes.annotate("", (left + box_width / 2, y + step), (left + box_width / 2, y + step
+                                                                 - 0.16),
+                          arrowprops={"arrowstyle": "->", "color": FAINT, "linewidth": 0.8})
+    axes.text(4.4, top - 0.12, "parameters", fontsize=7.5, color=FAINT)
+    axes.text(left + box_width + 0.15, top - 0.12, "output", fontsize=7.5, color=FAINT)
+    return figure
+
+
+def layer_table(model: nn.Module, image_shape: tuple[int, int, int], depth: int) -> str:
+    """Return torchinfo's table of the layers, down to a depth."""
+    text = str(_inspect(model, image_shape, depth))
+    # torchinfo 1.8 prints the name of its enum where it means the value.
+    return re.sub(r"Units\.([A-Z])[A-Z]*", r"\1", text)
+
+
+def _inspect(model: nn.Module, image_shape: tuple[int, int, int], depth: int) -> Any:
+    weights = next(model.parameters())
+    image = torch.zeros(1, *image_shape, device=weights.device)
+    # Of a copy: torchinfo puts every part of a model into one mode.
+    return torchinfo.summary(copy.deepcopy(model), input_data=image, depth=depth, verbose=0,
+                             col_names=("output_size", "num_params"), row_settings=("var_names",))
+
+
+def model_stages(model: nn.Module, image_shape: tuple[int, int, int]) \
+        -> list[tuple[str, str, tuple[int, ...], int]]:
+    """Return name, type, output shape and parameter count of each stage, in forward order.
+
+    A stage is a direct child of the model. Where that gives fewer than four that have
+    parameters, sequences among them are opened. Parts without parameters that leave the shape
+    as it is are left out.
+    """
+    layers = _inspect(model, image_shape, 100).summary_list
+    found, depth = [], 0
+    while depth < 4 and sum(bool(count) for *_, count in found) < 4:
+        depth += 1
+        opened = _open(layers, depth)
+        if opened == found:
+            break
+        found = opened
+    stages, previous = [], tuple(image_shape)
+    for stage in found:
+        if stage[3] or stage[2] != previous:
+            stages.append(stage)
+        previous = stage[2]
+    return stages
+
+
+def _open(layers: list[Any], depth: int) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """Return the layers at a depth, and above it those that are no mere sequence of others."""
+    found, path = [], []
+    skip_below = None
+    for layer in layers:
+        if layer.depth == 0:
+            continue
+        path = [*path[:layer.depth - 1], layer.var_name]
+        if skip_below is not None and layer.depth > skip_below:
+            continue
+        skip_below = None
+        is_sequence = isinstance(layer.module, (nn.Sequential, nn.ModuleList)) or any(
+            isinstance(child, (nn.Sequential, nn.ModuleList)) and layer.num_params > 0
+            and sum(p.numel() for p in child.parameters()) > 0.9 * layer.num_params
+            for child in layer.module.children())
+        if layer.depth < depth and is_sequence:
+            continue
+        skip_below = layer.depth
+        shape = tuple(layer.output_size[1:]) if layer.output_size else ()
+        found.append((".".join(path), _kind(layer.module), shape, int(layer.num_params)))
+    return found
+
+
+def _kind(module: nn.Module) -> str:
+    """Return a module's type; a sequence's as "2 × BasicBlock"."""
+    if isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module):
+        kinds = Counter(type(child).__name__ for child in module)
+        if len(kinds) <= 2:
+            return ", ".join(f"{count} × {kind}" if count > 1 else kind
+                             for kind, count in kinds.items())
+    return type(module).__name__
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f} %" if part >= 0.0005 else "< 0.1 %"

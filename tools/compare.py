@@ -1,0 +1,35 @@
+"""Compare runs: what differs in their configs, results, curves, and which images one gets right.
+
+    python tools/compare.py runs/resnet18_cifar10/2026-01-31_12-00-00 runs/other/2026-02-01_09-30-00
+"""
+
+import argparse
+from pathlib import Path
+
+from cvkit.errors import UserError, run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more run folders")
+    parser.add_argument("--count", type=int, default=20, help="images to show; default 20")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/compare/…")
+    args = parser.parse_args()
+    if len(args.runs) < 2:
+        parser.error("there is nothing to compare one run with; name two or more")
+    from cvkit.visualizers import album
+
+    runs = album.open_subject(args.runs, [])
+    folder = args.out or album.visuals_folder(runs)
+    print(f"\n{runs.table()}\n")
+    album.save_all(runs, [{"NAME": "curves"}], folder)
+    (folder / "table.txt").write_text(runs.table() + "\n", encoding="utf-8")
+    try:
+        album.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
+    except UserError as error:  # tested on different images, or the data is not here
+        print(f"left out: disagreements: {error}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
