@@ -355,7 +355,7 @@ def describe_type(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(describe_type(item) for item in arguments))
     if origin is typing.Literal:
         return "one of " + ", ".join(str(item) for item in arguments)
-    if origin is list and arguments:
+    if origin is list and typing.get_origin(arguments[0]) is typing.Literal:
         return f"a list, each {describe_type(arguments[0])}"
     if annotation is type(None):
         return "null"

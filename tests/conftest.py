@@ -1,9 +1,16 @@
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from cvkit.config import load_config
+from cvkit.run import Run
+from cvkit.trainer import train
 
 ROOT = Path(__file__).parent.parent
 IMAGES = "CVKIT_TEST_IMAGES"  # a folder with train/ and test/ of CIFAR-10 as image files
@@ -45,6 +52,44 @@ def cifar_images() -> Path:
     if not folder:
         pytest.skip(f"{IMAGES} does not name a folder with CIFAR-10 images")
     return Path(folder)
+
+
+def paint(folder, split, count, random):
+    """Write images of three classes whose channels differ, so that swapped ones are noticed."""
+    for shift, name in enumerate(("red", "green", "blue")):
+        (folder / split / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+            pixels[number % 8:20, 4:28, shift] += 150
+            Image.fromarray(pixels).save(folder / split / name / f"{number:03}.png")
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory):
+    """A digits run, and one on painted images that has learned next to nothing."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(TINY)
+    random = np.random.default_rng(0)
+    paint(folder / "painted", "train", 16, random)
+    paint(folder / "painted", "test", 12, random)
+    digits = train(load_config(folder / "tiny.yaml", {"OUTPUT_DIR": str(folder / "runs")}))
+    painted = train(load_config(folder / "tiny.yaml", {
+        "OUTPUT_DIR": str(folder / "painted_runs"), "OPTIMIZER.lr": 1e-4, "DATA.LIMIT": 0,
+        "DATA.DATASET": {"NAME": "ImageFolder", "root": str(folder / "painted")}}))
+    return digits.folder, painted.folder
+
+
+@pytest.fixture
+def run(_trained, tmp_path):
+    """A finished run on digits, in the test's own folder: the newest there."""
+    return Run(shutil.copytree(_trained[0], tmp_path / "runs" / "tiny" / _trained[0].name))
+
+
+@pytest.fixture
+def painted(_trained, tmp_path):
+    """A finished run on images in three colours, a good part of them misclassified."""
+    folder = tmp_path / "runs" / "painted" / _trained[1].name
+    return Run(shutil.copytree(_trained[1], folder))
 
 
 @pytest.fixture

@@ -3,7 +3,13 @@ import torch
 
 from cvkit import hardware
 from cvkit.errors import ConfigError
-from cvkit.hardware import choose_device, choose_precision, environment, seed_everything
+from cvkit.hardware import (
+    choose_device,
+    choose_precision,
+    environment,
+    public_url,
+    seed_everything,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -77,3 +83,10 @@ def test_channels_last_is_chosen_where_it_is_wanted_and_safe():
         layout = hardware.choose_layout(wanted, model, CPU)
         assert layout == (expected or torch.contiguous_format)
     assert hardware.choose_layout(True, model, CUDA) == torch.channels_last
+
+
+@pytest.mark.parametrize("remote", [
+    "git@github.com:me/course.git", "ssh://git@github.com/me/course.git",
+    "https://github.com/me/course", "https://me:ghp_token@github.com/me/course.git"])
+def test_a_remote_is_an_address_without_secrets(remote):
+    assert public_url(remote) == "https://github.com/me/course"

@@ -6,6 +6,7 @@ from cvkit.data.images import (
     ImageFiles,
     ImageSet,
     balanced_subset,
+    measure,
     scan_files,
     statistics,
     stratified_split,
@@ -125,3 +126,20 @@ def test_a_changed_file_is_scanned_again(tmp_path):
     assert scan_files(ImageFiles([path]), "Reading")["mean"] == (0.0, 0.0, 0.0)
     save(tmp_path / "a.png", np.full((3, 2, 3), 255, np.uint8))
     assert scan_files(ImageFiles([path]), "Reading")["mean"] == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("as_files", [True, False])
+def test_a_split_is_measured_by_its_own_images(tmp_path, as_files):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+    images = pixels
+    if as_files:
+        paths = [str(tmp_path / f"{number}.png") for number in range(6)]
+        for path, image in zip(paths, pixels, strict=True):
+            Image.fromarray(image).save(path)
+        images = ImageFiles(paths)
+    for places in (np.arange(6), np.array([4, 1])):
+        facts = measure(ImageSet.of(images, np.zeros(6)).take(places), "Measure")
+        part = pixels[places] / 255
+        assert np.allclose(facts["mean"], part.mean((0, 1, 2)))
+        assert np.allclose(facts["std"], part.std((0, 1, 2)))
+        assert facts["sizes"] == {"4x5": len(places)}

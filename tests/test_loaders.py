@@ -51,6 +51,33 @@ def test_an_epoch_has_every_image_once_in_a_new_order(tiny):
     assert loader.batch_sizes == [32, 32, 32, 32, 22] and len(loader) == 5
 
 
+def test_what_the_model_receives_is_turned_back_into_pixels_exactly(tiny):
+    loader = loaders(tiny, "DATA.LIMIT", "0").train
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(2, 1, 1, 3)
+    pixels[1] = 255 - pixels[1]
+    pixels[..., 1] //= 2
+    assert np.array_equal(loader.denormalise(loader.normalise(pixels)), pixels.numpy())
+
+
+def test_images_can_be_taken_by_position(tiny):
+    loader = loaders(tiny).test
+    batch = loader.take([7, 3, 3])
+    split = loader.images
+    assert batch.labels.tolist() == split.labels[[7, 3, 3]].tolist()
+    assert batch.index.tolist() == split.index[[7, 3, 3]].tolist()
+    shown = loader.denormalise(batch.images)
+    assert all(np.array_equal(shown[n], split.image(place)) for n, place in enumerate((7, 3, 3)))
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_the_first_batch_is_the_one_an_epoch_begins_with(tiny, epoch):
+    loader = loaders(tiny).train
+    first = loader.first_batch(epoch)
+    assert loader.first_batch().images.equal(loader.first_batch(0).images)  # its epoch is kept
+    loader.set_epoch(epoch)
+    assert all(map(torch.equal, first, next(iter(loader))))
+
+
 def test_test_images_come_in_their_own_order(tiny):
     loader = loaders(tiny).test
     assert epoch_of(loader)[2].tolist() == loader.images.index.tolist()

@@ -1,7 +1,9 @@
 """Mistakes a user makes: exit code 2, one message with place and fix, nothing half-written."""
 
+import shutil
 import sys
 import urllib.error
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, TINY
@@ -169,6 +171,80 @@ def test_several_mistakes_are_told_at_once(tool, tmp_path):
 def test_mistakes_with_the_other_tools(tool, arguments, expected):
     code, _, err = tool(*arguments)
     assert code == 2 and expected in err and "Traceback" not in err
+
+
+def cut(run):
+    path = run.folder / "predictions.npz"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def other_labels(run):
+    predictions = run.predictions
+    replace(predictions, true=(predictions.true + 1) % 3).save(run.folder / "predictions.npz")
+
+
+# name: (what is done to the run, the arguments of visualize.py, what the message must say)
+DRAWING = {
+    "no run yet": (lambda run: shutil.rmtree(run.folder.parents[1]), ["--cam"],
+                   ["no run with a checkpoint in runs/", "Train one: python tools/train.py CONFIG"]),
+    "no such run": (None, ["--run", "runs/painted/x", "--cam"], ["no run runs/painted/x", "Allowed: runs/painted/"]),
+    "a run folder without a checkpoint": (
+        lambda run: [path.unlink() for path in (run.folder / "checkpoints").iterdir()],
+        ["--run", "RUN", "--misclassified", "5"], ["no checkpoint", "last.pt"]),
+    "a run without predictions": (lambda run: (run.folder / "predictions.npz").unlink(), ["--confusion"],
+                                  ["predictions.npz", "python tools/evaluate.py --run"]),
+    "damaged predictions": (cut, ["--misclassified", "5"],
+                            ["predictions.npz is damaged", "python tools/evaluate.py --run"]),
+    "predictions of other images": (other_labels, ["--cam"], ["predictions.npz is of other test images"]),
+    "data that has gone": (None, ["--misclassified", "5", "DATA.DATASET.root", "gone"], ["gone"]),
+    "a layer below 5×5": (None, ["--cam-layer", "layer4"],
+                          ["layer4 has a map of 4×4 pixels", "Possible are", "layer3"]),
+    "no such layer": (None, ["--cam-layer", "layr3"], ["no layer 'layr3'", "Did you mean layer3?"]),
+    "no such method": (None, ["--cam-method", "GradCam++"], ["Did you mean GradCAM?", "GradCAMPlusPlus"]),
+    "none asked for": (None, ["--misclassified", "0"], ["count is 1 or more, not 0"]),
+    "fewer than none": (None, ["--cam", "--misclassified", "-5"], ["count is 1 or more, not -5"]),
+    "a count in words": (None, ["--misclassified", "ten"], ["takes int, not 'ten'"]),
+    "no such class": (None, ["--misclassified-true", "rad"], ["no class named 'rad'", "Did you mean red?"]),
+    "no such picture": (None, ["--confusoin"], ["no flag --confusoin", "Did you mean --confusion?"]),
+    "no such flag of a picture": (None, ["--cam-layr", "layer3"], ["Did you mean --cam-layer?"]),
+    "nothing to draw": (None, [], ["painted lists no VISUALIZERS", "--misclassified 10"]),
+    "no such format": (None, ["--cam", "--format", "gif"], ["invalid choice: 'gif'"]),
+    "hardly any dots": (None, ["--confusion", "--dpi", "1"], ["--dpi is 10 or more"]),
+    "a run's seed": (None, ["--confusion", "SEED", "3"], ["SEED cannot be changed in a run"]),
+    "a picture of a run from a config": (None, ["tiny.yaml", "--misclassified", "5"],
+                                         ["misclassified needs one finished run", "--run RUN"]),
+    "a picture of one run from two": (None, ["--run", "RUN", "RUN", "--cam"],
+                                      ["cam needs one finished run; this is a set of runs"]),
+    "a picture of two runs from one": (None, ["--disagreements"], ["two or more runs", "--run A B"]),
+    "a report of a config": (None, ["tiny.yaml", "--report"], ["a report is of one finished run"]),
+    "a config whose data is absent": (None, [CIFAR, "--dataset", "DATA.DATASET.root", "gone",
+                                             "DATA.DATASET.download", "false"],
+                                      ["CIFAR10 is not in gone/", "cifar-10-python.tar.gz"]),
+    "an unreadable config": (None, ["gone.yaml", "--dataset"], ["no config file gone.yaml"]),
+}
+
+
+def test_the_count_of_drawing_mistakes_does_not_shrink():
+    assert len(DRAWING) >= 26
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_mistakes_in_drawing(tool, tmp_path, painted, name):
+    damage, arguments, expected = DRAWING[name]
+    config(tmp_path)
+    if damage:
+        damage(painted)
+
+    def files():
+        return {path: path.read_bytes() if path.is_file() else None
+                for path in tmp_path.rglob("*") if ".cache" not in path.parts}
+
+    before = files()
+    words = [str(painted.folder) if word == "RUN" else word for word in arguments]
+    code, out, err = tool("visualize.py", *words)
+    assert code == 2 and "Traceback" not in err + out
+    assert all(text in err for text in expected), err
+    assert files() == before
 
 
 def test_a_bug_in_own_code_keeps_its_traceback(tool, tmp_path, monkeypatch):

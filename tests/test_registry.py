@@ -173,6 +173,11 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
     (OPTIMIZERS, {"NAME": "SGD", "lr": 1, "params": 3}, "has no argument 'params'"),
     (OPTIMIZERS, {"NAME": "AdamW", "lr": 1, "betas": [0.9, "b"]}, "betas of optimizer AdamW takes"),
     (MODELS, {"nAME": "x"}, "a model is a node {NAME: …}"),
+    (VISUALIZERS, {"NAME": "cam", "method": "GradCam"}, "Did you mean GradCAM?"),
+    (VISUALIZERS, {"NAME": "cam_matrix", "methods": ["GradCAM", "HiresCAM"]},
+     "Did you mean HiResCAM?"),
+    (VISUALIZERS, {"NAME": "cam_matrix", "methods": "GradCAM"}, "takes a list, each one of"),
+    (VISUALIZERS, {"NAME": "cam", "model": 3}, "has no argument 'model'"),
 ])
 def test_check_names_the_mistake(kind, node, expected):
     with pytest.raises(ConfigError) as caught:

@@ -1,11 +1,23 @@
+import json
 import os
 
 import numpy as np
 import pytest
 
 from cvkit.config import load_config
-from cvkit.errors import RunError
-from cvkit.run import Log, Predictions, Progress, Run, find_runs, open_run
+from cvkit.errors import ConfigError, RunError
+from cvkit.run import (
+    Log,
+    Predictions,
+    Progress,
+    Run,
+    Runs,
+    duration,
+    find_runs,
+    in_words,
+    open_run,
+    run_names,
+)
 from cvkit.run import test_line as line_of
 
 PREDICTIONS = Predictions(
@@ -93,6 +105,61 @@ def test_damaged_predictions_are_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(RunError, match=r"python tools/evaluate\.py --run"):
         Predictions.load(path)
+
+
+def test_a_run_can_be_opened_with_other_places_but_no_other_network(run):
+    moved = open_run(run.folder, overrides={"DATA.DATASET.download": False, "DEVICE": "cpu",
+                                            "VISUALIZERS": [{"NAME": "curves"}]})
+    assert moved.config.DEVICE == "cpu" and moved.config.VISUALIZERS[0].NAME == "curves"
+    with pytest.raises(ConfigError, match=r"SEED cannot be changed.*\n.*DATA\.DATASET\.root"):
+        open_run(run.folder, overrides=["DEVICE", "cpu", "SEED", "3"])
+    with pytest.raises(ConfigError, match="Did you mean DEVICE"):
+        open_run(run.folder, overrides=["DEVICES", "cpu"])
+
+
+def test_the_best_epoch_follows_the_monitor(run):
+    epochs = [{"epoch": 1, "test/loss": 1.0, "test/accuracy": 0.5, "seconds": 2.5},
+              {"epoch": 2, "test/loss": 0.5, "test/accuracy": 0.4, "seconds": 4.0}]
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    assert run.best["epoch"] == 1 and run.monitored == "test" and run.seconds == 6.5
+    config = run.config.clone()
+    config.defrost()
+    config.TRAIN.MONITOR = "loss"
+    run.config = config
+    assert run.best["epoch"] == 2
+
+
+def test_runs_are_named_by_what_tells_them_apart(run, painted, config):
+    other = make(config)
+    assert run_names([run, painted]) == ["tiny", "painted"]
+    assert run_names([run, other]) == [run.folder.name, other.folder.name]
+    assert run_names([run, other, painted]) == [
+        f"tiny/{run.folder.name}", f"tiny/{other.folder.name}", f"painted/{painted.folder.name}"]
+
+
+def test_the_table_of_runs_has_what_differs_and_the_results(run, painted):
+    rows = {line.split("  ")[0]: line.split("  ")[1:] for line in Runs([run, painted]).table().splitlines()}
+    cells = {name: [cell.strip() for cell in row if cell.strip()] for name, row in rows.items()}
+    assert cells["OPTIMIZER.lr"] == ["0.05", "0.0001"]
+    assert cells["DATA.DATASET.NAME"] == ["Digits", "ImageFolder"]
+    assert "SEED" not in cells and "DATA.TRAIN_TRANSFORMS" not in cells
+    assert cells["test accuracy"] == [f"{100 * item.predictions.accuracy:.2f} %"
+                                      for item in (run, painted)]
+    assert cells["epochs"] == ["2", "2"]
+    assert cells["parameters"] == [
+        f"{sum(weight.numel() for weight in item.model.parameters()):,}" for item in (run, painted)]
+    same = Runs([run, run]).table()
+    assert "nothing" in same.splitlines()[2]
+
+
+def test_values_of_a_config_in_words():
+    assert in_words([{"NAME": "CutOut", "size": 8}, {"NAME": "Flip"}]) == "[CutOut(size=8), Flip()]"
+    assert in_words(None) == "null" and in_words(0.5) == "0.5"
+
+
+@pytest.mark.parametrize("seconds, words", [(7.24, "7.2 s"), (65, "1 min 5 s"), (7260, "2 h 1 min")])
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words
 
 
 def test_the_test_line():

@@ -2,16 +2,19 @@
 
 import importlib.util
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 
-from cvkit.registry import REGISTRIES
+from cvkit.registry import REGISTRIES, VISUALIZERS
 from cvkit.run import find_runs, open_run
+from cvkit.visualizers.flags import arguments_of
 
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
@@ -47,6 +50,98 @@ def test_train_then_evaluate(tool, tiny):
     assert f"Accuracy: {before.correct}/150 ({100 * before.accuracy:.2f}%)" in out
     assert run.predictions.probabilities.tolist() == before.probabilities.tolist()
     assert tool("evaluate.py")[0] == 0
+
+
+def test_visualize_draws_the_cam_of_the_same_ten(tool, painted):
+    code, out, err = tool("visualize.py", "--cam", "--misclassified", "10")
+    assert code == 0, err
+    visuals = painted.folder.relative_to(Path.cwd()) / "visuals"
+    lines = out.splitlines()
+    assert lines[0] == f"run {painted.folder.relative_to(Path.cwd())}"
+    assert lines[1::2] == [f"{visuals}/cam.png", f"{visuals}/misclassified.png"]
+    chosen = "10 misclassified test images, the most confident first"
+    assert chosen in lines[2] and chosen in lines[4]
+    assert lines[2].startswith("    GradCAM at layer3 (8×8 pixels), the deepest block of 5×5 or more")
+    assert {path.name for path in visuals.iterdir()} == {"cam.png", "misclassified.png"}
+
+
+def test_visualize_opens_the_run_that_is_named_and_draws_what_its_config_lists(tool, run, painted):
+    listed = "VISUALIZERS", "[{NAME: confusion}, {NAME: misclassified, count: 2}]"
+    code, out, err = tool("visualize.py", "--run", run.folder, "--out", "x", "--format", "svg", *listed)
+    assert code == 0, err
+    assert out.splitlines()[:2] == [f"run {run.folder}", "x/confusion.svg"]
+    assert sorted(path.name for path in Path("x").iterdir()) == [
+        "confusion.svg", "confusion.txt", "misclassified.svg"]
+    assert tool("visualize.py", "--run", run.folder)[0] == 2  # it lists none
+
+
+def test_visualize_draws_a_config_without_training_it(tool, tiny):
+    code, out, err = tool("visualize.py", tiny, "--dataset", "--architecture", "DATA.LIMIT", "50")
+    assert code == 0, err
+    assert "50 train, 50 test images" in out
+    assert sorted(path.name for path in Path("runs/tiny/visuals").iterdir()) == [
+        "architecture.png", "architecture.txt", "dataset.png", "dataset.txt"]
+    assert find_runs() == []
+
+
+def test_visualize_all_draws_all(tool, painted):
+    code, out, err = tool("visualize.py", "--all")
+    assert code == 0 and "left out: disagreements, which needs two or more runs" in out, err
+    names = {path.stem for path in (painted.folder / "visuals").glob("*.png")}
+    assert names == set(VISUALIZERS.own) - {"disagreements"}
+
+
+def test_visualize_lists_what_there_is(tool, tmp_path):
+    code, out, _ = tool("visualize.py", "--list")
+    assert code == 0 and "--cam-method" in out
+    (tmp_path / "mine.py").write_text(
+        "from cvkit import VISUALIZERS\n\n"
+        "@VISUALIZERS.register()\ndef my_picture(predictions, bins: int = 3):\n    'Mine.'\n")
+    (tmp_path / "mine.yaml").write_text(f"IMPORTS: [mine.py]\n{TINY}")
+    code, out, err = tool("visualize.py", "mine.yaml", "--list")
+    VISUALIZERS._entries.pop("my_picture")
+    assert code == 0 and "--my-picture  (needs one finished run)\n    Mine.\n" in out, err
+
+
+def test_visualize_help_names_every_picture(tool):
+    _, out, _ = tool("visualize.py", "--help")
+    for name in VISUALIZERS.own:
+        count = " [N]" if "count" in arguments_of(name) else "  "
+        assert f"--{name.replace('_', '-')}{count}" in out + "  ", name
+
+
+def test_a_report_from_the_command_line(tool, painted):
+    code, out, err = tool("visualize.py", "--report", "--misclassified", "5")
+    assert code == 0, err
+    folder = painted.folder.relative_to(Path.cwd())
+    assert out.splitlines()[-2:] == [f"{folder}/report.html", f"{folder}/README.md"]
+    page = (painted.folder / "report.html").read_text()
+    assert page.count("5 misclassified test images, the most confident first") >= 2
+    assert page.count("10 misclassified test images") >= 2  # the CAM was not asked for
+
+
+def test_compare_two_runs(tool, run, painted, tmp_path):
+    shutil.copytree(painted.folder, tmp_path / "runs" / "again" / "1")
+    other = tmp_path / "runs" / "again" / "1"
+    code, out, err = tool("compare.py", painted.folder, other)
+    assert code == 0, err
+    folder = next(tmp_path.rglob("compare/painted_again"))
+    assert {path.name for path in folder.iterdir()} == {
+        "curves.png", "disagreements.png", "table.txt"}
+    table = (folder / "table.txt").read_text()
+    assert table in out and re.search(r"^test accuracy +\d+\.\d\d % +\d+\.\d\d %$", table, re.MULTILINE)
+    code, out, err = tool("compare.py", run.folder, painted.folder, "--out", "x")
+    assert code == 0 and "left out: disagreements: " in out, err
+    assert "OPTIMIZER.lr" in out and Path("x/curves.png").is_file()
+    assert tool("compare.py", run.folder)[0] == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_cam_prints_ratios(tool):
+    code, out, err = tool("benchmark.py", "cam")
+    assert code == 0, err
+    figures = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
+    assert len(figures) == 6 and all(float(value) > 0 for value in figures.values())
 
 
 @pytest.mark.parametrize("words, config, overrides, resume, check", [

@@ -4,7 +4,7 @@
 """
 
 import argparse
-import time
+import timeit
 from collections.abc import Callable
 
 from cvkit.errors import run_tool
@@ -12,12 +12,8 @@ from cvkit.errors import run_tool
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
     """Return the shortest time of several, after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        times.append(-time.perf_counter())
-        work()
-        times[-1] += time.perf_counter()
-    return min(times[1:])
+    work()
+    return min(timeit.repeat(work, number=1, repeat=repeats))
 
 
 def cam(images: int = 20) -> dict[str, float]:
@@ -53,8 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["cam"], help="cam: class activation maps")
-    args = parser.parse_args()
-    figures = {"cam": cam}[args.what]()
+    figures = {"cam": cam}[parser.parse_args().what]()
     print("\n".join(f"{name:<46} {value:6.3f}" for name, value in figures.items()))
 
 

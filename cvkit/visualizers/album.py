@@ -125,9 +125,8 @@ def visuals_folder(subject: Subject) -> Path:
     """Return where pictures are kept: in the run folder, or beside the runs of a config."""
     if isinstance(subject, Run):
         return subject.folder / "visuals"
-    output = Path(subject.config.OUTPUT_DIR)
     if isinstance(subject, Runs):
         first, second, *others = (name.replace("/", "_") for name in subject.names)
         rest = f"and_{len(others) + 1}_more" if others else second
-        return output / "compare" / f"{first}_{rest}"
-    return output / subject.config.name / "visuals"
+        return subject.runs[0].folder.parent.parent / "compare" / f"{first}_{rest}"
+    return Path(subject.config.OUTPUT_DIR, subject.config.name, "visuals")

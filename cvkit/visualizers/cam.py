@@ -93,15 +93,14 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
         show_image(group[0], image, arrow(*names))
         for place, name in enumerate(sizes):
             pair = maps[name, method][:, number]
-            highest = pair.max()
-            for axis, values, label, colour in zip(
-                    group[1 + 2 * place:], pair, (targets[0][number], targets[1][number]),
-                    (WRONG, RIGHT)):
+            for axis, values, heat, label, colour in zip(
+                    group[1 + 2 * place:], pair, scaled_together(pair, image.shape[:2]),
+                    (targets[0][number], targets[1][number]), (WRONG, RIGHT)):
                 title = (f"for {shorten(predictions.classes[label], 16)}\n"
                          f"({percent(predictions.probabilities[row, label])})")
                 if len(sizes) > 1:
                     title = f"{shorten(name, 20)}\n{title}"
-                show_map(axis, image, values, highest, title, colour)
+                show_map(axis, image, values, heat, title, colour)
     _add_scale(figure, "evidence for the class; both maps of an image share one scale")
     return figure
 
@@ -117,7 +116,8 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
                seed: int = 0) -> Picture | list[Picture]:
     """For each misclassified image, layers by methods: the image, heat maps, and bare masks.
 
-    Each map is scaled by itself, 0 to 1: the matrix shows where, `cam` also how much.
+    Each map is scaled by itself, from its lowest to its highest value, as the library does: the
+    matrix shows where, `cam` also how much.
 
     Args:
         count, order, true, predicted, seed: which images, as `misclassified`: the same ones.
@@ -148,8 +148,9 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
                          ha="center", va="center", fontsize=7, transform=line[0].transAxes)
             for place, method in enumerate(methods):
                 values = maps[name, method][0, number]
-                show_map(line[1 + place], image, values, values.max())
-                show_mask(line[1 + len(methods) + place], image, values)
+                heat = scaled_alone(values, image.shape[:2])
+                show_map(line[1 + place], image, values, heat)
+                show_mask(line[1 + len(methods) + place], values, heat)
         row = rows[number]
         names = (predictions.classes[predictions.true[row]],
                  predictions.classes[predictions.predicted[row]])
@@ -176,23 +177,32 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
     return page(range(len(rows)), caption)
 
 
-def overlay(image: np.ndarray, values: np.ndarray, highest: float) -> np.ndarray:
+def scaled_together(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return maps (n, h, w) at a size (height, width) on one scale: 0 to 1, the highest of all."""
+    large = np.stack([cv2.resize(np.float32(values), size[::-1]) for values in maps])
+    return large / max(large.max(), np.finfo(np.float32).tiny)
+
+
+def scaled_alone(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a map (h, w) at a size (height, width), from its lowest, 0, to its highest, 1.
+
+    Exactly as the grad-cam library scales its maps.
+    """
+    from pytorch_grad_cam.utils.image import scale_cam_image
+
+    return scale_cam_image(scale_cam_image(values[None], size[::-1]))[0]
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Return half image, half colour, as floats (H, W, 3) in 0–1; hot where the map is high.
 
     Args:
         image: uint8 (H, W, C).
-        values: map (h, w) at its own resolution, 0 or more; enlarged bilinearly.
-        highest: the value that is hottest.
+        heat: (H, W), 0 to 1.
     """
-    scaled = np.clip(enlarge(values, image.shape[:2]) / highest, 0, 1)
-    heat = matplotlib.colormaps[COLOUR_MAP](scaled)[..., :3]
+    colours = matplotlib.colormaps[COLOUR_MAP](heat)[..., :3]
     pixels = image.astype(np.float64) / 255
-    return 0.5 * heat + 0.5 * (pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2))
-
-
-def enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a map at the size (height, width) of its image, as the grad-cam library does."""
-    return cv2.resize(np.float32(values), (size[1], size[0]))
+    return 0.5 * colours + 0.5 * (pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2))
 
 
 def is_empty(values: np.ndarray) -> bool:
@@ -200,24 +210,23 @@ def is_empty(values: np.ndarray) -> bool:
     return not values.max() - values.min() > 1e-12
 
 
-def show_map(axis: Axes, image: np.ndarray, values: np.ndarray, highest: float,
+def show_map(axis: Axes, image: np.ndarray, values: np.ndarray, heat: np.ndarray,
              title: str = "", colour: str = "black") -> None:
-    """Show a map over its image, or, where it is empty, the grey image marked so."""
+    """Show a scaled map over its image, or, where it is empty, the grey image marked so."""
     if is_empty(values):
         show_image(axis, image.mean(2, keepdims=True).astype(np.uint8), title, colour)
         _mark_empty(axis)
     else:
-        show_image(axis, overlay(image, values, highest), title, colour)
+        show_image(axis, overlay(image, heat), title, colour)
 
 
-def show_mask(axis: Axes, image: np.ndarray, values: np.ndarray) -> None:
-    """Show a map alone, black (0) to white (its highest value)."""
+def show_mask(axis: Axes, values: np.ndarray, heat: np.ndarray) -> None:
+    """Show a scaled map alone, black (0) to white (1)."""
     if is_empty(values):
-        show_image(axis, np.full((*image.shape[:2], 1), 90, np.uint8))
+        show_image(axis, np.full((*heat.shape, 1), 90, np.uint8))
         _mark_empty(axis)
     else:
-        mask = np.clip(enlarge(values, image.shape[:2]) / values.max(), 0, 1)
-        show_image(axis, mask[..., None])
+        show_image(axis, heat[..., None])
 
 
 def _mark_empty(axis: Axes) -> None:

@@ -54,7 +54,8 @@ def read_flags(flags: list[tuple[str, list[str]]], config: Config) -> list[dict[
         shared = {**defaults, **listed.get("misclassified", {}), **gallery}
     nodes = []
     for name, arguments in given.items():
-        follows = shared if set(SELECTION) <= set(arguments_of(name)) else {}
+        is_drawn_with = name != "misclassified" and set(SELECTION) <= set(arguments_of(name))
+        follows = shared if is_drawn_with else {}
         nodes.append({NAME: name, **listed.get(name, {}),
                       **{key: follows[key] for key in SELECTION if key in follows}, **arguments})
     return nodes

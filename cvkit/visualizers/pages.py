@@ -143,7 +143,7 @@ def _block_markdown(block: Block) -> str:
     if isinstance(block, Text):
         return _escape(block.text)
     if isinstance(block, Table):
-        lines = [block.header, ["---"] * len(block.header),
+        lines = [map(_escape, block.header), ["---"] * len(block.header),
                  *([_cell_markdown(cell) for cell in row] for row in block.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if isinstance(block, Code):
@@ -161,4 +161,4 @@ def _cell_markdown(cell: str | Link) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>|#$])", r"\\\1", text)

@@ -36,8 +36,8 @@ def summary(model: nn.Module, loaders: Loaders, depth: int = 3) -> Picture:
         shown = layer_table(model, loaders.image_shape, depth)
     lines = shown.split("\n")
     size = 7.0
-    # In DejaVu Sans Mono a character is 0.602 times as wide as the font size.
-    width = max(max(map(len, lines)) * size * 0.602 / 72 + 0.2, 5.0)
+    # A character of DejaVu Sans Mono is 0.602 times as wide as the font size; drawn, a bit more.
+    width = max(max(map(len, lines)) * size * 0.615 / 72 + 0.25, 5.0)
     figure = Picture(width, len(lines) * size * 1.2 / 72 + 0.2, table=table)
     figure.text(0.1 / width, 1 - 0.1 / figure.get_figheight(), shown, va="top",
                 family="monospace", fontsize=size, linespacing=1.2)

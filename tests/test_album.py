@@ -1,0 +1,120 @@
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cvkit.config import load_config
+from cvkit.errors import ConfigError, RunError
+from cvkit.experiment import Experiment
+from cvkit.registry import VISUALIZERS
+from cvkit.run import Run, Runs
+from cvkit.visualizers.album import (
+    choose_nodes,
+    draw_all,
+    open_subject,
+    save_all,
+    visuals_folder,
+)
+
+NEEDS_RUNS = {"disagreements"}
+
+
+@pytest.mark.parametrize("name", [name for name in VISUALIZERS.own if name not in NEEDS_RUNS])
+def test_every_visualizer_draws_a_run_by_its_defaults(painted, name):
+    (path,) = save_all(painted, [{"NAME": name}])
+    assert path == painted.folder / "visuals" / f"{name}.png"
+    with Image.open(path) as image:
+        figure = painted.visualize(name)
+        expected = 150 * figure.get_size_inches()
+        assert abs(image.width - expected[0]) <= 1 and abs(image.height - expected[1]) <= 1
+        assert len(image.convert("L").getcolors(256)) > 10
+    assert figure.caption
+
+
+def test_the_count_of_visualizers_does_not_shrink():
+    assert len(VISUALIZERS.own) >= 11
+
+
+@pytest.mark.parametrize("ending, begins", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_formats_folder_and_dots(painted, tmp_path, ending, begins):
+    (path,) = save_all(painted, [{"NAME": "misclassified"}], tmp_path / "out" / "deep", ending, 60)
+    assert path == tmp_path / "out" / "deep" / f"misclassified.{ending}"
+    assert path.read_bytes().startswith(begins)
+    if ending == "png":
+        with Image.open(path) as image:
+            width = painted.visualize("misclassified").get_figwidth()
+            assert abs(image.width - 60 * width) <= 1
+
+
+def test_tables_are_saved_as_text_too(painted):
+    save_all(painted, [{"NAME": "confusion"}, {"NAME": "summary"}])
+    visuals = painted.folder / "visuals"
+    assert painted.predictions.table() in (visuals / "confusion.txt").read_text()
+    assert "Total params" in (visuals / "summary.txt").read_text()
+
+
+def test_several_figures_and_repeated_names_get_numbers(painted):
+    nodes = [{"NAME": "cam_matrix", "count": 2, "pages": "each"}, {"NAME": "misclassified"},
+             {"NAME": "misclassified", "order": "random"}]
+    assert [name for name, _ in draw_all(painted, nodes)] == [
+        "cam_matrix", "cam_matrix_2", "misclassified", "misclassified_2"]
+
+
+def test_nothing_is_drawn_before_every_node_is_right(painted):
+    nodes = [{"NAME": "misclassified"}, {"NAME": "cam", "method": "GradCam"}]
+    with pytest.raises(ConfigError, match="Did you mean GradCAM"):
+        save_all(painted, nodes)
+    assert not (painted.folder / "visuals").exists()
+
+
+def test_what_the_config_lists_is_drawn(tiny, run, capsys):
+    listed = [{"NAME": "misclassified", "count": 3}, {"NAME": "dataset"}]
+    config = load_config(tiny, {"VISUALIZERS": listed})
+    assert [dict(node) for node in choose_nodes(Experiment(config), False)] == [{"NAME": "dataset"}]
+    assert capsys.readouterr().out == "left out: misclassified, which needs one finished run\n"
+    listed_run = Run(run.folder, {"VISUALIZERS": listed})
+    assert [dict(node) for node in choose_nodes(listed_run, False)] == listed
+    names = [node["NAME"] for node in choose_nodes(listed_run, True)]
+    assert set(names) == set(VISUALIZERS.own) - NEEDS_RUNS and names[:2] == [
+        "misclassified", "dataset"]
+    with pytest.raises(ConfigError, match="tiny lists no VISUALIZERS\n.*--misclassified 10"):
+        choose_nodes(run, False)
+
+
+def test_what_a_command_names_is_opened(run, painted, tiny, capsys):
+    assert open_subject([], []).folder.name == max(run.folder.name, painted.folder.name)
+    assert open_subject([str(run.folder)], ["DEVICE", "cpu"]).config.DEVICE == "cpu"
+    assert capsys.readouterr().out.splitlines()[-1] == f"run {run.folder}"
+    both = open_subject([str(run.folder), str(painted.folder)], [])
+    assert isinstance(both, Runs) and both.names == ["tiny", "painted"]
+    config = open_subject([], [str(tiny), "SEED", "7"])
+    assert isinstance(config, Experiment) and config.config.SEED == 7
+    assert str(visuals_folder(config)) == "runs/tiny/visuals"
+    assert str(visuals_folder(both)).endswith("compare/tiny_painted")
+
+
+@pytest.mark.parametrize("runs, words, problem", [
+    (["x"], ["tiny.yaml"], "both a run and the config tiny.yaml are named"),
+    ([], ["no.yaml"], "no config file no.yaml"), (["x"], [], "no run x"),
+    ([], ["MODEL.NAME", "resnet34"], "MODEL.NAME cannot be changed in a run that was trained"),
+    ([], ["OUTPUT_DIR", "elsewhere"], "no run with a checkpoint in elsewhere/")])
+def test_what_is_not_there_is_refused(run, tiny, runs, words, problem):
+    with pytest.raises((RunError, ConfigError)) as caught:
+        open_subject(runs, words)
+    assert problem in str(caught.value)
+
+
+def test_a_visualizer_that_returns_no_figure_is_told_so(run, monkeypatch):
+    monkeypatch.setattr(VISUALIZERS, "_entries", dict(VISUALIZERS._entries))
+
+    @VISUALIZERS.register()
+    def forgets(run):
+        Figure()
+
+    with pytest.raises(RunError, match=r"forgets returned NoneType.*\n.*Is a return missing\?"):
+        save_all(run, [{"NAME": "forgets"}])
+
+
+def test_a_folder_that_cannot_be_written_is_told(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Choose another folder with --out"):
+        save_all(run, [{"NAME": "confusion"}], tmp_path / "file" / "x")

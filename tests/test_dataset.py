@@ -1,0 +1,116 @@
+import os
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+from test_misclassified import shown
+
+from cvkit.config import load_config
+from cvkit.experiment import Experiment
+
+
+def experiment(path, **overrides):
+    return Experiment(load_config(path, overrides))
+
+
+def panel(figure, title):
+    return next(axes for axes in figure.axes if axes.get_title(loc="left").startswith(title))
+
+
+def test_the_bars_count_the_images(painted):
+    figure = painted.visualize("dataset")
+    axes = panel(figure, "Images per class")
+    heights = [[bar.get_height() for bar in container] for container in axes.containers]
+    assert heights == [[16, 16, 16], [12, 12, 12]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train, 48", "test, 36"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["blue", "green", "red"]
+    assert figure.caption == "48 train, 36 test images, 3 classes of 16 training images each"
+
+
+def test_mean_and_deviation_are_of_the_pixels(painted):
+    pixels = np.stack([painted.data.train.image(place) for place in range(48)]) / 255
+    lines = {line[:16].strip(): line[16:].split()
+             for line in painted.visualize("dataset").table.splitlines()}
+    assert lines[""] == ["red", "green", "blue"]
+    assert lines["train mean"] == [f"{value:.4f}" for value in pixels.mean((0, 1, 2))]
+    assert lines["train deviation"] == [f"{value:.4f}" for value in pixels.std((0, 1, 2))]
+    assert "used mean" not in lines  # the same
+
+
+def test_a_subset_is_measured_and_what_is_used_is_said(tiny):
+    subject = experiment(tiny)  # 150 of 1,438 digits, normalised by all of them
+    pixels = subject.data.train.images[subject.data.train.index] / 255
+    table = subject.visualize("dataset").table
+    assert f"train mean      {pixels[..., 0].mean():8.4f}" in table
+    assert f"used mean       {subject.data.mean[0]:8.4f}" in table
+
+
+def test_each_class_has_examples_of_its_own(painted):
+    figure = painted.visualize("dataset", per_class=5)
+    images, train = shown(figure), painted.data.train
+    assert len(images) == 15
+    for number, image in enumerate(images):
+        same = [place for place in range(48) if np.array_equal(train.image(place), image)]
+        assert [train.labels[place] for place in same] == [number // 5]
+
+
+@pytest.mark.parametrize("sizes, scatter", [([(32, 32), (40, 32)], False),
+                                            ([(20 + n, 30) for n in range(12)], True)])
+def test_sizes_are_counted(tmp_path, sizes, scatter):
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "x" / split / name).mkdir(parents=True)
+            for number, size in enumerate(sizes):  # (width, height)
+                Image.radial_gradient("L").resize(size).save(
+                    tmp_path / "x" / split / name / f"{number}.png")
+    (tmp_path / "x.yaml").write_text(TINY)
+    figure = experiment("x.yaml", **{
+        "DATA.LIMIT": 0, "DATA.DATASET": {"NAME": "ImageFolder", "root": "x"}}).visualize("dataset")
+    axes = panel(figure, "Image sizes")
+    if scatter:
+        assert axes.get_title(loc="left") == "Image sizes, 12 different"
+        assert sorted(map(tuple, axes.collections[0].get_offsets().tolist())) == sorted(sizes)
+    else:
+        assert {text.get_text() for text in axes.get_yticklabels()} == {"32×32", "32×40"}
+        assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[2, 2], [2, 2]]
+
+
+def test_many_classes_are_no_clutter(tmp_path):
+    for split in ("train", "test"):
+        for number in range(40):
+            (tmp_path / "x" / split / f"class number {number:02}").mkdir(parents=True)
+            for copy in range(2):
+                Image.new("RGB", (8, 8), (number, copy, 0)).save(
+                    tmp_path / "x" / split / f"class number {number:02}" / f"{copy}.png")
+    (tmp_path / "x.yaml").write_text(TINY)
+    figure = experiment("x.yaml", **{
+        "DATA.LIMIT": 0, "DATA.DATASET": {"NAME": "ImageFolder", "root": "x"}}).visualize("dataset")
+    assert panel(figure, "Images per class").get_xlabel() == "class number, of 40"
+    assert len(shown(figure)) == 40  # two of each of the first 20
+    assert any("the first 20 of 40" in text.get_text() for text in figure.texts)
+
+
+def test_cifar_s_mean_and_deviation_are_the_known_ones(cifar_images, tiny):
+    """On a tenth of the images; `test_on_all_of_cifar` has them all."""
+    check_cifar(tiny, cifar_images, 0.004)
+
+
+@pytest.mark.slow
+def test_on_all_of_cifar(tiny):
+    folder = os.environ.get("CVKIT_TEST_ALL_IMAGES")
+    if not folder:
+        pytest.skip("CVKIT_TEST_ALL_IMAGES does not name a folder with all CIFAR-10 images")
+    figure = check_cifar(tiny, folder, 0.0006)  # JPEG moves them by that much
+    assert figure.caption == ("50,000 train, 10,000 test images, 10 classes of 5,000 training "
+                              "images each")
+
+
+def check_cifar(tiny, folder, tolerance):
+    figure = experiment(tiny, **{"DATA.LIMIT": 0, "DATA.DATASET": {
+        "NAME": "ImageFolder", "root": str(folder)}}).visualize("dataset")
+    lines = {line[:16].strip(): line[16:].split() for line in figure.table.splitlines()}
+    for name, expected in (("train mean", (0.4914, 0.4822, 0.4465)),
+                           ("train deviation", (0.2470, 0.2435, 0.2616))):
+        assert np.abs(np.asarray(lines[name], float) - expected).max() < tolerance, lines[name]
+    return figure

@@ -1,0 +1,121 @@
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from PIL import Image
+
+from cvkit.data.images import ImageSet
+from cvkit.errors import RunError
+from cvkit.visualizers.drawing import (
+    Picture,
+    arrow,
+    grids,
+    message,
+    percent,
+    positions_of,
+    shorten,
+    show_image,
+    styled,
+)
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def shown_pixels(figure, axes, height, width):
+    """Return the colour drawn at the middle of each pixel of an image, from the finished PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    drawn = np.asarray(Image.open(file).convert("RGB"))
+    rows, columns = np.mgrid[:height, :width]
+    places = axes.transData.transform(np.stack([columns.ravel(), rows.ravel()], 1))
+    x, y = places[:, 0].astype(int), drawn.shape[0] - 1 - places[:, 1].astype(int)
+    return drawn[y, x].reshape(height, width, 3)
+
+
+def test_pixels_are_drawn_as_they_are():
+    figure, (axes,) = grids(1, 2, 3, "headline", "caption")
+    show_image(axes[1, 2], IMAGE)
+    assert (shown_pixels(figure, axes[1, 2], 32, 32) == IMAGE).all()
+
+
+def test_grey_images_keep_their_range():
+    figure, (axes,) = grids(1, 1, 1, "", "")
+    grey = np.full((8, 8, 1), 100, np.uint8)
+    show_image(axes[0, 0], grey)
+    assert (shown_pixels(figure, axes[0, 0], 8, 8) == 100).all()  # not stretched to black or white
+
+
+def test_places_do_not_overlap_and_stay_within_the_figure():
+    figure, blocks = grids(5, 3, 4, "headline", "a caption " * 30, side_by_side=2, above=0.3,
+                           over=0.4, left=0.4, footer=0.4)
+    boxes = [axes.get_position() for block in blocks for axes in block.flat]
+    assert len(boxes) == 60 == len(figure.axes)
+    for number, box in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1
+        assert not any(box.overlaps(other) for other in boxes[number + 1:])
+    figure.canvas.draw()
+    top = max(box.y1 for box in boxes) * figure.bbox.height
+    words = [text.get_window_extent() for text in figure.texts]
+    assert all(extent.y0 > top and extent.x1 < figure.bbox.width for extent in words)
+
+
+def test_a_picture_shows_itself_once_in_a_notebook_and_leaves_nothing_open():
+    figure = message("nothing to see")
+    assert figure._repr_png_().startswith(b"\x89PNG") and figure.caption == "nothing to see"
+    assert pyplot.get_fignums() == []
+
+
+def test_the_style_is_ours_inside_and_the_user_s_outside():
+    before = matplotlib.rcParams["axes.grid"]
+
+    @styled
+    def draw():
+        return matplotlib.rcParams["axes.grid"], matplotlib.rcParams["text.parse_math"]
+
+    assert draw() == (True, False) and matplotlib.rcParams["axes.grid"] == before
+
+
+def test_a_class_named_like_mathematics_is_drawn_as_it_is(tmp_path):
+    @styled
+    def draw():
+        figure, (axes,) = grids(1, 1, 1, "$5", "costs $x_$")
+        show_image(axes[0, 0], IMAGE, r"$\frac → a$")
+        return figure
+
+    draw().savefig(tmp_path / "a.png")  # matplotlib would refuse it as a formula
+    assert Image.open(tmp_path / "a.png").size[0] >= 600
+
+
+@pytest.mark.parametrize("part, words", [(1.0, "100 %"), (0.999, "> 99 %"), (0.994, "99 %"),
+                                         (0.5, "50 %"), (0.004, "< 1 %"), (0.0, "0 %")])
+def test_percent_never_rounds_to_certainty(part, words):
+    assert percent(part) == words
+
+
+def test_names_are_cut_to_fit():
+    assert arrow("cat", "dog") == "cat → dog"
+    assert arrow("a" * 15, "b" * 30) == f"{'a' * 15} →\n{'b' * 21}…"
+    assert shorten("short", 8) == "short" and len(shorten("x" * 50, 8)) == 8
+    assert len(shorten("several words in a name", 12)) <= 12
+
+
+def test_predictions_are_matched_with_the_data_by_place_not_by_order(run):
+    predictions = run.predictions
+    split = run.data.test.take(np.arange(150)[::-1])  # the same images, the other way round
+    positions = positions_of(split, predictions, [0, 5])
+    assert split.index[positions].tolist() == predictions.index[[0, 5]].tolist()
+
+
+def test_predictions_of_other_images_are_refused(run):
+    split = run.data.test
+    other = ImageSet(split.images, (split.labels + 1) % 10, split.index)
+    with pytest.raises(RunError, match=r"other test images.*\n.*tools/evaluate\.py"):
+        positions_of(other, run.predictions, [0])
+    with pytest.raises(RunError, match="other test images"):
+        positions_of(split.take(np.arange(10)), run.predictions, [0])
+
+
+def test_every_picture_is_a_figure_of_its_own():
+    assert isinstance(Picture(2, 1), matplotlib.figure.Figure) and Picture(2, 1).table == ""

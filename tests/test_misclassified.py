@@ -1,0 +1,104 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_drawing import shown_pixels
+
+from cvkit.errors import ConfigError
+from cvkit.visualizers.misclassified import select_errors
+
+
+def errors_of(predictions):
+    return np.flatnonzero(predictions.true != predictions.predicted)
+
+
+def shown(figure):
+    """Return the images of a gallery as they were given to matplotlib."""
+    return [axes.images[0].get_array() for axes in figure.axes if axes.images]
+
+
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes if axes.images]
+
+
+def test_the_gallery_shows_the_data_set_s_images_at_the_places_in_predictions(painted):
+    predictions, test = painted.predictions, painted.data.test
+    wrong = errors_of(predictions)
+    assert len(wrong) >= 8
+    figure = painted.visualize("misclassified", count=len(wrong), order="index")
+    assert figure.caption.startswith(f"{len(wrong)} misclassified test images")
+    axes = [axis for axis in figure.axes if axis.images]
+    assert len(axes) == len(wrong)  # all of them: the first is not skipped
+    names = predictions.classes
+    for axis, row in zip(axes, wrong, strict=True):
+        image = test.images[predictions.index[row]]
+        assert np.array_equal(axis.images[0].get_array(), image)
+        assert (shown_pixels(figure, axis, 32, 32) == image).all()
+        true, predicted = names[predictions.true[row]], names[predictions.predicted[row]]
+        assert axis.get_title().startswith(f"{true} → {predicted}\n(")
+
+
+def test_the_most_confident_come_first(painted):
+    predictions = painted.predictions
+    rows = select_errors(predictions, 5, "confidence", None, None, 0)
+    confidence = predictions.probabilities.max(1)
+    wrong = errors_of(predictions)
+    assert confidence[rows].tolist() == sorted(confidence[wrong], reverse=True)[:5]
+    figure = painted.visualize("misclassified", count=5)
+    for image, row in zip(shown(figure), rows, strict=True):
+        assert np.array_equal(image, painted.data.test.images[predictions.index[row]])
+    assert f"({confidence[rows[0]]:.0%})".replace("%", " %") in titles(figure)[0]
+
+
+def test_random_order_depends_on_the_seed_alone(painted):
+    draws = [select_errors(painted.predictions, 6, "random", None, None, seed).tolist()
+             for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert set(draws[2]) <= set(errors_of(painted.predictions))
+
+
+@pytest.mark.parametrize("true, predicted", [("cat", None), (None, "ox"), ("cat", "dog")])
+def test_one_true_class_one_predicted_class_or_one_pair(true, predicted, run):
+    labels = np.arange(60)
+    predictions = replace(run.predictions, index=labels, true=labels % 3, predicted=labels // 20,
+                          probabilities=np.eye(3, dtype=np.float32)[labels // 20],
+                          classes=["cat", "dog", "ox"])
+    rows = select_errors(predictions, 100, "index", true, predicted, 0)
+    names = np.asarray(predictions.classes)
+    expected = [row for row in range(60) if predictions.true[row] != predictions.predicted[row]
+                and true in (None, names[predictions.true[row]])
+                and predicted in (None, names[predictions.predicted[row]])]
+    assert rows.tolist() == expected and expected
+
+
+def test_fewer_than_asked_for_is_said_and_none_is_said(painted):
+    wrong = errors_of(painted.predictions)
+    figure = painted.visualize("misclassified", count=500)
+    assert len(shown(figure)) == len(wrong)
+    assert figure.caption.startswith(f"All {len(wrong)} misclassified test images") and (
+        "500 were asked for" in figure.caption)
+    predictions = painted.predictions
+    replace(predictions, predicted=predictions.true).save(painted.folder / "predictions.npz")
+    figure = painted.visualize("misclassified", true="red")
+    assert figure.caption == "No test image of class red was misclassified; 36 of 36 are right"
+    assert figure.texts[0].get_text().replace("\n", " ") == figure.caption
+    assert painted.visualize("cam").caption == "No test image was misclassified; 36 of 36 are right"
+
+
+@pytest.mark.parametrize("arguments, problem", [
+    ({"count": 0}, "count is 1 or more, not 0"), ({"count": -3}, "count is 1 or more, not -3"),
+    ({"count": "ten"}, "count of visualizer misclassified takes int, not 'ten'"),
+    ({"order": "confident"}, "Did you mean confidence?"),
+    ({"true": "rad"}, "no class named 'rad'\n  Did you mean red?"),
+    ({"cuont": 3}, "Did you mean count?")])
+def test_what_cannot_be_is_refused(painted, arguments, problem):
+    with pytest.raises(ConfigError) as caught:
+        painted.visualize("misclassified", **arguments)
+    assert problem in str(caught.value)
+
+
+def test_classes_that_are_numbers_can_be_named_as_numbers(run):
+    by_number, by_word = (select_errors(run.predictions, 50, "index", name, None, 0)
+                          for name in (3, "3"))
+    assert by_number.tolist() == by_word.tolist()
+    assert (run.predictions.true[by_number] == 3).all()

@@ -1,0 +1,185 @@
+import base64
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from dataclasses import replace
+
+import pytest
+from test_pages import Reader
+
+import cvkit
+from cvkit.config import load_config
+from cvkit.errors import RunError
+from cvkit.experiment import Experiment
+from cvkit.run import Run
+from cvkit.visualizers.report import write_report
+
+BROWSER = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+PICTURES = {"curves", "misclassified", "cam", "confusion", "dataset", "samples", "architecture",
+            "summary"}
+
+
+def images_in(page):
+    return [base64.b64decode(data) for data in re.findall(r'data:image/png;base64,([^"]+)"', page)]
+
+
+@pytest.fixture
+def report(painted):
+    write_report(painted)
+    return painted.folder
+
+
+def test_the_page_holds_its_pictures_and_the_readme_those_beside_it(report, painted):
+    page, readme = (report / "report.html").read_text(), (report / "README.md").read_text()
+    files = {path.stem: path.read_bytes() for path in (report / "images").iterdir()}
+    assert set(files) == PICTURES
+    assert sorted(images_in(page)) == sorted(files.values())
+    assert set(re.findall(r"\]\(images/(\w+)\.png\)", readme)) == PICTURES
+
+
+def test_it_answers_the_hand_in(report, painted):
+    """Model, utility and main code, log, both galleries, links to the repository and README."""
+    page, readme = (report / "report.html").read_text(), (report / "README.md").read_text()
+    reader = Reader()
+    reader.feed(page)
+    words = "".join(reader.words)
+    for text in (words, readme):
+        for part in ("Model code", "Utilities", "Main code", "Training log",
+                     "Misclassified images", "Class activation maps", "Repository", "README"):
+            assert part in text
+        assert "class BasicBlock(nn.Module):" in text  # the model's source
+        for line in (report / "train.log").read_text().splitlines():
+            assert line in text
+        assert painted.config.dump() in text
+        assert (report / "environment.txt").read_text().strip() in text
+        assert "python tools/train.py painted.yaml" in text.replace("\\", "")
+    accuracy = painted.predictions
+    assert f"Test accuracy {100 * accuracy.accuracy:.2f} %: {accuracy.correct} of 36 images" in words
+    assert painted.visualize("misclassified").caption in words
+    assert painted.visualize("cam").caption in words
+    assert re.search(r"tools/train\.py", words)
+
+
+def test_anchors_lead_somewhere(report):
+    reader = Reader()
+    reader.feed((report / "report.html").read_text())
+    anchors = {attributes["id"] for _, attributes in reader.tags if "id" in attributes}
+    for _, attributes in reader.tags:
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in anchors
+
+
+def test_links_go_to_the_commit_on_github(painted):
+    environment = painted.folder / "environment.txt"
+    lines = [line for line in environment.read_text().splitlines()
+             if not line.startswith(("git:", "repository:"))]
+    environment.write_text("\n".join([*lines, "git: 0123abcd-dirty",
+                                      "repository: https://github.com/me/course"]) + "\n")
+    write_report(painted)
+    page, readme = ((painted.folder / name).read_text() for name in ("report.html", "README.md"))
+    for text in (page, readme):
+        assert "https://github.com/me/course/blob/0123abcd/cvkit/models/resnet.py" in text
+        assert "git clone https://github.com/me/course" in text
+        assert "git checkout 0123abcd\n" in text
+
+
+def test_pictures_of_the_config_and_of_flags_are_in_it(painted, tmp_path):
+    run = Run(painted.folder, {"VISUALIZERS": [{"NAME": "cam_matrix", "count": 1},
+                                               {"NAME": "misclassified", "count": 3}]})
+    paths = write_report(run, [{"NAME": "misclassified", "count": 4}], tmp_path / "out")
+    assert paths == [tmp_path / "out" / "report.html", tmp_path / "out" / "README.md"]
+    page = paths[0].read_text()
+    assert "4 misclassified test images" in page and "GradCAMPlusPlus at layer1" in page
+    names = {path.stem for path in (tmp_path / "out" / "images").iterdir()}
+    assert names == {*PICTURES, "cam_matrix"}
+    assert not (painted.folder / "report.html").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_there(painted, capsys):
+    write_report(painted, [{"NAME": "cam", "layer": "layer4"}])
+    page = (painted.folder / "report.html").read_text()
+    assert "cam was not drawn: layer layer4 has a map of 4×4 pixels" in page
+    assert len(images_in(page)) == len(PICTURES) - 1
+    assert "not drawn: cam: layer layer4" in capsys.readouterr().err
+
+
+def test_class_names_are_text(painted):
+    names = ["<b>blue</b>", "green & co", "$red$"]
+    data, checkpoint = painted.data, painted.checkpoint("last")
+    replace(checkpoint, classes=names).save(painted.folder / "checkpoints" / "last.pt")
+    replace(painted.predictions, classes=names).save(painted.folder / "predictions.npz")
+    run = Run(painted.folder)
+    run.__dict__["data"] = replace(data, classes=tuple(names))
+    write_report(run)
+    page = (painted.folder / "report.html").read_text()
+    assert "<b>" not in page and "&lt;b&gt;blue&lt;/b&gt;" in page
+
+
+@pytest.mark.parametrize("damage, problem", [
+    ("predictions.npz", "tools/evaluate"), ("checkpoints/last.pt", "no checkpoint"),
+    ("metrics.jsonl", "no finished epoch")])
+def test_what_is_missing_is_told_and_nothing_is_written(painted, damage, problem):
+    (painted.folder / damage).unlink()
+    with pytest.raises(cvkit.UserError, match=problem):
+        write_report(Run(painted.folder))
+    assert not (painted.folder / "report.html").exists()
+
+
+def test_a_report_is_of_a_run(tiny):
+    with pytest.raises(RunError, match="this is a config, not a run"):
+        write_report(Experiment(load_config(tiny)))
+
+
+PROBE = """
+<script>
+addEventListener("load", () => setTimeout(() => {
+  const wide = [...document.querySelectorAll("body *")].filter(element => {
+    const inside = element.closest(".wide, pre");
+    return (!inside || inside === element)
+      && element.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5;
+  }).map(element => element.tagName);
+  const images = [...document.images];
+  parent.postMessage({
+    width: document.documentElement.clientWidth, page: document.documentElement.scrollWidth, wide,
+    images: images.length, loaded: images.filter(image => image.naturalWidth > 300).length,
+    widths: images.map(image => image.getBoundingClientRect().width)}, "*");
+}, 300));
+</script>
+"""
+FRAME = """<!DOCTYPE html><body><pre id="found"></pre><script>
+addEventListener("message", event => {
+  document.getElementById("found").textContent = JSON.stringify(event.data); });
+</script><iframe src="page.html" style="border: 0" width="%d" height="900"></iframe></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_in_a_browser_every_picture_loads_and_nothing_overflows(report, tmp_path, width):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "page.html").write_text((report / "report.html").read_text() + PROBE)
+    (site / "index.html").write_text(FRAME % width)
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {
+        "log_message": lambda *_: None,
+        "__init__": lambda self, *args: http.server.SimpleHTTPRequestHandler.__init__(
+            self, *args, directory=str(site))})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+             "--no-first-run", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000",
+             "--virtual-time-budget=10000", "--dump-dom",
+             f"http://127.0.0.1:{server.server_port}/index.html"],
+            capture_output=True, text=True, timeout=120)
+        server.shutdown()
+    found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', done.stdout).group(1))
+    assert found["width"] == width == found["page"], found  # the page itself is never scrolled
+    assert found["wide"] == []
+    assert found["images"] == found["loaded"] == len(PICTURES)
+    assert min(found["widths"]) >= 300

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from cvkit.config import load_config
+from cvkit.errors import ConfigError
+from cvkit.experiment import Experiment
+from cvkit.models import build_model
+from cvkit.visualizers.summary import layer_table, model_stages
+
+SHAPE = (3, 32, 32)
+RESNET18 = [("conv1", "Conv2d", (64, 32, 32), 1_728), ("norm1", "BatchNorm2d", (64, 32, 32), 128),
+            ("layer1", "2 × BasicBlock", (64, 32, 32), 147_968),
+            ("layer2", "2 × BasicBlock", (128, 16, 16), 525_568),
+            ("layer3", "2 × BasicBlock", (256, 8, 8), 2_099_712),
+            ("layer4", "2 × BasicBlock", (512, 4, 4), 8_393_728),
+            ("pool", "AdaptiveAvgPool2d", (512, 1, 1), 0), ("fc", "Linear", (10,), 5_130)]
+
+
+def build(name="resnet18", size=32, **arguments):
+    return build_model({"NAME": name, **arguments}, 10, (3, size, size))
+
+
+def test_the_stages_of_the_course_s_network():
+    stages = model_stages(build(), SHAPE)
+    assert stages == RESNET18 and sum(count for *_, count in stages) == 11_173_962
+
+
+def test_the_variant_with_an_8_by_8_map_and_a_wider_linear_layer():
+    stages = model_stages(build(strides=[1, 2, 2, 1], pool_size=2), SHAPE)
+    assert sum(count for *_, count in stages) == 11_189_322
+    assert stages[5][2] == (512, 8, 8) and stages[-2:] == [
+        ("pool", "AdaptiveAvgPool2d", (512, 2, 2), 0), ("fc", "Linear", (10,), 20_490)]
+
+
+@pytest.mark.parametrize("name, size", [("vgg11", 64), ("mobilenet_v3_small", 64),
+                                        ("densenet121", 64), ("vit_b_16", 32), ("swin_t", 64)])
+def test_the_stages_of_any_model_hold_all_its_parameters(name, size):
+    model = build(name, size)
+    stages = model_stages(model, (3, size, size))
+    assert 4 <= len(stages) <= 40
+    held = sum(count for *_, count in stages)
+    # What belongs to no layer (a class token, position embeddings) is not in the stages.
+    assert 0.98 < held / sum(parameter.numel() for parameter in model.parameters()) <= 1
+    assert stages[-1][2] == (10,)
+
+
+def test_the_picture_says_it_all(tiny):
+    figure = Experiment(load_config(tiny, {"MODEL.width": 64})).visualize("architecture")
+    words = [text.get_text() for text in figure.axes[0].texts]
+    for name, kind, shape, count in RESNET18:
+        assert {name, kind, "×".join(map(str, shape))} <= set(words)
+        assert not count or any(word.startswith(f"{count:,} (") for word in words)
+    assert "8,393,728 (75.1 %)" in words and "3×32×32" in words
+    assert "11,173,962 parameters" in figure.caption
+
+
+def test_the_table_is_torchinfo_s_as_picture_and_as_text(tiny):
+    experiment = Experiment(load_config(tiny, {"MODEL.width": 64}))
+    figure = experiment.visualize("summary")
+    assert figure.table == layer_table(experiment.model, SHAPE, 3) == figure.texts[0].get_text()
+    assert "Total params: 11,173,962" in figure.table and "Units." not in figure.table
+    assert "Conv2d (conv1)" in figure.table and "[1, 512, 4, 4]" in figure.table
+    assert figure.caption == "ResNet, 11,173,962 parameters, for images of 3×32×32"
+    figure.canvas.draw()
+    box = figure.texts[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
+
+
+def test_a_long_table_is_cut_in_the_picture_only(tiny):
+    experiment = Experiment(load_config(tiny, {"MODEL": {"NAME": "densenet121"}, "DATA.LIMIT": 20}))
+    figure = experiment.visualize("summary", depth=6)
+    shown = figure.texts[0].get_text()
+    assert len(figure.table.splitlines()) > 150 > len(shown.splitlines())
+    assert figure.get_figheight() < 20
+
+
+def test_the_model_comes_out_as_it_went_in():
+    model = build(width=4).train()
+    model.layer1.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    layer_table(model, SHAPE, 3)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_depth_below_1_is_refused(tiny):
+    with pytest.raises(ConfigError, match="depth is 1 or more, not 0"):
+        Experiment(load_config(tiny)).visualize("summary", depth=0)
