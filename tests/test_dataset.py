@@ -93,7 +93,7 @@ def test_many_classes_are_no_clutter(tmp_path):
 
 def test_cifar_s_mean_and_deviation_are_the_known_ones(cifar_images, tiny):
     """On a tenth of the images; `test_on_all_of_cifar` has them all."""
-    check_cifar(tiny, cifar_images, 0.004)
+    check_cifar(tiny, cifar_images, 0.004, 0.004)
 
 
 @pytest.mark.slow
@@ -101,16 +101,17 @@ def test_on_all_of_cifar(tiny):
     folder = os.environ.get("CVKIT_TEST_ALL_IMAGES")
     if not folder:
         pytest.skip("CVKIT_TEST_ALL_IMAGES does not name a folder with all CIFAR-10 images")
-    figure = check_cifar(tiny, folder, 0.0006)  # JPEG moves them by that much
+    figure = check_cifar(tiny, folder, 0.0002, 0.002)  # JPEG takes some of the deviation away
     assert figure.caption == ("50,000 train, 10,000 test images, 10 classes of 5,000 training "
                               "images each")
 
 
-def check_cifar(tiny, folder, tolerance):
+def check_cifar(tiny, folder, of_mean, of_deviation):
     figure = experiment(tiny, **{"DATA.LIMIT": 0, "DATA.DATASET": {
         "NAME": "ImageFolder", "root": str(folder)}}).visualize("dataset")
     lines = {line[:16].strip(): line[16:].split() for line in figure.table.splitlines()}
-    for name, expected in (("train mean", (0.4914, 0.4822, 0.4465)),
-                           ("train deviation", (0.2470, 0.2435, 0.2616))):
+    for name, expected, tolerance in (
+            ("train mean", (0.4914, 0.4822, 0.4465), of_mean),
+            ("train deviation", (0.2470, 0.2435, 0.2616), of_deviation)):
         assert np.abs(np.asarray(lines[name], float) - expected).max() < tolerance, lines[name]
     return figure

@@ -85,7 +85,8 @@ def test_a_class_named_like_mathematics_is_drawn_as_it_is(tmp_path):
         return figure
 
     draw().savefig(tmp_path / "a.png")  # matplotlib would refuse it as a formula
-    assert Image.open(tmp_path / "a.png").size[0] >= 600
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width >= 600
 
 
 @pytest.mark.parametrize("part, words", [(1.0, "100 %"), (0.999, "> 99 %"), (0.994, "99 %"),

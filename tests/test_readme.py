@@ -10,6 +10,7 @@ from conftest import ROOT
 from PIL import Image
 
 from cvkit.config import SCHEMA, check_components, load_config
+from cvkit.registry import VISUALIZERS
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
@@ -18,7 +19,7 @@ BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
 
 def test_it_has_the_blocks_that_are_tested_here():
     assert {kind: len(blocks) for kind, blocks in BLOCKS.items()} == {
-        "bash": 5, "yaml": 2, "python": 2}
+        "bash": 7, "yaml": 2, "python": 2}
     first, second = BLOCKS["bash"][:2]  # run by the continuous integration, to the letter
     assert first.startswith("pip install -e . && python tools/train.py configs/")
     assert second.startswith('pip install -e ".[dev]" && python -m pytest')
@@ -59,7 +60,7 @@ def test_the_model_in_five_lines_trains(tmp_path, tool, monkeypatch):
     from cvkit.run import open_run
 
     monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
-    code, command = BLOCKS["python"][0], BLOCKS["bash"][4]
+    code, command = BLOCKS["python"][0], BLOCKS["bash"][6]
     assert len([line for line in code.splitlines() if line and not line.startswith("#")]) == 5
     (tmp_path / "my_model.py").write_text(code)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -77,6 +78,21 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     monitored, predicted = capsys.readouterr().out.splitlines()[-1].split()
     assert monitored == predicted
+
+
+@pytest.mark.parametrize("command", [line for block in BLOCKS["bash"][4:6]
+                                     for line in block.splitlines()])
+def test_its_pictures_are_drawn(command, painted, tool, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    words = shlex.split(command.replace(" cat ", " red ").replace(" dog", " blue"))
+    assert words[:2] == ["python", "tools/visualize.py"]
+    code, out, err = tool("visualize.py", *words[2:])
+    assert code == 0 and len(out.splitlines()) >= 3, err
+
+
+def test_its_table_of_pictures_is_complete():
+    for name in VISUALIZERS.own:
+        assert f"`--{name.replace('_', '-')}" in TEXT, name
 
 
 @pytest.mark.parametrize("command", BLOCKS["bash"][2:4])
