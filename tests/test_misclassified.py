@@ -5,7 +5,7 @@ import pytest
 from test_drawing import shown_pixels
 
 from cvkit.errors import ConfigError
-from cvkit.visualizers.misclassified import select_errors
+from cvkit.visualizers.misclassified import misclassified, select_errors
 
 
 def errors_of(predictions):
@@ -48,6 +48,17 @@ def test_the_most_confident_come_first(painted):
     for image, row in zip(shown(figure), rows, strict=True):
         assert np.array_equal(image, painted.data.test.images[predictions.index[row]])
     assert f"({confidence[rows[0]]:.0%})".replace("%", " %") in titles(figure)[0]
+
+
+def test_long_names_do_not_run_into_each_other(painted):
+    names = ["n02123045 tabby_cat 16", "long-haired dachshund 13", "Staffordshire_bullterrier_and_more"]
+    predictions = replace(painted.predictions, classes=names)
+    figure = misclassified(predictions, painted.data, count=10)
+    boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.images]
+    boxes += [axes.get_window_extent() for axes in figure.axes if axes.images]
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[number + 1:])
+        assert box.x0 >= -1 and box.x1 <= figure.bbox.width + 1
 
 
 def test_random_order_depends_on_the_seed_alone(painted):

@@ -48,7 +48,8 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     right_width = 3.9
     width = left + side + 1.0 + right_width
     bars = min(side, max(0.19 * number, 1.2)) if number <= 60 else 2.5
-    height = max(top + side + 0.15, 1.0 + bars + 0.75 + 0.17 * len(listed))
+    below = 1.0 + bars + (0.5 if number <= 60 else 0.75)
+    height = max(top + side + 0.15, below + 0.25 + 0.17 * len(listed))
     figure = Picture(width, height)
 
     def panel(x: float, y: float, wide: float, tall: float) -> Axes:
@@ -64,10 +65,10 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     _draw_accuracy(panel(x + 0.55, 1.0, right_width - 0.95, bars), matrix, predictions.classes)
     lines = [f"{true} → {predicted}: {images} ({100 * part:.1f} %)"
              for true, predicted, images, part in listed] or ["none: every image is right"]
-    figure.text((x - 0.4) / width, 1 - (1.0 + bars + 0.5) / height,
+    figure.text((x - 0.4) / width, 1 - below / height,
                 "Most confused: true → predicted (part of the true class)", fontsize=9)
     for row, line in enumerate(lines):
-        figure.text((x - 0.4) / width, 1 - (1.0 + bars + 0.72 + 0.17 * row) / height,
+        figure.text((x - 0.4) / width, 1 - (below + 0.22 + 0.17 * row) / height,
                     shorten(line, 60), fontsize=8)
     figure.table = "\n".join([predictions.table(), "", "most confused, true → predicted:",
                               *(f"  {line}" for line in lines)])

@@ -112,12 +112,12 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "", colour: str = "bl
 
 
 def shorten(name: str, length: int) -> str:
-    """Return a name of at most so many characters, cut with an ellipsis."""
-    return textwrap.shorten(name, length, placeholder="…") if " " in name and len(
-        name) > length else name if len(name) <= length else name[:length - 1] + "…"
+    """Return a name of at most so many characters; its end, which may tell it apart, is kept."""
+    tail = length // 3
+    return name if len(name) <= length else f"{name[:length - 1 - tail]}…{name[-tail:]}"
 
 
-def arrow(true: str, predicted: str, length: int = 22) -> str:
+def arrow(true: str, predicted: str, length: int = 19) -> str:
     """Return "true → predicted", on two lines where one would be too long."""
     if len(true) + len(predicted) + 3 <= length:
         return f"{true} → {predicted}"
