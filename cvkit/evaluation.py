@@ -12,10 +12,11 @@ from torch import nn
 
 from cvkit.data.loaders import BatchLoader
 from cvkit.hardware import autocast
+from cvkit.log import Log, Progress
 from cvkit.losses import build_loss
 from cvkit.metrics import Accuracy, Mean
 from cvkit.registry import METRICS
-from cvkit.run import Log, Predictions, Progress, Run, open_run
+from cvkit.run import Predictions, Run, open_run
 
 
 def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:

@@ -19,12 +19,13 @@ from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, sugg
 from cvkit.evaluation import build_metrics, evaluate, predict
 from cvkit.experiment import Experiment
 from cvkit.hardware import autocast, describe, environment, seed_everything
+from cvkit.log import Log, Progress
 from cvkit.losses import build_loss
 from cvkit.metrics import Accuracy, Mean, is_lower_better
 from cvkit.models import count_parameters
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import SCHEDULERS, WRITERS
-from cvkit.run import MAY_CHANGE, Log, Predictions, Progress, Run, duration, open_run, test_line
+from cvkit.run import MAY_CHANGE, Predictions, Run, duration, open_run, test_line
 from cvkit.schedulers import build_schedule
 from cvkit.writers import JsonLines
 
@@ -110,7 +111,7 @@ class Trainer:
             run.set_config(self.config)
         self._log_beginning(run)
         run = run or Run.create(self.config, environment(self.device))
-        self.log.attach(run)
+        self.log.attach(run.folder)
         self.log.show(f"run        {run.folder}")
         writers = [JsonLines(str(run.folder))]
         writers += [WRITERS.build(node, folder=str(run.folder), config=self.config)

@@ -12,7 +12,7 @@ import cvkit
 FLOORS = [  # a module imports from lower floors only; within a floor only what is listed below
     {"errors", "registry", "config", "distributed"},
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
-     "hardware"},
+     "hardware", "log"},
     {"checkpoint", "experiment", "run", "evaluation"},
     {"trainer", "visualizers"},
 ]

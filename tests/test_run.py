@@ -7,9 +7,7 @@ import pytest
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, RunError
 from cvkit.run import (
-    Log,
     Predictions,
-    Progress,
     Run,
     Runs,
     duration,
@@ -165,31 +163,3 @@ def test_durations_in_words(seconds, words):
 def test_the_test_line():
     assert line_of(0.46543, 8581, 10000) == (
         "Test set: Average loss: 0.4654, Accuracy: 8581/10000 (85.81%)")
-
-
-def test_the_log_file_is_clean_and_has_what_came_before_it(config, capsys):
-    log = Log()
-    log.both("first")
-    run = Run.create(config, "")
-    log.attach(run)
-    log.show("on the screen only")
-    log.write("in the file only")
-    assert (run.folder / "train.log").read_text() == "first\nin the file only\n"
-    assert capsys.readouterr().out == "first\non the screen only\n"
-
-
-def test_the_bar_reads_as_users_know_it(capsys):
-    bar = Progress("Train", 2, is_shown=True)
-    for _ in range(2):
-        if bar.step():
-            bar.update(1.25, 0.5)
-    bar.close()
-    assert "Train: Loss=1.2500 Accuracy=50.00 2/2 [00:0" in capsys.readouterr().out
-
-
-def test_no_bar_where_output_is_no_terminal(capsys):
-    bar = Progress("Train", 1, is_shown=Log().is_live)
-    assert bar.step()
-    bar.update(1.0, 1.0)
-    bar.close()
-    assert capsys.readouterr() == ("", "")

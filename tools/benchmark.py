@@ -24,7 +24,7 @@ def cam(images: int = 20) -> dict[str, float]:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     from cvkit.models.resnet import resnet18
-    from cvkit.visualizers.cam import cam_maps
+    from cvkit.visualizers.cam_maps import cam_maps
 
     model = resnet18(strides=[1, 2, 2, 1]).eval()
     batch, labels = torch.randn(images, 3, 32, 32), np.arange(images) % 10

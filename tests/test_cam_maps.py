@@ -1,0 +1,189 @@
+import copy
+import inspect
+import typing
+
+import numpy as np
+import pytest
+import pytorch_grad_cam
+import torch
+from pytorch_grad_cam.base_cam import BaseCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from cvkit.errors import ConfigError
+from cvkit.models import build_model
+from cvkit.models.resnet import resnet18
+from cvkit.visualizers.cam import scaled_alone
+from cvkit.visualizers.cam_maps import Method, cam_maps, choose_layers, map_sizes
+
+METHODS = typing.get_args(Method)
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = np.array([1, 2, 0])
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return resnet18(num_classes=4, width=4).eval()
+
+
+# -- the maps --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_those_of_the_library(model, method):
+    layers = ["layer1", "layer3"]
+    np.random.seed(0)  # RandomCAM draws its weights
+    maps = cam_maps(model, IMAGES, [LABELS], layers, [method])
+    np.random.seed(0)
+    for layer in layers:
+        twin = copy.deepcopy(model)
+        with getattr(pytorch_grad_cam, method)(twin, [twin.get_submodule(layer)]) as engine:
+            expected = engine(IMAGES.clone(), [ClassifierOutputTarget(label) for label in LABELS])
+        assert expected.shape == (3, 32, 32)
+        found = [scaled_alone(values, (32, 32)) for values in maps[layer, method][0]]
+        assert np.abs(found - expected).max() < 1e-5, layer
+        assert (maps[layer, method] >= 0).all()
+
+
+def test_every_method_with_the_common_constructor_is_there():
+    common = ["self", "model", "target_layers", "reshape_transform"]
+    library = {name for name, entry in vars(pytorch_grad_cam).items()
+               if inspect.isclass(entry) and issubclass(entry, BaseCAM)
+               and list(inspect.signature(entry.__init__).parameters)[:4] == common}
+    # FullGrad ignores the layers; SegEigenCAM is for segmentation and newer than what is required.
+    assert library - {"BaseCAM", "FullGrad", "SegEigenCAM"} == set(METHODS)
+
+
+def test_layers_methods_and_targets_share_their_passes_and_change_nothing(model):
+    layers, methods = ["layer1", "layer2", "layer3"], ["GradCAM", "GradCAMPlusPlus", "LayerCAM"]
+    targets = [LABELS, LABELS[::-1].copy()]
+    together = cam_maps(model, IMAGES, targets, layers, methods, batch_size=2)
+    assert set(together) == {(layer, method) for layer in layers for method in methods}
+    for (layer, method), values in together.items():
+        assert values.shape[:2] == (2, 3)
+        for number, target in enumerate(targets):
+            alone = cam_maps(model, IMAGES, [target], [layer], [method])[layer, method][0]
+            assert np.abs(values[number] - alone).max() < 1e-6
+
+
+def test_one_forward_pass_serves_all(model):
+    twin, passes = copy.deepcopy(model), []
+    twin.conv1.register_forward_hook(lambda *_: passes.append(1))
+    cam_maps(twin, IMAGES, [LABELS, LABELS], ["layer1", "layer2"], ["GradCAM", "XGradCAM"])
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("method", ["GradCAM", "AblationCAM", "ScoreCAM", "ShapleyCAM"])
+def test_the_model_comes_out_as_it_went_in(method):
+    model = resnet18(num_classes=4, width=4).train()
+    model.layer2.eval()  # a mixture, as with frozen batch norms
+    model.fc.weight.requires_grad_(False)
+    model.conv1.weight.grad = torch.ones_like(model.conv1.weight)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    cam_maps(model, IMAGES, [LABELS], ["layer2"], [method])
+    choose_layers(model, IMAGES[:1], "auto")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+    assert [name for name, value in model.named_parameters() if not value.requires_grad] == [
+        "fc.weight"]
+    assert (model.conv1.weight.grad == 1).all() and model.layer1[0].conv1.weight.grad is None
+
+
+def test_half_precision_and_a_frozen_model_are_no_obstacle(model):
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    maps = cam_maps(frozen, IMAGES.bfloat16(), [LABELS], ["layer3"], ["GradCAM"])
+    assert maps["layer3", "GradCAM"].max() > 0
+
+
+# -- layers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments, size, expected", [
+    ({}, 32, {"layer3": (8, 8)}),  # layer4 has 4×4, which the course refuses
+    ({"strides": [1, 2, 2, 1]}, 32, {"layer4": (8, 8)}), ({}, 64, {"layer4": (8, 8)}),
+    ({}, 16, {"layer2": (8, 8)})])
+def test_auto_takes_the_deepest_block_of_5_by_5_or_more(arguments, size, expected):
+    model = resnet18(width=4, **arguments)
+    assert choose_layers(model, torch.randn(1, 3, size, size), "auto") == expected
+
+
+def test_stages_are_all_that_are_legal_shallowest_first(model):
+    assert choose_layers(model, IMAGES[:1], "stages") == {
+        "layer1": (32, 32), "layer2": (16, 16), "layer3": (8, 8)}
+
+
+@pytest.mark.parametrize("layer, expected", [
+    ("layer4", "layer layer4 has a map of 4×4 pixels; below 5×5 it says nothing about where"),
+    (["layer2", "layer4"], "layer4 has a map of 4×4"), ("fc", "layer fc has no map"),
+    ("layer9", "the model has no layer 'layer9'"), ("", "the model has no layer ''")])
+def test_layers_that_cannot_be_are_refused_and_the_legal_ones_listed(model, layer, expected):
+    with pytest.raises(ConfigError) as caught:
+        choose_layers(model, IMAGES[:1], layer)
+    problem, hint = str(caught.value).split("\n")
+    assert expected in problem
+    assert "layer1," in hint and "layer3" in hint and "layer4" not in hint
+    assert ("Did you mean layer" in hint) == (layer == "layer9")
+
+
+def test_explicit_layers_are_found_within_blocks_too(model):
+    assert choose_layers(model, IMAGES[:1], ["layer3.0.conv1", "layer1"]) == {
+        "layer1": (32, 32), "layer3.0.conv1": (8, 8)}
+
+
+def test_a_model_without_maps_says_so():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    with pytest.raises(ConfigError, match="no block of the model has a map of 5×5"):
+        choose_layers(flat, IMAGES[:1], "auto")
+
+
+def test_an_output_that_is_overwritten_in_place_is_not_offered():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    # The output of the convolution, "0", is that of the ReLU by the time it is looked at.
+    assert list(map_sizes(model, IMAGES[:1])) == ["1", "2"]
+
+
+@pytest.mark.parametrize("name, size, layer, shape", [
+    ("torchvision.models.resnet18", 64, "layer2", (8, 8)), ("vgg11", 64, "features.14", (8, 8)),
+    ("mobilenet_v3_small", 160, "features", (5, 5)),
+    ("densenet121", 64, "features.transition2.conv", (8, 8)),
+    ("efficientnet_b0", 64, "features.3", (8, 8)), ("convnext_tiny", 64, "features.4.0", (8, 8)),
+    ("googlenet", 96, "inception4e", (6, 6)), ("squeezenet1_1", 64, "features.7", (7, 7)),
+    ("regnet_y_400mf", 64, "trunk_output.block2", (8, 8)), ("swin_t", 64, "features.3", (8, 8)),
+    ("vit_b_16", 96, "encoder.layers.encoder_layer_10", (6, 6))])
+def test_torchvision_models_have_a_whole_block_to_look_at(name, size, layer, shape):
+    model = build_model({"NAME": name}, 4, (3, size, size)).eval()
+    if name == "vit_b_16":
+        nn.init.normal_(model.heads.head.weight)  # zero before training: nothing depends on it
+    images = torch.randn(2, 3, size, size)
+    assert choose_layers(model, images[:1], "auto") == {layer: shape}
+    maps = cam_maps(model, images, [LABELS[:2]], [layer], ["GradCAM"])
+    assert maps[layer, "GradCAM"].shape == (1, 2, *shape)
+
+
+@pytest.mark.parametrize("name, layer", [("vit_b_16", "encoder.layers.encoder_layer_10"),
+                                         ("swin_t", "features.5")])
+def test_transformers_maps_are_those_of_the_library_with_their_reshape(name, layer):
+    size = 96
+    model = build_model({"NAME": name}, 4, (3, size, size)).eval()
+    for parameter in [list(model.parameters())[-2]]:
+        nn.init.normal_(parameter)
+    images = torch.randn(2, 3, size, size)
+    found = cam_maps(model, images, [LABELS[:2]], [layer], ["GradCAM"])[layer, "GradCAM"][0]
+    with pytorch_grad_cam.GradCAM(model, [model.get_submodule(layer)],
+                                  model.reshape_transform) as engine:
+        expected = engine(images, [ClassifierOutputTarget(label) for label in LABELS[:2]])
+    found = [scaled_alone(values, (size, size)) for values in found]
+    assert np.abs(found - expected).max() < 1e-5
+    with pytest.raises(ConfigError, match="AblationCAM switches channels"):
+        cam_maps(model, images, [LABELS[:2]], [layer], ["AblationCAM"])
+
+
+def test_a_vit_s_last_block_is_refused_for_its_patches_reach_nothing():
+    model = build_model({"NAME": "vit_b_16"}, 4, (3, 96, 96)).eval()
+    nn.init.normal_(model.heads.head.weight)
+    with pytest.raises(ConfigError, match="has no map that the logits depend on"):
+        choose_layers(model, torch.randn(1, 3, 96, 96), "encoder.layers.encoder_layer_11")
