@@ -117,16 +117,26 @@ def environment(device: torch.device) -> str:
             lines.append(f"{package}: {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             lines.append(f"{package}: not installed")
+    lines += [f"{word}: {value}" for word, value in git_facts(Path()).items()]
+    return "\n".join(lines) + "\n"
+
+
+def git_facts(folder: Path) -> dict[str, str]:
+    """Return "git", the commit, and "repository", where it was cloned from; what there is of them.
+
+    A commit with uncommitted changes ends in "-dirty".
+    """
+    facts = {}
     for word, command in (("git", "describe --always --dirty --abbrev=12 --exclude=*"),
                           ("repository", "remote get-url origin")):
         try:
-            done = subprocess.run(["git", *command.split()], capture_output=True, text=True,
-                                  timeout=10)
+            done = subprocess.run(["git", "-C", str(folder), *command.split()],
+                                  capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             break  # no git
         if done.returncode == 0:  # else no repository, or one without a remote
-            lines.append(f"{word}: {public_url(done.stdout.strip())}")
-    return "\n".join(lines) + "\n"
+            facts[word] = public_url(done.stdout.strip())
+    return facts
 
 
 def public_url(remote: str) -> str:

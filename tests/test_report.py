@@ -73,7 +73,10 @@ def test_anchors_lead_somewhere(report):
             assert attributes["href"][1:] in anchors
 
 
-def test_links_go_to_the_commit_on_github(painted):
+@pytest.mark.parametrize("has_cvkit", [True, False])
+def test_links_go_to_the_commit_on_github(painted, monkeypatch, has_cvkit):
+    monkeypatch.setattr("cvkit.visualizers.report.git_facts", lambda folder: {
+        "repository": "https://github.com/me/course" if has_cvkit else "https://github.com/a/b"})
     environment = painted.folder / "environment.txt"
     lines = [line for line in environment.read_text().splitlines()
              if not line.startswith(("git:", "repository:"))]
@@ -82,7 +85,8 @@ def test_links_go_to_the_commit_on_github(painted):
     write_report(painted)
     page, readme = ((painted.folder / name).read_text() for name in ("report.html", "README.md"))
     for text in (page, readme):
-        assert "https://github.com/me/course/blob/0123abcd/cvkit/models/resnet.py" in text
+        file = "https://github.com/me/course/blob/0123abcd/cvkit/models/resnet.py"
+        assert (file in text) == has_cvkit
         assert "git clone https://github.com/me/course" in text
         assert "git checkout 0123abcd\n" in text
 

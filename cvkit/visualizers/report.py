@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 import cvkit
 from cvkit.errors import RunError, UserError
 from cvkit.experiment import Subject
+from cvkit.hardware import git_facts
 from cvkit.models import count_parameters
 from cvkit.registry import MODELS, NAME
 from cvkit.run import Run, duration
@@ -191,13 +192,15 @@ def _handed_in(run: Run, facts: dict[str, str]) -> Table:
     """Return where each part of a hand-in is found."""
     repository, commit = facts.get("repository", ""), facts.get("git", "").removesuffix("-dirty")
     root = Path(cvkit.__file__).resolve().parents[1]
+    # The run may have been made in a repository of its own, with cvkit elsewhere.
+    has_cvkit = repository != "" and git_facts(root).get("repository") == repository
 
     def place(path: Path | str | None, anchor: str) -> str | Link:
         try:
             relative = Path(path or "").resolve().relative_to(root)
         except ValueError:
             return Link("below", anchor)
-        if repository.startswith("https://github.com/") and commit:
+        if has_cvkit and repository.startswith("https://github.com/") and commit:
             return Link(str(relative), f"{repository}/blob/{commit}/{relative.as_posix()}")
         return str(relative)
 
