@@ -182,7 +182,9 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, path: str) -> Any:
             dotted = f"{path}.{key}" if path else str(key)
             if not isinstance(key, str):
                 raise ConfigError(f"keys are words, not {key!r}",
-                                  where=f"{origin(key_node)} {dotted}")
+                                  where=f"{origin(key_node)} {dotted}",
+                                  hint=f'A word that looks like a value needs quotes: '
+                                       f'"{key_node.value}"')
             if key == "<<":
                 raise ConfigError("merge keys are not read", where=f"{origin(key_node)} {dotted}",
                                   hint=f"Put what is shared into a file and name it in {BASE}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -183,9 +184,12 @@ class Registry:
                    and (parameter.default is parameter.empty or key in self.required)]
         if missing:
             path = getattr(node, "path", str)  # the dotted key, in a config
+            hint = f"Set {', '.join(map(path, missing))}."
+            facts = difflib.get_close_matches(missing[0], self.offers)
+            if facts and name in self._entries:
+                hint = f"Is {facts[0]} meant, which it is given by itself? {hint}"
             yield ConfigError(f"{self.kind} {name} needs {', '.join(missing)}",
-                              where=where_in(node, NAME),
-                              hint=f"Set {', '.join(map(path, missing))}.")
+                              where=where_in(node, NAME), hint=hint)
 
     def build(self, node: Any, **offered: Any) -> Any:
         """Construct what a node names, with its arguments and the facts it asks for.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -290,16 +292,21 @@ class Runs(Subject):
         """Return as text what differs in the configs, and the results, a column for each run."""
         rows = [["", *self.names], ["-- config, where it differs"], *self._differences(),
                 ["-- results"], *self._results()]
-        widths = [max(len(row[place]) for row in rows if len(row) > max(place, 1))
+        lines = rows[:1]
+        for row in rows[1:]:  # a long value goes on in the next line
+            parts = [textwrap.wrap(cell, 44) or [""] for cell in row]
+            lines += [list(line) for line in zip_longest(*parts, fillvalue="")]
+        widths = [max(len(line[place]) for line in lines if len(line) > max(place, 1))
                   for place in range(len(rows[0]))]
-        return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip()
-                         if len(row) > 1 else row[0] for row in rows)
+        return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip()
+                         if len(line) > 1 else line[0] for line in lines)
 
     def _differences(self) -> list[list[str]]:
         flat = [run.config.flat() for run in self.runs]
+        keys = dict.fromkeys(key for values in flat for key in values)
         rows = [[key, *(in_words(values[key]) if key in values else "–" for values in flat)]
-                for key in dict.fromkeys(key for values in flat for key in values)
-                if len({in_words(values.get(key)) for values in flat}) > 1]
+                for key in keys if key not in ("VISUALIZERS", "WRITERS", "OUTPUT_DIR")
+                and len({in_words(values.get(key)) for values in flat}) > 1]
         return rows or [["nothing", *[""] * len(self.runs)]]
 
     def _results(self) -> list[list[str]]:
@@ -378,7 +385,8 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
     """Open a run folder.
 
     Args:
-        run: its path, or its path below `output_dir`; None for the newest that has a checkpoint.
+        run: its path, or its path below `output_dir`; of a folder of runs the newest in it;
+            None for the newest of all that has a checkpoint.
         output_dir: where runs are.
         config_name: only runs of this config.
         overrides: see `Run`.
@@ -396,4 +404,7 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
     for folder in (Path(run), Path(output_dir) / run):
         if (folder / "config.yaml").is_file():
             return Run(folder, overrides)
+        newest = find_runs(folder.parent, folder.name)  # the folder of a config's runs
+        if newest:
+            return Run(newest[-1], overrides)
     raise RunError(f"no run {run}", hint=suggest(run, map(str, reversed(runs))) or None)

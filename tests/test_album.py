@@ -10,6 +10,7 @@ from cvkit.run import Run, Runs
 from cvkit.visualizers.album import (
     choose_nodes,
     draw_all,
+    file_name,
     open_subject,
     save_all,
     visuals_folder,
@@ -55,8 +56,29 @@ def test_tables_are_saved_as_text_too(painted):
 def test_several_figures_and_repeated_names_get_numbers(painted):
     nodes = [{"NAME": "cam_matrix", "count": 2, "pages": "each"}, {"NAME": "misclassified"},
              {"NAME": "misclassified", "order": "random"}]
-    assert [name for name, _ in draw_all(painted, nodes)] == [
-        "cam_matrix", "cam_matrix_2", "misclassified", "misclassified_2"]
+    assert [drawn.name for drawn in draw_all(painted, nodes)] == [
+        "cam_matrix_each", "cam_matrix_each_2", "misclassified", "misclassified_random"]
+    assert [drawn.visualizer for drawn in draw_all(painted, nodes[1:])] == ["misclassified"] * 2
+
+
+@pytest.mark.parametrize("node, name", [
+    ({"NAME": "cam", "count": 5}, "cam"), ({"NAME": "cam", "method": "GradCAM"}, "cam"),
+    ({"NAME": "cam", "method": "LayerCAM", "layer": ["layer1", "layer3.0"]},
+     "cam_LayerCAM_layer1_layer3.0"),
+    ({"NAME": "misclassified", "true_class": "a/b c", "predicted_class": 3}, "misclassified_a-b-c_3")])
+def test_another_picture_has_another_name(node, name):
+    assert file_name(node) == name
+
+
+def test_one_that_cannot_be_drawn_costs_none_of_the_others(painted):
+    nodes = [{"NAME": "cam", "layer": "layer4"}, {"NAME": "confusion"},
+             {"NAME": "cam_matrix", "layers": ["layer4"]}, {"NAME": "misclassified", "count": 0}]
+    with pytest.raises(ConfigError) as caught:
+        save_all(painted, nodes)
+    assert "2 problems" in str(caught.value) and "layer4 has a map of 4×4" in str(caught.value)
+    assert "count is 1 or more" in str(caught.value)
+    assert {path.name for path in (painted.folder / "visuals").iterdir()} == {
+        "confusion.png", "confusion.txt"}
 
 
 def test_nothing_is_drawn_before_every_node_is_right(painted):
@@ -89,7 +111,8 @@ def test_what_a_command_names_is_opened(run, painted, tiny, capsys):
     config = open_subject([], [str(tiny), "SEED", "7"])
     assert isinstance(config, Experiment) and config.config.SEED == 7
     assert str(visuals_folder(config)) == "runs/tiny/visuals"
-    assert str(visuals_folder(both)).endswith("compare/tiny_painted")
+    assert str(visuals_folder(both)).endswith(
+        f"compare/tiny_{run.folder.name}_painted_{painted.folder.name}")
 
 
 @pytest.mark.parametrize("runs, words, problem", [

@@ -116,7 +116,7 @@ def select_first(run):
 
 def test_the_matrix_can_have_a_page_for_each_image(painted):
     pages = painted.visualize("cam_matrix", count=3, pages="each", layers=["layer2", "layer3"])
-    assert len(pages) == 3 and all(len(page.axes) == 10 for page in pages)
+    assert len(pages) == 3 and all(len(page.axes) == 11 for page in pages)  # a scale
 
 
 @pytest.mark.parametrize("name, arguments, problem", [

@@ -135,8 +135,10 @@ def test_explicit_layers_are_found_within_blocks_too(model):
 
 def test_a_model_without_maps_says_so():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
-    with pytest.raises(ConfigError, match="no block of the model has a map of 5×5"):
+    with pytest.raises(ConfigError, match="no block of the model has a map of 5×5.*\n.*no maps at"):
         choose_layers(flat, IMAGES[:1], "auto")
+    with pytest.raises(ConfigError, match="The largest has 4×4"):
+        choose_layers(resnet18(width=4), torch.randn(1, 3, 4, 4), "auto")
 
 
 def test_an_output_that_is_overwritten_in_place_is_not_offered():

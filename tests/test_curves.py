@@ -40,9 +40,12 @@ def test_the_lines_are_the_numbers_in_the_log(run):
 
 def test_the_best_epoch_is_marked(run):
     rewrite(run, lambda record: {"test/accuracy": {1: 0.8, 2: 0.6}[record["epoch"]]})
-    star = lines(panel(run.visualize("curves"), "Train and test accuracy"))[
-        "best epoch, 1: 80.00 %"]
+    figure = run.visualize("curves")
+    star = lines(panel(figure, "Train and test accuracy"))["best"]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (1, 80)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["train", "test", "best epoch by test accuracy, 1: loss "
+                     f"{run.metrics[0]['test/loss']:.4f}, accuracy 80.00 %"]
 
 
 def test_2x2_has_a_panel_for_each(run):
@@ -67,7 +70,8 @@ def test_several_runs_are_overlaid_and_named(run, painted):
     assert np.allclose(drawn["painted, test"].get_ydata(),
                        [epoch["test/loss"] for epoch in painted.metrics])
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["tiny, train", "tiny, test", "painted, train", "painted, test", "best epoch"]
+    assert legend == ["tiny, train", "tiny, test", "painted, train", "painted, test",
+                      "best epoch by test accuracy"]
     assert panel(figure, "Learning rate").get_yscale() == "log"  # 0.05 beside 0.0001
 
 

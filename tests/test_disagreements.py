@@ -31,7 +31,7 @@ def test_images_that_one_gets_wrong_and_the_other_right(run, other):
     assert len(images) == 4 < len(rows)
     for image, row in zip(images, rows, strict=False):
         assert np.array_equal(image, run.data.test.images[a.index[row]])
-    assert figure.caption.startswith(f"{len(rows)} test images that other gets wrong and tiny right")
+    assert figure.caption.startswith(f"4 of {len(rows)} test images that other gets wrong and tiny right")
     wrong_way = int(((a.true == a.predicted) & (b.true != b.predicted)).sum())
     both = int(((a.true != a.predicted) & (b.true != b.predicted)).sum())
     assert f"{wrong_way} the other way round, {both} wrong in both" in figure.caption

@@ -28,7 +28,7 @@ def config(tiny):
     ("--cam-layer layer1 layer2 --run a b --list", ["--run", "a", "b", "--list", "--"],
      [("--cam-layer", ["layer1", "layer2"])]),
     ("--run a b SEED 1", ["--run", "a", "b", "--", "SEED", "1"], []),
-    ("--misclassified-true CAT --cam=3", ["--"], [("--misclassified-true", ["CAT"]),
+    ("--misclassified-true-class CAT --cam=3", ["--"], [("--misclassified-true-class", ["CAT"]),
                                                   ("--cam", ["3"])]),
     ("--out PICTURES --misclassified -3", ["--out", "PICTURES", "--"], [("--misclassified", ["-3"])]),
     ("--list a.yaml", ["--list", "--", "a.yaml"], []),
@@ -40,8 +40,8 @@ def test_words_find_their_flags(line, words, flags):
 @pytest.mark.parametrize("line, expected", [
     ("--curves", [{"NAME": "curves"}]),
     ("--misclassified 4", [{"NAME": "misclassified", "count": 4}]),
-    ("--misclassified --misclassified-true cat --misclassified-order random",
-     [{"NAME": "misclassified", "true": "cat", "order": "random"}]),
+    ("--misclassified --misclassified-true-class cat --misclassified-order random",
+     [{"NAME": "misclassified", "true_class": "cat", "order": "random"}]),
     ("--cam-method LayerCAM", [{"NAME": "cam", "method": "LayerCAM"}]),
     ("--cam-layer layer1", [{"NAME": "cam", "layer": "layer1"}]),
     ("--cam-layer layer1 layer2", [{"NAME": "cam", "layer": ["layer1", "layer2"]}]),
@@ -56,11 +56,12 @@ def test_flags_become_nodes(config, line, expected):
 
 @pytest.mark.parametrize("line", ["--cam --misclassified 7", "--misclassified 7 --cam",
                                   "--cam --misclassified 7 --misclassified-order random "
-                                  "--misclassified-seed 3 --misclassified-true 5"])
+                                  "--misclassified-seed 3 --misclassified-true-class 5"])
 def test_the_cam_follows_the_gallery(config, line):
     gallery, cam = sorted(nodes(config, line), key=lambda node: node["NAME"] == "cam")
     asked = {key: value for key, value in cam.items() if key != "NAME"}
-    assert asked["count"] == 7 and set(asked) == {"count", "order", "true", "predicted", "seed"}
+    assert asked["count"] == 7 and set(asked) == {"count", "order", "true_class", "predicted_class",
+                                                   "seed"}
     defaults = {key: value.default for key, value in arguments_of("misclassified").items()}
     assert asked == {**defaults, **{key: gallery[key] for key in gallery if key != "NAME"}}
 

@@ -90,7 +90,7 @@ def test_fewer_than_asked_for_is_said_and_none_is_said(painted):
         "500 were asked for" in figure.caption)
     predictions = painted.predictions
     replace(predictions, predicted=predictions.true).save(painted.folder / "predictions.npz")
-    figure = painted.visualize("misclassified", true="red")
+    figure = painted.visualize("misclassified", true_class="red")
     assert figure.caption == "No test image of class red was misclassified; 36 of 36 are right"
     assert figure.texts[0].get_text().replace("\n", " ") == figure.caption
     assert painted.visualize("cam").caption == "No test image was misclassified; 36 of 36 are right"
@@ -100,7 +100,7 @@ def test_fewer_than_asked_for_is_said_and_none_is_said(painted):
     ({"count": 0}, "count is 1 or more, not 0"), ({"count": -3}, "count is 1 or more, not -3"),
     ({"count": "ten"}, "count of visualizer misclassified takes int, not 'ten'"),
     ({"order": "confident"}, "Did you mean confidence?"),
-    ({"true": "rad"}, "no class named 'rad'\n  Did you mean red?"),
+    ({"true_class": "rad"}, "no class named 'rad'\n  Did you mean red?"),
     ({"cuont": 3}, "Did you mean count?")])
 def test_what_cannot_be_is_refused(painted, arguments, problem):
     with pytest.raises(ConfigError) as caught:

@@ -204,9 +204,11 @@ DRAWING = {
     "none asked for": (None, ["--misclassified", "0"], ["count is 1 or more, not 0"]),
     "fewer than none": (None, ["--cam", "--misclassified", "-5"], ["count is 1 or more, not -5"]),
     "a count in words": (None, ["--misclassified", "ten"], ["takes int, not 'ten'"]),
-    "no such class": (None, ["--misclassified-true", "rad"], ["no class named 'rad'", "Did you mean red?"]),
+    "no such class": (None, ["--misclassified-true-class", "rad"], ["no class named 'rad'", "Did you mean red?"]),
     "no such picture": (None, ["--confusoin"], ["no flag --confusoin", "Did you mean --confusion?"]),
     "no such flag of a picture": (None, ["--cam-layr", "layer3"], ["Did you mean --cam-layer?"]),
+    "a run without --run": (None, ["RUN", "--curves"], ["is a run folder", "Name it with --run"]),
+    "a picture without dashes": (None, ["cam"], ["cam is a picture", "Write --cam"]),
     "nothing to draw": (None, [], ["painted lists no VISUALIZERS", "--misclassified 10"]),
     "no such format": (None, ["--cam", "--format", "gif"], ["invalid choice: 'gif'"]),
     "hardly any dots": (None, ["--confusion", "--dpi", "1"], ["--dpi is 10 or more"]),
@@ -225,7 +227,7 @@ DRAWING = {
 
 
 def test_the_count_of_drawing_mistakes_does_not_shrink():
-    assert len(DRAWING) >= 26
+    assert len(DRAWING) >= 28
 
 
 @pytest.mark.parametrize("name", DRAWING)

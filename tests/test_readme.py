@@ -11,6 +11,7 @@ from PIL import Image
 
 from cvkit.config import SCHEMA, check_components, load_config
 from cvkit.registry import VISUALIZERS
+from cvkit.run import open_run
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
@@ -19,7 +20,7 @@ BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
 
 def test_it_has_the_blocks_that_are_tested_here():
     assert {kind: len(blocks) for kind, blocks in BLOCKS.items()} == {
-        "bash": 7, "yaml": 2, "python": 2}
+        "bash": 7, "yaml": 2, "python": 3}
     first, second = BLOCKS["bash"][:2]  # run by the continuous integration, to the letter
     assert first.startswith("pip install -e . && python tools/train.py configs/")
     assert second.startswith('pip install -e ".[dev]" && python -m pytest')
@@ -57,7 +58,6 @@ def test_its_config_for_own_images_takes_images_of_any_size(tmp_path, tool):
 
 def test_the_model_in_five_lines_trains(tmp_path, tool, monkeypatch):
     from cvkit.registry import MODELS
-    from cvkit.run import open_run
 
     monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
     code, command = BLOCKS["python"][0], BLOCKS["bash"][6]
@@ -73,18 +73,26 @@ def test_the_model_in_five_lines_trains(tmp_path, tool, monkeypatch):
 
 def test_its_python_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    code = BLOCKS["python"][1].replace('{"TRAIN.EPOCHS": 2}',
+    code = BLOCKS["python"][2].replace('{"TRAIN.EPOCHS": 2}',
                                        '{"TRAIN.EPOCHS": 2, "DATA.LIMIT": 100}')
     exec(compile(code, "README.md", "exec"), {})
-    monitored, predicted = capsys.readouterr().out.splitlines()[-1].split()
-    assert monitored == predicted
+    trained, tested = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    run = open_run()
+    assert (trained, tested) == (run.metrics[-1]["train/accuracy"], run.predictions.accuracy)
+
+
+def test_its_picture_of_one_s_own_is_drawn(run, tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(VISUALIZERS, "_entries", dict(VISUALIZERS._entries))
+    (tmp_path / "my_picture.py").write_text(BLOCKS["python"][1])
+    code, out, err = tool("visualize.py", "--confidence-bins", "20", "IMPORTS", "[my_picture.py]")
+    assert code == 0 and out.splitlines()[-1].endswith("visuals/confidence_20.png"), err
 
 
 @pytest.mark.parametrize("command", [line for block in BLOCKS["bash"][4:6]
                                      for line in block.splitlines()])
 def test_its_pictures_are_drawn(command, painted, tool, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    words = shlex.split(command.replace(" cat ", " red ").replace(" dog", " blue"))
+    words = shlex.split(command.replace("-class cat", "-class red").replace("-class dog", "-class blue"))
     assert words[:2] == ["python", "tools/visualize.py"]
     code, out, err = tool("visualize.py", *words[2:])
     assert code == 0 and len(out.splitlines()) >= 3, err

@@ -178,6 +178,7 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
      "Did you mean HiResCAM?"),
     (VISUALIZERS, {"NAME": "cam_matrix", "methods": "GradCAM"}, "takes a list, each one of"),
     (VISUALIZERS, {"NAME": "cam", "model": 3}, "has no argument 'model'"),
+    (VISUALIZERS, {"NAME": "cam_matrix", "target": True}, "one of predicted_class, true_class"),
 ])
 def test_check_names_the_mistake(kind, node, expected):
     with pytest.raises(ConfigError) as caught:

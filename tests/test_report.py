@@ -100,7 +100,42 @@ def test_pictures_of_the_config_and_of_flags_are_in_it(painted, tmp_path):
     assert "4 misclassified test images" in page and "GradCAMPlusPlus at layer1" in page
     names = {path.stem for path in (tmp_path / "out" / "images").iterdir()}
     assert names == {*PICTURES, "cam_matrix"}
+    assert "3 misclassified test images" not in page  # what a flag says replaces what the config says
     assert not (painted.folder / "report.html").exists()
+
+
+def test_a_visualizer_that_is_listed_twice_is_drawn_twice(painted):
+    write_report(Run(painted.folder, {"VISUALIZERS": [
+        {"NAME": "misclassified"}, {"NAME": "misclassified", "true_class": "red"},
+        {"NAME": "cam"}, {"NAME": "cam", "method": "LayerCAM"}]}))
+    names = {path.stem for path in (painted.folder / "images").iterdir()}
+    assert names == {*PICTURES, "misclassified_red", "cam_LayerCAM"}
+    assert len(images_in((painted.folder / "report.html").read_text())) == len(names)
+
+
+def test_own_words_come_first_and_are_kept(painted):
+    (painted.folder / "notes.md").write_text("# By Ada\n\nWhat I *saw*: <cats>\n")
+    for _ in range(2):
+        write_report(painted)
+        readme, page = ((painted.folder / name).read_text() for name in ("README.md", "report.html"))
+        assert "## Notes\n\n# By Ada\n\nWhat I *saw*: <cats>\n\n## Hand-in" in readme
+        assert "What I *saw*: &lt;cats&gt;" in page
+
+
+def test_with_validation_images_the_test_has_a_column_of_its_own(painted):
+    records = [{name.replace("test/", "val/"): value for name, value in epoch.items()}
+               for epoch in painted.metrics]
+    records[0]["val/accuracy"], records[1]["val/accuracy"] = 0.9, 0.8
+    (painted.folder / "metrics.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
+    write_report(painted)
+    readme = (painted.folder / "README.md").read_text()
+    predictions = painted.predictions
+    header, row = (next(line for line in readme.splitlines() if line.startswith(start)).split(" | ")
+                   for start in ("|  | train", "| accuracy"))
+    assert header[1:] == ["train, epoch 2", "val, epoch 2", "train, best epoch (1)",
+                          "val, best epoch (1)", f"test, epoch {predictions.epoch} |"]
+    assert row[2] == "80.00 %" and row[4] == "90.00 %"
+    assert row[5] == f"{100 * predictions.accuracy:.2f} % |"
 
 
 def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_there(painted, capsys):

@@ -60,7 +60,7 @@ def test_the_table_is_torchinfo_s_as_picture_and_as_text(tiny):
     assert figure.table == layer_table(experiment.model, SHAPE, 3) == figure.texts[0].get_text()
     assert "Total params: 11,173,962" in figure.table and "Units." not in figure.table
     assert "Conv2d (conv1)" in figure.table and "[1, 512, 4, 4]" in figure.table
-    assert figure.caption == "ResNet, 11,173,962 parameters, for images of 3×32×32"
+    assert figure.caption == "resnet18, 11,173,962 parameters, for images of 3×32×32"
     figure.canvas.draw()
     box = figure.texts[0].get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0

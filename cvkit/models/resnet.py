@@ -6,6 +6,8 @@ as 32, 16, 8 and 4 pixels. BasicBlock only.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +29,8 @@ def make_norm(norm: str, channels: int, groups: int) -> nn.Module:
         return nn.GroupNorm(1, channels)
     if norm == "group":
         if channels % groups:
-            raise ValueError(f"groups {groups} does not divide {channels} channels; set groups")
+            raise ValueError(f"norm group: groups {groups} does not divide {channels} channels; "
+                             f"set MODEL.groups, to {math.gcd(groups, channels)} for example")
         return nn.GroupNorm(groups, channels)
     raise ValueError(f"norm is batch, layer or group, not {norm!r}")
 

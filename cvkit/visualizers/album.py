@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,21 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from cvkit.config import load_config
-from cvkit.errors import ConfigError, RunError
+from cvkit.errors import ConfigError, RunError, UserError, raise_together
 from cvkit.experiment import Experiment, Subject
 from cvkit.registry import NAME, VISUALIZERS, import_user_code
 from cvkit.run import Run, Runs, open_run
+from cvkit.visualizers.flags import arguments_of
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of a node: its visualizer, a name for the file, the figure or the reason."""
+
+    visualizer: str
+    name: str
+    figure: Figure | None
+    problem: UserError | None = None
 
 
 def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
@@ -27,6 +41,11 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
         UserError: it is not there, or wrong.
     """
     words = list(words)
+    if words and Path(words[0], "config.yaml").is_file():
+        raise ConfigError(f"{words[0]} is a run folder", hint=f"Name it with --run {words[0]}")
+    if words and words[0].replace("-", "_") in VISUALIZERS.own:
+        raise ConfigError(f"{words[0]} is a picture",
+                          hint=f"Write --{words[0].replace('_', '-')}")
     has_config = bool(words) and words[0].endswith((".yaml", ".yml"))
     if has_config and runs:
         raise ConfigError(f"both a run and the config {words[0]} are named",
@@ -72,23 +91,42 @@ def choose_nodes(subject: Subject, everything: bool) -> list[Any]:
     return possible
 
 
-def draw_all(subject: Subject, nodes: Iterable[Any]) -> Iterator[tuple[str, Figure]]:
-    """Draw one node after the other; yield (file name without ending, figure).
+def draw_all(subject: Subject, nodes: Iterable[Any]) -> Iterator[Drawn]:
+    """Draw one node after the other; yield each figure, or why there is none.
 
-    A visualizer named twice, or with several figures, gets numbers: cam, cam_2, cam_3.
+    Raises:
+        ConfigError: a node's name or arguments are wrong; nothing has been drawn then.
     """
-    nodes, count = list(nodes), {}
+    nodes, count = list(nodes), Counter()
     for node in nodes:
         VISUALIZERS.check(node)
     for node in tqdm(nodes, desc="Drawing", unit="picture", delay=2, disable=None, leave=False):
-        figures = subject.draw(node)
+        try:
+            figures = subject.draw(node)
+        except UserError as error:
+            yield Drawn(node[NAME], node[NAME], None, error)
+            continue
+        name = file_name(node)
         for figure in figures if isinstance(figures, list) else [figures]:
-            name = node[NAME]
-            count[name] = count.get(name, 0) + 1
             if not isinstance(figure, Figure):
-                raise RunError(f"visualizer {name} returned {type(figure).__name__}, not a "
+                raise RunError(f"visualizer {node[NAME]} returned {type(figure).__name__}, not a "
                                "matplotlib figure", hint="Is a return missing?")
-            yield (name if count[name] == 1 else f"{name}_{count[name]}"), figure
+            count[name] += 1
+            yield Drawn(node[NAME], name if count[name] == 1 else f"{name}_{count[name]}", figure)
+
+
+def file_name(node: Any) -> str:
+    """Return what a picture's file is called: its visualizer and how it differs from the usual.
+
+    A CAM by another method or of one class is another picture, not a newer one: `cam_LayerCAM`,
+    `misclassified_cat_dog`. How many images there are makes no difference.
+    """
+    words = [node[NAME]]
+    for key, parameter in arguments_of(node[NAME]).items():
+        value = node.get(key, parameter.default)
+        if key != "count" and value != parameter.default:
+            words += value if isinstance(value, (list, tuple)) else [value]
+    return re.sub(r"[^\w.-]+", "-", "_".join(map(str, words)))[:100]
 
 
 def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
@@ -101,23 +139,29 @@ def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
         dpi: dots per inch of a png.
 
     Raises:
-        UserError: a picture cannot be drawn; RunError: the folder cannot be written.
+        UserError: something could not be drawn; what could be has been saved by then.
+        RunError: the folder cannot be written.
     """
     if dpi < 10:
         raise ConfigError(f"--dpi is 10 or more, not {dpi}")
-    folder, saved = folder or visuals_folder(subject), []
-    for name, figure in draw_all(subject, nodes):
-        path = folder / f"{name}.{ending}"
+    folder, saved, problems = folder or visuals_folder(subject), [], []
+    for drawn in draw_all(subject, nodes):
+        if drawn.figure is None:
+            problems.append(drawn.problem)
+            continue
+        path = folder / f"{drawn.name}.{ending}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=dpi)
-            if getattr(figure, "table", ""):
-                path.with_suffix(".txt").write_text(figure.table + "\n", encoding="utf-8")
+            drawn.figure.savefig(path, dpi=dpi)
+            if getattr(drawn.figure, "table", ""):
+                path.with_name(f"{drawn.name}.txt").write_text(drawn.figure.table + "\n",
+                                                               encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}",
                            hint="Choose another folder with --out.") from None
-        tqdm.write(f"{path}\n    {getattr(figure, 'caption', '')}".rstrip())
+        tqdm.write(f"{path}\n    {getattr(drawn.figure, 'caption', '')}".rstrip())
         saved.append(path)
+    raise_together(list({str(problem): problem for problem in problems}.values()))
     return saved
 
 
@@ -126,7 +170,8 @@ def visuals_folder(subject: Subject) -> Path:
     if isinstance(subject, Run):
         return subject.folder / "visuals"
     if isinstance(subject, Runs):
-        first, second, *others = (name.replace("/", "_") for name in subject.names)
+        folders = [run.folder.resolve() for run in subject.runs]
+        first, second, *others = (f"{folder.parent.name}_{folder.name}" for folder in folders)
         rest = f"and_{len(others) + 1}_more" if others else second
         return subject.runs[0].folder.parent.parent / "compare" / f"{first}_{rest}"
     return Path(subject.config.OUTPUT_DIR, subject.config.name, "visuals")

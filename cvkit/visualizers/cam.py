@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import cv2
@@ -13,7 +14,13 @@ from torch import nn
 from cvkit.data.loaders import Loaders
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
-from cvkit.visualizers.cam_maps import SMALLEST_MAP, Method, cam_maps, choose_layers
+from cvkit.visualizers.cam_maps import (
+    CLASS_FREE,
+    SMALLEST_MAP,
+    Method,
+    cam_maps,
+    choose_layers,
+)
 from cvkit.visualizers.drawing import (
     RIGHT,
     WRONG,
@@ -36,15 +43,16 @@ COLOUR_MAP = "turbo"
 @styled
 def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int = 10,
         method: Method = "GradCAM", layer: str | list[str] = "auto",
-        order: Order = "confidence", true: ClassName = None, predicted: ClassName = None,
-        seed: int = 0) -> Picture:
+        order: Order = "confidence", true_class: ClassName = None,
+        predicted_class: ClassName = None, seed: int = 0) -> Picture:
     """Where the model looked: maps for the predicted and the true class of misclassified images.
 
     Both maps of an image share one scale, so that they can be compared; a map without positive
     evidence is marked as empty. Images are shown as the model receives them.
 
     Args:
-        count, order, true, predicted, seed: which images, as `misclassified`: the same ones.
+        count, order, true_class, predicted_class, seed: which images; the same as those of
+            `misclassified`.
         method: of the grad-cam library.
         layer: one or several module names; "auto" for the deepest block whose map has 5×5
             pixels or more.
@@ -52,8 +60,8 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
     Raises:
         ConfigError: there is no such layer, or its map is smaller than 5×5.
     """
-    rows = select_errors(predictions, count, order, true, predicted, seed)
-    errors = describe_errors(predictions, rows, count, order, true, predicted)
+    rows = select_errors(predictions, count, order, true_class, predicted_class, seed)
+    errors = describe_errors(predictions, rows, count, order, true_class, predicted_class)
     if not len(rows):
         return message(errors)
     batch = loaders.test.take(positions_of(loaders.test.images, predictions, rows))
@@ -67,7 +75,8 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
     note = f", the deepest block of {SMALLEST_MAP}×{SMALLEST_MAP} or more" * (layer == "auto")
     figure, grid = grids(
         len(rows), 1, 1 + 2 * len(sizes), "Where the model looked",
-        f"{method} at {places}{note}. {errors}",
+        f"{method} at {places}{note}, for the predicted class (orange) and the true one (green)."
+        f"{_class_free([method])} {errors}",
         side_by_side=2 if len(sizes) == 1 and len(rows) > 1 else 1, size=1.2,
         aspect=min(images.shape[1] / images.shape[2], 2),
         above=0.36 if len(sizes) == 1 else 0.48, footer=0.45)
@@ -81,12 +90,14 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
             for axis, values, heat, label, colour in zip(
                     group[1 + 2 * place:], pair, scaled_together(pair, image.shape[:2]),
                     (targets[0][number], targets[1][number]), (WRONG, RIGHT)):
-                title = (f"for {shorten(predictions.classes[label], 16)}\n"
+                what = ("of any class" if method in CLASS_FREE
+                        else f"for {shorten(predictions.classes[label], 16)}")
+                title = (f"{what}\n"
                          f"({percent(predictions.probabilities[row, label])})")
                 if len(sizes) > 1:
                     title = f"{shorten(name, 20)}\n{title}"
                 show_map(axis, image, values, heat, title, colour)
-    _add_scale(figure, "evidence for the class; both maps of an image share one scale")
+    _add_scale(figure, "evidence for the class; the two maps side by side share one scale", "0")
     return figure
 
 
@@ -95,9 +106,9 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
 def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int = 10,
                methods: list[Method] = ("GradCAM", "GradCAMPlusPlus"),
                layers: str | list[str] = "auto",
-               target: Literal["predicted", "true"] = "predicted",
+               target: Literal["predicted_class", "true_class"] = "predicted_class",
                pages: Literal["one", "each"] = "one", order: Order = "confidence",
-               true: ClassName = None, predicted: ClassName = None,
+               true_class: ClassName = None, predicted_class: ClassName = None,
                seed: int = 0) -> Picture | list[Picture]:
     """For each misclassified image, layers by methods: the image, heat maps, and bare masks.
 
@@ -105,19 +116,20 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
     matrix shows where, `cam` also how much.
 
     Args:
-        count, order, true, predicted, seed: which images, as `misclassified`: the same ones.
+        count, order, true_class, predicted_class, seed: which images; the same as those of
+            `misclassified`.
         methods: of the grad-cam library.
         layers: module names; "auto" for the model's stages with a map of 5×5 or more.
         target: the class that is explained.
         pages: "one" page for all images, or one for "each", as a list.
     """
-    rows = select_errors(predictions, count, order, true, predicted, seed)
-    errors = describe_errors(predictions, rows, count, order, true, predicted)
+    rows = select_errors(predictions, count, order, true_class, predicted_class, seed)
+    errors = describe_errors(predictions, rows, count, order, true_class, predicted_class)
     if not len(rows):
         return message(errors)
     batch = loaders.test.take(positions_of(loaders.test.images, predictions, rows))
     sizes = choose_layers(model, batch.images[:1], "stages" if layers == "auto" else layers)
-    labels = getattr(predictions, target)[rows]
+    labels = getattr(predictions, target.removesuffix("_class"))[rows]
     maps = cam_maps(model, batch.images, [labels], list(sizes), list(methods))
     images = loaders.test.denormalise(batch.images)
 
@@ -144,16 +156,17 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
                         f"{predictions.classes[labels[number]]}", fontsize=8, color=WRONG,
                         transform=axes[0, 0].transAxes, va="bottom")
 
-    caption = (f"{' and '.join(methods)} at {', '.join(sizes)}, for the {target} class, each map "
-               f"on its own scale. {errors}")
+    caption = (f"{' and '.join(methods)} at {', '.join(sizes)}, for the "
+               f"{target.replace('_', ' ')}.{_class_free(methods)} {errors}")
 
     def page(numbers: range, caption: str) -> Picture:
         figure, grid = grids(
             len(numbers), len(sizes), 1 + 2 * len(methods), "Where the model looked, by layer",
             caption, side_by_side=2 if len(numbers) > 1 else 1, size=0.95, over=0.45, left=0.4,
-            aspect=min(images.shape[1] / images.shape[2], 2))
+            aspect=min(images.shape[1] / images.shape[2], 2), footer=0.4)
         for axes, number in zip(grid, numbers):
             matrix(axes, number)
+        _add_scale(figure, "each map by itself: lowest to highest, however weak", "lowest")
         return figure
 
     if pages == "each":
@@ -220,11 +233,17 @@ def _mark_empty(axis: Axes) -> None:
                                               "edgecolor": "none", "pad": 2})
 
 
-def _add_scale(figure: Picture, label: str) -> None:
+def _class_free(methods: Sequence[str]) -> str:
+    """Say of which methods the maps are the same whatever the class."""
+    found = [method for method in methods if method in CLASS_FREE]
+    return f" {' and '.join(found)} does not look at the class." if found else ""
+
+
+def _add_scale(figure: Picture, label: str, lowest: str) -> None:
     width, height = figure.get_size_inches()
     axis = figure.add_axes((0.15 / width, 0.36 / height, 2.4 / width, 0.1 / height))
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOUR_MAP), cax=axis,
                           orientation="horizontal", ticks=[0, 1])
-    bar.ax.set_xticklabels(["0", "highest"], fontsize=7)
+    bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
     bar.outline.set_visible(False)
     figure.text(2.8 / width, 0.41 / height, label, fontsize=7.5, va="center")

@@ -21,6 +21,7 @@ SMALLEST_MAP = 5  # pixels a side; on fewer a map says nothing about where
 Method = Literal["GradCAM", "GradCAMPlusPlus", "GradCAMElementWise", "XGradCAM", "HiResCAM",
                  "LayerCAM", "EigenCAM", "EigenGradCAM", "ScoreCAM", "AblationCAM", "ShapleyCAM",
                  "KPCA_CAM", "FEM", "RandomCAM"]
+CLASS_FREE = {"EigenCAM", "KPCA_CAM", "FEM", "RandomCAM"}  # their maps are the same for any class
 _BY_IMAGE = {"ScoreCAM", "AblationCAM"}  # a forward pass for each channel of each image
 
 
@@ -120,10 +121,13 @@ def choose_layers(model: nn.Module, image: Tensor,
     blocks = [name for name in sizes if is_legal[name] and name in steps]
     if layer in ("auto", "stages"):
         if not blocks:
+            largest = max(sizes.values(), default=None)
             raise ConfigError(
                 f"no block of the model has a map of {SMALLEST_MAP}×{SMALLEST_MAP} pixels or more "
                 f"for images of {image.shape[2]}×{image.shape[3]}",
-                hint="Larger images, or a model with smaller strides, have one.")
+                hint="Its layers have no maps at all: there is nothing to draw." if not largest
+                else f"The largest has {largest[0]}×{largest[1]}. Larger images, or a model with "
+                     "smaller strides, give larger ones.")
         chosen = [blocks[-1]] if layer == "auto" else _stages(model, blocks, sizes)
         return {name: sizes[name] for name in chosen}
     asked = [layer] if isinstance(layer, str) else list(layer)

@@ -45,8 +45,7 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
                 panels[quantity, "train"])
     rate_panel = figure.add_subplot(grid[-1, :])
     for number, run in enumerate(runs):
-        history, held_out = epochs[run.folder], run.monitored
-        best = run.best
+        history, best, held_out = epochs[run.folder], run.best, run.monitored
         for (quantity, split), axes in panels.items():
             name = held_out if split == "held out" else "train"
             scale = 100 if quantity == "accuracy" else 1
@@ -58,15 +57,14 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
                       marker="." if len(steps) < 3 else None, linewidth=1.5,
                       label=name if len(runs) == 1 else f"{names[number]}, {name}")
             if is_test:
-                value = scale * best[f"{name}/{quantity}"]
-                axes.plot(best["epoch"], value, "*", color=colour, markersize=10,
-                          markeredgecolor="white", label=None if len(runs) > 1 else (
-                              f"best epoch, {best['epoch']}: {_words(value, quantity)}"))
+                axes.plot(best["epoch"], scale * best[f"{name}/{quantity}"], "*", color=colour,
+                          markersize=10, markeredgecolor="white", label="best")
         rates = [pair for epoch in history for pair in epoch.get("rates", [])]
-        rate_panel.plot(*zip(*rates), color=COLOURS[number % len(COLOURS)], linewidth=1.5,
-                        drawstyle="steps-post") if rates else None
+        if rates:
+            rate_panel.plot(*zip(*rates), color=COLOURS[number % len(COLOURS)], linewidth=1.5,
+                            drawstyle="steps-post")
+    held_out = runs[0].monitored if len({run.monitored for run in runs}) == 1 else "held-out"
     for (quantity, split), axes in panels.items():
-        held_out = " and ".join(dict.fromkeys(run.monitored for run in runs))
         what = f"train and {held_out}"
         if is_2x2:
             what = held_out if split == "held out" else "train"
@@ -74,32 +72,42 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("accuracy (%)" if quantity == "accuracy" else "loss")
-        if quantity == "loss" and split == "held out":
-            _choose_scale([panels["loss", name] for name in splits])
-        if len(runs) == 1 and (axes.get_legend_handles_labels()[0]):
-            axes.legend()
-    rate_panel.set_title("Learning rate", loc="left")
-    rate_panel.set_xlabel("optimizer step")
-    rate_panel.set_ylabel("learning rate")
-    rate_panel.set_ylim(bottom=0)
-    if len(runs) > 1:
-        peaks = [max(line.get_ydata()) for line in rate_panel.lines]
-        if peaks and 0 < 10 * min(peaks) < max(peaks):
-            rate_panel.set_yscale("log")
-            rate_panel.set_ylim(min(peaks) / 1000, 2 * max(peaks))
-            rate_panel.set_ylabel("learning rate (log scale)")
-            rate_panel.yaxis.set_major_formatter("{x:g}")
-        handles, labels = panels["accuracy", "held out"].get_legend_handles_labels()
-        star = Line2D([], [], linestyle="", marker="*", color="black", label="best epoch")
-        figure.legend([*handles, star], [*labels, "best epoch"], loc="outside lower left", ncols=2)
+    _choose_scale([panels["loss", name] for name in splits])
+    _finish_rates(rate_panel)
+    handles = {label: handle for axes in panels.values() for handle, label in zip(
+        *axes.get_legend_handles_labels()) if label != "best"}
+    star = Line2D([], [], linestyle="", marker="*", markersize=8, color="black")
+    figure.legend([*handles.values(), star], [*handles, _best_in_words(runs)],
+                  loc="outside lower left", ncols=3 if len(runs) == 1 else 2)
     figure.suptitle(f"Training of {' and '.join(names)}", x=0.01, ha="left", fontsize=11,
                     fontweight="bold")
     figure.caption = "; ".join(_describe(run, name) for run, name in zip(runs, names))
     return figure
 
 
-def _words(value: float, quantity: str) -> str:
-    return f"{value:.2f} %" if quantity == "accuracy" else f"{value:.4f}"
+def _best_in_words(runs: Sequence[Run]) -> str:
+    """Return what the stars mark."""
+    monitors = {f"{run.monitored} {run.config.TRAIN.MONITOR}" for run in runs}
+    by = f" by {monitors.pop()}" if len(monitors) == 1 else ""
+    if len(runs) > 1:
+        return f"best epoch{by}"
+    best, split = runs[0].best, runs[0].monitored
+    return (f"best epoch{by}, {best['epoch']}: loss {best[f'{split}/loss']:.4f}, accuracy "
+            f"{100 * best[f'{split}/accuracy']:.2f} %")
+
+
+def _finish_rates(axes: Axes) -> None:
+    """Label the learning rates; on a logarithmic scale where those of several runs need one."""
+    axes.set_title("Learning rate", loc="left")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(bottom=0)
+    peaks = [max(line.get_ydata()) for line in axes.lines]
+    if peaks and 0 < 10 * min(peaks) < max(peaks):
+        axes.set_yscale("log")
+        axes.set_ylim(min(peaks) / 1000, 2 * max(peaks))
+        axes.set_ylabel("learning rate (log scale)")
+        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _describe(run: Run, name: str) -> str:

@@ -134,7 +134,7 @@ def _statistics_table(data: ImageData, facts: dict[str, dict]) -> str:
     if np.abs(np.subtract([data.mean, data.std], [facts["train"]["mean"],
                                                    facts["train"]["std"]])).max() > 5e-5:
         lines += [_table_line("used mean", data.mean), _table_line("used deviation", data.std),
-                  "used: by Normalize, as the data set says"]
+                  "used: what the images are normalised with"]
     return "\n".join(lines)
 
 

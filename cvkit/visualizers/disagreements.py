@@ -35,10 +35,12 @@ def disagreements(compared: list[Run], data: ImageData,
         is_right, other_is_right = (item.true == item.predicted for item in (first, other))
         rows = np.flatnonzero(~is_right & other_is_right)
         rows = rows[np.argsort(-first.probabilities[rows].max(1), kind="stable")]
-        caption = (f"{len(rows):,} test images that {names[0]} gets wrong and {name} right, the "
-                   f"most confident mistakes first; {int((is_right & ~other_is_right).sum()):,} "
-                   f"the other way round, {int((~is_right & ~other_is_right).sum()):,} wrong in "
-                   "both. Shown: true → predicted by the first")
+        shown = "" if len(rows) <= count else f"{count} of "
+        caption = (f"{shown}{len(rows):,} test images that {names[0]} gets wrong and {name} right, "
+                   "the most confident mistakes first; "
+                   f"{int((is_right & ~other_is_right).sum()):,} the other way round, "
+                   f"{int((~is_right & ~other_is_right).sum()):,} wrong in both. Over each: true → "
+                   "predicted by the first")
         pictures.append(gallery(data, first, rows[:count], "Wrong in one, right in the other",
                                 caption) if len(rows) else message(caption))
     return pictures[0] if len(pictures) == 1 else pictures

@@ -98,6 +98,7 @@ def grids(count: int, rows: int, columns: int, headline: str, caption: str, side
             block[row, column] = figure.add_axes((x / width, y / height, size / width,
                                                   size * aspect / height))
             block[row, column].axis("off")
+            block[row, column].set_anchor("N")  # titles in one line, whatever the images' shapes
         blocks.append(block)
     return figure, blocks
 

@@ -12,7 +12,7 @@ from cvkit.experiment import Experiment
 from cvkit.registry import NAME, VISUALIZERS, accepts, describe_type, parameters_of
 
 # What chooses images among the misclassified. Pictures drawn together show the same ones.
-SELECTION = ("count", "order", "true", "predicted", "seed")
+SELECTION = ("count", "order", "true_class", "predicted_class", "seed")
 
 
 def arguments_of(name: str) -> dict[str, inspect.Parameter]:

@@ -30,21 +30,22 @@ ClassName = str | int | None
 @VISUALIZERS.register()
 @styled
 def misclassified(predictions: Predictions, data: ImageData, count: int = 10,
-                  order: Order = "confidence", true: ClassName = None,
-                  predicted: ClassName = None, seed: int = 0) -> Picture:
+                  order: Order = "confidence", true_class: ClassName = None,
+                  predicted_class: ClassName = None, seed: int = 0) -> Picture:
     """Test images that the model got wrong, as the data set has them.
 
     Args:
         count: how many.
         order: "confidence" (the most confident mistakes first), "index" (the data set's order)
             or "random", which depends on `seed`.
-        true, predicted: only images of this class; only those taken for that one.
+        true_class, predicted_class: only images of this class; only those taken for that one.
     """
-    rows = select_errors(predictions, count, order, true, predicted, seed)
-    caption = describe_errors(predictions, rows, count, order, true, predicted)
+    rows = select_errors(predictions, count, order, true_class, predicted_class, seed)
+    caption = describe_errors(predictions, rows, count, order, true_class, predicted_class)
     if not len(rows):
         return message(caption)
-    return gallery(data, predictions, rows, "Misclassified test images", caption)
+    return gallery(data, predictions, rows, "Misclassified test images",
+                   f"{caption}. Over each: true → predicted (how sure the model was)")
 
 
 def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], headline: str,
@@ -59,17 +60,17 @@ def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], head
         titles.append(f"{arrow(*names)}\n({percent(predictions.probabilities[row].max())})")
     columns = min(5, len(rows))
     lines = max(title.count("\n") + 1 for title in titles)
-    aspect = max(image.shape[0] / image.shape[1] for image in images)
+    aspects = {image.shape[0] / image.shape[1] for image in images}
     figure, (axes,) = grids(1, -(-len(rows) // columns), columns, headline, caption,
-                            size=max(1.25, 4.0 / columns), aspect=min(aspect, 2),
-                            above=0.1 + 0.125 * lines)
+                            size=max(1.25, 4.0 / columns), above=0.1 + 0.125 * lines,
+                            aspect=min(aspects.pop(), 2) if len(aspects) == 1 else 1)
     for axis, image, title in zip(axes.flat, images, titles):
         show_image(axis, image, title, WRONG)
     return figure
 
 
-def select_errors(predictions: Predictions, count: int, order: Order, true: ClassName,
-                  predicted: ClassName, seed: int) -> np.ndarray:
+def select_errors(predictions: Predictions, count: int, order: Order, true_class: ClassName,
+                  predicted_class: ClassName, seed: int) -> np.ndarray:
     """Return the rows of the predictions to show: the same for the same arguments, everywhere.
 
     Raises:
@@ -78,7 +79,8 @@ def select_errors(predictions: Predictions, count: int, order: Order, true: Clas
     if count < 1:
         raise ValueError(f"count is 1 or more, not {count}")
     is_wanted = predictions.true != predictions.predicted
-    for name, labels in ((true, predictions.true), (predicted, predictions.predicted)):
+    for name, labels in ((true_class, predictions.true),
+                         (predicted_class, predictions.predicted)):
         if name is not None:
             is_wanted &= labels == class_number(predictions.classes, name)
     rows = np.flatnonzero(is_wanted)
@@ -104,12 +106,11 @@ def class_number(classes: Sequence[str], name: str | int) -> int:
 
 
 def describe_errors(predictions: Predictions, rows: Sequence[int], count: int, order: Order,
-                    true: ClassName, predicted: ClassName) -> str:
+                    true_class: ClassName, predicted_class: ClassName) -> str:
     """Say what is shown, of how many, and when there are fewer than asked for, or none."""
     total = len(predictions.true)
-    of = " ".join(filter(None, [f"of class {true}" if true is not None else "",
-                                f"taken for {predicted}" if predicted is not None else ""]))
-    of = f" {of}" if of else ""
+    of = "" if true_class is None else f" of class {true_class}"
+    of += "" if predicted_class is None else f" taken for {predicted_class}"
     wrong = total - predictions.correct
     if not len(rows):
         return (f"No test image{of} was misclassified; "

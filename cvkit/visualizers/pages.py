@@ -17,6 +17,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Own:
+    """The user's own Markdown: left as it is there, shown as plain text in HTML."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Link:
     """Text of a table's cell that leads somewhere."""
 
@@ -52,7 +59,7 @@ class Image:
     caption: str
 
 
-Block = Text | Table | Code | Image
+Block = Text | Own | Table | Code | Image
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ h1 { font-size: 1.7rem; margin: 1.5rem 0 .5rem; } h2 { font-size: 1.25rem; margi
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; margin: 1rem 0; }
 a { color: #0067b0; }
 .wide { overflow-x: auto; } .wide img { display: block; max-width: 100%; height: auto; }
+.own { white-space: pre-wrap; }
 figure { margin: 1rem 0; } figcaption { color: #555; font-size: .9rem; }
 table { border-collapse: collapse; font-size: .92rem; }
 th, td { border-bottom: 1px solid #ddd; padding: .25rem .75rem .25rem 0; text-align: left;
@@ -104,6 +112,8 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
 def _block_html(block: Block) -> str:
     if isinstance(block, Text):
         return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Own):
+        return f'<p class="own">{html.escape(block.text.strip())}</p>'
     if isinstance(block, Table):
         header = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
         rows = "".join("<tr>" + "".join(f"<td>{_cell_html(cell)}</td>" for cell in row) + "</tr>\n"
@@ -142,6 +152,8 @@ def render_markdown(title: str, sections: Sequence[Section]) -> str:
 def _block_markdown(block: Block) -> str:
     if isinstance(block, Text):
         return _escape(block.text)
+    if isinstance(block, Own):
+        return block.text.strip()
     if isinstance(block, Table):
         lines = [map(_escape, block.header), ["---"] * len(block.header),
                  *([_cell_markdown(cell) for cell in row] for row in block.rows)]
@@ -152,7 +164,7 @@ def _block_markdown(block: Block) -> str:
         code = f"{fence}{block.language}\n{block.text.rstrip()}\n{fence}"
         return (f"<details><summary>{html.escape(block.title)}</summary>\n\n{code}\n\n</details>"
                 if block.title else code)
-    return f"![{_escape(block.caption)}](images/{block.name}.png)\n\n*{_escape(block.caption)}*"
+    return f"![{_escape(block.caption)}](images/{block.name}.png)"
 
 
 def _cell_markdown(cell: str | Link) -> str:

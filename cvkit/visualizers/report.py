@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import cvkit
-from cvkit.errors import RunError, UserError
+from cvkit.errors import RunError
 from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
 from cvkit.models import count_parameters
@@ -26,6 +26,7 @@ from cvkit.visualizers.pages import (
     Code,
     Image,
     Link,
+    Own,
     Section,
     Table,
     Text,
@@ -33,7 +34,7 @@ from cvkit.visualizers.pages import (
     render_markdown,
 )
 
-# The sections with pictures, in their order; further ones of the config follow.
+# The sections with pictures, in their order; other pictures of the config follow.
 _PICTURES = {
     "Curves": ["curves"],
     "Misclassified images": ["misclassified"],
@@ -45,11 +46,13 @@ _PICTURES = {
 }
 _ALWAYS = ("curves", "misclassified", "cam", "confusion", "dataset", "samples", "architecture",
            "summary")
-_TABLES = ("confusion",)  # whose text is shown as well; the others' pictures say it all
+_TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}  # folded away
 
 
 def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = None) -> list[Path]:
     """Write `report.html`, which holds its pictures, and `README.md` with `images/`.
+
+    What you write into `notes.md` in the run folder (Markdown) comes first in both.
 
     Args:
         run: a finished run.
@@ -69,9 +72,7 @@ def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = 
         raise RunError(f"{run.folder} has no finished epoch, so there is nothing to report")
     run.predictions, run.model, run.data  # noqa: B018  told at once if one of them is missing
     folder = folder or run.folder
-    chosen = {node[NAME]: node for node in [*({NAME: name} for name in _ALWAYS),
-                                            *run.config.VISUALIZERS, *nodes]}
-    pictures = _draw(run, list(chosen.values()))
+    pictures = _draw(run, _choose(run, nodes))
     sections = _sections(run, pictures)
     title = f"{run.config.name}: {100 * run.predictions.accuracy:.2f} % test accuracy"
     paths = folder / "report.html", folder / "README.md"
@@ -90,17 +91,26 @@ def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = 
     return list(paths)
 
 
+def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
+    """Return what is drawn: of each visualizer what flags say, else the config, else the usual."""
+    chosen = list(nodes)
+    for more in (run.config.VISUALIZERS, [{NAME: name} for name in _ALWAYS]):
+        known = {node[NAME] for node in chosen}
+        chosen += [node for node in more if node[NAME] not in known]
+    return chosen
+
+
 def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
     """Return the pictures by the name of their visualizer; what cannot be drawn says why."""
     pictures: dict[str, list[Block]] = {}
-    for node in tqdm(nodes, desc="Report", unit="picture", delay=2, disable=None, leave=False):
-        try:
-            blocks = [block for name, figure in draw_all(run, [node])
-                      for block in _picture(name, figure, node[NAME])]
-        except UserError as error:
-            tqdm.write(f"not drawn: {node[NAME]}: {error}", file=sys.stderr)
-            blocks = [Text(f"{node[NAME]} was not drawn: {error}")]
-        pictures[node[NAME]] = blocks
+    for drawn in draw_all(run, nodes):
+        blocks = pictures.setdefault(drawn.visualizer, [])
+        if drawn.figure is None:
+            tqdm.write(f"not drawn: {drawn.visualizer}: {drawn.problem}", file=sys.stderr)
+            reason = " ".join(filter(None, [drawn.problem.problem, drawn.problem.hint]))
+            blocks.append(Text(f"{drawn.visualizer} was not drawn: {reason}"))
+        else:
+            blocks += _picture(drawn.name, drawn.figure, drawn.visualizer)
     return pictures
 
 
@@ -112,7 +122,8 @@ def _picture(name: str, figure: Figure, visualizer: str) -> list[Block]:
     image = Image(name, file.getvalue(), width * 96 // DPI, height * 96 // DPI,
                   getattr(figure, "caption", "") or name)
     table = getattr(figure, "table", "")
-    return [image, Code(table)] if table and visualizer in _TABLES else [image]
+    return [image, Code(table, title=_TABLES[visualizer])] if table and visualizer in _TABLES else [
+        image]
 
 
 def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
@@ -129,7 +140,7 @@ def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
                  Section("Training log", [Code(_read(run, "train.log"))]),
                  Section("Config", _repeat(run, facts)),
                  Section("Environment", [Code(_read(run, "environment.txt"))])]
-    return [Section("Hand-in", [_handed_in(run, facts)]), *sections]
+    return [*_notes(run), Section("Hand-in", [_handed_in(run, facts)]), *sections]
 
 
 def _results(run: Run) -> list[Block]:
@@ -145,18 +156,28 @@ def _results(run: Run) -> list[Block]:
             return ""
         return f"{number:.4f}" if key.endswith(("loss", "error")) else f"{100 * number:.2f} %"
 
-    rows = [[name, value(last, f"train/{name}"), value(last, f"{split}/{name}"),
-             value(best, f"{split}/{name}")] for name in names]
+    columns = [("train", f"train, epoch {last['epoch']}", last),
+               (split, f"{split}, epoch {last['epoch']}", last)]
+    if best["epoch"] != last["epoch"]:
+        columns += [("train", f"train, best epoch ({best['epoch']})", best),
+                    (split, f"{split}, best epoch ({best['epoch']})", best)]
+    rows = [[name, *(value(epoch, f"{where}/{name}") for where, _, epoch in columns)]
+            for name in names]
+    if split == "val":
+        test = {"loss": f"{predictions.loss:.4f}",
+                "accuracy": f"{100 * predictions.accuracy:.2f} %"}
+        rows = [[*row, test.get(row[0], "")] for row in rows]
+        columns.append(("test", f"test, epoch {predictions.epoch}", last))
     watched = ("the test set was watched during training, so these are the last epoch's"
                if split == "test" else "those of the epoch that was best on validation images")
     return [
         Text(f"Test accuracy {100 * predictions.accuracy:.2f} %: {predictions.correct:,} of "
              f"{len(predictions.true):,} images, loss {predictions.loss:.4f}, after epoch "
              f"{predictions.epoch} ({watched})."),
-        Table(["", f"train, epoch {last['epoch']}", f"{split}, epoch {last['epoch']}",
-               f"{split}, best epoch ({best['epoch']}, by {run.config.TRAIN.MONITOR})"], rows),
-        Text(f"{last['epoch']} epochs, {duration(run.seconds)} of training; "
-             f"{count_parameters(run.model):,} parameters."),
+        Table(["", *(title for _, title, _ in columns)], rows),
+        Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
+             f"{last['epoch']}, in {duration(run.seconds)}. Parameters: "
+             f"{count_parameters(run.model):,}."),
     ]
 
 
@@ -182,9 +203,9 @@ def _repeat(run: Run, facts: dict[str, str]) -> list[Block]:
         if facts.get("git"):
             lines.append(f"git checkout {facts['git'].removesuffix('-dirty')}")
     lines += ["pip install -e .", f"python tools/train.py {run.config.name}.yaml"]
-    own = ("" if not run.config.IMPORTS else
-           f" It imports {', '.join(run.config.IMPORTS)}, which it needs as well.")
-    return [Text(f"To repeat the run, save this as {run.config.name}.yaml, and:{own}"),
+    own = ("" if not run.config.IMPORTS else " Set IMPORTS to where you keep "
+           f"{', '.join(Path(name).name for name in run.config.IMPORTS)}.")
+    return [Text(f"To repeat the run, save what follows as {run.config.name}.yaml.{own} Then:"),
             Code("\n".join(lines), "bash"), Code(run.config.dump(), "yaml")]
 
 
@@ -195,33 +216,33 @@ def _handed_in(run: Run, facts: dict[str, str]) -> Table:
     # The run may have been made in a repository of its own, with cvkit elsewhere.
     has_cvkit = repository != "" and git_facts(root).get("repository") == repository
 
-    def place(path: Path | str | None, anchor: str) -> str | Link:
-        try:
-            relative = Path(path or "").resolve().relative_to(root)
-        except ValueError:
-            return Link("below", anchor)
-        if has_cvkit and repository.startswith("https://github.com/") and commit:
-            return Link(str(relative), f"{repository}/blob/{commit}/{relative.as_posix()}")
-        return str(relative)
+    def place(path: Path, anchor: str) -> Link:
+        inside = path.is_relative_to(root)
+        name = path.relative_to(root).as_posix() if inside else path.name
+        if inside and has_cvkit and repository.startswith("https://github.com/") and commit:
+            return Link(name, f"{repository}/blob/{commit}/{name}")
+        return Link(name, anchor)
 
-    try:
-        model_file = inspect.getsourcefile(_model_source(run))
-    except TypeError:
-        model_file = None
-    if model_file and "site-packages" in model_file:
-        model_file = None
-    unknown = "not known: the run was not made in a clone with a remote"
+    source = _model_source(run)
+    model_file = Path(getattr(inspect.getmodule(source), "__file__", None) or "model.py").resolve()
     return Table(["part", "where"], [
-        ["Model code", place(model_file, "#model") if model_file else Link("below", "#model")],
-        ["Utilities", place(root / "cvkit", "#model")],
+        ["Model code", place(model_file, "#model")],
+        ["Utilities", place(root / "cvkit", "#environment")],
         ["Main code", place(root / "tools" / "train.py", "#config")],
-        ["Config", Link("below", "#config")],
-        ["Training log", Link("below", "#training-log")],
-        ["Misclassified images", Link("below", "#misclassified-images")],
-        ["Class activation maps", Link("below", "#where-the-model-looked")],
-        ["Repository", Link(repository, repository) if repository else unknown],
-        ["README of the run", "README.md, beside this report"],
+        ["Config", Link("config", "#config")],
+        ["Training log", Link("log", "#training-log")],
+        ["Misclassified images", Link("gallery", "#misclassified-images")],
+        ["Class activation maps", Link("gallery", "#where-the-model-looked")],
+        ["Repository", Link(repository, repository) if repository.startswith("http") else
+         repository or "not recorded: training was not started in a git clone that has a remote"],
+        ["README", Link("README.md", "README.md")],
     ])
+
+
+def _notes(run: Run) -> list[Section]:
+    """Return the user's own words, from `notes.md` in the run folder."""
+    path = run.folder / "notes.md"
+    return [Section("Notes", [Own(_read(run, path.name))])] if path.is_file() else []
 
 
 def _facts(run: Run) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torchinfo
 from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
+from cvkit.config import Config
 from cvkit.data.loaders import Loaders
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import COLOURS, FAINT, Picture, shorten, styled
@@ -21,7 +22,7 @@ _LINES = 110  # of a table that is still readable as a picture
 
 @VISUALIZERS.register()
 @styled
-def summary(model: nn.Module, loaders: Loaders, depth: int = 3) -> Picture:
+def summary(model: nn.Module, loaders: Loaders, config: Config, depth: int = 3) -> Picture:
     """Layer by layer: output shape and parameters, by torchinfo. Also as text, in `.table`.
 
     Args:
@@ -42,21 +43,21 @@ def summary(model: nn.Module, loaders: Loaders, depth: int = 3) -> Picture:
     figure.text(0.1 / width, 1 - 0.1 / figure.get_figheight(), shown, va="top",
                 family="monospace", fontsize=size, linespacing=1.2)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    figure.caption = (f"{type(model).__name__}, {parameters:,} parameters, for images of "
+    figure.caption = (f"{config.MODEL.NAME}, {parameters:,} parameters, for images of "
                       f"{_shape(loaders.image_shape)}")
     return figure
 
 
 @VISUALIZERS.register()
 @styled
-def architecture(model: nn.Module, loaders: Loaders) -> Picture:
+def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
     """The stages of the network, from image to logits: output shapes and parameter counts."""
     stages = model_stages(model, loaders.image_shape)
     total = sum(parameter.numel() for parameter in model.parameters())
     step, box_width, left, top = 0.5, 2.9, 0.2, 0.85
     rows = [("image", "", loaders.image_shape, 0), *stages]
     width, height = 7.4, top + step * len(rows) + 0.1
-    caption = (f"{type(model).__name__}: {total:,} parameters, {len(stages)} stages; shapes are "
+    caption = (f"{config.MODEL.NAME}: {total:,} parameters, {len(stages)} stages; shapes are "
                "channels×height×width")
     figure = Picture(width, height, caption, table="\n".join(
         f"{name:<24} {kind:<28} {_shape(shape):<14} {count:>12,}"
