@@ -241,9 +241,9 @@ def _class_free(methods: Sequence[str]) -> str:
 
 def _add_scale(figure: Picture, label: str, lowest: str) -> None:
     width, height = figure.get_size_inches()
-    axis = figure.add_axes((0.15 / width, 0.36 / height, 2.4 / width, 0.1 / height))
+    axis = figure.add_axes((0.3 / width, 0.36 / height, 2.4 / width, 0.1 / height))
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOUR_MAP), cax=axis,
                           orientation="horizontal", ticks=[0, 1])
     bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
     bar.outline.set_visible(False)
-    figure.text(2.8 / width, 0.41 / height, label, fontsize=7.5, va="center")
+    figure.text(2.95 / width, 0.41 / height, label, fontsize=7.5, va="center")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from cvkit.errors import RunError
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Run, run_names
-from cvkit.visualizers.drawing import COLOURS, Picture, styled
+from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled
 
 
 @VISUALIZERS.register()
@@ -79,8 +80,8 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
     star = Line2D([], [], linestyle="", marker="*", markersize=8, color="black")
     figure.legend([*handles.values(), star], [*handles, _best_in_words(runs)],
                   loc="outside lower left", ncols=3 if len(runs) == 1 else 2)
-    figure.suptitle(f"Training of {' and '.join(names)}", x=0.01, ha="left", fontsize=11,
-                    fontweight="bold")
+    title = f"Training of {names[0] if len(runs) == 1 else f'{len(runs)} runs'}"
+    figure.suptitle(shorten(title, 80), x=0.01, ha="left", fontsize=11, fontweight="bold")
     figure.caption = "; ".join(_describe(run, name) for run, name in zip(runs, names))
     return figure
 
@@ -121,14 +122,15 @@ def _describe(run: Run, name: str) -> str:
 def _choose_scale(panels: Sequence[Axes]) -> None:
     """Give losses one scale, a logarithmic one where a linear one would flatten them."""
     values = [value for axes in panels for line in axes.lines for value in line.get_ydata()]
-    low, high = min(values), max(values)
+    values = [value for value in values if math.isfinite(value)]
+    low, high = min(values, default=0), max(values, default=1)
+    is_log = low > 0 and high > 20 * low
+    margin = 0.05 * (high - low) or 0.1
     for axes in panels:
-        if low > 0 and high > 20 * low:
+        if is_log:
             axes.set_yscale("log")
             axes.set_ylabel("loss (log scale)")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        elif len(panels) > 1 and panels[0] is not panels[1]:
-            margin = 0.05 * (high - low)
-            axes.set_ylim(low - margin, high + margin)
+        axes.set_ylim(*((low / 1.2, high * 1.2) if is_log else (low - margin, high + margin)))
