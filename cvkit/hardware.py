@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -109,7 +110,7 @@ def environment(device: torch.device) -> str:
     """Return what is needed to repeat a run: command, versions, hardware, commit."""
     packages = ["torch", "torchvision", "albumentations", "numpy", "opencv-python-headless",
                 "yacs", "grad-cam", "scikit-learn"]
-    lines = [f"command: {' '.join([Path(sys.executable).name, *sys.argv])}",
+    lines = [f"command: {shlex.join([Path(sys.executable).name, *sys.argv])}",
              f"python: {platform.python_version()}", f"platform: {platform.platform()}",
              f"device: {describe(device)}", f"cuda that torch is built with: {torch.version.cuda}"]
     for package in ["cvkit", *packages]:

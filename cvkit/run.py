@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
+import re
+import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +45,7 @@ class Predictions:
         classes: C names.
         epoch: of the checkpoint.
         loss: mean over the images.
+        images: their fingerprint, see `ImageSet`; empty where it was not noted.
     """
 
     index: np.ndarray
@@ -52,6 +55,7 @@ class Predictions:
     classes: list[str]
     epoch: int
     loss: float
+    images: str = ""
 
     def __repr__(self) -> str:
         return f"<Predictions of {len(self.true)} images, {100 * self.accuracy:.2f}% right>"
@@ -91,16 +95,17 @@ class Predictions:
         Raises:
             RunError: absent or damaged.
         """
-        again = f"Write it anew: python tools/evaluate.py --run {path.parent}"
+        again = f"Write it anew: python tools/evaluate.py --run {shlex.quote(str(path.parent))}"
         if not path.is_file():
             raise RunError(f"no {path}", hint=again)
         try:
             with path.open("rb") as opened, np.load(opened) as file:
-                content = {name: file[name] for name in cls.__dataclass_fields__}
+                content = {name: file[name] for name in cls.__dataclass_fields__
+                           if name != "images" or name in file}
         except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
             raise RunError(f"{path} is damaged: {error}", hint=again) from error
         content |= {"classes": content["classes"].tolist(), "epoch": int(content["epoch"]),
-                    "loss": float(content["loss"])}
+                    "loss": float(content["loss"]), "images": str(content.get("images", ""))}
         return cls(**content)
 
 
@@ -133,7 +138,9 @@ class Run(Experiment):
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{folder} is not a run folder: {path.name} cannot be read "
                            f"({error})") from None
-        name = self.folder.resolve().parent.name
+        # The first line names the config, which the folder does only until it is moved.
+        named = re.match(r"# (.+), resolved: ", text)
+        name = named.group(1) if named else self.folder.resolve().parent.name
         super().__init__(read_config(text, str(path), name=name, overrides=overrides))
         keys = list(overrides) if isinstance(overrides, Mapping) else list(overrides)[::2]
         fixed = [key for key in keys if not key.startswith(MAY_CHANGE)]
@@ -187,7 +194,13 @@ class Run(Experiment):
 
     @property
     def best(self) -> dict[str, Any]:
-        """The epoch of `metrics` that TRAIN.MONITOR calls the best, the first of equal ones."""
+        """The epoch of `metrics` that TRAIN.MONITOR calls the best, the first of equal ones.
+
+        Raises:
+            RunError: no epoch was finished.
+        """
+        if not self.metrics:
+            raise RunError(f"{self.folder} has no finished epoch")
         monitor = self.config.TRAIN.MONITOR
         choose = min if is_lower_better(monitor) else max
         key = f"{self.monitored}/{monitor}"
@@ -257,7 +270,7 @@ class Run(Experiment):
 
 def _write_config(folder: Path, config: Config) -> None:
     header = (f"# {config.name}, resolved: everything set here is what the run used.\n"
-              f"# Repeat it: python tools/train.py {folder / 'config.yaml'}\n")
+              f"# Repeat it: python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}\n")
     part = folder / "config.yaml.part"
     part.write_text(header + config.dump(), encoding="utf-8")
     os.replace(part, folder / "config.yaml")
@@ -401,7 +414,8 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
             raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
                            hint="Train one: python tools/train.py CONFIG")
         return Run(runs[-1], overrides)
-    for folder in (Path(run), Path(output_dir) / run):
+    path = Path(run).parent if Path(run).name == "config.yaml" else Path(run)
+    for folder in (path, Path(output_dir) / path):
         if (folder / "config.yaml").is_file():
             return Run(folder, overrides)
         newest = find_runs(folder.parent, folder.name)  # the folder of a config's runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -394,11 +395,13 @@ class Trainer:
              f"{epochs} epochs, {duration(run.seconds)} of training")
         self.log.show(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
                       "checkpoints/")
-        self.log.show(f"Per class: python tools/evaluate.py --run {run.folder}")
-        self.log.show(f"Pictures:  python tools/visualize.py --run {run.folder}")
+        folder = shlex.quote(str(run.folder))
+        self.log.show(f"Per class: python tools/evaluate.py --run {folder}")
+        self.log.show(f"Pictures:  python tools/visualize.py --run {folder}")
 
     def _resume_command(self, run: Run) -> str:
-        return f"python tools/train.py {run.folder / 'config.yaml'} --resume {run.folder}"
+        return shlex.join(["python", "tools/train.py", str(run.folder / "config.yaml"), "--resume",
+                           str(run.folder)])
 
     # -- check ---------------------------------------------------------------------------
 

@@ -43,9 +43,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     epochs = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            epochs.append(json.loads(line))
+            values = json.loads(line)
         except ValueError:
             continue
+        if isinstance(values, dict) and "epoch" in values:
+            epochs.append(values)
     return epochs
 
 

@@ -68,13 +68,14 @@ def paint(folder, split, count, random):
 def _trained(tmp_path_factory):
     """A digits run, and one on painted images that has learned next to nothing."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(TINY)
+    for name in ("tiny", "painted"):
+        (folder / f"{name}.yaml").write_text(TINY)
     random = np.random.default_rng(0)
     paint(folder / "painted", "train", 16, random)
     paint(folder / "painted", "test", 12, random)
     digits = train(load_config(folder / "tiny.yaml", {"OUTPUT_DIR": str(folder / "runs")}))
-    painted = train(load_config(folder / "tiny.yaml", {
-        "OUTPUT_DIR": str(folder / "painted_runs"), "OPTIMIZER.lr": 1e-4, "DATA.LIMIT": 0,
+    painted = train(load_config(folder / "painted.yaml", {
+        "OUTPUT_DIR": str(folder / "runs"), "OPTIMIZER.lr": 1e-4, "DATA.LIMIT": 0,
         "DATA.DATASET": {"NAME": "ImageFolder", "root": str(folder / "painted")}}))
     return digits.folder, painted.folder
 

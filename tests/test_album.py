@@ -91,20 +91,26 @@ def test_nothing_is_drawn_before_every_node_is_right(painted):
 def test_what_the_config_lists_is_drawn(tiny, run, capsys):
     listed = [{"NAME": "misclassified", "count": 3}, {"NAME": "dataset"}]
     config = load_config(tiny, {"VISUALIZERS": listed})
-    assert [dict(node) for node in choose_nodes(Experiment(config), False)] == [{"NAME": "dataset"}]
+    assert [dict(node) for node in choose_nodes(Experiment(config), [], False)] == [{"NAME": "dataset"}]
     assert capsys.readouterr().out == "left out: misclassified, which needs one finished run\n"
     listed_run = Run(run.folder, {"VISUALIZERS": listed})
-    assert [dict(node) for node in choose_nodes(listed_run, False)] == listed
-    names = [node["NAME"] for node in choose_nodes(listed_run, True)]
+    assert [dict(node) for node in choose_nodes(listed_run, [], False)] == listed
+    names = [node["NAME"] for node in choose_nodes(listed_run, [], True)]
     assert set(names) == set(VISUALIZERS.own) - NEEDS_RUNS and names[:2] == [
         "misclassified", "dataset"]
+    cam = {"NAME": "cam", "count": 2}
+    assert choose_nodes(listed_run, [cam], False) == [cam]
+    both = choose_nodes(listed_run, [cam], True)
+    assert both[0] == cam and [node["NAME"] for node in both].count("cam") == 1 and len(both) == 10
     with pytest.raises(ConfigError, match="tiny lists no VISUALIZERS\n.*--misclassified 10"):
-        choose_nodes(run, False)
+        choose_nodes(run, [], False)
 
 
 def test_what_a_command_names_is_opened(run, painted, tiny, capsys):
     assert open_subject([], []).folder.name == max(run.folder.name, painted.folder.name)
     assert open_subject([str(run.folder)], ["DEVICE", "cpu"]).config.DEVICE == "cpu"
+    assert open_subject([str(run.folder / "config.yaml")], []).folder == run.folder
+    assert open_subject([str(run.folder.parent)], []).folder == run.folder  # the newest of tiny
     assert capsys.readouterr().out.splitlines()[-1] == f"run {run.folder}"
     both = open_subject([str(run.folder), str(painted.folder)], [])
     assert isinstance(both, Runs) and both.names == ["tiny", "painted"]
@@ -124,6 +130,17 @@ def test_what_is_not_there_is_refused(run, tiny, runs, words, problem):
     with pytest.raises((RunError, ConfigError)) as caught:
         open_subject(runs, words)
     assert problem in str(caught.value)
+
+
+def test_all_leaves_out_what_must_be_told_more(run, monkeypatch, capsys):
+    monkeypatch.setattr(VISUALIZERS, "_entries", dict(VISUALIZERS._entries))
+
+    @VISUALIZERS.register()
+    def asks(run, word: str):
+        return Figure()
+
+    assert "asks" not in [node["NAME"] for node in choose_nodes(run, [], True)]
+    assert "left out: asks, which needs word\n" in capsys.readouterr().out
 
 
 def test_a_visualizer_that_returns_no_figure_is_told_so(run, monkeypatch):

@@ -180,8 +180,38 @@ def test_transformers_maps_are_those_of_the_library_with_their_reshape(name, lay
         expected = engine(images, [ClassifierOutputTarget(label) for label in LABELS[:2]])
     found = [scaled_alone(values, (size, size)) for values in found]
     assert np.abs(found - expected).max() < 1e-5
-    with pytest.raises(ConfigError, match="AblationCAM switches channels"):
-        cam_maps(model, images, [LABELS[:2]], [layer], ["AblationCAM"])
+    for method in ("AblationCAM", "ShapleyCAM"):
+        with pytest.raises(ConfigError, match=f"{method} is for convolutions"):
+            cam_maps(model, images, [LABELS[:2]], [layer], [method])
+
+
+def test_methods_do_not_disturb_each_other(model):
+    """ShapleyCAM needs gradients of gradients, of its own; what comes after it must not get them."""
+    methods = [name for name in METHODS if name != "RandomCAM"]
+    for order in (methods, methods[::-1]):
+        together = cam_maps(model, IMAGES, [LABELS], ["layer3"], order)
+        for method in ("GradCAM", "ShapleyCAM", "LayerCAM"):
+            alone = cam_maps(model, IMAGES, [LABELS], ["layer3"], [method])["layer3", method]
+            assert np.abs(together["layer3", method] - alone).max() < 1e-6
+
+
+def test_what_rounding_leaves_is_no_evidence():
+    """Where evidence cancels exactly, a map of 1e-9 must not be blown up to a full-scale one."""
+    class Cancels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 2, 1))
+
+        def forward(self, x):
+            x = self.block(x)
+            return torch.stack([x[:, 0].mean((1, 2)), -x[:, 0].mean((1, 2))], 1)
+
+    model = Cancels()
+    with torch.no_grad():
+        model.block[0].weight[:] = 0
+        model.block[0].bias[:] = torch.tensor([1.0, 5.0])
+    maps = cam_maps(model, IMAGES, [np.ones(3, int)], ["block"], ["HiResCAM"])
+    assert (maps["block", "HiResCAM"] == 0).all()
 
 
 def test_a_vit_s_last_block_is_refused_for_its_patches_reach_nothing():

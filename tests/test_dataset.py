@@ -35,15 +35,15 @@ def test_mean_and_deviation_are_of_the_pixels(painted):
     assert lines[""] == ["red", "green", "blue"]
     assert lines["train mean"] == [f"{value:.4f}" for value in pixels.mean((0, 1, 2))]
     assert lines["train deviation"] == [f"{value:.4f}" for value in pixels.std((0, 1, 2))]
-    assert "used mean" not in lines  # the same
+    assert "declared mean" not in lines  # the same
 
 
-def test_a_subset_is_measured_and_what_is_used_is_said(tiny):
+def test_a_subset_is_measured_and_what_the_data_set_declares_is_said(tiny):
     subject = experiment(tiny)  # 150 of 1,438 digits, normalised by all of them
     pixels = subject.data.train.images[subject.data.train.index] / 255
     table = subject.visualize("dataset").table
     assert f"train mean      {pixels[..., 0].mean():8.4f}" in table
-    assert f"used mean       {subject.data.mean[0]:8.4f}" in table
+    assert f"declared mean   {subject.data.mean[0]:8.4f}" in table
 
 
 def test_each_class_has_examples_of_its_own(painted):

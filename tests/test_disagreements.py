@@ -17,6 +17,8 @@ def other(run, tmp_path):
     predicted[::2] = (predicted[::2] + 1) % 10
     probabilities = np.eye(10, dtype=np.float32)[predicted] * np.linspace(0.5, 1, 150)[:, None]
     folder = shutil.copytree(run.folder, tmp_path / "runs" / "other" / run.folder.name)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("# tiny, resolved", "# other, resolved"))
     replace(predictions, predicted=predicted, probabilities=probabilities.astype(np.float32)).save(
         folder / "predictions.npz")
     return Run(folder)

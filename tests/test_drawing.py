@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -68,13 +69,24 @@ def test_a_picture_shows_itself_once_in_a_notebook_and_leaves_nothing_open():
 
 
 def test_the_style_is_ours_inside_and_the_user_s_outside():
-    before = matplotlib.rcParams["axes.grid"]
-
     @styled
     def draw():
-        return matplotlib.rcParams["axes.grid"], matplotlib.rcParams["text.parse_math"]
+        figure, (axes,) = grids(1, 1, 1, "headline", "caption")
+        show_image(axes[0, 0], IMAGE, "title")
+        return figure
 
-    assert draw() == (True, False) and matplotlib.rcParams["axes.grid"] == before
+    plain = draw()._repr_png_()
+    theirs = {"axes.facecolor": "black", "text.color": "white", "savefig.facecolor": "black",
+              "image.origin": "lower", "axes.grid": False, "font.size": 30}
+    with matplotlib.rc_context(theirs):
+        assert draw()._repr_png_() == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_letters_that_no_font_has_are_told_once():
+    with pytest.warns(UserWarning, match="some letters are drawn as boxes") as caught:
+        message("\U00012000 \U00012001 \U00012002")._repr_png_()  # cuneiform
+    assert len(caught) == 1
 
 
 def test_a_class_named_like_mathematics_is_drawn_as_it_is(tmp_path):
@@ -116,6 +128,11 @@ def test_predictions_of_other_images_are_refused(run):
         positions_of(other, run.predictions, [0])
     with pytest.raises(RunError, match="other test images"):
         positions_of(split.take(np.arange(10)), run.predictions, [0])
+    changed = split.images.copy()
+    changed[split.index[7], 3, 3] ^= 255
+    with pytest.raises(RunError, match="other test images"):  # the labels are the same
+        positions_of(ImageSet(changed, split.labels, split.index), run.predictions, [0])
+    positions_of(split, replace(run.predictions, images=""), [0])  # written before this was noted
 
 
 def test_every_picture_is_a_figure_of_its_own():

@@ -32,6 +32,7 @@ def config(tiny):
                                                   ("--cam", ["3"])]),
     ("--out PICTURES --misclassified -3", ["--out", "PICTURES", "--"], [("--misclassified", ["-3"])]),
     ("--list a.yaml", ["--list", "--", "a.yaml"], []),
+    ("--run runs/a/1/config.yaml --run b", ["--run", "runs/a/1/config.yaml", "--run", "b", "--"], []),
 ])
 def test_words_find_their_flags(line, words, flags):
     assert split_words(line.split(), OWN) == (words, flags)
@@ -44,6 +45,9 @@ def test_words_find_their_flags(line, words, flags):
      [{"NAME": "misclassified", "true_class": "cat", "order": "random"}]),
     ("--cam-method LayerCAM", [{"NAME": "cam", "method": "LayerCAM"}]),
     ("--cam-layer layer1", [{"NAME": "cam", "layer": "layer1"}]),
+    ("--cam-layer 4", [{"NAME": "cam", "layer": "4"}]),  # of a Sequential
+    ("--misclassified-true-class 007", [{"NAME": "misclassified", "true_class": "007"}]),
+    ("--misclassified-true-class null", [{"NAME": "misclassified", "true_class": "null"}]),
     ("--cam-layer layer1 layer2", [{"NAME": "cam", "layer": ["layer1", "layer2"]}]),
     ("--cam-matrix 3 --cam-matrix-methods LayerCAM",
      [{"NAME": "cam_matrix", "count": 3, "methods": ["LayerCAM"]}]),

@@ -69,6 +69,16 @@ def test_images_can_be_taken_by_position(tiny):
     assert all(np.array_equal(shown[n], split.image(place)) for n, place in enumerate((7, 3, 3)))
 
 
+def test_images_are_taken_as_the_evaluation_saw_them(tiny):
+    """Even where test images are cropped at random: the crop that was predicted is the one shown."""
+    loader = loaders(tiny, "DATA.TEST_TRANSFORMS", "[{NAME: RandomCrop, size: 12}]").test
+    images, labels, index = epoch_of(loader)
+    positions = [140, 3, 70, 3]
+    batch = loader.take(positions)
+    assert torch.equal(batch.images, images[positions])
+    assert torch.equal(batch.labels, labels[positions]) and torch.equal(batch.index, index[positions])
+
+
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_the_first_batch_is_the_one_an_epoch_begins_with(tiny, epoch):
     loader = loaders(tiny).train

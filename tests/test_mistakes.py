@@ -211,7 +211,9 @@ DRAWING = {
     "a picture without dashes": (None, ["cam"], ["cam is a picture", "Write --cam"]),
     "nothing to draw": (None, [], ["painted lists no VISUALIZERS", "--misclassified 10"]),
     "no such format": (None, ["--cam", "--format", "gif"], ["invalid choice: 'gif'"]),
-    "hardly any dots": (None, ["--confusion", "--dpi", "1"], ["--dpi is 10 or more"]),
+    "hardly any dots": (None, ["--confusion", "--dpi", "1"], ["--dpi is 10 to 1200, not 1"]),
+    "far too many dots": (None, ["--confusion", "--dpi", "100000"], ["--dpi is 10 to 1200"]),
+    "a report as pdf": (None, ["--report", "--format", "pdf"], ["no --all, --format or --dpi"]),
     "a run's seed": (None, ["--confusion", "SEED", "3"], ["SEED cannot be changed in a run"]),
     "a picture of a run from a config": (None, ["tiny.yaml", "--misclassified", "5"],
                                          ["misclassified needs one finished run", "--run RUN"]),
@@ -227,7 +229,7 @@ DRAWING = {
 
 
 def test_the_count_of_drawing_mistakes_does_not_shrink():
-    assert len(DRAWING) >= 28
+    assert len(DRAWING) >= 30
 
 
 @pytest.mark.parametrize("name", DRAWING)

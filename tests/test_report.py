@@ -138,6 +138,22 @@ def test_with_validation_images_the_test_has_a_column_of_its_own(painted):
     assert row[5] == f"{100 * predictions.accuracy:.2f} % |"
 
 
+def test_own_metrics_are_shown_as_what_they_are(painted):
+    records = [{**epoch, "test/perplexity": 7.5, "test/top5": 0.75, "test/word": "fine"}
+               for epoch in painted.metrics]
+    (painted.folder / "metrics.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
+    write_report(painted)
+    readme = (painted.folder / "README.md").read_text()
+    for row in ("| perplexity |  | 7.5000 |", "| top5 |  | 75.00 % |", "| word |  | fine |"):
+        assert row in readme
+
+
+def test_the_cam_is_of_the_images_in_the_gallery(painted):
+    write_report(painted, [{"NAME": "misclassified", "count": 3, "order": "index"}])
+    page = (painted.folder / "report.html").read_text()
+    assert page.count("3 misclassified test images, in the data set&#x27;s order") >= 4
+
+
 def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_there(painted, capsys):
     write_report(painted, [{"NAME": "cam", "layer": "layer4"}])
     page = (painted.folder / "report.html").read_text()

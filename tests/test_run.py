@@ -105,6 +105,15 @@ def test_damaged_predictions_are_refused(tmp_path, content):
         Predictions.load(path)
 
 
+def test_a_moved_run_keeps_its_name(run, tmp_path):
+    moved = Run(run.folder.rename(tmp_path / "some where"))
+    assert moved.config.name == "tiny"
+    assert moved.predictions.images == run.predictions.images if run.folder.exists() else True
+    with pytest.raises(RunError, match="--run '.*some where'"):
+        (moved.folder / "predictions.npz").unlink()
+        moved.predictions  # noqa: B018
+
+
 def test_a_run_can_be_opened_with_other_places_but_no_other_network(run):
     moved = open_run(run.folder, overrides={"DATA.DATASET.download": False, "DEVICE": "cpu",
                                             "VISUALIZERS": [{"NAME": "curves"}]})
@@ -113,6 +122,15 @@ def test_a_run_can_be_opened_with_other_places_but_no_other_network(run):
         open_run(run.folder, overrides=["DEVICE", "cpu", "SEED", "3"])
     with pytest.raises(ConfigError, match="Did you mean DEVICE"):
         open_run(run.folder, overrides=["DEVICES", "cpu"])
+
+
+def test_lines_of_metrics_that_are_no_epochs_are_left_out(run):
+    path = run.folder / "metrics.jsonl"
+    path.write_text("3\n[]\n{}\n" + path.read_text() + '{"epoch": 3, "cut')
+    assert [epoch["epoch"] for epoch in run.metrics] == [1, 2]
+    path.write_text("")
+    with pytest.raises(RunError, match="has no finished epoch"):
+        run.best  # noqa: B018
 
 
 def test_the_best_epoch_follows_the_monitor(run):

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from cvkit.errors import UserError, run_tool
+from cvkit.errors import DataError, RunError, run_tool
 
 
 def main() -> None:
@@ -20,6 +20,8 @@ def main() -> None:
         parser.error("there is nothing to compare one run with; name two or more")
     from cvkit.visualizers import album
 
+    if args.count < 1:
+        parser.error(f"--count is 1 or more, not {args.count}")
     runs = album.open_subject(args.runs, [])
     folder = args.out or album.visuals_folder(runs)
     print(f"\n{runs.table()}\n")
@@ -27,7 +29,7 @@ def main() -> None:
     (folder / "table.txt").write_text(runs.table() + "\n", encoding="utf-8")
     try:
         album.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
-    except UserError as error:  # tested on different images, or the data is not here
+    except (RunError, DataError) as error:  # tested on different images, or they are not here
         print(f"left out: disagreements: {error}")
 
 

@@ -2,7 +2,6 @@
 
     python tools/visualize.py                            the newest run, what its config lists
     python tools/visualize.py --cam --misclassified 10   10 mistakes, and where the model looked
-    python tools/visualize.py --report                   report.html and README.md of a run
     python tools/visualize.py configs/resnet18_digits.yaml --dataset --samples
 
 pictures (--list shows the flags of each, such as --cam-method LayerCAM):
@@ -16,30 +15,29 @@ from pathlib import Path
 
 from cvkit.errors import run_tool
 
-OWN = {"--run": None, "--list": 0, "--all": 0, "--report": 0, "--out": 1, "--format": 1,
-       "--dpi": 1, "--help": 0}  # and how many values each takes
+# How many values each flag takes that is not of a picture; None for one or more.
+OWN = {"--run": None, "--list": 0, "--all": 0, "--report": 0, "--out": 1, "--format": 1, "--dpi": 1}
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="visualize.py [--run RUN … | CONFIG] [PICTURES] [KEY VALUE …]",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", metavar="CONFIG, KEY VALUE", nargs="*",
-                        help="a YAML file instead of a run; keys set for this time")
-    parser.add_argument("--run", metavar="RUN", nargs="+", default=[],
+    parser.add_argument("words", metavar="CONFIG, KEY VALUE", nargs="*", help="a config; keys to set")
+    parser.add_argument("--run", metavar="RUN", nargs="+", default=[], action="extend",
                         help="a run folder; several for --curves and --disagreements")
     parser.add_argument("--list", action="store_true", help="list the pictures and their flags")
     parser.add_argument("--all", action="store_true", help="draw everything there is")
     parser.add_argument("--report", action="store_true", help="write report.html and README.md")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: visuals/ of the run")
-    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png")
+    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png")
     parser.add_argument("--dpi", type=int, default=150, help="dots per inch of a png; default 150")
     return parser
 
 
 def main() -> None:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        parser().parse_args(["--help"])
+    if {"-h", "--help"} & set(sys.argv):
+        return parser().print_help()
     from cvkit.visualizers import album, flags, report  # matplotlib and torch: not for --help
 
     words, pictures = flags.split_words(sys.argv[1:], OWN)
@@ -49,10 +47,12 @@ def main() -> None:
         nodes = flags.read_flags(pictures, subject.config)
     if args.list:
         print(flags.listing())
+    elif args.report and (args.all or args.format != "png" or args.dpi != 150):
+        parser().error("--report draws its own pictures: no --all, --format or --dpi with it")
     elif args.report:
         report.write_report(subject, nodes, args.out)
     else:
-        nodes = nodes or album.choose_nodes(subject, args.all)
+        nodes = album.choose_nodes(subject, nodes, args.all)
         album.save_all(subject, nodes, args.out, args.format, args.dpi)
 
 

@@ -79,6 +79,22 @@ class ImageSet:
         """Return one image as the data set has it, uint8 (H, W, C)."""
         return self.images[self.index[position]]
 
+    def fingerprint(self) -> str:
+        """Return what tells these images from others, in whichever order: pixels, or file names.
+
+        Names are relative to the folder that holds all of them, so a folder can be moved.
+        """
+        places = np.sort(self.index)
+        if isinstance(self.images, ImageFiles):
+            paths = self.images.paths[places].tolist()
+            top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
+            content = "\n".join(f"{os.path.relpath(path, top)} {os.path.getsize(path)}"
+                                for path in paths).encode()
+        else:
+            is_whole = len(self) == len(self.images)
+            content = np.ascontiguousarray(self.images if is_whole else self.images[places])
+        return hashlib.sha1(content).hexdigest()
+
     def take(self, positions: np.ndarray) -> ImageSet:
         """Return the images at these positions; pixels are shared, not copied."""
         return ImageSet(self.images, self.labels[positions], self.index[positions])

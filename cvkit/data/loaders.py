@@ -173,9 +173,30 @@ class BatchLoader:
         return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def take(self, positions: Sequence[int]) -> Batch:
-        """Return the images at these positions of the split as one batch, in that order."""
-        request = _Request(np.asarray(positions), (self._requests.seed, 0, 0))
-        return self._on_device(self._batches[request])
+        """Return the images at these positions of an unshuffled split, as one batch in that order.
+
+        They are as an evaluation sees them: where a transform draws random numbers, the batches
+        that the images belong to are made again.
+        """
+        positions = np.asarray(positions)
+        if not self._is_random(positions[0]):
+            return self._on_device(self._batches[_Request(positions, (self._requests.seed, 0, 0))])
+        requests, size = list(self._requests), self._requests.batch_size
+        made = {number: self._batches[requests[number]] for number in set(positions // size)}
+        for item in made.values():
+            if isinstance(item, UserError):
+                raise item
+        parts = [[part[position % size] for part in made[position // size]]
+                 for position in positions]
+        return self._on_device(tuple(torch.stack(column) for column in zip(*parts, strict=True)))
+
+    def _is_random(self, position: int) -> bool:
+        """Tell whether the pipeline changes an image differently from one time to the next."""
+        results = []
+        for seed in range(8):
+            self.pipeline.seed(seed)
+            results.append(self.pipeline(self.images.image(position)))
+        return not all(np.array_equal(results[0], result) for result in results[1:])
 
     def first_batch(self, epoch: int = 0) -> Batch:
         """Return the batch that an epoch begins with; epochs count from 0."""

@@ -63,19 +63,26 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
     return subject
 
 
-def choose_nodes(subject: Subject, everything: bool) -> list[Any]:
-    """Return what to draw when no flag says so; say what is left out for want of a run.
+def choose_nodes(subject: Subject, flagged: Sequence[Any], everything: bool) -> list[Any]:
+    """Return what to draw: what flags say, else what the config lists, or all there is.
+
+    Of what flags do not say, that is left out, with a word, which a run or an argument lacks for.
 
     Args:
-        everything: all there is, not only what the config lists under VISUALIZERS.
+        flagged: nodes from flags.
+        everything: besides these, what the config lists and all other visualizers.
 
     Raises:
-        ConfigError: the config lists nothing.
+        ConfigError: no flags, and the config lists nothing.
     """
+    if flagged and not everything:
+        return list(flagged)
     nodes: list[Any] = list(subject.config.VISUALIZERS)
     if everything:
-        listed = {node[NAME] for node in nodes}
-        nodes += [{NAME: name} for name in VISUALIZERS.own if name not in listed]
+        named = {node[NAME] for node in flagged}
+        nodes = [*flagged, *(node for node in nodes if node[NAME] not in named)]
+        named = {node[NAME] for node in nodes}
+        nodes += [{NAME: name} for name in VISUALIZERS.own if name not in named]
     if not nodes:
         raise ConfigError(
             f"{subject.config.name} lists no VISUALIZERS",
@@ -83,7 +90,9 @@ def choose_nodes(subject: Subject, everything: bool) -> list[Any]:
                  "is, --all draws everything.")
     possible = []
     for node in nodes:
-        needed = subject.lacks(node)
+        unset = [key for key, parameter in arguments_of(node[NAME]).items()
+                 if parameter.default is parameter.empty and key not in node]
+        needed = subject.lacks(node) or ", ".join(unset)
         if needed:
             print(f"left out: {node[NAME]}, which needs {needed}")
         else:
@@ -107,7 +116,7 @@ def draw_all(subject: Subject, nodes: Iterable[Any]) -> Iterator[Drawn]:
             yield Drawn(node[NAME], node[NAME], None, error)
             continue
         name = file_name(node)
-        for figure in figures if isinstance(figures, list) else [figures]:
+        for figure in figures if isinstance(figures, (list, tuple)) and figures else [figures]:
             if not isinstance(figure, Figure):
                 raise RunError(f"visualizer {node[NAME]} returned {type(figure).__name__}, not a "
                                "matplotlib figure", hint="Is a return missing?")
@@ -142,8 +151,8 @@ def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
         UserError: something could not be drawn; what could be has been saved by then.
         RunError: the folder cannot be written.
     """
-    if dpi < 10:
-        raise ConfigError(f"--dpi is 10 or more, not {dpi}")
+    if not 10 <= dpi <= 1200:
+        raise ConfigError(f"--dpi is 10 to 1200, not {dpi}")
     folder, saved, problems = folder or visuals_folder(subject), [], []
     for drawn in draw_all(subject, nodes):
         if drawn.figure is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import matplotlib
@@ -79,7 +79,7 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
         f"{_class_free([method])} {errors}",
         side_by_side=2 if len(sizes) == 1 and len(rows) > 1 else 1, size=1.2,
         aspect=min(images.shape[1] / images.shape[2], 2),
-        above=0.36 if len(sizes) == 1 else 0.48, footer=0.45)
+        above=0.36 if len(sizes) == 1 else 0.48, footer=0.6)
     for number, (row, image) in enumerate(zip(rows, images)):
         group = grid[number][0]
         names = [shorten(predictions.classes[label], 16) for label in
@@ -97,7 +97,7 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
                 if len(sizes) > 1:
                     title = f"{shorten(name, 20)}\n{title}"
                 show_map(axis, image, values, heat, title, colour)
-    _add_scale(figure, "evidence for the class; the two maps side by side share one scale", "0")
+    _add_scale(figure, "evidence for the class; two maps side by side share one scale", "0")
     return figure
 
 
@@ -135,10 +135,13 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
 
     def matrix(axes: np.ndarray, number: int) -> None:
         image = images[number]
+        def above(axis: Axes, text: str, points: float, **style: Any) -> None:
+            axis.annotate(text, (0, 1), (style.pop("x", 0), points), xycoords="axes fraction",
+                          textcoords=("axes fraction", "offset points"), va="bottom", **style)
+
         for axis, text in zip(axes[0], ["image", *(f"{name} heat" for name in methods),
                                         *(f"{name} mask" for name in methods)]):
-            axis.text(0.5, 1.03, text.replace("PlusPlus", "++"), ha="center", va="bottom",
-                      fontsize=6.5, transform=axis.transAxes)
+            above(axis, text.replace("PlusPlus", "++"), 2, x=0.5, ha="center", fontsize=6.5)
         for line, (name, (height, width)) in zip(axes, sizes.items()):
             show_image(line[0], image)
             line[0].text(-0.14, 0.5, f"{shorten(name, 18)}\n{height}×{width}", rotation=90,
@@ -151,10 +154,9 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
         row = rows[number]
         names = (predictions.classes[predictions.true[row]],
                  predictions.classes[predictions.predicted[row]])
-        axes[0, 0].text(0, 1.25, f"{arrow(*names, length=60)} "
-                        f"({percent(predictions.probabilities[row].max())}), maps for "
-                        f"{predictions.classes[labels[number]]}", fontsize=8, color=WRONG,
-                        transform=axes[0, 0].transAxes, va="bottom")
+        above(axes[0, 0], f"{arrow(*names, length=60)} "
+              f"({percent(predictions.probabilities[row].max())}), maps for "
+              f"{predictions.classes[labels[number]]}", 14, fontsize=8, color=WRONG)
 
     caption = (f"{' and '.join(methods)} at {', '.join(sizes)}, for the "
                f"{target.replace('_', ' ')}.{_class_free(methods)} {errors}")
@@ -163,7 +165,7 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
         figure, grid = grids(
             len(numbers), len(sizes), 1 + 2 * len(methods), "Where the model looked, by layer",
             caption, side_by_side=2 if len(numbers) > 1 else 1, size=0.95, over=0.45, left=0.4,
-            aspect=min(images.shape[1] / images.shape[2], 2), footer=0.4)
+            aspect=min(images.shape[1] / images.shape[2], 2), footer=0.6)
         for axes, number in zip(grid, numbers):
             matrix(axes, number)
         _add_scale(figure, "each map by itself: lowest to highest, however weak", "lowest")
@@ -241,9 +243,9 @@ def _class_free(methods: Sequence[str]) -> str:
 
 def _add_scale(figure: Picture, label: str, lowest: str) -> None:
     width, height = figure.get_size_inches()
-    axis = figure.add_axes((0.3 / width, 0.36 / height, 2.4 / width, 0.1 / height))
+    axis = figure.add_axes((0.3 / width, 0.44 / height, 2.4 / width, 0.1 / height))
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOUR_MAP), cax=axis,
                           orientation="horizontal", ticks=[0, 1])
     bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
     bar.outline.set_visible(False)
-    figure.text(2.95 / width, 0.41 / height, label, fontsize=7.5, va="center")
+    figure.text(0.1 / width, 0.12 / height, label, fontsize=7.5, va="center")

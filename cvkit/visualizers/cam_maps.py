@@ -22,6 +22,7 @@ Method = Literal["GradCAM", "GradCAMPlusPlus", "GradCAMElementWise", "XGradCAM",
                  "LayerCAM", "EigenCAM", "EigenGradCAM", "ScoreCAM", "AblationCAM", "ShapleyCAM",
                  "KPCA_CAM", "FEM", "RandomCAM"]
 CLASS_FREE = {"EigenCAM", "KPCA_CAM", "FEM", "RandomCAM"}  # their maps are the same for any class
+_CONVOLUTIONS_ONLY = {"AblationCAM", "ShapleyCAM"}  # as the library has them
 _BY_IMAGE = {"ScoreCAM", "AblationCAM"}  # a forward pass for each channel of each image
 
 
@@ -142,7 +143,9 @@ def choose_layers(model: nn.Module, image: Tensor,
             why = (f"has a map of {height}×{width} pixels; below {SMALLEST_MAP}×{SMALLEST_MAP} it "
                    "says nothing about where" if name in sizes
                    else "has no map that the logits depend on")
-            raise ConfigError(f"layer {name} {why}", hint=f"Possible are {', '.join(outer)}.")
+            possible = (f"Possible are {', '.join(outer)}." if outer
+                        else "No layer of this model has one that is large enough.")
+            raise ConfigError(f"layer {name} {why}", hint=possible)
     return {name: sizes[name] for name in sizes if name in asked}
 
 
@@ -208,9 +211,9 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
     model = _frozen_copy(model)
     own_reshape = getattr(model, "reshape_transform", None)
     reshape = _reshape_of(model)
-    if own_reshape and "AblationCAM" in methods:
-        raise ConfigError("AblationCAM switches channels of convolutions off, and this model's "
-                          "layers are sequences of tokens", hint="Take another method.")
+    for method in sorted(_CONVOLUTIONS_ONLY & set(methods)) if own_reshape else ():
+        raise ConfigError(f"{method} is for convolutions, and this model's layers are sequences of "
+                          "tokens", hint="Take another method, such as GradCAM.")
     engines = {}
     for method in methods:
         engines[method] = getattr(pytorch_grad_cam, method)(
@@ -240,14 +243,18 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
             choices = [ClassifierOutputTarget(int(label)) for label in labels]
             for layer, gradient in zip(layers, gradients):
                 arrays = activations[layer], reshape(gradient).cpu().numpy()
+                # The most that a map could be, if nothing cancelled.
+                most = np.abs(arrays[0] * arrays[1]).sum(1).max((1, 2))
                 for method, engine in engines.items():
+                    given = arrays if engine.detach else _second_order(model, part, layer, labels)
                     # Two methods draw bars of their own on stderr, one for each image.
                     with contextlib.redirect_stderr(io.StringIO()):
-                        if not engine.detach:
-                            arrays = _second_order(model, part, layer, labels)
                         values = engine.get_cam_image(part, model.get_submodule(layer), choices,
-                                                      *arrays, False)
-                    found[layer, method][number].append(np.maximum(values, 0).astype(np.float32))
+                                                      *given, False)
+                    values = np.maximum(values, 0).astype(np.float32)
+                    if engine.uses_gradients:  # what is left of 0 by rounding is no evidence
+                        values[values.max((1, 2)) < 1e-6 * most] = 0
+                    found[layer, method][number].append(values)
                     work.update(len(part))
     work.close()
     return {key: np.stack([np.concatenate(parts) for parts in by_target])

@@ -9,6 +9,8 @@ from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled
 
+_LABEL = 22  # characters of a class's name that labels have room for
+
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
     """Return int64 (C, C): how many images of a class (row) were predicted as one (column)."""
@@ -43,10 +45,13 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     matrix = confusion_matrix(predictions)
     number = len(matrix)
     cell = 0.52 if number <= 12 else 0.34 if number <= 30 else max(0.02, 6 / number)
-    side, left, top = cell * number, 1.15, 1.5
+    longest = min(max(map(len, predictions.classes)), _LABEL) if number <= 60 else 3
+    # Letters of 8 points are about 0.075 inches wide; labels on top are slanted by 45°.
+    side, left, top = cell * number, 0.5 + 0.075 * longest, 0.95 + 0.055 * longest
     listed = confused_pairs(predictions, pairs)
-    right_width = 3.9
-    width = left + side + 1.0 + right_width
+    bar_left = 0.3 + 0.075 * (longest if number <= 60 else 3)
+    right_width = 3.4 + bar_left
+    width = left + side + 0.6 + right_width
     bars = min(side, max(0.19 * number, 1.2)) if number <= 60 else 2.5
     below = 1.0 + bars + (0.5 if number <= 60 else 0.75)
     height = max(top + side + 0.15, below + 0.25 + 0.17 * len(listed))
@@ -61,15 +66,16 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
                 fontweight="bold")
     figure.text(0.1 / width, 1 - 0.34 / height, figure.caption, va="top", fontsize=8)
     _draw_matrix(panel(left, top, side, side), matrix, predictions.classes)
-    x = left + side + 1.0
-    _draw_accuracy(panel(x + 0.55, 1.0, right_width - 0.95, bars), matrix, predictions.classes)
-    lines = [f"{true} → {predicted}: {images} ({100 * part:.1f} %)"
+    x = left + side + 0.6
+    _draw_accuracy(panel(x + bar_left, 1.0, right_width - bar_left - 0.4, bars), matrix,
+                   predictions.classes)
+    lines = [f"{shorten(true, 20)} → {shorten(predicted, 20)}: {images} ({100 * part:.1f} %)"
              for true, predicted, images, part in listed] or ["none: every image is right"]
-    figure.text((x - 0.4) / width, 1 - below / height,
+    figure.text(x / width, 1 - below / height,
                 "Most confused: true → predicted (part of the true class)", fontsize=9)
     for row, line in enumerate(lines):
-        figure.text((x - 0.4) / width, 1 - (below + 0.22 + 0.17 * row) / height,
-                    shorten(line, 60), fontsize=8)
+        figure.text(x / width, 1 - (below + 0.22 + 0.17 * row) / height,
+                    line, fontsize=8)
     figure.table = "\n".join([predictions.table(), "", "most confused, true → predicted:",
                               *(f"  {line}" for line in lines)])
     return figure
@@ -82,7 +88,7 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, classes: list[str]) -> None:
     axes.spines[:].set_visible(False)
     number = len(matrix)
     if number <= 30:
-        names = [shorten(name, 14) for name in classes]
+        names = [shorten(name, _LABEL) for name in classes]
         axes.set_xticks(range(number), names, rotation=45, ha="left", rotation_mode="anchor")
         axes.set_yticks(range(number), names)
         for row, column in np.ndindex(matrix.shape):
@@ -107,7 +113,7 @@ def _draw_accuracy(axes: Axes, matrix: np.ndarray, classes: list[str]) -> None:
         bars = axes.barh(range(len(classes)), accuracy, color=COLOURS[0])
         axes.bar_label(bars, [f"{value:.1f}" if count else "no images"
                               for value, count in zip(accuracy, of_class)], fontsize=7, padding=2)
-        axes.set_yticks(range(len(classes)), [shorten(name, 14) for name in classes])
+        axes.set_yticks(range(len(classes)), [shorten(name, _LABEL) for name in classes])
         axes.invert_yaxis()
         axes.set_xlim(0, 112)
         axes.set_xticks(range(0, 101, 20))

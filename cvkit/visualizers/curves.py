@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -34,7 +35,8 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
             raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
     names = run_names(runs)
     is_2x2 = layout == "2x2"
-    figure = Picture(9, 7.4 if is_2x2 else 5.4)
+    figure = Picture(9, (7.4 if is_2x2 else 5.4) + 0.17 * max(0, len(runs) - 2))
+    colours = COLOURS if len(runs) <= len(COLOURS) else matplotlib.colormaps["tab20"].colors
     figure.set_layout_engine("constrained")
     grid = figure.add_gridspec(3 if is_2x2 else 2, 2, height_ratios=[3] * (1 + is_2x2) + [2])
     panels: dict[tuple[str, str], Axes] = {}
@@ -53,7 +55,7 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
             values = [scale * epoch[f"{name}/{quantity}"] for epoch in history]
             steps = [epoch["epoch"] for epoch in history]
             is_test = split == "held out"
-            colour = COLOURS[(number if len(runs) > 1 else int(is_test)) % len(COLOURS)]
+            colour = colours[(number if len(runs) > 1 else int(is_test)) % len(colours)]
             axes.plot(steps, values, "-" if is_test or len(runs) == 1 else "--", color=colour,
                       marker="." if len(steps) < 3 else None, linewidth=1.5,
                       label=name if len(runs) == 1 else f"{names[number]}, {name}")
@@ -62,7 +64,7 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
                           markersize=10, markeredgecolor="white", label="best")
         rates = [pair for epoch in history for pair in epoch.get("rates", [])]
         if rates:
-            rate_panel.plot(*zip(*rates), color=COLOURS[number % len(COLOURS)], linewidth=1.5,
+            rate_panel.plot(*zip(*rates), color=colours[number % len(colours)], linewidth=1.5,
                             drawstyle="steps-post")
     held_out = runs[0].monitored if len({run.monitored for run in runs}) == 1 else "held-out"
     for (quantity, split), axes in panels.items():
@@ -130,7 +132,7 @@ def _choose_scale(panels: Sequence[Axes]) -> None:
         if is_log:
             axes.set_yscale("log")
             axes.set_ylabel("loss (log scale)")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(*((low / 1.2, high * 1.2) if is_log else (low - margin, high + margin)))

@@ -22,11 +22,11 @@ def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
     All computed from the images; no training is needed.
 
     Args:
-        per_class: examples of each class, drawn at random from the training images.
+        per_class: examples of each class, 1 to 40, drawn at random from the training images.
         seed: of that draw.
     """
-    if per_class < 1:
-        raise ValueError(f"per_class is 1 or more, not {per_class}")
+    if not 1 <= per_class <= 40:
+        raise ValueError(f"per_class is 1 to 40, not {per_class}")
     splits = {"train": data.train, **({"val": data.val} if data.val else {}), "test": data.test}
     counts = {name: np.bincount(split.labels, minlength=len(data.classes))
               for name, split in splits.items()}
@@ -56,7 +56,7 @@ def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
     for row, label in enumerate(shown):
         y = top + 0.1 + row * example_height
         figure.text(1.15 / 9, 1 - (y + example_height / 2) / height,
-                    shorten(data.classes[label], 18), ha="right", va="center", fontsize=8)
+                    shorten(data.classes[label], 15), ha="right", va="center", fontsize=8)
         members = random.permutation(np.flatnonzero(data.train.labels == label))[:per_class]
         for column, position in enumerate(members):
             axes = panel(1.25 + column * place, y, place - 0.04, place - 0.04)
@@ -133,8 +133,8 @@ def _statistics_table(data: ImageData, facts: dict[str, dict]) -> str:
             lines.append(_table_line(f"{name} {word}", fact[key]))
     if np.abs(np.subtract([data.mean, data.std], [facts["train"]["mean"],
                                                    facts["train"]["std"]])).max() > 5e-5:
-        lines += [_table_line("used mean", data.mean), _table_line("used deviation", data.std),
-                  "used: what the images are normalised with"]
+        lines += [_table_line("declared mean", data.mean), _table_line("... deviation", data.std),
+                  "declared by the data set; what Normalize takes"]
     return "\n".join(lines)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,7 +19,14 @@ from cvkit.data.images import ImageSet
 from cvkit.errors import RunError
 from cvkit.run import Predictions
 
+# Letters that matplotlib's own font lacks come from the first of these that is installed.
+_MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans",
+               "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "WenQuanYi Zen Hei",
+               "Droid Sans Fallback", "Arial Unicode MS")
+_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+
 STYLE = {
+    "font.family": ["DejaVu Sans", *(name for name in _MORE_FONTS if name in _INSTALLED)],
     "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.grid": True, "grid.color": "#e6e6e6",
     "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
@@ -42,6 +50,19 @@ class Picture(Figure):
         super().__init__(figsize=(width, height), dpi=DPI)
         self.caption, self.table = caption, table
 
+    def savefig(self, *args: Any, **kwargs: Any) -> None:
+        """Write the picture, as matplotlib does; letters that no font has are told once."""
+        with style.context(["default", STYLE]), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            super().savefig(*args, **kwargs)
+        missing = [item for item in caught if "missing from font" in str(item.message)]
+        for item in caught:
+            if item not in missing:
+                warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+        if missing:
+            warnings.warn("some letters are drawn as boxes: no installed font has them "
+                          "(Noto Sans CJK has most)", stacklevel=2)
+
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
         self.savefig(file, format="png")
@@ -53,7 +74,7 @@ def styled(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def draw(*args: Any, **kwargs: Any) -> Any:
-        with matplotlib.rc_context(STYLE):
+        with style.context(["default", STYLE]):
             return function(*args, **kwargs)
 
     return draw
@@ -148,7 +169,8 @@ def positions_of(split: ImageSet, predictions: Predictions, rows: Sequence[int])
     place = {int(index): position for position, index in enumerate(split.index)}
     found = [place.get(int(index)) for index in predictions.index]
     labels = [None if position is None else int(split.labels[position]) for position in found]
-    if labels != predictions.true.tolist():
+    is_same = predictions.images in ("", split.fingerprint())
+    if labels != predictions.true.tolist() or not is_same:
         raise RunError("predictions.npz is of other test images than the data now has",
                        hint="Write it anew: python tools/evaluate.py --run RUN")
     return np.asarray([found[row] for row in rows], dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from cvkit.config import COMMAND_LINE, Config, parse_value
@@ -47,18 +48,24 @@ def read_flags(flags: list[tuple[str, list[str]]], config: Config) -> list[dict[
                                   where=COMMAND_LINE)
         if argument is not None:
             arguments[argument] = _value(flag, arguments_of(name)[argument], words)
-    gallery = given.get("misclassified")
-    shared = {}
-    if gallery is not None:
-        defaults = {key: arguments_of("misclassified")[key].default for key in SELECTION}
-        shared = {**defaults, **listed.get("misclassified", {}), **gallery}
-    nodes = []
-    for name, arguments in given.items():
-        is_drawn_with = name != "misclassified" and set(SELECTION) <= set(arguments_of(name))
-        follows = shared if is_drawn_with else {}
-        nodes.append({NAME: name, **listed.get(name, {}),
-                      **{key: follows[key] for key in SELECTION if key in follows}, **arguments})
-    return nodes
+    gallery = None
+    if "misclassified" in given:
+        gallery = {**listed.get("misclassified", {}), **given["misclassified"]}
+    return [{**same_images(gallery, {NAME: name, **listed.get(name, {})}), **arguments}
+            for name, arguments in given.items()]
+
+
+def same_images(gallery: Mapping[str, Any] | None, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a node that shows the images which a `misclassified` node chooses, if it shows such.
+
+    Args:
+        gallery: that node; None changes nothing.
+    """
+    parameters = arguments_of(node[NAME])
+    if gallery is None or node[NAME] == "misclassified" or not set(SELECTION) <= set(parameters):
+        return node
+    defaults = arguments_of("misclassified")
+    return {**node, **{key: gallery.get(key, defaults[key].default) for key in SELECTION}}
 
 
 def _meaning(flag: str) -> tuple[str, str | None]:
@@ -85,7 +92,9 @@ def _value(flag: str, parameter: inspect.Parameter, words: list[str]) -> Any:
     if not words:
         raise ConfigError(f"{flag} has no value", where=COMMAND_LINE,
                           hint=f"It takes {describe_type(parameter.annotation)}.")
-    values = [parse_value(word) for word in words]
+    # A class named 007, or null, and a layer named 0 are words here, not numbers.
+    is_text = accepts(parameter.annotation, "") or accepts(parameter.annotation, [""])
+    values = [word if is_text else parse_value(word) for word in words]
     if len(values) == 1 and accepts(parameter.annotation, values[0]):
         return values[0]
     if len(values) == 1 and not accepts(parameter.annotation, values):
@@ -116,7 +125,7 @@ def split_words(words: list[str], own: dict[str, int | None]) \
         values = [value] if equals else []
         most = own.get(flag)
         # The first word after --cam-layer or --out is its value whatever it looks like.
-        needs_value = flag in own if most else "-" in flag.removeprefix("--")
+        needs_value = most != 0 if flag in own else "-" in flag.removeprefix("--")
         while position < len(words) and not equals and (most is None or len(values) < most):
             following = words[position]
             if following.startswith("--") or not (

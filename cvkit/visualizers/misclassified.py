@@ -117,8 +117,9 @@ def describe_errors(predictions: Predictions, rows: Sequence[int], count: int, o
                 f"{predictions.correct:,} of {total:,} are right")
     first = {"confidence": "the most confident first", "index": "in the data set's order",
              "random": "drawn at random"}[order]
+    images = "image" if len(rows) == 1 else "images"
     if len(rows) < count:
-        return (f"All {len(rows)} misclassified test images{of}, {first}; {count} were asked for "
+        return (f"All {len(rows)} misclassified test {images}{of}, {first}; {count} were asked for "
                 f"({wrong:,} of {total:,} are wrong in all)")
-    return (f"{len(rows)} misclassified test images{of}, {first} "
+    return (f"{len(rows)} misclassified test {images}{of}, {first} "
             f"({wrong:,} of {total:,} are wrong in all)")

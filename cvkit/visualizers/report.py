@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from cvkit.registry import MODELS, NAME
 from cvkit.run import Run, duration
 from cvkit.visualizers.album import draw_all
 from cvkit.visualizers.drawing import DPI
+from cvkit.visualizers.flags import same_images
 from cvkit.visualizers.pages import (
     Block,
     Code,
@@ -93,10 +96,16 @@ def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = 
 
 def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
     """Return what is drawn: of each visualizer what flags say, else the config, else the usual."""
-    chosen = list(nodes)
-    for more in (run.config.VISUALIZERS, [{NAME: name} for name in _ALWAYS]):
+    def add(more: Sequence[Any], gallery: Any) -> None:
         known = {node[NAME] for node in chosen}
-        chosen += [node for node in more if node[NAME] not in known]
+        chosen.extend(same_images(gallery, node) for node in more if node[NAME] not in known)
+
+    def gallery_in(found: Sequence[Any]) -> Any:
+        return next((node for node in found if node[NAME] == "misclassified"), None)
+
+    chosen = list(nodes)
+    add(run.config.VISUALIZERS, gallery_in(nodes))
+    add([{NAME: name} for name in _ALWAYS], gallery_in(chosen))
     return chosen
 
 
@@ -154,7 +163,11 @@ def _results(run: Run) -> list[Block]:
         number = epoch.get(key)
         if number is None:
             return ""
-        return f"{number:.4f}" if key.endswith(("loss", "error")) else f"{100 * number:.2f} %"
+        if not isinstance(number, (int, float)):
+            return str(number)
+        # Of cvkit's own metrics these are parts of one; what others mean is theirs to know.
+        is_part = re.fullmatch(r"(accuracy(/.*)?|top\d+)", key.partition("/")[2])
+        return f"{100 * number:.2f} %" if is_part else f"{number:.4f}"
 
     columns = [("train", f"train, epoch {last['epoch']}", last),
                (split, f"{split}, epoch {last['epoch']}", last)]
@@ -202,11 +215,12 @@ def _repeat(run: Run, facts: dict[str, str]) -> list[Block]:
         lines += [f"git clone {facts['repository']}", f"cd {folder}"]
         if facts.get("git"):
             lines.append(f"git checkout {facts['git'].removesuffix('-dirty')}")
-    lines += ["pip install -e .", f"python tools/train.py {run.config.name}.yaml"]
+    config = f"{run.config.name}.yaml"
+    lines += ["pip install -e .", f"python tools/train.py {shlex.quote(config)}"]
     own = ("" if not run.config.IMPORTS else " Set IMPORTS to where you keep "
            f"{', '.join(Path(name).name for name in run.config.IMPORTS)}.")
-    return [Text(f"To repeat the run, save what follows as {run.config.name}.yaml.{own} Then:"),
-            Code("\n".join(lines), "bash"), Code(run.config.dump(), "yaml")]
+    return [Text(f"To repeat the run, save what follows as {config}.{own} Then:"),
+            Code("\n".join(lines), "bash"), Code(_read(run, "config.yaml"), "yaml")]
 
 
 def _handed_in(run: Run, facts: dict[str, str]) -> Table:

@@ -57,8 +57,8 @@ def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
     step, box_width, left, top = 0.5, 2.9, 0.2, 0.85
     rows = [("image", "", loaders.image_shape, 0), *stages]
     width, height = 7.4, top + step * len(rows) + 0.1
-    caption = (f"{config.MODEL.NAME}: {total:,} parameters, {len(stages)} stages; shapes are "
-               "channels×height×width")
+    caption = (f"{config.MODEL.NAME}: {total:,} parameters, {len(stages)} stages; outputs as the "
+               "layers return them, the image channels×height×width")
     figure = Picture(width, height, caption, table="\n".join(
         f"{name:<24} {kind:<28} {_shape(shape):<14} {count:>12,}"
         for name, kind, shape, count in rows))
