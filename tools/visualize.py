@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="visualize.py [--run RUN … | CONFIG] [PICTURES] [KEY VALUE …]",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", metavar="CONFIG, KEY VALUE", nargs="*", help="a config; keys to set")
+    parser.add_argument("words", metavar="CONFIG | KEY VALUE", nargs="*", help="see above")
     parser.add_argument("--run", metavar="RUN", nargs="+", default=[], action="extend",
                         help="a run folder; several for --curves and --disagreements")
     parser.add_argument("--list", action="store_true", help="list the pictures and their flags")
