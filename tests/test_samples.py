@@ -17,9 +17,9 @@ def test_samples_are_what_the_model_receives_first(painted, monkeypatch):
         Trainer(painted.config).train()
     batch = seen[0]
     figure = painted.visualize("samples", count=20)
-    pixels = batch.images * np.float32(painted.checkpoint().std)[:, None, None] + np.float32(
-        painted.checkpoint().mean)[:, None, None]
-    pixels = (255 * pixels).permute(0, 2, 3, 1).numpy()
+    checkpoint = painted.checkpoint()
+    pixels = batch.images.permute(0, 2, 3, 1).numpy() * checkpoint.std + checkpoint.mean
+    pixels = 255 * pixels
     assert len(shown(figure)) == 20
     for image, expected in zip(shown(figure), pixels, strict=False):
         assert image.dtype == np.uint8 and np.abs(image - expected).max() < 0.51

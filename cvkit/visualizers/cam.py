@@ -135,6 +135,7 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
 
     def matrix(axes: np.ndarray, number: int) -> None:
         image = images[number]
+
         def above(axis: Axes, text: str, points: float, **style: Any) -> None:
             axis.annotate(text, (0, 1), (style.pop("x", 0), points), xycoords="axes fraction",
                           textcoords=("axes fraction", "offset points"), va="bottom", **style)

@@ -55,7 +55,7 @@ class Picture(Figure):
         with style.context(["default", STYLE]), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             super().savefig(*args, **kwargs)
-        missing = [item for item in caught if "missing from font" in str(item.message)]
+        missing = [item for item in caught if "missing from" in str(item.message)]
         for item in caught:
             if item not in missing:
                 warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)

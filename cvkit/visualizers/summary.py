@@ -15,7 +15,7 @@ from torch import nn
 from cvkit.config import Config
 from cvkit.data.loaders import Loaders
 from cvkit.registry import VISUALIZERS
-from cvkit.visualizers.drawing import COLOURS, FAINT, Picture, shorten, styled
+from cvkit.visualizers.drawing import COLOURS, DPI, FAINT, Picture, shorten, styled
 
 _LINES = 110  # of a table that is still readable as a picture
 
@@ -35,13 +35,12 @@ def summary(model: nn.Module, loaders: Loaders, config: Config, depth: int = 3) 
     while depth > 1 and shown.count("\n") > _LINES:
         depth -= 1
         shown = layer_table(model, loaders.image_shape, depth)
-    lines = shown.split("\n")
-    size = 7.0
-    # A character of DejaVu Sans Mono is 0.602 times as wide as the font size; drawn, a bit more.
-    width = max(max(map(len, lines)) * size * 0.615 / 72 + 0.25, 5.0)
-    figure = Picture(width, len(lines) * size * 1.2 / 72 + 0.2, table=table)
-    figure.text(0.1 / width, 1 - 0.1 / figure.get_figheight(), shown, va="top",
-                family="monospace", fontsize=size, linespacing=1.2)
+    figure = Picture(1, 1, table=table)
+    text = figure.text(0, 0, shown, va="top", family="monospace", fontsize=7, linespacing=1.2)
+    box = text.get_window_extent()  # in dots: fonts and matplotlib's versions differ
+    width, height = max(box.width / DPI + 0.2, 5.0), box.height / DPI + 0.2
+    figure.set_size_inches(width, height)
+    text.set_position((0.1 / width, 1 - 0.1 / height))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     figure.caption = (f"{config.MODEL.NAME}, {parameters:,} parameters, for images of "
                       f"{_shape(loaders.image_shape)}")
