@@ -59,7 +59,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     true, index, probabilities = (torch.cat(parts).cpu().numpy()
                                   for parts in (labels, index, probabilities))
     return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes),
-                       epoch, values["loss"], loader.images.fingerprint()), values
+                       epoch, values["loss"], loader.images.fingerprint), values
 
 
 def evaluate(run: Run | str | Path | None = None) -> Predictions:

@@ -106,9 +106,10 @@ def test_damaged_predictions_are_refused(tmp_path, content):
 
 
 def test_a_moved_run_keeps_its_name(run, tmp_path):
+    known = run.predictions.images
     moved = Run(run.folder.rename(tmp_path / "some where"))
     assert moved.config.name == "tiny"
-    assert moved.predictions.images == run.predictions.images if run.folder.exists() else True
+    assert moved.predictions.images == known == moved.data.test.fingerprint
     with pytest.raises(RunError, match="--run '.*some where'"):
         (moved.folder / "predictions.npz").unlink()
         moved.predictions  # noqa: B018

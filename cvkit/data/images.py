@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,9 @@ class ImageSet:
         """Return one image as the data set has it, uint8 (H, W, C)."""
         return self.images[self.index[position]]
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Return what tells these images from others, in whichever order: pixels, or file names.
+        """What tells these images from others, in whichever order: of pixels, or of file names.
 
         Names are relative to the folder that holds all of them, so a folder can be moved.
         """

@@ -110,18 +110,26 @@ def draw_all(subject: Subject, nodes: Iterable[Any]) -> Iterator[Drawn]:
     for node in nodes:
         VISUALIZERS.check(node)
     for node in tqdm(nodes, desc="Drawing", unit="picture", delay=2, disable=None, leave=False):
-        try:
-            figures = subject.draw(node)
-        except UserError as error:
-            yield Drawn(node[NAME], node[NAME], None, error)
-            continue
         name = file_name(node)
-        for figure in figures if isinstance(figures, (list, tuple)) and figures else [figures]:
-            if not isinstance(figure, Figure):
-                raise RunError(f"visualizer {node[NAME]} returned {type(figure).__name__}, not a "
-                               "matplotlib figure", hint="Is a return missing?")
+        try:
+            figures = _figures(subject, node)
+        except UserError as error:
+            yield Drawn(node[NAME], name, None, error)
+            continue
+        for figure in figures:
             count[name] += 1
             yield Drawn(node[NAME], name if count[name] == 1 else f"{name}_{count[name]}", figure)
+
+
+def _figures(subject: Subject, node: Any) -> list[Figure]:
+    """Return what a visualizer draws as a list."""
+    drawn = subject.draw(node)
+    figures = list(drawn) if isinstance(drawn, (list, tuple)) and drawn else [drawn]
+    for figure in figures:
+        if not isinstance(figure, Figure):
+            raise RunError(f"visualizer {node[NAME]} returned {type(figure).__name__}, not a "
+                           "matplotlib figure", hint="Is a return missing?")
+    return figures
 
 
 def file_name(node: Any) -> str:

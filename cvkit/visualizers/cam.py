@@ -244,7 +244,7 @@ def _class_free(methods: Sequence[str]) -> str:
 
 def _add_scale(figure: Picture, label: str, lowest: str) -> None:
     width, height = figure.get_size_inches()
-    axis = figure.add_axes((0.3 / width, 0.44 / height, 2.4 / width, 0.1 / height))
+    axis = figure.panel(0.3, height - 0.54, 2.4, 0.1)
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOUR_MAP), cax=axis,
                           orientation="horizontal", ticks=[0, 1])
     bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)

@@ -45,37 +45,27 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     matrix = confusion_matrix(predictions)
     number = len(matrix)
     cell = 0.52 if number <= 12 else 0.34 if number <= 30 else max(0.02, 6 / number)
-    longest = min(max(map(len, predictions.classes)), _LABEL) if number <= 60 else 3
+    is_labelled = number <= 60  # with more, a histogram takes the place of bars with names
+    longest = min(max(map(len, predictions.classes)), _LABEL) if is_labelled else 3
     # Letters of 8 points are about 0.075 inches wide; labels on top are slanted by 45°.
     side, left, top = cell * number, 0.5 + 0.075 * longest, 0.95 + 0.055 * longest
     listed = confused_pairs(predictions, pairs)
-    bar_left = 0.3 + 0.075 * (longest if number <= 60 else 3)
-    right_width = 3.4 + bar_left
-    width = left + side + 0.6 + right_width
-    bars = min(side, max(0.19 * number, 1.2)) if number <= 60 else 2.5
-    below = 1.0 + bars + (0.5 if number <= 60 else 0.75)
-    height = max(top + side + 0.15, below + 0.25 + 0.17 * len(listed))
-    figure = Picture(width, height)
-
-    def panel(x: float, y: float, wide: float, tall: float) -> Axes:
-        return figure.add_axes((x / width, 1 - (y + tall) / height, wide / width, tall / height))
-
-    figure.caption = (f"{predictions.correct:,} of {len(predictions.true):,} test images right "
-                      f"({100 * predictions.accuracy:.2f} %), after epoch {predictions.epoch}")
-    figure.text(0.1 / width, 1 - 0.1 / height, "Confusion matrix", va="top", fontsize=11,
-                fontweight="bold")
-    figure.text(0.1 / width, 1 - 0.34 / height, figure.caption, va="top", fontsize=8)
-    _draw_matrix(panel(left, top, side, side), matrix, predictions.classes)
-    x = left + side + 0.6
-    _draw_accuracy(panel(x + bar_left, 1.0, right_width - bar_left - 0.4, bars), matrix,
-                   predictions.classes)
+    x, bar_left = left + side + 0.6, 0.3 + 0.075 * longest
+    bars = min(side, max(0.19 * number, 1.2)) if is_labelled else 2.5
+    below = 1.0 + bars + (0.5 if is_labelled else 0.75)
+    figure = Picture(x + bar_left + 3.4, max(top + side + 0.15, below + 0.25 + 0.17 * len(listed)))
+    figure.headline("Confusion matrix",
+                    f"{predictions.correct:,} of {len(predictions.true):,} test images right "
+                    f"({100 * predictions.accuracy:.2f} %), after epoch {predictions.epoch}")
+    _draw_matrix(figure.panel(left, top, side, side), matrix, predictions.classes)
+    _draw_accuracy(figure.panel(x + bar_left, 1.0, 3.0, bars), matrix, predictions.classes)
     lines = [f"{shorten(true, 20)} → {shorten(predicted, 20)}: {images} ({100 * part:.1f} %)"
              for true, predicted, images, part in listed] or ["none: every image is right"]
+    width, height = figure.get_size_inches()
     figure.text(x / width, 1 - below / height,
                 "Most confused: true → predicted (part of the true class)", fontsize=9)
     for row, line in enumerate(lines):
-        figure.text(x / width, 1 - (below + 0.22 + 0.17 * row) / height,
-                    line, fontsize=8)
+        figure.text(x / width, 1 - (below + 0.22 + 0.17 * row) / height, line, fontsize=8)
     figure.table = "\n".join([predictions.table(), "", "most confused, true → predicted:",
                               *(f"  {line}" for line in lines)])
     return figure

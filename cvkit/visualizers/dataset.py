@@ -36,14 +36,13 @@ def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
     height = 0.4 + charts + 0.45 + example_height * len(shown)
     figure = Picture(9, height)
 
-    def panel(left: float, top: float, width: float, tall: float) -> Axes:
-        return figure.add_axes((left / 9, 1 - (top + tall) / height, width / 9, tall / height))
-
-    figure.text(0.1 / 9, 1 - 0.1 / height, "The data", va="top", fontsize=11, fontweight="bold")
-    _draw_counts(panel(0.7, 0.65, 8.1, 1.75), data, counts)
-    _draw_sizes(panel(1.0, 3.55, 3.5, 1.65), facts)
+    total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    figure.headline("The data", f"{total} images, {len(data.classes)} classes of "
+                                f"{_range(counts['train'])} training images each")
+    _draw_counts(figure.panel(0.7, 0.75, 8.1, 1.7), data, counts)
+    _draw_sizes(figure.panel(1.0, 3.55, 3.5, 1.65), facts)
     figure.table = _statistics_table(data, facts)
-    text = panel(5.0, 3.35, 3.9, 2.0)
+    text = figure.panel(5.0, 3.35, 3.9, 2.0)
     text.axis("off")
     text.set_title("Pixels, scaled to 0–1", loc="left")
     text.text(0, 0.97, figure.table, va="top", family="monospace", fontsize=8, linespacing=1.4)
@@ -59,12 +58,9 @@ def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
                     shorten(data.classes[label], 15), ha="right", va="center", fontsize=8)
         members = random.permutation(np.flatnonzero(data.train.labels == label))[:per_class]
         for column, position in enumerate(members):
-            axes = panel(1.25 + column * place, y, place - 0.04, place - 0.04)
+            axes = figure.panel(1.25 + column * place, y, place - 0.04, place - 0.04)
             axes.axis("off")
             show_image(axes, data.train.image(position))
-    total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    figure.caption = (f"{total} images, {len(data.classes)} classes of "
-                      f"{_range(counts['train'])} training images each")
     return figure
 
 

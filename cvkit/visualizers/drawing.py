@@ -14,7 +14,6 @@ from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cvkit.data import ImageData
 from cvkit.data.images import ImageSet
 from cvkit.errors import RunError
 from cvkit.run import Predictions
@@ -49,6 +48,20 @@ class Picture(Figure):
     def __init__(self, width: float, height: float, caption: str = "", table: str = ""):
         super().__init__(figsize=(width, height), dpi=DPI)
         self.caption, self.table = caption, table
+
+    def headline(self, text: str, caption: str) -> None:
+        """Put a title into the upper left corner, and under it the caption, in as many lines."""
+        width, height = self.get_size_inches()
+        self.text(0.1 / width, 1 - 0.1 / height, text, va="top", fontsize=11, fontweight="bold")
+        self.text(0.1 / width, 1 - 0.34 / height, caption, va="top", fontsize=7.5, color=FAINT,
+                  linespacing=1.15)
+        self.caption = " ".join(caption.split("\n"))
+
+    def panel(self, left: float, top: float, wide: float, tall: float) -> Axes:
+        """Return axes at a place, in inches from the upper left corner."""
+        width, height = self.get_size_inches()
+        return self.add_axes((left / width, 1 - (top + tall) / height, wide / width,
+                              tall / height))
 
     def savefig(self, *args: Any, **kwargs: Any) -> None:
         """Write the picture, as matplotlib does; letters that no font has are told once."""
@@ -104,20 +117,17 @@ def grids(count: int, rows: int, columns: int, headline: str, caption: str, side
     words = textwrap.wrap(caption, int(width / 0.062))
     header = 0.42 + 0.13 * len(words)
     height = header + -(-count // side_by_side) * block_height + footer + edge
-    figure = Picture(width, height, caption)
-    figure.text(edge / width, 1 - edge / height, headline, va="top", fontsize=11,
-                fontweight="bold")
-    figure.text(edge / width, 1 - 0.34 / height, "\n".join(words), va="top", fontsize=7.5,
-                color=FAINT, linespacing=1.15)
+    figure = Picture(width, height)
+    figure.headline(headline, "\n".join(words))
     blocks = []
     for number in range(count):
         line, place = divmod(number, side_by_side)
         block = np.empty((rows, columns), dtype=object)
         for row, column in np.ndindex(rows, columns):
-            x = place * block_width + left + column * (size + gap)
-            y = height - header - line * block_height - over - (row + 1) * (size * aspect + above)
-            block[row, column] = figure.add_axes((x / width, y / height, size / width,
-                                                  size * aspect / height))
+            block[row, column] = figure.panel(
+                place * block_width + left + column * (size + gap),
+                header + line * block_height + over + row * (size * aspect + above) + above,
+                size, size * aspect)
             block[row, column].axis("off")
             block[row, column].set_anchor("N")  # titles in one line, whatever the images' shapes
         blocks.append(block)
@@ -169,13 +179,8 @@ def positions_of(split: ImageSet, predictions: Predictions, rows: Sequence[int])
     place = {int(index): position for position, index in enumerate(split.index)}
     found = [place.get(int(index)) for index in predictions.index]
     labels = [None if position is None else int(split.labels[position]) for position in found]
-    is_same = predictions.images in ("", split.fingerprint())
+    is_same = predictions.images in ("", split.fingerprint)
     if labels != predictions.true.tolist() or not is_same:
         raise RunError("predictions.npz is of other test images than the data now has",
                        hint="Write it anew: python tools/evaluate.py --run RUN")
     return np.asarray([found[row] for row in rows], dtype=np.int64)
-
-
-def check_data(data: ImageData, predictions: Predictions) -> None:
-    """Refuse predictions of other images than the data set's."""
-    positions_of(data.test, predictions, [])

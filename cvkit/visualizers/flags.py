@@ -160,6 +160,7 @@ def listing() -> str:
         lines.append(f"    {(inspect.getdoc(VISUALIZERS.get(name)) or '').split(chr(10))[0]}")
         for key, parameter in arguments.items():
             default = "any" if parameter.default is None else parameter.default
+            default = " ".join(default) if isinstance(default, tuple) else default
             lines.append(f"      --{_dashed(name)}-{_dashed(key)}  "
                          f"{describe_type(parameter.annotation)}; default {default}")
     return "\n".join(lines)

@@ -58,12 +58,10 @@ def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
     width, height = 7.4, top + step * len(rows) + 0.1
     caption = (f"{config.MODEL.NAME}: {total:,} parameters, {len(stages)} stages; outputs as the "
                "layers return them, the image channels×height×width")
-    figure = Picture(width, height, caption, table="\n".join(
+    figure = Picture(width, height, table="\n".join(
         f"{name:<24} {kind:<28} {_shape(shape):<14} {count:>12,}"
         for name, kind, shape, count in rows))
-    figure.text(0.1 / width, 1 - 0.1 / height, "Architecture", va="top", fontsize=11,
-                fontweight="bold")
-    figure.text(0.1 / width, 1 - 0.34 / height, caption, va="top", fontsize=8, color=FAINT)
+    figure.headline("Architecture", caption)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     axes.set_xlim(0, width)
