@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -5,7 +7,13 @@ from test_drawing import shown_pixels
 from test_misclassified import errors_of, shown
 
 from cvkit.errors import ConfigError
-from cvkit.visualizers.cam import is_empty, overlay, scaled_alone, scaled_together
+from cvkit.visualizers.cam import (
+    cam_matrix,
+    is_empty,
+    overlay,
+    scaled_alone,
+    scaled_together,
+)
 from cvkit.visualizers.cam_maps import cam_maps
 
 
@@ -112,6 +120,18 @@ def test_the_matrix_has_a_row_for_each_layer_and_a_column_for_each_view(painted)
 def select_first(run):
     wrong = errors_of(run.predictions)
     return int(wrong[np.argsort(-run.predictions.probabilities[wrong].max(1), kind="stable")[0]])
+
+
+@pytest.mark.parametrize("methods", [["GradCAM"], ["GradCAM", "GradCAMPlusPlus"]])
+def test_headings_of_the_matrix_keep_to_their_block(painted, methods):
+    names = ["species_01_of_the_genus_alpha", "species_02_of_the_genus_alpha", "red"]
+    figure = cam_matrix(replace(painted.predictions, classes=names), painted.model, painted.loaders,
+                        count=2, methods=methods)
+    columns = 1 + 2 * len(methods)
+    axes = [axis for axis in figure.axes if axis.images]
+    for first, last in ((axes[0], axes[columns - 1]), (axes[3 * columns], axes[4 * columns - 1])):
+        heading = next(text for text in first.texts if " → " in text.get_text())
+        assert heading.get_window_extent().x1 <= last.get_window_extent().x1 + 1
 
 
 def test_the_matrix_can_have_a_page_for_each_image(painted):

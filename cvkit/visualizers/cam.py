@@ -153,11 +153,10 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
                 show_map(line[1 + place], image, values, heat)
                 show_mask(line[1 + len(methods) + place], values, heat)
         row = rows[number]
-        names = (predictions.classes[predictions.true[row]],
-                 predictions.classes[predictions.predicted[row]])
-        above(axes[0, 0], f"{arrow(*names, length=60)} "
-              f"({percent(predictions.probabilities[row].max())}), maps for "
-              f"{predictions.classes[labels[number]]}", 14, fontsize=8, color=WRONG)
+        names = (shorten(predictions.classes[label], 5 * axes.shape[1]) for label in
+                 (predictions.true[row], predictions.predicted[row]))
+        above(axes[0, 0], f"{' → '.join(names)} ({percent(predictions.probabilities[row].max())})",
+              14, fontsize=8, color=WRONG)
 
     caption = (f"{' and '.join(methods)} at {', '.join(sizes)}, for the "
                f"{target.replace('_', ' ')}.{_class_free(methods)} {errors}")

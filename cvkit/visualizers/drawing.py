@@ -145,7 +145,7 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "", colour: str = "bl
 
 def shorten(name: str, length: int) -> str:
     """Return a name of at most so many characters; its end, which may tell it apart, is kept."""
-    tail = length // 3
+    tail = length // 4
     return name if len(name) <= length else f"{name[:length - 1 - tail]}…{name[-tail:]}"
 
 
