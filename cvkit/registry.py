@@ -174,8 +174,9 @@ class Registry:
             elif key in parameters and not accepts(parameters[key].annotation, value):
                 annotation = parameters[key].annotation
                 hint = _suggest_choice(annotation, value)
-                expected = describe_type(annotation)
-                yield ConfigError(f"{key} of {self.kind} {name} takes {expected}, not {value!r}",
+                problem = (f"cannot be {value!r}" if hint  # which lists what it can be
+                           else f"takes {describe_type(annotation)}, not {value!r}")
+                yield ConfigError(f"{key} of {self.kind} {name} {problem}",
                                   where=where_in(node, key), hint=hint)
             for nested in _nested_nodes(value):
                 yield from self._problems(nested)
@@ -375,7 +376,7 @@ def _suggest_choice(annotation: Any, value: Any) -> str | None:
         return next((_suggest_choice(arguments[0], item) for item in value
                      if not accepts(arguments[0], item)), None)
     is_choice = typing.get_origin(annotation) is typing.Literal
-    return suggest(value, arguments) if is_choice else None
+    return suggest(value, arguments, listed=20) if is_choice else None
 
 
 # -- a user's own files ----------------------------------------------------------------

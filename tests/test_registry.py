@@ -164,7 +164,7 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
     (OPTIMIZERS, {"NAME": "SGD", "lr": 0.1, "momentun": 0.9}, "Did you mean momentum?"),
     (SCHEDULERS, {"NAME": "StepLR"}, "scheduler StepLR needs step_size"),
     (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": 1, "anneal_strategy": "sin"},
-     "one of cos, linear"),
+     "anneal_strategy of scheduler OneCycleLR cannot be 'sin'\n  Allowed: cos, linear."),
     (TRANSFORMS, {"NAME": "CoarseDropout", "max_holes": 1}, "has no argument 'max_holes'"),
     (TRANSFORMS, {"NAME": "OneOf", "transforms": [{"NAME": "HorizontalFlipp"}]},
      "Did you mean HorizontalFlip?"),
@@ -178,7 +178,7 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
      "Did you mean HiResCAM?"),
     (VISUALIZERS, {"NAME": "cam_matrix", "methods": "GradCAM"}, "takes a list, each one of"),
     (VISUALIZERS, {"NAME": "cam", "model": 3}, "has no argument 'model'"),
-    (VISUALIZERS, {"NAME": "cam_matrix", "target": True}, "one of predicted_class, true_class"),
+    (VISUALIZERS, {"NAME": "cam_matrix", "target": True}, "Allowed: predicted_class, true_class."),
 ])
 def test_check_names_the_mistake(kind, node, expected):
     with pytest.raises(ConfigError) as caught:
