@@ -12,9 +12,10 @@ from torch import nn
 
 from cvkit.errors import ConfigError
 from cvkit.models import build_model
+from cvkit.models.feature_maps import choose_layers
 from cvkit.models.resnet import resnet18
 from cvkit.visualizers.cam import scaled_alone
-from cvkit.visualizers.cam_maps import Method, cam_maps, choose_layers, map_sizes
+from cvkit.visualizers.cam_maps import Method, cam_maps
 
 METHODS = typing.get_args(Method)
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -25,9 +26,6 @@ LABELS = np.array([1, 2, 0])
 def model():
     torch.manual_seed(0)
     return resnet18(num_classes=4, width=4).eval()
-
-
-# -- the maps --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -98,74 +96,6 @@ def test_half_precision_and_a_frozen_model_are_no_obstacle(model):
     assert maps["layer3", "GradCAM"].max() > 0
 
 
-# -- layers ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arguments, size, expected", [
-    ({}, 32, {"layer3": (8, 8)}),  # layer4 has 4×4, which the course refuses
-    ({"strides": [1, 2, 2, 1]}, 32, {"layer4": (8, 8)}), ({}, 64, {"layer4": (8, 8)}),
-    ({}, 16, {"layer2": (8, 8)})])
-def test_auto_takes_the_deepest_block_of_5_by_5_or_more(arguments, size, expected):
-    model = resnet18(width=4, **arguments)
-    assert choose_layers(model, torch.randn(1, 3, size, size), "auto") == expected
-
-
-def test_stages_are_all_that_are_legal_shallowest_first(model):
-    assert choose_layers(model, IMAGES[:1], "stages") == {
-        "layer1": (32, 32), "layer2": (16, 16), "layer3": (8, 8)}
-
-
-@pytest.mark.parametrize("layer, expected", [
-    ("layer4", "layer layer4 has a map of 4×4 pixels; below 5×5 it says nothing about where"),
-    (["layer2", "layer4"], "layer4 has a map of 4×4"), ("fc", "layer fc has no map"),
-    ("layer9", "the model has no layer 'layer9'"), ("", "the model has no layer ''")])
-def test_layers_that_cannot_be_are_refused_and_the_legal_ones_listed(model, layer, expected):
-    with pytest.raises(ConfigError) as caught:
-        choose_layers(model, IMAGES[:1], layer)
-    problem, hint = str(caught.value).split("\n")
-    assert expected in problem
-    assert "layer1," in hint and "layer3" in hint and "layer4" not in hint
-    assert ("Did you mean layer" in hint) == (layer == "layer9")
-
-
-def test_explicit_layers_are_found_within_blocks_too(model):
-    assert choose_layers(model, IMAGES[:1], ["layer3.0.conv1", "layer1"]) == {
-        "layer1": (32, 32), "layer3.0.conv1": (8, 8)}
-
-
-def test_a_model_without_maps_says_so():
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
-    with pytest.raises(ConfigError, match="no block of the model has a map of 5×5.*\n.*no maps at"):
-        choose_layers(flat, IMAGES[:1], "auto")
-    with pytest.raises(ConfigError, match="The largest has 4×4"):
-        choose_layers(resnet18(width=4), torch.randn(1, 3, 4, 4), "auto")
-
-
-def test_an_output_that_is_overwritten_in_place_is_not_offered():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True),
-                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    # The output of the convolution, "0", is that of the ReLU by the time it is looked at.
-    assert list(map_sizes(model, IMAGES[:1])) == ["1", "2"]
-
-
-@pytest.mark.parametrize("name, size, layer, shape", [
-    ("torchvision.models.resnet18", 64, "layer2", (8, 8)), ("vgg11", 64, "features.14", (8, 8)),
-    ("mobilenet_v3_small", 160, "features", (5, 5)),
-    ("densenet121", 64, "features.transition2.conv", (8, 8)),
-    ("efficientnet_b0", 64, "features.3", (8, 8)), ("convnext_tiny", 64, "features.4.0", (8, 8)),
-    ("googlenet", 96, "inception4e", (6, 6)), ("squeezenet1_1", 64, "features.7", (7, 7)),
-    ("regnet_y_400mf", 64, "trunk_output.block2", (8, 8)), ("swin_t", 64, "features.3", (8, 8)),
-    ("vit_b_16", 96, "encoder.layers.encoder_layer_10", (6, 6))])
-def test_torchvision_models_have_a_whole_block_to_look_at(name, size, layer, shape):
-    model = build_model({"NAME": name}, 4, (3, size, size)).eval()
-    if name == "vit_b_16":
-        nn.init.normal_(model.heads.head.weight)  # zero before training: nothing depends on it
-    images = torch.randn(2, 3, size, size)
-    assert choose_layers(model, images[:1], "auto") == {layer: shape}
-    maps = cam_maps(model, images, [LABELS[:2]], [layer], ["GradCAM"])
-    assert maps[layer, "GradCAM"].shape == (1, 2, *shape)
-
-
 @pytest.mark.parametrize("name, layer", [("vit_b_16", "encoder.layers.encoder_layer_10"),
                                          ("swin_t", "features.5")])
 def test_transformers_maps_are_those_of_the_library_with_their_reshape(name, layer):
@@ -212,10 +142,3 @@ def test_what_rounding_leaves_is_no_evidence():
         model.block[0].bias[:] = torch.tensor([1.0, 5.0])
     maps = cam_maps(model, IMAGES, [np.ones(3, int)], ["block"], ["HiResCAM"])
     assert (maps["block", "HiResCAM"] == 0).all()
-
-
-def test_a_vit_s_last_block_is_refused_for_its_patches_reach_nothing():
-    model = build_model({"NAME": "vit_b_16"}, 4, (3, 96, 96)).eval()
-    nn.init.normal_(model.heads.head.weight)
-    with pytest.raises(ConfigError, match="has no map that the logits depend on"):
-        choose_layers(model, torch.randn(1, 3, 96, 96), "encoder.layers.encoder_layer_11")

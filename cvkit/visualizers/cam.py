@@ -12,15 +12,10 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from cvkit.data.loaders import Loaders
+from cvkit.models.feature_maps import SMALLEST_MAP, choose_layers
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
-from cvkit.visualizers.cam_maps import (
-    CLASS_FREE,
-    SMALLEST_MAP,
-    Method,
-    cam_maps,
-    choose_layers,
-)
+from cvkit.visualizers.cam_maps import CLASS_FREE, Method, cam_maps
 from cvkit.visualizers.drawing import (
     RIGHT,
     WRONG,
