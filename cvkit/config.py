@@ -43,6 +43,14 @@ class Component:
     is_list: bool = False
 
 
+@dataclass(frozen=True)
+class Demands:
+    """A mapping that repeats parts of the config as they must be; see `cvkit.requirements`."""
+
+    doc: str
+    default: Any = None
+
+
 SCHEMA: dict[str, Any] = {
     "IMPORTS": Key([], "your own .py files (relative to the config) or modules to register"),
     "SEED": Key(0, "seeds weights, shuffling, augmentation and splits", minimum=0),
@@ -82,6 +90,7 @@ SCHEMA: dict[str, Any] = {
         "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never",
                           minimum=0),
     },
+    "REQUIRE": Demands("what an assignment demands of the keys above and of the results"),
 }
 
 
@@ -664,6 +673,11 @@ def _conform(value: Any, spec: Any, path: str, origin: Origin,
         return _conform_component(value, spec, where, problems)
     if isinstance(spec, Key):
         return _conform_key(value, spec, where, problems)
+    if isinstance(spec, Demands):
+        if not isinstance(value, (Config, type(None))):
+            problems.append(ConfigError(f"{path} holds keys, not {_plain(value)!r}", where=where,
+                                        hint=f"{spec.doc[0].upper()}{spec.doc[1:]}."))
+        return value
     if not isinstance(value, Config):
         if value is not None:
             problems.append(ConfigError(f"{path} holds keys, not {value!r}", where=where,

@@ -30,8 +30,8 @@ from cvkit.registry import NAME
 from cvkit.writers import read_metrics
 
 # What may be set differently when a run is opened again: where it runs, not what it computed.
-MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "IMPORTS", "DATA.WORKERS",
-              "DATA.DATASET.root", "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE")
+MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
+              "DATA.WORKERS", "DATA.DATASET.root", "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE")
 
 
 @dataclass(frozen=True, repr=False)
@@ -318,7 +318,8 @@ class Runs(Subject):
         flat = [run.config.flat() for run in self.runs]
         keys = dict.fromkeys(key for values in flat for key in values)
         rows = [[key, *(in_words(values[key]) if key in values else "–" for values in flat)]
-                for key in keys if key not in ("VISUALIZERS", "WRITERS", "OUTPUT_DIR")
+                for key in keys
+                if key.split(".")[0] not in ("VISUALIZERS", "WRITERS", "REQUIRE", "OUTPUT_DIR")
                 and len({in_words(values.get(key)) for values in flat}) > 1]
         return rows or [["nothing", *[""] * len(self.runs)]]
 
@@ -378,7 +379,7 @@ def in_words(value: Any) -> str:
     """Return a value of a config on one line: nodes as `CutOut(size=16)`."""
     if isinstance(value, Mapping) and NAME in value:
         inner = ", ".join(f"{key}={in_words(item)}" for key, item in value.items() if key != NAME)
-        return f"{value[NAME]}({inner})"
+        return f"{value[NAME]}({inner})" if inner else str(value[NAME])
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(in_words, value))}]"
     return "null" if value is None else str(value)

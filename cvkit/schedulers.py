@@ -43,7 +43,8 @@ class Schedule:
                  warmup_steps: int = 0):
         self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
         self.unit = unit_of(scheduler) if scheduler is not None else None
-        self.steps = 0
+        self.steps = 0  # of the optimizer
+        self.scheduler_steps = 0
         self._first_rates = [group["lr"] for group in optimizer.param_groups]
         self._warm_up()
 
@@ -71,24 +72,32 @@ class Schedule:
             with warnings.catch_warnings():
                 # A gradient scaler may skip the first optimizer step; that is no misuse.
                 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-                self.scheduler.step()
+                self._step()
 
     def after_epoch(self, loss: float, accuracy: float) -> None:
         """Call after each epoch with the monitored split's mean loss and accuracy."""
         if self.scheduler is None or self.steps <= self.warmup_steps:
             return
         if self.unit == "epoch":
-            self.scheduler.step()
+            self._step()
         elif self.unit == "metric":
             is_max = getattr(self.scheduler, "mode", "min") == "max"
-            self.scheduler.step(accuracy if is_max else loss)
+            self._step(accuracy if is_max else loss)
+
+    def _step(self, *metric: float) -> None:
+        self.scheduler.step(*metric)
+        self.scheduler_steps += 1
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training goes on with, and how the scheduler was stepped."""
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {"steps": self.steps, "first_rates": self._first_rates, "scheduler": scheduler}
+        return {"steps": self.steps, "scheduler_steps": self.scheduler_steps, "unit": self.unit,
+                "first_rates": self._first_rates, "scheduler": scheduler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps, self._first_rates = state["steps"], state["first_rates"]
+        """Go on where `state_dict` was taken."""
+        self.steps, self.scheduler_steps = state["steps"], state["scheduler_steps"]
+        self._first_rates = state["first_rates"]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cvkit import __version__
 from cvkit.checkpoint import Checkpoint, load_weights
-from cvkit.config import Config
+from cvkit.config import Config, check_components
 from cvkit.data.loaders import Batch
 from cvkit.ema import EMA
 from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, suggest
@@ -26,6 +26,7 @@ from cvkit.metrics import Accuracy, Mean, is_lower_better
 from cvkit.models import count_parameters
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import SCHEDULERS, WRITERS
+from cvkit.requirements import check_requirements, enforce, summary
 from cvkit.run import MAY_CHANGE, Predictions, Run, duration, open_run, test_line
 from cvkit.schedulers import build_schedule
 from cvkit.writers import JsonLines
@@ -62,6 +63,8 @@ class Trainer:
     """
 
     def __init__(self, config: Config):
+        check_components(config)
+        enforce(check_requirements(config), config)
         parts = Experiment(config)
         self.config, self.log = config, Log()
         self.data, self.device, self.precision = parts.data, parts.device, parts.precision
@@ -79,6 +82,8 @@ class Trainer:
         self.best: dict[str, float] | None = None  # the metrics of the best epoch
         self.rates: list[tuple[int, float]] = []  # of this epoch: (optimizer steps before, rate)
         self._check_monitor()
+        self.requirements = check_requirements(config, parts)
+        enforce(self.requirements, config)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -314,7 +319,7 @@ class Trainer:
         now, then = self.config.flat(), run.config.flat()
         free = [*MAY_CHANGE, "TRAIN.EARLY_STOP", *([] if self._is_planned() else ["TRAIN.EPOCHS"])]
         changed = [key for key in {**then, **now}
-                   if now.get(key) != then.get(key) and key not in free]
+                   if now.get(key) != then.get(key) and not key.startswith(tuple(free))]
         if changed:
             lines = [f"{key}: {then.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
                      for key in changed]
@@ -362,6 +367,8 @@ class Trainer:
              f"{config.DATA.BATCH_SIZE}, {config.LOSS.NAME}, {self._words_for_rate()}, "
              f"seed {config.SEED}{averaged}")
         both(f"device     {describe(self.device)}, {self.precision}")
+        for demand in self.requirements:
+            both(f"required   {demand}")
 
     def _words_for_rate(self) -> str:
         optimizer, scheduler = self.config.OPTIMIZER, self.config.SCHEDULER
@@ -393,6 +400,12 @@ class Trainer:
         shown = f"{value:.4f}" if is_lower_better(monitor) else f"{100 * value:.2f}%"
         both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
              f"{epochs} epochs, {duration(run.seconds)} of training")
+        if self.requirements:
+            demands = check_requirements(self.config, run)
+            for demand, before in zip(demands, self.requirements, strict=True):
+                if before.is_met is None:
+                    both(f"required   {demand}")
+            both(f"required   {summary(demands)}")
         self.log.show(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
                       "checkpoints/")
         folder = shlex.quote(str(run.folder))

@@ -13,12 +13,12 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"errors", "registry", "config", "distributed"},
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
      "hardware", "log"},
-    {"checkpoint", "experiment", "run", "evaluation"},
+    {"checkpoint", "experiment", "run", "evaluation", "requirements"},
     {"trainer", "visualizers"},
 ]
 WITHIN = {("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
-          ("evaluation", "checkpoint")}
+          ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 
 

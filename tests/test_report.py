@@ -14,7 +14,8 @@ import cvkit
 from cvkit.config import load_config
 from cvkit.errors import RunError
 from cvkit.experiment import Experiment
-from cvkit.run import Run
+from cvkit.run import Run, open_run
+from cvkit.visualizers import report as report_module
 from cvkit.visualizers.report import write_report
 
 BROWSER = next(filter(None, map(shutil.which, (
@@ -238,3 +239,17 @@ def test_in_a_browser_every_picture_loads_and_nothing_overflows(report, tmp_path
     assert found["wide"] == []
     assert found["images"] == found["loaded"] == len(PICTURES)
     assert min(found["widths"]) >= 300
+
+
+def test_requirements_stand_first_each_with_what_was_found(painted, tmp_path):
+    assert not [part for part in report_module._requirements(painted)]
+    demanding = open_run(painted.folder, overrides={"REQUIRE": {
+        "TRAIN": {"EPOCHS": 2}, "only_norm": "layer", "test_accuracy": 1.0}})
+    write_report(demanding, [{"NAME": "curves"}], tmp_path / "out")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    accuracy = f"{100 * painted.predictions.accuracy:.2f} %"
+    assert "2 of 3 requirements NOT MET: every normalisation is layer norm; test accuracy" in readme
+    for row in ("| TRAIN.EPOCHS 2 | met |  |", "| every normalisation is layer norm | NOT MET | 20 batch |",
+                f"| test accuracy of at least 100.00% | NOT MET | {accuracy} |"):
+        assert row in readme
+    assert readme.index("Hand-in") < readme.index("## Requirements") < readme.index("## Results")

@@ -170,7 +170,7 @@ def test_the_table_of_runs_has_what_differs_and_the_results(run, painted):
 
 
 def test_values_of_a_config_in_words():
-    assert in_words([{"NAME": "CutOut", "size": 8}, {"NAME": "Flip"}]) == "[CutOut(size=8), Flip()]"
+    assert in_words([{"NAME": "CutOut", "size": 8}, {"NAME": "Flip"}]) == "[CutOut(size=8), Flip]"
     assert in_words(None) == "null" and in_words(0.5) == "0.5"
 
 

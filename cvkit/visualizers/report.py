@@ -20,6 +20,7 @@ from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
 from cvkit.models import count_parameters
 from cvkit.registry import MODELS, NAME
+from cvkit.requirements import check_requirements, summary
 from cvkit.run import Run, duration
 from cvkit.visualizers.album import draw_all
 from cvkit.visualizers.drawing import DPI
@@ -149,7 +150,17 @@ def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
                  Section("Training log", [Code(_read(run, "train.log"))]),
                  Section("Config", _repeat(run, facts)),
                  Section("Environment", [Code(_read(run, "environment.txt"))])]
-    return [*_notes(run), Section("Hand-in", [_handed_in(run, facts)]), *sections]
+    return [*_notes(run), Section("Hand-in", [_handed_in(run, facts)]), *_requirements(run),
+            *sections]
+
+
+def _requirements(run: Run) -> list[Section]:
+    """Return what the config's REQUIRE demands, each with what was found."""
+    demands = check_requirements(run.config, run)
+    rows = [[demand.text, demand.state, demand.found or ""] for demand in demands]
+    sentence = summary(demands)
+    return [Section("Requirements", [Text(f"{sentence[0].upper()}{sentence[1:]}."),
+                                     Table(["demand", "verdict", "found"], rows)])] if rows else []
 
 
 def _results(run: Run) -> list[Block]:
