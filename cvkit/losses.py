@@ -59,12 +59,32 @@ class ClassificationLoss(nn.Module):
         return loss if loss.ndim == 0 else loss.mean() / self.criterion.weight.mean()
 
 
-def build_loss(node: Any, num_classes: int) -> nn.Module:
+def build_loss(node: Any, num_classes: int, takes_shares: bool = False) -> nn.Module:
     """Build a loss whose value is a mean over the images of a batch.
 
+    Args:
+        node: the config's LOSS.
+        num_classes: of the data.
+        takes_shares: whether targets may be shares of the classes, of mixed images.
+
     Raises:
-        ConfigError: the loss is not one of classification, or its weights do not fit the classes.
+        ConfigError: the loss is not one of classification, its weights do not fit the classes,
+            or it cannot take shares.
     """
+    loss = _build_loss(node, num_classes)
+    if takes_shares:
+        shares = torch.full((2, num_classes), 1 / num_classes)
+        try:
+            loss(torch.zeros(2, num_classes), shares)
+        except Exception as error:  # of torch or of the user's own loss, each in its own way
+            raise ConfigError(
+                f"loss {node[NAME]} cannot be given shares of classes, which mixed images count "
+                f"for ({error})", where=where_in(node, NAME),
+                hint="Take CrossEntropyLoss, or leave MixUp and CutMix out.") from error
+    return loss
+
+
+def _build_loss(node: Any, num_classes: int) -> nn.Module:
     criterion = LOSSES.build(node, num_classes=num_classes)
     if not type(criterion).__module__.startswith("torch.nn"):
         return criterion

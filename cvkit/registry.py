@@ -423,7 +423,8 @@ def import_user_code(names: list[str], where: object = None) -> None:
 REGISTRIES: dict[str, Registry] = {}
 
 DATASETS = Registry("dataset", "cvkit.data.datasets", offers=("seed",))
-TRANSFORMS = Registry("transform", "cvkit.data.transforms", offers=("data_mean", "data_std"))
+TRANSFORMS = Registry("transform", "cvkit.data.transforms",
+                      offers=("data_mean", "data_std", "num_classes"))
 MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"))
 LOSSES = Registry("loss", "cvkit.losses", offers=("num_classes",))
 OPTIMIZERS = Registry("optimizer", "cvkit.optimizers", offers=("params",), reserved=("params",),

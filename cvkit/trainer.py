@@ -70,7 +70,9 @@ class Trainer:
         self.data, self.device, self.precision = parts.data, parts.device, parts.precision
         self.loaders, self.model = parts.loaders, parts.model
         self.classes = self.data.classes
-        self.loss = build_loss(config.LOSS, len(self.classes)).to(self.device)
+        self.loss = build_loss(config.LOSS, len(self.classes),
+                               takes_shares=bool(self.loaders.train.pipeline.mixing))
+        self.loss.to(self.device)
         self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
                                          config.TRAIN.DECAY_NORM_AND_BIAS)
         self.steps_per_epoch = math.ceil(len(self.loaders.train) / config.TRAIN.ACCUMULATE)
@@ -242,7 +244,7 @@ class Trainer:
         """
         with autocast(self.device, self.precision):
             logits = self.model(batch.images)
-            loss = self.loss(logits, batch.labels)
+            loss = self.loss(logits, batch.targets)
         self.scaler.scale(loss * weight).backward()
         if is_step:
             if self.config.TRAIN.CLIP_GRAD_NORM > 0:
@@ -356,6 +358,9 @@ class Trainer:
             sizes = "×".join(map(str, self.loaders.train_shape))
             both(f"note       training images are {sizes}, test images {shape}: unless you mean "
                  "that, give the transforms of both the same size")
+        if self.loaders.train.pipeline.mixing:
+            both("note       in the training accuracy a mixed image counts for the class with the "
+                 "larger share")
         if data.val is None:
             both("monitored  the test set (DATA.VAL_FRACTION is 0); results are the last epoch's, "
                  "not the best's")

@@ -139,6 +139,16 @@ def test_the_matrix_can_have_a_page_for_each_image(painted):
     assert len(pages) == 3 and all(len(page.axes) == 11 for page in pages)  # a scale
 
 
+def test_the_maps_too_and_each_page_is_that_image_of_the_one_page(painted):
+    whole, pages = painted.visualize("cam", count=3), painted.visualize("cam", count=3, pages="each")
+    assert len(pages) == 3
+    for number, page in enumerate(pages):
+        assert page.caption.startswith(f"Image {number + 1}: GradCAM at layer3")
+        for axes, alone in zip(whole.axes[3 * number:3 * number + 3], page.axes[:3], strict=True):
+            assert np.array_equal(axes.images[0].get_array(), alone.images[0].get_array())
+            assert axes.get_title() == alone.get_title()
+
+
 @pytest.mark.parametrize("name, arguments, problem", [
     ("cam", {"method": "GradCam"}, "Did you mean GradCAM?"),
     ("cam_matrix", {"methods": ["GradCAM", "LayerCam"]}, "Did you mean LayerCAM?"),

@@ -23,7 +23,7 @@ def epoch_of(loader, epoch=0):
 
 def test_batches_are_normalised_images_labels_and_places(tiny):
     loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]").train
-    images, labels, index = epoch_of(loader)
+    images, labels, index, _ = epoch_of(loader)
     assert images.shape == (150, 3, 32, 32) and images.dtype == torch.float32
     batch = next(iter(loader))
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -38,7 +38,7 @@ def test_batches_are_normalised_images_labels_and_places(tiny):
 
 
 def test_normalised_training_images_have_mean_0_and_deviation_1(tiny):
-    images, _, _ = epoch_of(loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]", "DATA.LIMIT", "0").train)
+    images, _, _, _ = epoch_of(loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]", "DATA.LIMIT", "0").train)
     assert images.mean((0, 2, 3)).abs().max() < 1e-4
     assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
@@ -72,7 +72,7 @@ def test_images_can_be_taken_by_position(tiny):
 def test_images_are_taken_as_the_evaluation_saw_them(tiny):
     """Even where test images are cropped at random: the crop that was predicted is the one shown."""
     loader = loaders(tiny, "DATA.TEST_TRANSFORMS", "[{NAME: RandomCrop, size: 12}]").test
-    images, labels, index = epoch_of(loader)
+    images, labels, index, _ = epoch_of(loader)
     positions = [140, 3, 70, 3]
     batch = loader.take(positions)
     assert torch.equal(batch.images, images[positions])
@@ -112,7 +112,7 @@ def test_workers_change_nothing_but_epochs_batches_and_seeds_do(tiny):
     by_place = []
     for epoch, seed in ((0, "0"), (1, "0"), (0, "1")):
         loader = loaders(tiny, "SEED", seed, "DATA.LIMIT", "0").train
-        images, _, index = epoch_of(loader, epoch)
+        images, _, index, _ = epoch_of(loader, epoch)
         by_place.append(dict(zip(index.tolist(), images, strict=True)))
     common = set(by_place[0]) & set(by_place[1]) & set(by_place[2])
     for other in by_place[1:]:

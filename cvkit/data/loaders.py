@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cvkit.config import Config
 from cvkit.data.images import ImageData, ImageSet, balanced_subset, stratified_split
+from cvkit.data.mixing import mix
 from cvkit.data.transforms import RESIZE_HINT, Normalize, Pipeline, build_pipeline
 from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.registry import DATASETS, where_in
@@ -49,11 +50,19 @@ def usable_cores() -> int:
 
 
 class Batch(NamedTuple):
-    """Images float32 (N, C, H, W), normalised; labels int64 (N,); index int64 (N,)."""
+    """Images, normalised, with their classes.
+
+    Attributes:
+        images: float32 (N, C, H, W).
+        labels: int64 (N,); of a mixed image the class with the larger share.
+        index: int64 (N,), each image's place in its split.
+        targets: what the loss is given: the labels, or of mixed images shares (N, classes).
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     index: torch.Tensor
+    targets: torch.Tensor
 
 
 class _Request(NamedTuple):
@@ -158,8 +167,17 @@ class BatchLoader:
         self._requests.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        for item in self._loader:
-            yield self._on_device(item)
+        for number, item in enumerate(self._loader):
+            yield self._mixed(self._on_device(item), number)
+
+    def _mixed(self, batch: Batch, number: int) -> Batch:
+        """Return the batch of that number in the epoch as the model receives it in training."""
+        if not self.pipeline.mixing:
+            return batch
+        key = (self._requests.seed, self._requests.epoch, number)
+        images, targets = mix(self.pipeline.mixing, batch.images, batch.labels, key)
+        labels = targets.argmax(1) if targets.ndim == 2 else batch.labels
+        return Batch(images.contiguous(memory_format=self.layout), labels, batch.index, targets)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn uint8 (N, H, W, C) into normalised float32 (N, C, H, W)."""
@@ -201,15 +219,16 @@ class BatchLoader:
     def first_batch(self, epoch: int = 0) -> Batch:
         """Return the batch that an epoch begins with; epochs count from 0."""
         current, self._requests.epoch = self._requests.epoch, epoch
-        request = next(iter(self._requests))
+        batch = self._on_device(self._batches[next(iter(self._requests))])
+        batch = self._mixed(batch, 0)
         self._requests.epoch = current
-        return self._on_device(self._batches[request])
+        return batch
 
     def _on_device(self, item: tuple[torch.Tensor, ...] | UserError) -> Batch:
         if isinstance(item, UserError):
             raise item
         pixels, labels, index = (part.to(self.device, non_blocking=True) for part in item)
-        return Batch(self.normalise(pixels), labels, index)
+        return Batch(self.normalise(pixels), labels, index, labels)
 
 
 @dataclass(frozen=True)
@@ -257,7 +276,8 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         ConfigError: see `build_pipeline`; the two pipelines differ in channels or in Normalize.
     """
     node = config.DATA
-    train_pipeline, train_normalize = build_pipeline(node.TRAIN_TRANSFORMS, data)
+    train_pipeline, train_normalize = build_pipeline(node.TRAIN_TRANSFORMS, data,
+                                                     is_training=True)
     test_pipeline, test_normalize = build_pipeline(node.TEST_TRANSFORMS, data)
     train_shape, test_shape = (pipeline(data.train.image(0)).shape
                                for pipeline in (train_pipeline, test_pipeline))

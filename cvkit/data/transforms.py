@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from cvkit.data.images import ImageData
+from cvkit.data.mixing import BatchTransform
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME, TRANSFORMS, where_in
 
@@ -150,10 +151,11 @@ class Pipeline:
 
     Args:
         transforms: albumentations transforms.
+        mixing: what whole batches go through after that, see `cvkit.data.mixing.mix`.
     """
 
-    def __init__(self, transforms: Sequence[Any]):
-        self.transforms = list(transforms)
+    def __init__(self, transforms: Sequence[Any], mixing: Sequence[BatchTransform] = ()):
+        self.transforms, self.mixing = list(transforms), list(mixing)
         self._compose = A.Compose(self.transforms) if self.transforms else None
 
     def seed(self, *key: int) -> None:
@@ -171,7 +173,8 @@ class Pipeline:
         return image if image.ndim == 3 else image[:, :, None]
 
 
-def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Normalize | None]:
+def build_pipeline(nodes: Sequence[Any], data: ImageData,
+                   is_training: bool = False) -> tuple[Pipeline, Normalize | None]:
     """Build a list of transform nodes, and try each on images of the data set.
 
     Returns:
@@ -179,16 +182,29 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Nor
 
     Raises:
         ConfigError: a transform cannot be built, cannot take the data set's images, does not
-            return uint8, or follows Normalize.
+            return uint8, follows Normalize, or mixes images that are not for training.
     """
-    transforms, normalize = [], None
+    transforms, mixing, normalize = [], [], None
     extremes = _extreme_images(data)
     for node in nodes:
         name = node[NAME]
+        built = TRANSFORMS.build(node, data_mean=data.mean, data_std=data.std,
+                                 num_classes=len(data.classes))
+        if isinstance(built, BatchTransform):
+            if not is_training:
+                raise ConfigError(f"{name} mixes images, which is for training only",
+                                  where=where_in(node, NAME), hint="Leave it out here.")
+            mixing.append(built)
+            parts = sum(transform.p for transform in mixing)
+            if parts > 1 + 1e-9:
+                raise ConfigError(
+                    f"the parts p of all that mix batches add up to {parts:g}, and a batch is "
+                    "mixed once", where=where_in(node, NAME),
+                    hint=f"Set p of each, to {1 / len(mixing):.2g} for example.")
+            continue
         if normalize is not None:
             raise ConfigError(f"{name} stands after Normalize, which is always last",
                               where=where_in(node, NAME), hint="Move it up.")
-        built = TRANSFORMS.build(node, data_mean=data.mean, data_std=data.std)
         if isinstance(built, Normalize):
             normalize = built
             continue
@@ -218,7 +234,7 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData) -> tuple[Pipeline, Nor
             f"images come out in different sizes, such as {_words(shapes[0])} and "
             f"{_words(shapes[-1])} (height×width); a batch needs one",
             where=where_in(nodes[-1], NAME) if len(nodes) else None, hint=RESIZE_HINT)
-    return Pipeline(transforms), normalize
+    return Pipeline(transforms, mixing), normalize
 
 
 RESIZE_HINT = ("Put {NAME: Resize, height: 64, width: 64} first in DATA.TRAIN_TRANSFORMS and in "

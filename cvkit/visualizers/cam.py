@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import cv2
@@ -38,8 +38,9 @@ COLOUR_MAP = "turbo"
 @styled
 def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int = 10,
         method: Method = "GradCAM", layer: str | list[str] = "auto",
-        order: Order = "confidence", true_class: ClassName = None,
-        predicted_class: ClassName = None, seed: int = 0) -> Picture:
+        pages: Literal["one", "each"] = "one", order: Order = "confidence",
+        true_class: ClassName = None, predicted_class: ClassName = None,
+        seed: int = 0) -> Picture | list[Picture]:
     """Where the model looked: maps for the predicted and the true class of misclassified images.
 
     Both maps of an image share one scale, so that they can be compared; a map without positive
@@ -51,6 +52,7 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
         method: of the grad-cam library.
         layer: one or several module names; "auto" for the deepest block whose map has 5×5
             pixels or more.
+        pages: "one" page for all images, or one for "each", as a list.
 
     Raises:
         ConfigError: there is no such layer, or its map is smaller than 5×5.
@@ -68,15 +70,22 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
     places = ", ".join(f"{name} ({height}×{width} pixels)" for name, (height, width)
                        in sizes.items())
     note = f", the deepest block of {SMALLEST_MAP}×{SMALLEST_MAP} or more" * (layer == "auto")
-    figure, grid = grids(
-        len(rows), 1, 1 + 2 * len(sizes), "Where the model looked",
-        f"{method} at {places}{note}, for the predicted class (orange) and the true one (green)."
-        f"{_class_free([method])} {errors}",
-        side_by_side=2 if len(sizes) == 1 and len(rows) > 1 else 1, size=1.2,
-        aspect=min(images.shape[1] / images.shape[2], 2),
-        above=0.36 if len(sizes) == 1 else 0.48, footer=0.6)
-    for number, (row, image) in enumerate(zip(rows, images)):
-        group = grid[number][0]
+    caption = (f"{method} at {places}{note}, for the predicted class (orange) and the true one "
+               f"(green).{_class_free([method])} {errors}")
+
+    def page(numbers: range, caption: str) -> Picture:
+        figure, grid = grids(
+            len(numbers), 1, 1 + 2 * len(sizes), "Where the model looked", caption,
+            side_by_side=2 if len(sizes) == 1 and len(numbers) > 1 else 1, size=1.2,
+            aspect=min(images.shape[1] / images.shape[2], 2),
+            above=0.36 if len(sizes) == 1 else 0.48, footer=0.6)
+        for axes, number in zip(grid, numbers):
+            draw(axes[0], number)
+        _add_scale(figure, "evidence for the class; two maps side by side share one scale", "0")
+        return figure
+
+    def draw(group: np.ndarray, number: int) -> None:
+        row, image = rows[number], images[number]
         names = [shorten(predictions.classes[label], 16) for label in
                  (predictions.true[row], predictions.predicted[row])]
         show_image(group[0], image, arrow(*names))
@@ -92,8 +101,8 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
                 if len(sizes) > 1:
                     title = f"{shorten(name, 20)}\n{title}"
                 show_map(axis, image, values, heat, title, colour)
-    _add_scale(figure, "evidence for the class; two maps side by side share one scale", "0")
-    return figure
+
+    return _pages(page, pages, len(rows), caption)
 
 
 @VISUALIZERS.register()
@@ -166,10 +175,16 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
         _add_scale(figure, "each map by itself: lowest to highest, however weak", "lowest")
         return figure
 
+    return _pages(page, pages, len(rows), caption)
+
+
+def _pages(page: Callable[[range, str], Picture], pages: str, count: int,
+           caption: str) -> Picture | list[Picture]:
+    """Return all images on one page, or a list with a page for each."""
     if pages == "each":
         return [page(range(number, number + 1), f"Image {number + 1}: {caption}")
-                for number in range(len(rows))]
-    return page(range(len(rows)), caption)
+                for number in range(count)]
+    return page(range(count), caption)
 
 
 def scaled_together(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

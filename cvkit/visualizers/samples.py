@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from cvkit.data import ImageData
 from cvkit.data.loaders import Loaders
 from cvkit.registry import VISUALIZERS
-from cvkit.visualizers.drawing import Picture, grids, shorten, show_image, styled
+from cvkit.visualizers.drawing import Picture, grids, percent, shorten, show_image, styled
 
 
 @VISUALIZERS.register()
@@ -26,11 +30,23 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "What the model receives",
         f"The first {len(images)} images of the first training batch of {len(batch.labels)}, "
-        "after the whole pipeline", size=max(0.9, 4.0 / columns), above=0.2,
+        "after the whole pipeline", size=max(0.9, 4.0 / columns),
+        above=0.2 if batch.targets.ndim == 1 else 0.32,
         aspect=min(images.shape[1] / images.shape[2], 2))
-    for axis, image, label in zip(axes.flat, images, batch.labels.tolist()):
-        show_image(axis, image, shorten(data.classes[label], 14))
+    for axis, image, target in zip(axes.flat, images, batch.targets):
+        show_image(axis, image, _words(target, data.classes))
     return figure
+
+
+def _words(target: Tensor, classes: Sequence[str]) -> str:
+    """Return the class of an image, or of a mixed one the classes with their shares."""
+    if target.ndim == 0:
+        return shorten(classes[int(target)], 14)
+    shares = sorted(((share, label) for label, share in enumerate(target.tolist()) if share > 0),
+                    reverse=True)
+    if len(shares) == 1:
+        return shorten(classes[shares[0][1]], 14)
+    return "\n".join(f"{shorten(classes[label], 10)} {percent(share)}" for share, label in shares)
 
 
 @VISUALIZERS.register()
@@ -56,9 +72,10 @@ def augmentations(loaders: Loaders, data: ImageData, count: int = 19, image: int
         images.append(pipeline(original))
     columns = min(10, max(5, -(-len(images) // 4)), len(images))
     name = data.classes[split.labels[image]]
+    alone = ", before it is mixed with others" if pipeline.mixing else ""
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "One image, many times through the pipeline",
-        f"Training image {image}, {name}: the original, then {count} passes",
+        f"Training image {image}, {name}: the original, then {count} passes{alone}",
         size=max(0.9, 4.0 / columns), above=0.2,
         aspect=min(max(item.shape[0] / item.shape[1] for item in images), 2))
     for number, (axis, item) in enumerate(zip(axes.flat, images)):
