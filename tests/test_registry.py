@@ -28,7 +28,8 @@ from cvkit.registry import (
 
 OWN = {  # a name that disappears, or one that no test knows of, shows here
     DATASETS: ["CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "ImageFolder", "MNIST"],
-    TRANSFORMS: ["CutOut", "HorizontalFlip", "Normalize", "RandomCrop", "Rotate"],
+    TRANSFORMS: ["CutOut", "HorizontalFlip", "Normalize", "RandAugment", "RandomCrop", "Rotate",
+                 "TrivialAugmentWide"],
     MODELS: ["resnet18", "resnet34"],
     LOSSES: [],
     OPTIMIZERS: [],

@@ -3,6 +3,9 @@ import random
 import albumentations
 import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 from cvkit.config import load_config
 from cvkit.data import build_data, build_loaders
@@ -66,7 +69,6 @@ def test_cutout_always_covers_one_window_within_the_image_with_the_mean():
 
 def test_the_hole_is_zero_after_normalisation(tiny):
     config = load_config(tiny, ["DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 31}]"])
-    import torch
     loader = build_loaders(config, build_data(config), torch.device("cpu")).train
     images = next(iter(loader)).images
     assert images[:, :, 8:24, 8:24].abs().max() < 0.5 / 255 / min(loader.std)
@@ -145,15 +147,72 @@ def test_two_flips_are_independent():
     assert seen == {(False, False), (False, True), (True, False), (True, True)}
 
 
+@pytest.mark.parametrize("image", [IMAGE, IMAGE[..., :1]], ids=["RGB", "grey"])
+@pytest.mark.parametrize("name, arguments", [("RandAugment", {"num_ops": 1, "magnitude": 20}),
+                                             ("TrivialAugmentWide", {})])
+def test_automatic_augmentations_give_what_torchvision_s_give(name, arguments, image):
+    """All that the library makes of an image is known: 14 operations of some strength and sign."""
+    library = getattr(v2, name)(fill=9, **arguments)
+    picture = Image.fromarray(image.squeeze())
+    torch.manual_seed(0)
+    known = {np.asarray(library(picture)).tobytes() for _ in range(10_000)}
+    found = [made.tobytes() for made in outcomes({"NAME": name, "fill": 9, **arguments}, image)]
+    assert set(found) <= known
+    assert len(set(found)) > (12 if name == "RandAugment" else 150)
+
+
+def test_rand_augment_of_no_strength_leaves_what_has_a_strength_alone():
+    picture = Image.fromarray(np.minimum(IMAGE, 254))  # Solarize inverts 255 even so
+    known = {np.asarray(made).tobytes() for made in (
+        picture, ImageOps.autocontrast(picture), ImageOps.equalize(picture))}
+    found = [image.tobytes() for image in outcomes(
+        {"NAME": "RandAugment", "num_ops": 1, "magnitude": 0}, np.asarray(picture))]
+    assert set(found) == known
+    assert 0.8 < np.mean([image == picture.tobytes() for image in found]) < 0.9  # 12 of 14
+
+
+def test_rand_augment_of_no_operations_is_the_image():
+    assert np.array_equal(apply({"NAME": "RandAugment", "num_ops": 0}), IMAGE)
+
+
+@pytest.mark.parametrize("name", ["RandAugment", "TrivialAugmentWide"])
+def test_automatic_augmentations_fill_with_the_mean_where_asked(name):
+    white = np.full((32, 32, 3), 255, np.uint8)
+    images = outcomes({"NAME": name, "fill": "mean"}, white, count=100)
+    assert (125, 123, 114) in {tuple(image[y, x].tolist()) for image in images
+                               for y in (0, -1) for x in (0, -1)}
+
+
+@pytest.mark.parametrize("name", ["RandAugment", "TrivialAugmentWide"])
+def test_automatic_augmentations_leave_torch_s_random_numbers_alone(name, monkeypatch):
+    # torch.manual_seed goes on to the GPUs with this; a model's dropout draws from theirs
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds the GPUs"))
+    before = torch.get_rng_state()
+    outcomes({"NAME": name}, count=20)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("node, expected", [
+    ({"NAME": "RandAugment", "magnitude": 31}, "magnitude is 0–30, not 31"),
+    ({"NAME": "RandAugment", "magnitude": -1}, "magnitude is 0–30, not -1"),
+    ({"NAME": "RandAugment", "num_ops": -1}, "num_ops should be a non-negative integer"),
+    ({"NAME": "RandAugment", "fill": 0.5}, "would be nearly black"),
+    ({"NAME": "TrivialAugmentWide", "fill": [1, 2]},
+     "fill of TrivialAugmentWide has 2 numbers, and images have 3 channels")])
+def test_automatic_augmentations_that_cannot_be_are_refused_before_training(node, expected):
+    with pytest.raises(ConfigError, match=expected):
+        build_pipeline([node], data_of())
+
+
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS.own if name != "Normalize"])
 def test_a_seed_fixes_every_own_transform(name):
     node = {"NAME": name, **{"RandomCrop": {"size": 32, "padding": 4}, "CutOut": {"size": 8},
-                             "Rotate": {"limit": 20}, "HorizontalFlip": {}}[name]}
+                             "Rotate": {"limit": 20}}.get(name, {})}
     pipeline, _ = build_pipeline([node], data_of())
     runs = []
     for key in ((0, 1, 2), (0, 1, 2), (0, 1, 3)):
         pipeline.seed(*key)
-        random.random(), np.random.random()  # global streams do not matter
+        random.random(), np.random.random(), torch.rand(1)  # global streams do not matter
         runs.append([pipeline(IMAGE).tobytes() for _ in range(20)])
     assert runs[0] == runs[1] != runs[2]
     assert len(set(runs[0])) > 1  # and it differs from image to image
@@ -216,6 +275,7 @@ def test_mixed_sizes_are_refused_unless_a_transform_makes_one():
 def test_grey_images_keep_their_channel_axis():
     grey = np.stack([IMAGE[..., :1]] * 4)
     nodes = [{"NAME": "RandomCrop", "size": 32, "padding": 4}, {"NAME": "CutOut", "size": 4, "fill": 0},
-             {"NAME": "Rotate", "limit": 5}, {"NAME": "HorizontalFlip"}]
+             {"NAME": "Rotate", "limit": 5}, {"NAME": "HorizontalFlip"}, {"NAME": "RandAugment"},
+             {"NAME": "TrivialAugmentWide"}]
     pipeline, _ = build_pipeline(nodes, data_of(grey))
     assert pipeline(grey[0]).shape == (32, 32, 1)
