@@ -96,10 +96,10 @@ def test_half_precision_and_a_frozen_model_are_no_obstacle(model):
     assert maps["layer3", "GradCAM"].max() > 0
 
 
-@pytest.mark.parametrize("name, layer", [("vit_b_16", "encoder.layers.encoder_layer_10"),
-                                         ("swin_t", "features.5")])
-def test_transformers_maps_are_those_of_the_library_with_their_reshape(name, layer):
-    size = 96
+@pytest.mark.parametrize("name, size, layer", [("vit_b_16", 96, "encoder.layers.encoder_layer_10"),
+                                               ("vit", 32, "encoder.layers.encoder_layer_4"),
+                                               ("swin_t", 96, "features.5")])
+def test_transformers_maps_are_those_of_the_library_with_their_reshape(name, size, layer):
     model = build_model({"NAME": name}, 4, (3, size, size)).eval()
     for parameter in [list(model.parameters())[-2]]:
         nn.init.normal_(parameter)

@@ -29,6 +29,15 @@ def test_auto_takes_the_deepest_block_of_5_by_5_or_more(arguments, size, expecte
     assert choose_layers(model, torch.randn(1, 3, size, size), "auto") == expected
 
 
+def test_resnet9_offers_its_stages():
+    model = build_model({"NAME": "resnet9", "width": 4}, 4, (3, 32, 32))
+    assert choose_layers(model, IMAGES[:1], "auto") == {"layer2": (8, 8)}
+    assert choose_layers(model, IMAGES[:1], "stages") == {
+        "prep": (32, 32), "layer1": (16, 16), "layer2": (8, 8)}
+    with pytest.raises(ConfigError, match="layer3 has a map of 4×4"):
+        choose_layers(model, IMAGES[:1], "layer3")
+
+
 def test_stages_are_all_that_are_legal_shallowest_first(model):
     assert choose_layers(model, IMAGES[:1], "stages") == {
         "layer1": (32, 32), "layer2": (16, 16), "layer3": (8, 8)}
@@ -74,8 +83,9 @@ def test_an_output_that_is_overwritten_in_place_is_not_offered():
     ("efficientnet_b0", 64, "features.3", (8, 8)), ("convnext_tiny", 64, "features.4.0", (8, 8)),
     ("googlenet", 96, "inception4e", (6, 6)), ("squeezenet1_1", 64, "features.7", (7, 7)),
     ("regnet_y_400mf", 64, "trunk_output.block2", (8, 8)), ("swin_t", 64, "features.3", (8, 8)),
-    ("vit_b_16", 96, "encoder.layers.encoder_layer_10", (6, 6))])
-def test_torchvision_models_have_a_whole_block_to_look_at(name, size, layer, shape):
+    ("vit_b_16", 96, "encoder.layers.encoder_layer_10", (6, 6)),
+    ("vit", 32, "encoder.layers.encoder_layer_4", (8, 8))])
+def test_torchvision_models_and_vit_have_a_whole_block_to_look_at(name, size, layer, shape):
     model = build_model({"NAME": name}, 4, (3, size, size)).eval()
     images = torch.randn(2, 3, size, size)
     assert choose_layers(model, images[:1], "auto") == {layer: shape}

@@ -28,9 +28,9 @@ from cvkit.registry import (
 
 OWN = {  # a name that disappears, or one that no test knows of, shows here
     DATASETS: ["CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "ImageFolder", "MNIST"],
-    TRANSFORMS: ["CutOut", "HorizontalFlip", "Normalize", "RandAugment", "RandomCrop", "Rotate",
-                 "TrivialAugmentWide"],
-    MODELS: ["resnet18", "resnet34"],
+    TRANSFORMS: ["CutMix", "CutOut", "HorizontalFlip", "MixUp", "Normalize", "RandAugment",
+                 "RandomCrop", "Rotate", "TrivialAugmentWide"],
+    MODELS: ["resnet18", "resnet34", "resnet9", "vit"],
     LOSSES: [],
     OPTIMIZERS: [],
     SCHEDULERS: [],

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cvkit.errors import ConfigError
-from cvkit.models import resnet  # noqa: F401  registers its models
+from cvkit.models import resnet, resnet9, vit  # noqa: F401  they register their models
 from cvkit.models.torchvision_models import read_torchvision, smallest_image
 from cvkit.registry import MODELS, NAME, where_in
 

@@ -58,7 +58,7 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         model = builder(**arguments)
-        _add_reshape(model)
+        add_reshape(model)
         return model if weights is None else _load_but_the_head(model, name, weights)
 
     build.__signature__ = inspect.Signature(
@@ -66,7 +66,7 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _add_reshape(model: nn.Module) -> None:
+def add_reshape(model: nn.Module) -> None:
     """Give a transformer `reshape_transform`, which turns a layer's output into (N, C, H, W)."""
     from torchvision.models import SwinTransformer, VisionTransformer
 
