@@ -183,6 +183,12 @@ class Run(Experiment):
         _write_config(self.folder, config)
 
     @property
+    def hyperparameters(self) -> dict[str, bool | int | float | str]:
+        """The config by dotted key, without what says where it ran; nodes and lists in words."""
+        return {key: value if isinstance(value, (bool, int, float)) else in_words(value)
+                for key, value in self.config.flat().items() if key not in MAY_CHANGE}
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """One mapping per epoch: epoch, lr, train/loss, train/accuracy, test/… or val/…"""
         return read_metrics(self.folder)

@@ -125,6 +125,17 @@ def test_a_run_can_be_opened_with_other_places_but_no_other_network(run):
         open_run(run.folder, overrides=["DEVICES", "cpu"])
 
 
+def test_hyperparameters_are_plain_and_say_what_was_computed_not_where(run):
+    values = run.hyperparameters
+    assert values["MODEL.width"] == 4 and values["OPTIMIZER.lr"] == 0.05
+    assert values["DETERMINISTIC"] is False and values["SCHEDULER"] == "null"
+    assert values["DATA.TRAIN_TRANSFORMS"] == "[RandomCrop(size=32, padding=4), CutOut(size=8)]"
+    assert all(type(value) in (bool, int, float, str) for value in values.values())
+    left_out = set(run.config.flat()) - set(values)
+    assert left_out == {"OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "IMPORTS",
+                        "DATA.WORKERS", "DATA.EVAL_BATCH_SIZE"}
+
+
 def test_lines_of_metrics_that_are_no_epochs_are_left_out(run):
     path = run.folder / "metrics.jsonl"
     path.write_text("3\n[]\n{}\n" + path.read_text() + '{"epoch": 3, "cut')
