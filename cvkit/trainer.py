@@ -128,6 +128,9 @@ class Trainer:
             while not self._is_finished():
                 predictions = self._train_and_evaluate(run, writers)
             self._finish(run, predictions)
+            run.data = self.data  # or its pictures would read it again
+            for writer in writers:
+                writer.finish(run)
         except UserError as error:
             self.log.write(f"Stopped: {error}")
             raise

@@ -8,8 +8,8 @@ from torch import nn
 
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, ConfigError, RunError
-from cvkit.registry import DATASETS, LOSSES, MODELS
-from cvkit.run import open_run
+from cvkit.registry import DATASETS, LOSSES, MODELS, WRITERS
+from cvkit.run import Run, open_run
 from cvkit.trainer import Trainer, train
 
 EVERYTHING = {  # what a resumed run depends on, all at once
@@ -231,6 +231,45 @@ def test_the_run_folder_has_what_it_should(tiny):
     assert "command: " in (run.folder / "environment.txt").read_text()
 
 
+def test_writers_are_told_of_each_epoch_then_of_the_saved_run_then_closed(tiny, monkeypatch):
+    monkeypatch.setattr(WRITERS, "_entries", dict(WRITERS._entries))
+    calls = []
+
+    @WRITERS.register()
+    class Notes:
+        def __init__(self, folder):
+            pass
+
+        def write(self, step, values):
+            calls.append(step)
+
+        def finish(self, run):
+            calls.append(run.predictions.accuracy)
+
+        def close(self):
+            calls.append("closed")
+
+    config = load_config(tiny, {"WRITERS": [{"NAME": "Notes"}]})
+    run = train(config)
+    assert calls == [1, 2, run.predictions.accuracy, "closed"]
+    restore = interrupt_in_epoch(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    restore()
+    assert calls[4:] == [1, "closed"]
+
+
+def test_a_trained_run_does_not_read_its_images_again(tiny, monkeypatch):
+    run = train(load_config(tiny))
+    again = Run(run.folder)
+    theirs = [again.loaders.test.take(range(8)), again.loaders.train.first_batch()]
+    monkeypatch.setattr("cvkit.experiment.build_data", lambda config: pytest.fail("read again"))
+    ours = [run.loaders.test.take(range(8)), run.loaders.train.first_batch()]
+    assert all(torch.equal(part, other) for batch, same in zip(ours, theirs)
+               for part, other in zip(batch, same))
+    assert run.visualize("misclassified").caption == again.visualize("misclassified").caption
+
+
 def test_the_log_says_what_tells_runs_apart(tiny):
     run = train(load_config(tiny, {"TRAIN.EMA": 0.9, "SEED": 3, "TRAIN.EPOCHS": 1,
                                    "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.2},
@@ -307,9 +346,10 @@ def test_a_run_interrupted_at_its_very_end_gets_its_predictions(tiny, monkeypatc
 
 
 def test_a_finished_run_is_left_as_it_is(tiny, capsys):
-    run = train(load_config(tiny))
+    config = load_config(tiny, {"WRITERS": [{"NAME": "tensorboard"}]})
+    run = train(config)
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    assert train(load_config(tiny), resume=True).folder == run.folder
+    assert train(config, resume=True).folder == run.folder
     assert "is finished: 2 epochs" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
