@@ -186,7 +186,7 @@ class Run(Experiment):
     def hyperparameters(self) -> dict[str, bool | int | float | str]:
         """The config by dotted key, without what says where it ran; nodes and lists in words."""
         return {key: value if isinstance(value, (bool, int, float)) else in_words(value)
-                for key, value in self.config.flat().items() if key not in MAY_CHANGE}
+                for key, value in self.config.flat().items() if not key.startswith(MAY_CHANGE)}
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

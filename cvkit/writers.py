@@ -85,12 +85,13 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._pictures, self._graph = pictures, graph
-        epochs = read_metrics(Path(folder))
-        if epochs:
-            _drop_end(Path(folder), set().union(*epochs))
-        # A mark: TensorBoard hides what it has read of this epoch and later ones. It takes a run's
-        # first mark for its beginning, so a new run needs one as well.
-        self._writer = SummaryWriter(folder, purge_step=epochs[-1]["epoch"] + 1 if epochs else 1)
+        # A resumed run is written anew, or what it had written after the epoch that it goes on
+        # from, and its earlier end, would be shown as well.
+        for path in Path(folder).glob("events.out.tfevents.*"):
+            path.unlink()
+        self._writer = SummaryWriter(folder)
+        for values in read_metrics(Path(folder)):
+            self.write(values["epoch"], values)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -165,24 +166,3 @@ class TensorBoard:
             reason = str(error).strip().split("\n")[0]
             print(f"TensorBoard has no graph: the model cannot be traced, "
                   f"{type(error).__name__}: {reason[:200]}")
-
-
-def _drop_end(folder: Path, names: set[str]) -> None:
-    """Keep only these scalars of a run that goes on; what its end added comes anew.
-
-    TensorBoard would keep the first hyperparameters that it reads.
-    """
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    for path in folder.glob("events.out.tfevents.*"):
-        part = folder / "events.part"
-        with part.open("wb") as file:
-            records = RecordWriter(file)
-            for event in LegacyEventFileLoader(str(path)).Load():
-                kind = event.WhichOneof("what")
-                is_kept = (all(value.tag in names for value in event.summary.value)
-                           if kind == "summary" else kind in ("file_version", "session_log"))
-                if is_kept:
-                    records.write(event.SerializeToString())
-        part.replace(path)
