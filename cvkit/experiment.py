@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 # What a visualizer that asks for a fact needs, in words.
-_NEEDS = {"compared": "two or more runs", "run": "one finished run", "runs": "a finished run",
+_NEEDS = {"compared": "two or more runs", "range_test": "a run with SCHEDULER.max_lr find",
+          "run": "one finished run", "runs": "a finished run",
           "predictions": "one finished run", "model": "one run or config",
           "loaders": "one run or config", "data": "a run or config", "config": "one run or config"}
 

@@ -436,7 +436,8 @@ METRICS = Registry("metric", "cvkit.metrics", offers=("classes", "num_classes"),
                    reserved=("classes",))
 WRITERS = Registry("writer", "cvkit.writers", offers=("folder", "config"),
                    reserved=("folder", "config"))
-_SHOWN = ("compared", "run", "runs", "predictions", "model", "loaders", "data", "config")
+_SHOWN = ("compared", "range_test", "run", "runs", "predictions", "model", "loaders", "data",
+          "config")
 VISUALIZERS = Registry("visualizer", "cvkit.visualizers", offers=_SHOWN, reserved=_SHOWN)
 
 

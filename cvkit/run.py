@@ -24,6 +24,7 @@ from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
 from cvkit.errors import CheckpointError, ConfigError, RunError, suggest
 from cvkit.experiment import Experiment, Subject
+from cvkit.lr_finder import RangeTest
 from cvkit.metrics import is_lower_better
 from cvkit.models import count_parameters
 from cvkit.registry import NAME
@@ -32,6 +33,8 @@ from cvkit.writers import read_metrics
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
               "DATA.WORKERS", "DATA.DATASET.root", "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE")
+
+_RANGE_TEST = "lr_finder.json"
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,6 +129,7 @@ class Run(Experiment):
         folder: `config.yaml, train.log, metrics.jsonl, environment.txt, predictions.npz,
             checkpoints/, visuals/`.
         config: the resolved config, frozen.
+        range_test: how the learning rate was found; only where `max_lr: find` asked for it.
     """
 
     what, instead = "one run", "Name them: --run A B"
@@ -147,6 +151,8 @@ class Run(Experiment):
         if fixed:
             raise ConfigError(f"{fixed[0]} cannot be changed in a run that was trained",
                               hint=f"What can be: {', '.join(MAY_CHANGE)}.")
+        if (self.folder / _RANGE_TEST).is_file():
+            self.range_test = RangeTest.load(self.folder / _RANGE_TEST)
 
     def __repr__(self) -> str:
         return f"<Run {self.folder}>"
@@ -176,6 +182,11 @@ class Run(Experiment):
             raise RunError(f"cannot write a run folder into {parent}: {error.strerror}",
                            hint="Choose another place with OUTPUT_DIR.") from None
         return cls(folder)
+
+    def keep_range_test(self, found: RangeTest) -> None:
+        """Note how the learning rate was found."""
+        self.range_test = found
+        found.save(self.folder / _RANGE_TEST)
 
     def set_config(self, config: Config) -> None:
         """Note what a resumed run goes on with (more epochs, another device)."""

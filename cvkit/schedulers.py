@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import lr_scheduler
 
+from cvkit.config import Config
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME, SCHEDULERS, where_in
 
@@ -17,6 +18,49 @@ SCHEDULERS.add_library("torch.optim.lr_scheduler", lambda: {
     name: entry for name, entry in vars(lr_scheduler).items()
     if inspect.isclass(entry) and issubclass(entry, lr_scheduler.LRScheduler)
     and not name.startswith("_") and name != "LRScheduler"})
+
+Rate = float | list[float] | Literal["find"]
+
+
+@SCHEDULERS.register()
+def OneCycleLR(optimizer, max_lr: Rate, **arguments) -> lr_scheduler.OneCycleLR:
+    """Raise the rate to `max_lr` and anneal it (Smith & Topin, 2017), a step per batch; torch's.
+
+    Its length is the training's.
+
+    Args:
+        max_lr: the peak; the optimizer's lr by default. "find" looks for it before training, see
+            `cvkit.lr_finder`.
+        pct_start: part of the training up to the peak, 0.3 by default.
+        final_div_factor: the last rate is the first one divided by this; 1 ends where it began.
+    """
+    return lr_scheduler.OneCycleLR(optimizer, max_lr, **arguments)
+
+
+@SCHEDULERS.register()
+def CyclicLR(optimizer, base_lr: float | list[float], max_lr: Rate,
+             **arguments) -> lr_scheduler.CyclicLR:
+    """Move the rate between `base_lr` and `max_lr` (Smith, 2015), a step per batch; torch's.
+
+    Args:
+        max_lr: "find" looks for it before training, see `cvkit.lr_finder`.
+    """
+    return lr_scheduler.CyclicLR(optimizer, base_lr, max_lr, **arguments)
+
+
+def is_to_find(config: Config) -> bool:
+    """Tell whether the scheduler's rate is to be looked for."""
+    return config.SCHEDULER is not None and config.SCHEDULER.get("max_lr") == "find"
+
+
+def with_rate(config: Config, rate: float) -> Config:
+    """Return the config with a rate in place of `max_lr: find`."""
+    config = config.clone()
+    config.defrost()
+    config.SCHEDULER.max_lr = rate
+    config.freeze()
+    return config
+
 
 # When a scheduler is stepped: "batch" after each optimizer step, "epoch" after each epoch,
 # "metric" after each epoch with the monitored loss or accuracy. Your own class says so in

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import itertools
 import math
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +26,14 @@ from cvkit.experiment import Experiment
 from cvkit.hardware import autocast, describe, environment, seed_everything
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss
+from cvkit.lr_finder import RULE, RangeTest, range_test
 from cvkit.metrics import Accuracy, Mean, is_lower_better
 from cvkit.models import count_parameters
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import SCHEDULERS, WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
 from cvkit.run import MAY_CHANGE, Predictions, Run, duration, open_run, test_line
-from cvkit.schedulers import build_schedule
+from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
 from cvkit.writers import JsonLines
 
 _RATES_PER_EPOCH = 100  # at most so many learning rates of an epoch are noted
@@ -73,11 +78,8 @@ class Trainer:
         self.loss = build_loss(config.LOSS, len(self.classes),
                                takes_shares=bool(self.loaders.train.pipeline.mixing))
         self.loss.to(self.device)
-        self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
-                                         config.TRAIN.DECAY_NORM_AND_BIAS)
         self.steps_per_epoch = math.ceil(len(self.loaders.train) / config.TRAIN.ACCUMULATE)
-        self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
-                                       self.steps_per_epoch, config.TRAIN.WARMUP_EPOCHS)
+        self._build_optimizer_and_schedule()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.ema = EMA(self.model, config.TRAIN.EMA) if config.TRAIN.EMA > 0 else None
         self.epoch = 0  # finished ones
@@ -86,6 +88,58 @@ class Trainer:
         self._check_monitor()
         self.requirements = check_requirements(config, parts)
         enforce(self.requirements, config)
+
+    def _build_optimizer_and_schedule(self) -> None:
+        config = self.config
+        self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
+                                         config.TRAIN.DECAY_NORM_AND_BIAS)
+        if is_to_find(config):  # until it is found, when training begins
+            config = with_rate(config, config.OPTIMIZER.lr)
+        self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
+                                       self.steps_per_epoch, config.TRAIN.WARMUP_EPOCHS)
+
+    def find_lr(self, lowest: float = 1e-5, highest: float = 10.0, steps: int = 100) -> RangeTest:
+        """Look for a learning rate: train a copy of the model for some steps at rising rates.
+
+        Model, optimizer and random numbers are left as they were.
+
+        Args:
+            lowest, highest: the first and the last rate, with equal factors between.
+            steps: of the optimizer.
+
+        Raises:
+            RunError: the loss does not fall at any of the rates.
+        """
+        twin = copy.copy(self)
+        twin.model, twin.ema = copy.deepcopy(self.model), None
+        twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
+                                         self.config.TRAIN.DECAY_NORM_AND_BIAS)
+        twin.schedule = Schedule(twin.optimizer)
+        twin.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        twin.model.train()
+        accumulate = self.config.TRAIN.ACCUMULATE
+        progress = Progress("Finding the learning rate", steps, self.log.is_live)
+
+        def batches() -> Iterator[Batch]:
+            for epoch in itertools.count():
+                self.loaders.train.set_epoch(epoch)
+                yield from self.loaders.train
+
+        def step(rate: float) -> float:
+            for group in twin.optimizer.param_groups:
+                group["lr"] = rate
+            losses = [float(twin.train_step(next(source), 1 / accumulate, number == accumulate)[0])
+                      for number in range(1, accumulate + 1)]
+            progress.step()
+            return sum(losses) / accumulate
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), contextlib.closing(batches()) as source:
+            seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
+            try:
+                return range_test(step, lowest, highest, steps)
+            finally:
+                progress.close()
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -118,7 +172,15 @@ class Trainer:
                 return run
             run.set_config(self.config)
         self._log_beginning(run)
+        found = None
+        if is_to_find(self.config):
+            found = self.find_lr()
+            self.config = with_rate(self.config, found.suggestion)
+            self._build_optimizer_and_schedule()
+            self.log.both(f"found      max_lr {found.suggestion:g}: {RULE}")
         run = run or Run.create(self.config, environment(self.device))
+        if found is not None:
+            run.keep_range_test(found)
         self.log.attach(run.folder)
         self.log.show(f"run        {run.folder}")
         writers = [JsonLines(str(run.folder))]
@@ -300,6 +362,10 @@ class Trainer:
     def _load(self, run: Run) -> None:
         """Take up a run where its last.pt left it."""
         checkpoint = run.checkpoint("last")
+        scheduler = run.config.SCHEDULER
+        if is_to_find(self.config) and scheduler is not None and "max_lr" in scheduler:
+            self.config = with_rate(self.config, scheduler.max_lr)  # found when the run began
+            self._build_optimizer_and_schedule()
         self._refuse_changes(run)
         if list(self.classes) != checkpoint.classes:
             raise CheckpointError(f"{run.folder} was trained on other classes: "
@@ -383,6 +449,8 @@ class Trainer:
         words = f"{optimizer.NAME} lr {optimizer.lr:g}"
         if scheduler is None:
             return f"{words}, constant"
+        if is_to_find(self.config):
+            return f"{optimizer.NAME}, {scheduler.NAME} up to a rate to be found"
         if scheduler.get("max_lr", optimizer.lr) != optimizer.lr:
             return f"{optimizer.NAME}, {scheduler.NAME} up to {scheduler.max_lr} (not OPTIMIZER.lr)"
         return f"{words}, {scheduler.NAME}"

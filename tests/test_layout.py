@@ -13,12 +13,14 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"errors", "registry", "config", "distributed"},
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
      "hardware", "log"},
-    {"checkpoint", "experiment", "run", "evaluation", "requirements"},
+    {"checkpoint", "experiment", "run", "evaluation", "requirements",
+     "lr_finder"},
     {"trainer", "visualizers"},
 ]
 WITHIN = {("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
-          ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run")}
+          ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run"),
+          ("run", "lr_finder")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 
 

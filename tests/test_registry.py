@@ -33,15 +33,16 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     MODELS: ["resnet18", "resnet34", "resnet9", "vit"],
     LOSSES: [],
     OPTIMIZERS: [],
-    SCHEDULERS: [],
+    SCHEDULERS: ["CyclicLR", "OneCycleLR"],
     METRICS: ["Accuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "tensorboard"],
     VISUALIZERS: ["architecture", "augmentations", "cam", "cam_matrix", "confusion", "curves",
-                  "dataset", "disagreements", "misclassified", "samples", "summary"],
+                  "dataset", "disagreements", "lr_finder", "misclassified", "samples",
+                  "summary"],
 }
 LIBRARIES = {  # how many names each library lends at least, and one of them
     TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"),
-    LOSSES: (20, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (14, "OneCycleLR")}
+    LOSSES: (20, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (13, "StepLR")}
 
 
 @pytest.fixture

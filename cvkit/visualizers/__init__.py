@@ -10,6 +10,7 @@ from cvkit.visualizers import (  # noqa: F401  each registers its own
     curves,
     dataset,
     disagreements,
+    lr_finder,
     misclassified,
     samples,
     summary,

@@ -1,0 +1,90 @@
+"""The learning rate range test (Smith, 2015, "Cyclical Learning Rates for Training …").
+
+The rate rises exponentially over a short training while the loss is noted: it falls, reaches a
+lowest point, and then rises or is no longer finite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cvkit.errors import RunError
+
+RULE = "half the rate at which the averaged loss is lowest"
+_REACH = 3  # steps on either side that a loss is averaged with
+_DIVERGED = 4.0  # times the lowest loss, three times in a row: no use to go on
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test found.
+
+    Attributes:
+        rates: of each step, rising.
+        losses: of each step, before its change of the weights.
+        smoothed: each averaged with the three before and after it.
+        suggestion: a learning rate, by `RULE`.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps({**asdict(self), "rule": RULE}) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> RangeTest:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{name: content[name] for name in cls.__dataclass_fields__})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is damaged: {error}", hint="Remove it.") from None
+
+
+def range_test(step: Callable[[float], float], lowest: float, highest: float,
+               steps: int) -> RangeTest:
+    """Run a range test.
+
+    Args:
+        step: trains once at the given rate and returns the loss before that.
+        lowest, highest: the first and the last rate.
+        steps: how many; fewer are made if the loss diverges.
+
+    Raises:
+        ValueError: the rates do not rise, or steps is below 20.
+        RunError: the loss did not fall, so there is nothing to suggest.
+    """
+    if not 0 < lowest < highest:
+        raise ValueError(f"rates rise from above 0, not from {lowest:g} to {highest:g}")
+    if steps < 20:
+        raise ValueError(f"steps is 20 or more, not {steps}")
+    rates: list[float] = []
+    losses: list[float] = []
+    for number in range(steps):
+        rate = lowest * (highest / lowest) ** (number / (steps - 1))
+        loss = step(rate)
+        if not math.isfinite(loss):
+            break
+        rates.append(rate)
+        losses.append(loss)
+        if min(losses[-3:]) > _DIVERGED * min(losses):
+            break
+    windows = [losses[max(0, place - _REACH):place + _REACH + 1] for place in range(len(losses))]
+    smoothed = [sum(window) / len(window) for window in windows]
+    best = smoothed.index(min(smoothed)) if smoothed else 0
+    if best < 5:
+        raise RunError(f"the loss does not fall at any rate from {lowest:g} to {highest:g}",
+                       hint="Begin lower, or look at the data with tools/visualize.py --samples.")
+    return RangeTest(rates, losses, smoothed, float(f"{rates[best] / 2:.3g}"))

@@ -1,0 +1,164 @@
+"""The range test: on a loss whose best rate is known, and on a training that it must not touch."""
+
+import json
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from cvkit.config import load_config
+from cvkit.errors import ConfigError, RunError
+from cvkit.experiment import Experiment
+from cvkit.lr_finder import RangeTest, range_test
+from cvkit.run import open_run
+from cvkit.schedulers import is_to_find
+from cvkit.trainer import Trainer, train
+
+FIND = {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}, "OPTIMIZER.lr": 0.05}
+
+
+def parabola(curvature):
+    """Gradient descent on curvature/2 × (weight − 1)², which diverges above 2 / curvature."""
+    weight = [0.0]
+
+    def step(rate):
+        loss = curvature / 2 * (weight[0] - 1) ** 2 + 0.5
+        weight[0] -= rate * curvature * (weight[0] - 1)
+        return loss
+
+    return step
+
+
+@pytest.mark.parametrize("curvature", [0.5, 5.0, 50.0])
+def test_the_suggestion_lies_below_where_the_loss_begins_to_grow(curvature):
+    found = range_test(parabola(curvature), 1e-5, 1000.0, 200)
+    best = found.rates[int(np.argmin(found.smoothed))]
+    assert found.suggestion == pytest.approx(best / 2, rel=0.01)
+    assert 0.05 / curvature < found.suggestion < 2 / curvature
+    assert len(found.rates) == len(found.losses) == len(found.smoothed) < 200  # it diverged
+    steps = np.diff(np.log(found.rates))
+    assert found.rates[0] == pytest.approx(1e-5) and np.allclose(steps, steps[0])
+    assert found.smoothed[10] == pytest.approx(np.mean(found.losses[7:14]))
+
+
+@pytest.mark.parametrize("step, problem", [(lambda rate: 1.0 + rate, "the loss does not fall at any rate"),
+                                           (lambda rate: float("nan"), "the loss does not fall")])
+def test_no_suggestion_without_a_loss_that_falls(step, problem):
+    with pytest.raises(RunError, match=problem):
+        range_test(step, 1e-5, 10.0, 100)
+
+
+@pytest.mark.parametrize("lowest, highest, steps, problem", [
+    (0.0, 1.0, 100, "rates rise from above 0"), (1.0, 0.1, 100, "not from 1 to 0.1"),
+    (0.1, 1.0, 5, "steps is 20 or more, not 5")])
+def test_wrong_arguments(lowest, highest, steps, problem):
+    with pytest.raises(ValueError, match=problem):
+        range_test(parabola(1.0), lowest, highest, steps)
+
+
+def test_a_training_goes_on_as_if_nothing_had_been_looked_for(tiny):
+    config = load_config(tiny, {"MODEL": {"NAME": "vit", "width": 64, "depth": 1, "dropout": 0.1},
+                                "TRAIN.EMA": 0.9, "OPTIMIZER": {"NAME": "AdamW", "lr": 1e-3}})
+    weights = {}
+    for looks in (False, True):
+        trainer = Trainer(config)
+        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        torch.manual_seed(3)
+        if looks:
+            found = trainer.find_lr(highest=1.0, steps=80)
+            assert 1e-5 < found.suggestion < 10
+        drawn = torch.rand(3)
+        for name, value in trainer.model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        assert trainer.optimizer.state_dict()["state"] == {} and trainer.schedule.steps == 0
+        assert trainer.optimizer.param_groups[0]["lr"] == 1e-3
+        assert all(parameter.grad is None for parameter in trainer.model.parameters())
+        run = trainer.train()
+        weights[looks] = {**run.checkpoint().model, "drawn": drawn}
+    for name, value in weights[True].items():
+        assert torch.equal(value, weights[False][name]), name
+
+
+def test_a_schedule_s_rate_is_found_used_and_recorded(tiny):
+    config = load_config(tiny, FIND)
+    expected = Trainer(config).find_lr()
+    run = train(config)
+    assert run.range_test == expected == RangeTest.load(run.folder / "lr_finder.json")
+    assert "rule" in json.loads((run.folder / "lr_finder.json").read_text())
+    assert open_run().config.SCHEDULER.max_lr == expected.suggestion
+    rates = [rate for epoch in run.metrics for _, rate in epoch["rates"]]
+    assert max(rates) == pytest.approx(expected.suggestion, rel=0.1)
+    log = (run.folder / "train.log").read_text()
+    assert f"found      max_lr {expected.suggestion:g}: half the rate" in log
+    assert "SGD, OneCycleLR up to a rate to be found" in log
+    again = train(load_config(run.folder / "config.yaml"))  # repeats it, without looking again
+    assert not hasattr(again, "range_test")
+    for name, weight in run.checkpoint().model.items():
+        assert torch.equal(weight, again.checkpoint().model[name]), name
+
+
+def test_a_resumed_run_keeps_the_rate_that_it_began_with(tiny):
+    whole = train(load_config(tiny, FIND))
+    trainer = Trainer(load_config(tiny, FIND))
+    trainer._is_finished = lambda: trainer.epoch >= 1
+    part = trainer.train()
+    train(load_config(tiny, FIND), resume=part.folder)
+    assert (part.folder / "train.log").read_text().count("found      max_lr") == 1
+    for name, weight in whole.checkpoint().model.items():
+        assert torch.equal(weight, part.checkpoint().model[name]), name
+
+
+def test_looking_takes_accumulation_and_other_schedulers(tiny):
+    cyclic = {"NAME": "CyclicLR", "base_lr": 1e-4, "max_lr": "find"}
+    trainer = Trainer(load_config(tiny, {"SCHEDULER": cyclic, "TRAIN.ACCUMULATE": 2}))
+    assert is_to_find(trainer.config)
+    found = trainer.find_lr(steps=25)
+    batches = trainer.loaders.train
+    batches.set_epoch(0)
+    with torch.no_grad():
+        losses = [float(trainer.loss(trainer.model(batch.images), batch.labels)) for batch in batches]
+    assert found.losses[0] == pytest.approx(np.mean(losses[:2]), abs=0.02)  # of an unchanged model
+    assert train(load_config(tiny, {"SCHEDULER": cyclic})).range_test.suggestion > 0
+
+
+def test_the_picture_shows_every_step_and_the_suggestion(run, tiny):
+    parts = Experiment(load_config(tiny))
+    parts.range_test = Trainer(parts.config).find_lr(steps=40)
+    axes = parts.visualize("lr_finder").axes[0]
+    losses, averages, suggestion, lowest = axes.lines
+    assert losses.get_xdata() == pytest.approx(parts.range_test.rates)
+    assert losses.get_ydata() == pytest.approx(parts.range_test.losses)
+    assert averages.get_ydata() == pytest.approx(parts.range_test.smoothed)
+    assert suggestion.get_xdata()[0] == parts.range_test.suggestion
+    assert lowest.get_ydata()[0] == min(parts.range_test.smoothed)
+    assert axes.get_xscale() == "log" and isinstance(axes.xaxis.get_major_formatter(),
+                                                     matplotlib.ticker.StrMethodFormatter)
+    with pytest.raises(RunError, match="lr_finder needs a run with SCHEDULER.max_lr find"):
+        run.visualize("lr_finder")
+
+
+def test_the_tool_says_and_draws_it(tiny, tool, tmp_path):
+    code, out, err = tool("find_lr.py", tiny, "--steps", "30", "OPTIMIZER", "{NAME: AdamW, lr: 1e-3}")
+    assert code == 0, err
+    found = Trainer(load_config(tiny, {"OPTIMIZER": {"NAME": "AdamW", "lr": 1e-3}})).find_lr(steps=30)
+    assert out.splitlines()[0] == "runs/tiny/visuals/lr_finder.png"
+    assert f"Suggested is {found.suggestion:g}: half the rate at which" in out
+    assert out.splitlines()[-1].startswith(f"Suggested: OPTIMIZER.lr {found.suggestion:g}")
+    table = (tmp_path / "runs/tiny/visuals/lr_finder.txt").read_text().splitlines()
+    assert len(table) == 1 + len(found.rates) and [path.name for path in (tmp_path / "runs/tiny").iterdir()] == ["visuals"]
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--steps", "3"], "steps is 20 or more, not 3"), (["--lowest", "0"], "rates rise from above 0"),
+    (["--epochs", "3"], "Did you mean TRAIN.EPOCHS?"), (["OPTIMIZER.lrr", "3"], "has no argument 'lrr'")])
+def test_what_is_wrong_is_told(tiny, tool, arguments, expected):
+    code, _, err = tool("find_lr.py", tiny, *arguments)
+    assert code == 2 and err.startswith("error: ") and expected in err
+
+
+def test_find_is_a_word_of_max_lr_alone(tiny):
+    with pytest.raises(ConfigError, match="lr of optimizer SGD takes"):
+        Trainer(load_config(tiny, {"OPTIMIZER.lr": "find"}))
+    with pytest.raises(ConfigError, match="max_lr of scheduler OneCycleLR takes"):
+        Trainer(load_config(tiny, {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "fnd"}}))

@@ -1,0 +1,44 @@
+"""Look for a learning rate: loss over rates that rise in a short training; nothing is trained.
+
+    python tools/find_lr.py configs/resnet18_cifar10.yaml
+    python tools/find_lr.py configs/resnet18_cifar10.yaml --steps 200 OPTIMIZER.NAME AdamW
+
+`SCHEDULER.max_lr find` in a config does the same before each training and uses what it finds.
+"""
+
+import argparse
+from pathlib import Path
+
+from cvkit.config import load_config, unknown_flag
+from cvkit.errors import ConfigError, run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="set keys for this run")
+    parser.add_argument("--lowest", type=float, default=1e-5, help="first rate; default 1e-5")
+    parser.add_argument("--highest", type=float, default=10.0, help="last rate; default 10")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps; default 100")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/CONFIG/visuals")
+    args, unknown = parser.parse_known_intermixed_args()
+    if unknown:
+        raise unknown_flag(unknown[0])
+    config = load_config(args.config, args.overrides)
+    from cvkit.experiment import Experiment
+    from cvkit.trainer import Trainer
+    from cvkit.visualizers import album
+
+    try:
+        found = Trainer(config).find_lr(args.lowest, args.highest, args.steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    parts = Experiment(config)
+    parts.range_test = found
+    album.save_all(parts, [{"NAME": "lr_finder"}], args.out)
+    print(f"Suggested: OPTIMIZER.lr {found.suggestion:g}, which OneCycleLR takes as its peak")
+
+
+if __name__ == "__main__":
+    run_tool(main)
