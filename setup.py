@@ -12,6 +12,7 @@ setup(
     description="A config-registry framework for image classification",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    url="https://github.com/cvkit/cvkit",
     license="MIT",
     packages=find_packages(include=["cvkit", "cvkit.*"]),
     python_requires=">=3.10",
@@ -30,5 +31,5 @@ setup(
         "tqdm>=4.64",
         "yacs>=0.1.8",
     ],
-    extras_require={"dev": ["pytest>=7.4", "ruff>=0.6"]},
+    extras_require={"dev": ["ipykernel>=6.20", "nbclient>=0.8", "pytest>=7.4", "ruff>=0.6"]},
 )

@@ -35,6 +35,7 @@ _PUBLIC = {
     "Runs": "cvkit.run",
     "open_run": "cvkit.run",
     "evaluate": "cvkit.evaluation",
+    "runs_folder": "cvkit.hardware",
     "Trainer": "cvkit.trainer",
     "train": "cvkit.trainer",
     "write_report": "cvkit.visualizers.report",

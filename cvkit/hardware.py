@@ -106,6 +106,22 @@ def describe(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
+def runs_folder(name: str = "cvkit-runs") -> str:
+    """Return an OUTPUT_DIR that outlives the machine.
+
+    On Google Colab, whose machines are taken back after some hours, that is the folder `name` of
+    your Google Drive, which is mounted (Colab asks for leave first). Elsewhere it is `runs`.
+    """
+    try:
+        from google.colab import drive
+    except ModuleNotFoundError:
+        print("Runs are kept in runs/")
+        return "runs"
+    drive.mount("/content/drive")
+    print(f"Runs are kept in Google Drive, in {name}/")
+    return f"/content/drive/MyDrive/{name}"
+
+
 def environment(device: torch.device) -> str:
     """Return what is needed to repeat a run: command, versions, hardware, commit."""
     packages = ["torch", "torchvision", "albumentations", "numpy", "opencv-python-headless",

@@ -7,6 +7,7 @@ import copy
 import itertools
 import math
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from cvkit import __version__
 from cvkit.checkpoint import Checkpoint, load_weights
@@ -32,7 +34,7 @@ from cvkit.models import count_parameters
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import SCHEDULERS, WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
-from cvkit.run import MAY_CHANGE, Predictions, Run, duration, open_run, test_line
+from cvkit.run import MAY_CHANGE, Predictions, Run, duration, find_runs, open_run, test_line
 from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
 from cvkit.writers import JsonLines
 
@@ -44,17 +46,55 @@ def train(config: Config, resume: bool | str | Path = False) -> Run:
 
     Args:
         config: from `load_config`.
-        resume: True continues the newest run of this config, a path that run.
+        resume: True continues the newest run of this config, a path that run. "auto" continues
+            the newest that was begun with the same settings, or begins one if there is none;
+            one that is finished is returned as it is.
 
     Raises:
         UserError: something in the config, the data or the run to resume is wrong, or the loss
             stopped being finite.
     """
     run = None
-    if resume:
+    if resume == "auto":
+        run = _newest_run_of(config)
+    elif resume:
         run = open_run(None if resume is True else resume, config.OUTPUT_DIR,
                        config.name if resume is True else "*")
     return Trainer(config).train(run)
+
+
+def _newest_run_of(config: Config) -> Run | None:
+    """Return the newest run that can be continued with this config, or None."""
+    for folder in reversed(find_runs(config.OUTPUT_DIR, config.name)):
+        run = Run(folder)
+        if not _changes(_as_begun(config, run), run):
+            return run
+    return None
+
+
+def _as_begun(config: Config, run: Run) -> Config:
+    """Return the config with the learning rate that was found when the run began."""
+    scheduler = run.config.SCHEDULER
+    if is_to_find(config) and scheduler is not None and "max_lr" in scheduler:
+        return with_rate(config, scheduler.max_lr)
+    return config
+
+
+def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
+    """Return the keys, with both values, by which a config would train something else than a run.
+
+    The number of epochs is none of them where the schedule does not depend on it.
+    """
+    now, then = config.flat(), run.config.flat()
+    free = (*MAY_CHANGE, "TRAIN.EARLY_STOP", *(() if _is_planned(config) else ("TRAIN.EPOCHS",)))
+    return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
+            if now.get(key) != then.get(key) and not key.startswith(free)}
+
+
+def _is_planned(config: Config) -> bool:
+    """Whether the schedule depends on the number of epochs, which then cannot change."""
+    return config.SCHEDULER is not None and any(
+        SCHEDULERS.asks_for(config.SCHEDULER, fact) for fact in ("total_steps", "epochs", "T_max"))
 
 
 class Trainer:
@@ -118,7 +158,8 @@ class Trainer:
         twin.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         twin.model.train()
         accumulate = self.config.TRAIN.ACCUMULATE
-        progress = Progress("Finding the learning rate", steps, self.log.is_live)
+        bar = tqdm(total=steps, desc="Finding the learning rate", file=sys.stdout, leave=False,
+                   disable=not self.log.is_live)
 
         def batches() -> Iterator[Batch]:
             for epoch in itertools.count():
@@ -130,7 +171,7 @@ class Trainer:
                 group["lr"] = rate
             losses = [float(twin.train_step(next(source), 1 / accumulate, number == accumulate)[0])
                       for number in range(1, accumulate + 1)]
-            progress.step()
+            bar.update()
             return sum(losses) / accumulate
 
         devices = [self.device] if self.device.type == "cuda" else []
@@ -139,7 +180,7 @@ class Trainer:
             try:
                 return range_test(step, lowest, highest, steps)
             finally:
-                progress.close()
+                bar.close()
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -209,7 +250,7 @@ class Trainer:
     def _say_finished(self, run: Run) -> None:
         if self.epoch < self.config.TRAIN.EPOCHS:
             longer = f"raise TRAIN.EARLY_STOP, which ended it at {self.config.TRAIN.EARLY_STOP}"
-        elif self._is_planned():
+        elif _is_planned(self.config):
             longer = (f"start a new run: {self.config.SCHEDULER.NAME} planned this one for "
                       "its number of epochs")
         else:
@@ -362,9 +403,8 @@ class Trainer:
     def _load(self, run: Run) -> None:
         """Take up a run where its last.pt left it."""
         checkpoint = run.checkpoint("last")
-        scheduler = run.config.SCHEDULER
-        if is_to_find(self.config) and scheduler is not None and "max_lr" in scheduler:
-            self.config = with_rate(self.config, scheduler.max_lr)  # found when the run began
+        if is_to_find(self.config):
+            self.config = _as_begun(self.config, run)
             self._build_optimizer_and_schedule()
         self._refuse_changes(run)
         if list(self.classes) != checkpoint.classes:
@@ -387,13 +427,9 @@ class Trainer:
 
     def _refuse_changes(self, run: Run) -> None:
         """Refuse to go on with a config that would have trained something else."""
-        now, then = self.config.flat(), run.config.flat()
-        free = [*MAY_CHANGE, "TRAIN.EARLY_STOP", *([] if self._is_planned() else ["TRAIN.EPOCHS"])]
-        changed = [key for key in {**then, **now}
-                   if now.get(key) != then.get(key) and not key.startswith(tuple(free))]
+        changed = _changes(self.config, run)
         if changed:
-            lines = [f"{key}: {then.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
-                     for key in changed]
+            lines = [f"{key}: {then} in the run, {now} now" for key, (then, now) in changed.items()]
             if "TRAIN.EPOCHS" in changed:
                 lines.append(f"{self.config.SCHEDULER.NAME} was planned for the old number")
             raise RunError(f"{run.folder} cannot be resumed with another config: "
@@ -401,12 +437,6 @@ class Trainer:
                            hint=f"Resume with the run's own, python tools/train.py "
                                 f"{run.folder / 'config.yaml'} --resume {run.folder}, or start a "
                                 "new run without --resume.")
-
-    def _is_planned(self) -> bool:
-        """Whether the schedule depends on the number of epochs, which then cannot change."""
-        scheduler = self.config.SCHEDULER
-        return scheduler is not None and any(
-            SCHEDULERS.asks_for(scheduler, fact) for fact in ("total_steps", "epochs", "T_max"))
 
     # -- beginning and end ---------------------------------------------------------------
 

@@ -1,3 +1,6 @@
+import sys
+import types
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from cvkit.hardware import (
     choose_precision,
     environment,
     public_url,
+    runs_folder,
     seed_everything,
 )
 
@@ -90,3 +94,14 @@ def test_channels_last_is_chosen_where_it_is_wanted_and_safe():
     "https://github.com/me/course", "https://me:ghp_token@github.com/me/course.git"])
 def test_a_remote_is_an_address_without_secrets(remote):
     assert public_url(remote) == "https://github.com/me/course"
+
+
+def test_runs_are_kept_in_google_drive_on_colab_and_here_elsewhere(monkeypatch, capsys):
+    assert runs_folder() == "runs" and "runs/" in capsys.readouterr().out
+    mounted = []
+    colab = types.ModuleType("google.colab")
+    colab.drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setitem(sys.modules, "google", sys.modules.get("google", types.ModuleType("google")))
+    assert runs_folder("mine") == "/content/drive/MyDrive/mine"
+    assert mounted == ["/content/drive"] and "Google Drive, in mine/" in capsys.readouterr().out

@@ -28,7 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; see configs/")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="set keys for this run")
     parser.add_argument("--resume", metavar="RUN", help="continue RUN, a run folder; without RUN, "
-                                                        "the newest run of this config")
+                        "the newest of this config; auto: that or, if there is none, a new one")
     parser.add_argument("--check", action="store_true", help="try one batch, write nothing")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved config and where each value was set")
