@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from cvkit.data.images import (
+    ImageData,
     ImageFiles,
     ImageSet,
     balanced_subset,
@@ -146,3 +147,13 @@ def test_a_split_is_measured_by_its_own_images(tmp_path, as_files):
         assert np.allclose(facts["mean"], part.mean((0, 1, 2)))
         assert np.allclose(facts["std"], part.std((0, 1, 2)))
         assert facts["sizes"] == {"4x5": len(places)}
+
+
+def test_what_a_data_set_declares_becomes_plain_values():
+    """Checkpoints hold what it declares, and load nothing but plain values."""
+    split = ImageSet.of(np.zeros((2, 4, 4, 1), np.uint8), [0, 1])
+    data = ImageData([np.str_("a"), "b"], split, split, 1, [np.int64(4), 4], np.array([0.5]), [np.float32(0.25)])
+    assert data.classes == ("a", "b") and data.image_size == (4, 4)
+    assert data.mean == (0.5,) and data.std == (0.25,)
+    for value in (*data.classes, *data.image_size, *data.mean, *data.std):
+        assert type(value) in (str, int, float)

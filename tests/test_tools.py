@@ -254,3 +254,9 @@ def test_ctrl_c_ends_without_a_traceback_and_says_how_to_go_on(tiny):
     assert process.returncode == 130 and "Traceback" not in err
     assert re.search(r"Interrupted after epoch \d+\. Go on: python tools/train\.py runs/tiny/\S+"
                      r"config\.yaml --resume runs/tiny/\S+", out)
+
+
+def test_a_run_named_alone_is_resumed_with_keys_after_it(run, tool):
+    code, out, err = tool("train.py", "--resume", run.folder, "TRAIN.EPOCHS", "3", "DATA.WORKERS", "0")
+    assert code == 0 and len(run.metrics) == 3, err
+    assert f"resumed    {run.folder} after epoch 2" in out

@@ -22,9 +22,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             arguments[place] = "--resume="
         elif re.match(r"-[\d.]", word):
             arguments[place] = f" {word}"  # a value, -1e-3, that argparse takes for a flag
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; see configs/")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="set keys for this run")
     parser.add_argument("--resume", metavar="RUN", help="continue RUN, a run folder; without RUN, "
@@ -35,7 +34,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     args, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise unknown_flag(unknown[0])
-    if not args.config and args.resume:
+    if args.resume and not (args.config or "").endswith((".yaml", ".yml")):
+        args.overrides[:0] = [args.config] if args.config else []
         args.config = str(Path(args.resume, "config.yaml"))
     elif not args.config:
         parser.error("CONFIG is missing, a YAML file such as configs/resnet18_digits.yaml")

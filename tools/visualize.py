@@ -5,7 +5,7 @@
     python tools/visualize.py configs/resnet18_digits.yaml --dataset --samples
 
 pictures (--list shows the flags of each, such as --cam-method LayerCAM):
-  --curves  --confusion  --misclassified [N]  --cam [N]  --cam-matrix [N]
+  --curves  --lr-finder  --confusion  --misclassified [N]  --cam [N]  --cam-matrix [N]
   --samples [N]  --augmentations [N]  --dataset  --summary  --architecture  --disagreements [N]
 """
 

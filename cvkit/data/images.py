@@ -124,6 +124,13 @@ class ImageData:
     std: tuple[float, ...]
     val: ImageSet | None = None
 
+    def __post_init__(self) -> None:
+        # Checkpoints hold plain values only, and NumPy's scalars are none.
+        for name, kind in (("classes", str), ("mean", float), ("std", float), ("image_size", int)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(map(kind, value)))
+
     @property
     def monitored(self) -> str:
         """The split that best.pt, early stopping and the plateau schedule follow."""

@@ -1,0 +1,117 @@
+"""The pages in docs/: their files are written, their commands run, their output is what they say."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from conftest import ROOT, paint
+from PIL import Image
+
+from cvkit.config import SCHEMA
+from cvkit.registry import REGISTRIES
+from cvkit.requirements import FACTS
+
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "README.md")
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+# Appended to what trains, unless the page sets them: fewer images and epochs.
+SMALL = {"DATA.LIMIT": "60", "TRAIN.EPOCHS": "2", "DATA.BATCH_SIZE": "16"}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A folder as a user has it: a clone, own images, and registries that forget what is added."""
+    (tmp_path / "configs").mkdir()
+    for path in (ROOT / "configs").iterdir():
+        (tmp_path / "configs" / path.name).symlink_to(path)
+    random = np.random.default_rng(0)
+    paint(tmp_path / "my_images", "train", 12, random)
+    paint(tmp_path / "my_images", "test", 8, random)
+    for name in ("ants", "bees"):
+        (tmp_path / "mixed_images" / name).mkdir(parents=True)
+        for size in range(32, 40):
+            Image.radial_gradient("L").resize((size, 32)).save(tmp_path / "mixed_images" / name / f"{size}.png")
+    for registry in REGISTRIES.values():
+        assert registry.own is not None  # filled, before what it holds is put aside
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    return tmp_path
+
+
+def smaller(words):
+    """Return the words of a command that trains, with fewer images and epochs."""
+    if words[0] not in ("tools/train.py", "tools/find_lr.py"):
+        return words
+    config = next((word for word in words if word.endswith(".yaml")), "")
+    added = dict(SMALL)
+    if "cifar" in config and "DATA.DATASET" not in words:
+        added["DATA.DATASET"] = "{NAME: ImageFolder, root: my_images}"
+        added["MODEL.width"] = "16"
+    return [*words, *(word for key, value in added.items() if key not in words for word in (key, value))]
+
+
+def run_folders(command, clone):
+    """Put the names of run folders in the place of <first> and <second>."""
+    def name(match):
+        runs = sorted(path.name for path in (clone / match.group(1)).iterdir() if (path / "checkpoints").is_dir())
+        return f"{match.group(1)}/{runs[match.group(2) == 'second']}"
+
+    return re.sub(r"(runs/\w+)/<(first|second)>", name, command)
+
+
+def test_every_task_has_its_page_and_the_index_names_all():
+    assert [path.stem for path in PAGES] == [
+        "add_a_dataset", "add_a_model", "add_a_transform", "add_a_visualizer", "first_run",
+        "own_images", "resume_on_colab", "several_gpus", "troubleshooting", "write_a_config"]
+    index = (DOCS / "README.md").read_text()
+    assert set(re.findall(r"\((\w+\.md)\)", index)) == {path.name for path in PAGES}
+
+
+@pytest.mark.parametrize("path", [*PAGES, DOCS / "README.md"], ids=lambda path: path.stem)
+def test_links_lead_somewhere_and_names_exist(path):
+    text = path.read_text()
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("https://") or (DOCS / link).exists(), link
+    for name in re.findall(r"\b(?:tools|notebooks|cvkit)/[\w/]+\.(?:py|ipynb)\b", text):
+        assert (ROOT / name).is_file(), name
+    for group, key in re.findall(r"\b(DATA|TRAIN)\.([A-Z_]+)\b", text):
+        assert key in SCHEMA[group], f"{group}.{key}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_files_commands_and_output_are_as_the_page_says(path, clone, tool):
+    output, commands, namespace = "", 0, {}
+    failing = path.stem == "troubleshooting"  # its commands are mistakes
+    for kind, content in BLOCK.findall(path.read_text()):
+        first = content.split("\n", 1)[0]
+        if kind in ("python", "yaml") and re.match(r"# [\w/]+\.(py|yaml)$", first):
+            target = clone / first.removeprefix("# ")
+            target.write_text(content)
+        elif kind == "python":
+            exec(compile(content.replace("config = cvkit.load_config(\"configs/resnet18_digits.yaml\", {",
+                                         'config = cvkit.load_config("configs/resnet18_digits.yaml", {"DATA.LIMIT": 60, "TRAIN.EPOCHS": 2, '),
+                         str(path), "exec"), namespace)
+        elif kind == "bash":
+            for command in content.strip().split("\n"):
+                words = shlex.split(run_folders(command, clone))
+                assert words[0] == "python" and words[1].startswith("tools/"), command
+                code, out, err = tool(words[1].removeprefix("tools/"), *smaller(words[1:])[1:])
+                output, commands = out + err, commands + 1
+                if failing:
+                    assert code in (0, 2) and "Traceback" not in output, command
+                else:
+                    assert code == 0, f"{command}\n{err}"
+            if failing:
+                assert code == 2, command
+        elif kind == "text" and commands and "python tools" not in content and "my_images" not in content:
+            for line in content.strip().split("\n"):
+                assert line in output, f"{line!r} after\n{output}"
+        elif kind == "yaml":
+            raise AssertionError(f"a config without a name in {path.name}")
+    assert commands >= 2
+
+
+def test_the_page_on_configs_names_every_fact_that_can_be_required():
+    text = (DOCS / "write_a_config.md").read_text()
+    assert all(re.search(rf"\b{name}: ", text) for name in FACTS)
