@@ -25,6 +25,7 @@ _NEEDS = {"compared": "two or more runs", "range_test": "a run with SCHEDULER.ma
           "run": "one finished run", "runs": "a finished run",
           "predictions": "one finished run", "model": "one run or config",
           "loaders": "one run or config", "data": "a run or config", "config": "one run or config"}
+_INSTEAD = {_NEEDS["range_test"]: "Without training: python tools/find_lr.py CONFIG."}
 
 
 class Subject:
@@ -53,7 +54,8 @@ class Subject:
         VISUALIZERS.check(node)
         needed = self.lacks(node)
         if needed:
-            raise RunError(f"{node[NAME]} needs {needed}; this is {self.what}", hint=self.instead)
+            raise RunError(f"{node[NAME]} needs {needed}; this is {self.what}",
+                           hint=_INSTEAD.get(needed, self.instead))
         facts = [fact for fact in VISUALIZERS.offers if VISUALIZERS.asks_for(node, fact)]
         return VISUALIZERS.build(node, **{fact: getattr(self, fact) for fact in facts})
 

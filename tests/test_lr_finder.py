@@ -14,6 +14,7 @@ from cvkit.lr_finder import RangeTest, range_test
 from cvkit.run import open_run
 from cvkit.schedulers import is_to_find
 from cvkit.trainer import Trainer, train
+from cvkit.visualizers.report import write_report
 
 FIND = {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}, "OPTIMIZER.lr": 0.05}
 
@@ -92,6 +93,8 @@ def test_a_schedule_s_rate_is_found_used_and_recorded(tiny):
     log = (run.folder / "train.log").read_text()
     assert f"found      max_lr {expected.suggestion:g}: half the rate" in log
     assert "SGD, OneCycleLR up to a rate to be found" in log
+    write_report(run, [{"NAME": "curves"}])
+    assert f"Suggested is {expected.suggestion:g}" in (run.folder / "report.html").read_text()
     again = train(load_config(run.folder / "config.yaml"))  # repeats it, without looking again
     assert not hasattr(again, "range_test")
     for name, weight in run.checkpoint().model.items():
@@ -134,7 +137,7 @@ def test_the_picture_shows_every_step_and_the_suggestion(run, tiny):
     assert lowest.get_ydata()[0] == min(parts.range_test.smoothed)
     assert axes.get_xscale() == "log" and isinstance(axes.xaxis.get_major_formatter(),
                                                      matplotlib.ticker.StrMethodFormatter)
-    with pytest.raises(RunError, match="lr_finder needs a run with SCHEDULER.max_lr find"):
+    with pytest.raises(RunError, match="lr_finder needs a run with SCHEDULER.max_lr find(.|\n)*find_lr.py"):
         run.visualize("lr_finder")
 
 

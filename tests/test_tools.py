@@ -88,7 +88,8 @@ def test_visualize_all_draws_all(tool, painted):
     code, out, err = tool("visualize.py", "--all")
     assert code == 0 and "left out: disagreements, which needs two or more runs" in out, err
     names = {path.stem for path in (painted.folder / "visuals").glob("*.png")}
-    assert names == set(VISUALIZERS.own) - {"disagreements"}
+    assert names == set(VISUALIZERS.own) - {"disagreements", "lr_finder"}
+    assert "left out: lr_finder, which needs a run with SCHEDULER.max_lr find" in out
 
 
 def test_visualize_lists_what_there_is(tool, tmp_path):

@@ -40,7 +40,7 @@ from cvkit.visualizers.pages import (
 
 # The sections with pictures, in their order; other pictures of the config follow.
 _PICTURES = {
-    "Curves": ["curves"],
+    "Curves": ["curves", "lr_finder"],
     "Misclassified images": ["misclassified"],
     "Where the model looked": ["cam", "cam_matrix"],
     "Confusion": ["confusion"],
@@ -48,8 +48,8 @@ _PICTURES = {
     "What the model receives": ["samples", "augmentations"],
     "Model": ["architecture", "summary"],
 }
-_ALWAYS = ("curves", "misclassified", "cam", "confusion", "dataset", "samples", "architecture",
-           "summary")
+_ALWAYS = ("curves", "lr_finder", "misclassified", "cam", "confusion", "dataset", "samples",
+           "architecture", "summary")
 _TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}  # folded away
 
 
@@ -106,7 +106,8 @@ def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
 
     chosen = list(nodes)
     add(run.config.VISUALIZERS, gallery_in(nodes))
-    add([{NAME: name} for name in _ALWAYS], gallery_in(chosen))
+    usual = [{NAME: name} for name in _ALWAYS]
+    add([node for node in usual if not run.lacks(node)], gallery_in(chosen))
     return chosen
 
 
