@@ -32,9 +32,10 @@ from cvkit.lr_finder import RULE, RangeTest, range_test
 from cvkit.metrics import Accuracy, Mean, is_lower_better
 from cvkit.models import count_parameters
 from cvkit.optimizers import build_optimizer
-from cvkit.registry import SCHEDULERS, WRITERS
+from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
-from cvkit.run import MAY_CHANGE, Predictions, Run, duration, find_runs, open_run, test_line
+from cvkit.resume import as_begun, is_planned, newest_run_of, refuse_changes
+from cvkit.run import Predictions, Run, duration, open_run, test_line
 from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
 from cvkit.writers import JsonLines
 
@@ -56,45 +57,12 @@ def train(config: Config, resume: bool | str | Path = False) -> Run:
     """
     run = None
     if resume == "auto":
-        run = _newest_run_of(config)
+        check_components(config)
+        run = newest_run_of(config)
     elif resume:
         run = open_run(None if resume is True else resume, config.OUTPUT_DIR,
                        config.name if resume is True else "*")
     return Trainer(config).train(run)
-
-
-def _newest_run_of(config: Config) -> Run | None:
-    """Return the newest run that can be continued with this config, or None."""
-    for folder in reversed(find_runs(config.OUTPUT_DIR, config.name)):
-        run = Run(folder)
-        if not _changes(_as_begun(config, run), run):
-            return run
-    return None
-
-
-def _as_begun(config: Config, run: Run) -> Config:
-    """Return the config with the learning rate that was found when the run began."""
-    scheduler = run.config.SCHEDULER
-    if is_to_find(config) and scheduler is not None and "max_lr" in scheduler:
-        return with_rate(config, scheduler.max_lr)
-    return config
-
-
-def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the keys, with both values, by which a config would train something else than a run.
-
-    The number of epochs is none of them where the schedule does not depend on it.
-    """
-    now, then = config.flat(), run.config.flat()
-    free = (*MAY_CHANGE, "TRAIN.EARLY_STOP", *(() if _is_planned(config) else ("TRAIN.EPOCHS",)))
-    return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
-            if now.get(key) != then.get(key) and not key.startswith(free)}
-
-
-def _is_planned(config: Config) -> bool:
-    """Whether the schedule depends on the number of epochs, which then cannot change."""
-    return config.SCHEDULER is not None and any(
-        SCHEDULERS.asks_for(config.SCHEDULER, fact) for fact in ("total_steps", "epochs", "T_max"))
 
 
 class Trainer:
@@ -250,7 +218,7 @@ class Trainer:
     def _say_finished(self, run: Run) -> None:
         if self.epoch < self.config.TRAIN.EPOCHS:
             longer = f"raise TRAIN.EARLY_STOP, which ended it at {self.config.TRAIN.EARLY_STOP}"
-        elif _is_planned(self.config):
+        elif is_planned(self.config):
             longer = (f"start a new run: {self.config.SCHEDULER.NAME} planned this one for "
                       "its number of epochs")
         else:
@@ -404,9 +372,9 @@ class Trainer:
         """Take up a run where its last.pt left it."""
         checkpoint = run.checkpoint("last")
         if is_to_find(self.config):
-            self.config = _as_begun(self.config, run)
+            self.config = as_begun(self.config, run)
             self._build_optimizer_and_schedule()
-        self._refuse_changes(run)
+        refuse_changes(self.config, run)
         if list(self.classes) != checkpoint.classes:
             raise CheckpointError(f"{run.folder} was trained on other classes: "
                                   f"{', '.join(checkpoint.classes)}")
@@ -424,19 +392,6 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best = checkpoint.epoch, state["best"]
         JsonLines.keep_epochs(run.folder, self.epoch)
-
-    def _refuse_changes(self, run: Run) -> None:
-        """Refuse to go on with a config that would have trained something else."""
-        changed = _changes(self.config, run)
-        if changed:
-            lines = [f"{key}: {then} in the run, {now} now" for key, (then, now) in changed.items()]
-            if "TRAIN.EPOCHS" in changed:
-                lines.append(f"{self.config.SCHEDULER.NAME} was planned for the old number")
-            raise RunError(f"{run.folder} cannot be resumed with another config: "
-                           + "; ".join(lines),
-                           hint=f"Resume with the run's own, python tools/train.py "
-                                f"{run.folder / 'config.yaml'} --resume {run.folder}, or start a "
-                                "new run without --resume.")
 
     # -- beginning and end ---------------------------------------------------------------
 

@@ -14,13 +14,13 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
      "hardware", "log"},
     {"checkpoint", "experiment", "run", "evaluation", "requirements",
-     "lr_finder"},
+     "lr_finder", "resume"},
     {"trainer", "visualizers"},
 ]
 WITHIN = {("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
           ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run"),
-          ("run", "lr_finder")}
+          ("run", "lr_finder"), ("resume", "run")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 
 

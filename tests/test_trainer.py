@@ -9,7 +9,7 @@ from torch import nn
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.registry import DATASETS, LOSSES, MODELS, WRITERS
-from cvkit.run import Run, find_runs, open_run
+from cvkit.run import Run, open_run
 from cvkit.trainer import Trainer, train
 
 EVERYTHING = {  # what a resumed run depends on, all at once
@@ -433,42 +433,3 @@ def test_the_deterministic_switch_is_thrown_and_taken_back(tiny):
     assert torch.are_deterministic_algorithms_enabled()
     Trainer(load_config(tiny))
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-# -- resume="auto" -----------------------------------------------------------------------
-
-
-def interrupted(config):
-    trainer = Trainer(config)
-    trainer._is_finished = lambda: trainer.epoch >= 1
-    return trainer.train()
-
-
-def test_auto_begins_a_run_goes_on_with_it_and_opens_it(tiny):
-    config = load_config(tiny)
-    whole = train(config, resume="auto")
-    assert len(find_runs()) == 1
-    part = interrupted(load_config(tiny, {"SEED": 1}))
-    assert train(config, resume="auto").folder == whole.folder  # the newest of the same settings
-    longer = load_config(tiny, {"SEED": 1, "WRITERS": [{"NAME": "tensorboard", "pictures": False}]})
-    again = train(longer, resume="auto")
-    assert again.folder == part.folder and len(again.metrics) == 2 and len(find_runs()) == 2
-    straight = train(load_config(tiny, {"SEED": 1}))
-    for name, weight in straight.checkpoint().model.items():
-        assert torch.equal(weight, again.checkpoint().model[name]), name
-    assert train(load_config(tiny, {"OPTIMIZER.lr": 0.01}), resume="auto").folder not in (
-        whole.folder, part.folder, straight.folder)
-
-
-def test_auto_takes_up_a_run_whose_rate_was_found(tiny):
-    config = load_config(tiny, {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}})
-    part = interrupted(config)
-    again = train(config, resume="auto")
-    assert again.folder == part.folder and len(again.metrics) == 2
-
-
-def test_auto_is_a_word_of_the_command_line_too(tiny, tool):
-    for count in (1, 1):
-        code, out, err = tool("train.py", tiny, "--resume", "auto")
-        assert code == 0 and len(find_runs()) == count, err
-    assert "is finished: 2 epochs" in out
