@@ -27,11 +27,12 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
     batch = loaders.train.first_batch()
     images = loaders.train.denormalise(batch.images[:count])
     columns = min(10, max(5, -(-len(images) // 4)), len(images))
+    is_mixed = batch.targets.ndim == 2  # then there are two lines over each image
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "What the model receives",
         f"The first {len(images)} images of the first training batch of {len(batch.labels)}, "
-        "after the whole pipeline", size=max(0.9, 4.0 / columns),
-        above=0.2 if batch.targets.ndim == 1 else 0.32,
+        "after the whole pipeline", size=max(1.15 if is_mixed else 0.9, 4.0 / columns),
+        above=0.32 if is_mixed else 0.2,
         aspect=min(images.shape[1] / images.shape[2], 2))
     for axis, image, target in zip(axes.flat, images, batch.targets):
         show_image(axis, image, _words(target, data.classes))
