@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -559,9 +560,13 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path("configs")
-        names = [str(folder / found.name) for found in sorted(folder.glob("*.yaml"))]
+        asked, names = str(path), sorted(map(str, folder.glob("*.yaml")))
+        if chain:  # a _BASE_, which is relative to the file that names it
+            found = {*folder.glob("*.yaml"), *Path("configs").glob("**/*.yaml")} - set(chain)
+            asked, *names = (os.path.relpath(name, chain[-1].parent)
+                             for name in (path, *sorted(found)))
         raise ConfigError(f"no config file {path}", where=where,
-                          hint=suggest(path, names) or None) from None
+                          hint=suggest(asked, names) or None) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file in UTF-8", where=where) from None
     except OSError as error:

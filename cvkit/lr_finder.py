@@ -15,8 +15,9 @@ from pathlib import Path
 from cvkit.errors import RunError
 
 RULE = "half the rate at which the averaged loss is lowest"
-_REACH = 3  # steps on either side that a loss is averaged with
+_WINDOW = 14  # a loss is averaged over a 14th of the steps
 _DIVERGED = 4.0  # times the lowest loss, three times in a row: no use to go on
+_NOISE = 2.0  # a fall below twice what losses deviate from their average may be chance
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class RangeTest:
     Attributes:
         rates: of each step, rising.
         losses: of each step, before its change of the weights.
-        smoothed: each averaged with the three before and after it.
+        smoothed: each averaged with its neighbours, 7 of 100 steps.
         suggestion: a learning rate, by `RULE`.
     """
 
@@ -64,7 +65,7 @@ def range_test(step: Callable[[float], float], lowest: float, highest: float,
 
     Raises:
         ValueError: the rates do not rise, or steps is below 20.
-        RunError: the loss did not fall, so there is nothing to suggest.
+        RunError: the loss did not fall more than it varies, so there is nothing to suggest.
     """
     if not 0 < lowest < highest:
         raise ValueError(f"rates rise from above 0, not from {lowest:g} to {highest:g}")
@@ -81,10 +82,19 @@ def range_test(step: Callable[[float], float], lowest: float, highest: float,
         losses.append(loss)
         if min(losses[-3:]) > _DIVERGED * min(losses):
             break
-    windows = [losses[max(0, place - _REACH):place + _REACH + 1] for place in range(len(losses))]
+    reach = max(1, steps // _WINDOW // 2)
+    windows = [losses[max(0, place - reach):place + reach + 1] for place in range(len(losses))]
     smoothed = [sum(window) / len(window) for window in windows]
     best = smoothed.index(min(smoothed)) if smoothed else 0
-    if best < 5:
-        raise RunError(f"the loss does not fall at any rate from {lowest:g} to {highest:g}",
-                       hint="Begin lower, or look at the data with tools/visualize.py --samples.")
+    deviations = [(loss - mean) ** 2 for loss, mean in zip(losses[:best], smoothed)]
+    noise = math.sqrt(sum(deviations) / max(best, 1))
+    if best < reach or smoothed[0] - smoothed[best] <= _NOISE * noise:
+        fall = "is not finite"
+        if smoothed:
+            fall = (f"falls by {max(smoothed[0] - smoothed[best], 0):.3f} only, while it varies by "
+                    f"{noise:.3f} from step to step")
+        raise RunError(f"no learning rate can be suggested: from {lowest:g} to {highest:g} the "
+                       f"loss {fall}",
+                       hint="Take more steps, python tools/find_lr.py CONFIG --steps 300, or a "
+                            "larger DATA.BATCH_SIZE; or set the rate yourself.")
     return RangeTest(rates, losses, smoothed, float(f"{rates[best] / 2:.3g}"))

@@ -381,10 +381,21 @@ class Runs(Subject):
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Return the shortest names that tell runs apart: of their configs, or their start times."""
+    """Return the shortest names that tell runs apart.
+
+    Those of their configs; what was set differently, if that is little; or their start times.
+    """
     by_config = [run.config.name for run in runs]
     if len(set(by_config)) == len(runs):
         return by_config
+    if len(set(by_config)) == 1:
+        settings = [run.hyperparameters for run in runs]
+        differ = [key for key in dict.fromkeys(key for values in settings for key in values)
+                  if len({values.get(key) for values in settings}) > 1]
+        by_setting = [", ".join(f"{key} {values.get(key, 'default')}" for key in differ)
+                      for values in settings]
+        if len(set(by_setting)) == len(runs) and max(map(len, by_setting)) <= 40:
+            return by_setting
     by_time = [run.folder.resolve().name for run in runs]
     if len(set(by_config)) == 1 and len(set(by_time)) == len(runs):
         return by_time

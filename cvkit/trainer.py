@@ -183,6 +183,7 @@ class Trainer:
         self._log_beginning(run)
         found = None
         if is_to_find(self.config):
+            self.log.show("finding    max_lr, on a copy of the model")
             found = self.find_lr()
             self.config = with_rate(self.config, found.suggestion)
             self._build_optimizer_and_schedule()

@@ -10,6 +10,7 @@ from conftest import TINY
 from cvkit.config import (
     SCHEMA,
     Component,
+    Demands,
     Config,
     Key,
     check_components,
@@ -50,7 +51,7 @@ def test_every_key_is_documented():
 
     found = list(specs(SCHEMA))
     assert len(found) >= 27
-    assert all(isinstance(spec, (Key, Component)) and spec.doc for spec in found)
+    assert all(isinstance(spec, (Key, Component, Demands)) and spec.doc for spec in found)
 
 
 def test_defaults_are_filled_in(write):

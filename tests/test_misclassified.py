@@ -113,3 +113,17 @@ def test_classes_that_are_numbers_can_be_named_as_numbers(run):
                           for name in (3, "3"))
     assert by_number.tolist() == by_word.tolist()
     assert (run.predictions.true[by_number] == 3).all()
+
+
+def test_the_table_says_which_image_each_is(painted, run):
+    figure = painted.visualize("misclassified", count=4)
+    rows = select_errors(painted.predictions, 4, "confidence", None, None, 0)
+    for line, row in zip(figure.table.splitlines(), rows, strict=True):
+        path = line.split()[-1]
+        true = painted.predictions.classes[painted.predictions.true[row]]
+        assert f"/test/{true}/" in path and f" {true} → " in line
+        index = painted.predictions.index[row]
+        assert painted.data.test.images.paths[index] == path
+    line = run.visualize("misclassified", count=1).table
+    row, = select_errors(run.predictions, 1, "confidence", None, None, 0)
+    assert line.split()[-1] == str(run.predictions.index[row])

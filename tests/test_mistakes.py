@@ -67,6 +67,10 @@ MISTAKES = {
                      ["no config file tinny.yaml", "Did you mean tiny.yaml?"]),
     "missing base": (lambda p: [config(p, new="_BASE_: base.yaml\n")],
                      ["tiny.yaml:12 _BASE_: no config file base.yaml"]),
+    "missing base that is elsewhere": (
+        lambda p: [((p / "configs" / "_base_").mkdir(parents=True), (p / "configs" / "_base_" / "runtime.yaml").touch(),
+                    config(p, new="_BASE_: runtime.yaml\n"))[-1]],
+        ["tiny.yaml:12 _BASE_: no config file runtime.yaml", "Did you mean configs/_base_/runtime.yaml?"]),
     "circle of bases": (lambda p: [config(p, new="_BASE_: tiny.yaml\n")],
                         ["_BASE_ goes in a circle: tiny.yaml -> tiny.yaml"]),
     "key=value": (lambda p: [config(p), "TRAIN.EPOCHS=3"], ["Write KEY VALUE with a space"]),
@@ -97,7 +101,13 @@ MISTAKES = {
         ["x/ants/9.jpg cannot be read as an image", "Replace or remove it"]),
     "mixed sizes": (lambda p: (folder(p / "x"), Image.radial_gradient("L").resize((40, 40)).save(
         p / "x" / "bees" / "big.png"), image_folder(p, "DATA.TRAIN_TRANSFORMS", "[]"))[-1],
-        ["images come out in different sizes, such as 32×32 and 40×40", "Put {NAME: Resize"]),
+        ["DATA.TRAIN_TRANSFORMS: images come out in different sizes, such as 32×32 and 40×40",
+         "Put {NAME: Resize"]),
+    "test images of mixed sizes": (lambda p: (folder(p / "x"), Image.radial_gradient("L").resize((40, 40)).save(
+        p / "x" / "bees" / "big.png"), image_folder(
+            p, "DATA.TRAIN_TRANSFORMS", "[{NAME: Resize, height: 48, width: 40}]"))[-1],
+        ["DATA.TEST_TRANSFORMS: images come out in different sizes",
+         "Put {NAME: Resize, height: 48, width: 40} first"]),
     "images too small for the model": (
         lambda p: [config(p), "MODEL", "{NAME: alexnet}"],
         ["model alexnet cannot take images of 3×32×32", "made for 63×63 pixels or more"]),
@@ -128,7 +138,7 @@ MISTAKES = {
 
 
 def test_there_are_at_least_25():
-    assert len(MISTAKES) >= 39
+    assert len(MISTAKES) >= 41
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -160,6 +160,14 @@ def test_the_best_epoch_follows_the_monitor(run):
 def test_runs_are_named_by_what_tells_them_apart(run, painted, config):
     other = make(config)
     assert run_names([run, painted]) == ["tiny", "painted"]
+    text = (run.folder / "config.yaml").read_text()
+    for name, new in (("layer", text.replace("width: 4", "width: 4\n  norm: layer")),
+                      ("seed", text.replace("SEED: 0", "SEED: 1").replace("norm: layer", ""))):
+        set_otherwise = run.folder.parent / name
+        set_otherwise.mkdir()
+        (set_otherwise / "config.yaml").write_text(new)
+    assert run_names([run, Run(run.folder.parent / "layer")]) == ["MODEL.norm default", "MODEL.norm layer"]
+    assert run_names([Run(run.folder.parent / "seed"), run]) == ["SEED 1", "SEED 0"]
     assert run_names([run, other]) == [run.folder.name, other.folder.name]
     assert run_names([run, other, painted]) == [
         f"tiny/{run.folder.name}", f"tiny/{other.folder.name}", f"painted/{painted.folder.name}"]

@@ -37,7 +37,7 @@ def main() -> None:
     parts = Experiment(config)
     parts.range_test = found
     album.save_all(parts, [{"NAME": "lr_finder"}], args.out)
-    print(f"Suggested: OPTIMIZER.lr {found.suggestion:g}, which OneCycleLR takes as its peak")
+    print(f"Suggested: OPTIMIZER.lr {found.suggestion:g}")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,12 @@ class ImageSet:
         """Return one image as the data set has it, uint8 (H, W, C)."""
         return self.images[self.index[position]]
 
+    def name(self, position: int) -> str:
+        """Return what an image can be found by: its file, or its number in the data set's split."""
+        place = self.index[position]
+        is_file = isinstance(self.images, ImageFiles)
+        return str(self.images.paths[place] if is_file else place)
+
     @cached_property
     def fingerprint(self) -> str:
         """What tells these images from others, in whichever order: of pixels, or of file names.

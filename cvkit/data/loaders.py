@@ -114,7 +114,7 @@ class _Batches(Dataset):
         shapes = {image.shape for image in pixels}
         if len(shapes) > 1:
             return DataError(f"images come out in different sizes: {sorted(shapes)}",
-                             hint=RESIZE_HINT)
+                             hint=RESIZE_HINT.format(64, 64))
         return (torch.from_numpy(np.stack(pixels)),
                 torch.from_numpy(images.labels[request.positions]),
                 torch.from_numpy(images.index[request.positions]))
@@ -276,11 +276,12 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         ConfigError: see `build_pipeline`; the two pipelines differ in channels or in Normalize.
     """
     node = config.DATA
-    train_pipeline, train_normalize = build_pipeline(node.TRAIN_TRANSFORMS, data,
-                                                     is_training=True)
-    test_pipeline, test_normalize = build_pipeline(node.TEST_TRANSFORMS, data)
-    train_shape, test_shape = (pipeline(data.train.image(0)).shape
-                               for pipeline in (train_pipeline, test_pipeline))
+    train_pipeline, train_normalize = build_pipeline(
+        node.TRAIN_TRANSFORMS, data, is_training=True, where=node.where("TRAIN_TRANSFORMS"))
+    train_shape = train_pipeline(data.train.image(0)).shape
+    test_pipeline, test_normalize = build_pipeline(
+        node.TEST_TRANSFORMS, data, where=node.where("TEST_TRANSFORMS"), size=train_shape[:2])
+    test_shape = test_pipeline(data.train.image(0)).shape
     if train_shape[2] != test_shape[2]:
         raise ConfigError(f"training images have {train_shape[2]} channels, test images "
                           f"{test_shape[2]}", where=node.where("TEST_TRANSFORMS"))

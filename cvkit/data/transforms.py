@@ -235,9 +235,17 @@ class Pipeline:
         return image if image.ndim == 3 else image[:, :, None]
 
 
-def build_pipeline(nodes: Sequence[Any], data: ImageData,
-                   is_training: bool = False) -> tuple[Pipeline, Normalize | None]:
+def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = False,
+                   where: str = "", size: Sequence[int] = (64, 64)
+                   ) -> tuple[Pipeline, Normalize | None]:
     """Build a list of transform nodes, and try each on images of the data set.
+
+    Args:
+        nodes: of the config.
+        data: whose images they are tried on.
+        is_training: whether transforms that mix a batch are possible.
+        where: the place of the list, for messages.
+        size: (height, width) to advise where images come out in different sizes.
 
     Returns:
         The pipeline, and the `Normalize` at the end of the list if there is one.
@@ -297,13 +305,13 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData,
     if len(shapes) > 1:
         raise ConfigError(
             f"images come out in different sizes, such as {_words(shapes[0])} and "
-            f"{_words(shapes[-1])} (height×width); a batch needs one",
-            where=where_in(nodes[-1], NAME) if len(nodes) else None, hint=RESIZE_HINT)
+            f"{_words(shapes[-1])} (height×width); a batch needs one", where=where,
+            hint=RESIZE_HINT.format(*size))
     return Pipeline(transforms, mixing), normalize
 
 
-RESIZE_HINT = ("Put {NAME: Resize, height: 64, width: 64} first in DATA.TRAIN_TRANSFORMS and in "
-               "DATA.TEST_TRANSFORMS,\n  and let a RandomCrop after it have size 64.")
+RESIZE_HINT = ("Put {{NAME: Resize, height: {0}, width: {1}}} first in DATA.TRAIN_TRANSFORMS and "
+               "in DATA.TEST_TRANSFORMS,\n  and let a RandomCrop after it have that size.")
 
 
 def _words(shape: Sequence[int]) -> str:

@@ -13,12 +13,12 @@ from cvkit.visualizers.drawing import COLOURS, FAINT, Picture, styled
 @styled
 def lr_finder(range_test: RangeTest) -> Picture:
     """Loss over learning rate in the range test before training, with the suggested rate."""
-    figure = Picture(6.4, 3.8)
+    figure = Picture(8.2, 3.8)
     axes = figure.panel(0.65, 0.75, 5.55, 2.5)
     axes.plot(range_test.rates, range_test.losses, ".", color=FAINT, alpha=0.5, markersize=4,
               label="loss of a step")
     axes.plot(range_test.rates, range_test.smoothed, color=COLOURS[0],
-              label="average of 7 steps")
+              label="averaged with neighbours")
     suggestion = range_test.suggestion
     axes.axvline(suggestion, color=COLOURS[1], linewidth=1.2, label=f"suggested: {suggestion:g}")
     lowest, first = min(range_test.smoothed), range_test.smoothed[0]
@@ -32,7 +32,7 @@ def lr_finder(range_test: RangeTest) -> Picture:
     axes.set_ylim(lowest - 0.3 * room, first + 0.8 * room)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # the curve may go anywhere
     figure.headline("Learning rate range test",
                     f"Suggested is {suggestion:g}: {RULE}.\n{len(range_test.rates)} steps at "
                     "rising rates, on a copy of the model.")

@@ -50,7 +50,10 @@ def misclassified(predictions: Predictions, data: ImageData, count: int = 10,
 
 def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], headline: str,
             caption: str) -> Picture:
-    """Draw these rows of the predictions: true → predicted, and how sure the model was."""
+    """Draw these rows of the predictions: true → predicted, and how sure the model was.
+
+    Its table says which image of the data set each is: the file, or the number in the split.
+    """
     positions = positions_of(data.test, predictions, rows)
     images = [data.test.image(position) for position in positions]
     titles = []
@@ -66,6 +69,10 @@ def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], head
                             aspect=min(aspects.pop(), 2) if len(aspects) == 1 else 1)
     for axis, image, title in zip(axes.flat, images, titles):
         show_image(axis, image, title, WRONG)
+    figure.table = "\n".join(
+        f"{title.splitlines()[-1]:>8}  {data.classes[data.test.labels[position]]} → "
+        f"{predictions.classes[predictions.predicted[row]]}  {data.test.name(position)}"
+        for title, row, position in zip(titles, rows, positions, strict=True))
     return figure
 
 
