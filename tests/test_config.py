@@ -10,8 +10,8 @@ from conftest import TINY
 from cvkit.config import (
     SCHEMA,
     Component,
-    Demands,
     Config,
+    Demands,
     Key,
     check_components,
     components,
