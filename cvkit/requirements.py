@@ -80,8 +80,8 @@ def enforce(demands: Sequence[Demand], config: Config) -> None:
     Raises:
         ConfigError: names every demand that is not met.
     """
-    broken = [ConfigError(f"{demand.text} is required; found: {demand.found}",
-                          where=demand.where) for demand in demands if demand.is_met is False]
+    broken = [ConfigError(f"required: {demand.text}; found: {demand.found}", where=demand.where)
+              for demand in demands if demand.is_met is False]
     if broken and not config.DATA.LIMIT:
         broken[-1].hint = ("Change it, or train without the demands: REQUIRE null. A trial run, "
                            "DATA.LIMIT 500, may break them.")
@@ -252,12 +252,12 @@ def _test_accuracy(least: float, run: Run) -> tuple[str, bool]:
 
 
 FACTS = {
-    "only_norm": Fact(Literal["batch", "layer", "group"], "every normalisation is {} norm", "model",
+    "only_norm": Fact(Literal["batch", "layer", "group"], "only {} norm", "model",
                       _only_norm),
     "without": Fact(list[str], "no {} in the model", "model", _without),
     "parameters": Fact(int, "{:,} parameters", "model", _parameters),
     "cam_map": Fact(int, "CAM on maps of at least {} pixels a side", "model", _cam_map),
-    "scheduler_stepped": Fact(bool, "the scheduler is stepped", "predictions",
+    "scheduler_stepped": Fact(bool, "scheduler stepped", "predictions",
                               _scheduler_stepped),
     "test_accuracy": Fact(float, "test accuracy of at least {:.2%}", "predictions",
                           _test_accuracy),

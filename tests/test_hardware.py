@@ -74,7 +74,7 @@ def test_a_seed_repeats_and_its_parts_matter():
 def test_the_environment_names_what_matters():
     text = environment(CPU)
     for word in ("command: ", "python: 3.", f"torch: {torch.__version__.split('+')[0]}",
-                 "albumentations: 2.0.8", "cvkit: ", "threads"):
+                 "albumentations: 2.0.8", "cvkit: ", "thread"):
         assert word in text
 
 

@@ -405,21 +405,12 @@ def test_an_unknown_monitor_is_refused_before_training(tiny):
 
 
 @pytest.mark.slow
-def test_the_quick_start_reaches_98_percent():
-    from conftest import ROOT
-
-    run = train(load_config(ROOT / "configs" / "resnet18_digits.yaml"))
-    assert run.predictions.accuracy >= 0.98
-    assert len(run.predictions.true) == 359
-
-
-@pytest.mark.slow
 def test_the_main_config_learns_on_real_cifar_pictures(cifar_images):
     from conftest import ROOT
 
     config = load_config(ROOT / "configs" / "resnet18_cifar10.yaml", [
         "DATA.DATASET.NAME", "ImageFolder", "DATA.DATASET.root", str(cifar_images),
-        "TRAIN.EPOCHS", "4", "MODEL.width", "16"])
+        "TRAIN.EPOCHS", "4", "MODEL.width", "16", "REQUIRE", "null"])
     run = train(config)
     losses = [epoch["train/loss"] for epoch in run.metrics]
     assert losses[-1] < losses[0] - 0.2

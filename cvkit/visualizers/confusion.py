@@ -83,7 +83,7 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, classes: list[str]) -> None:
         axes.set_yticks(range(number), names)
         for row, column in np.ndindex(matrix.shape):
             count, rate = matrix[row, column], rates[row, column]
-            if count:
+            if count or row == column:  # a class that is never right is no gap
                 share = f"\n{100 * rate:.1f} %" if number <= 12 else ""
                 axes.text(column, row, f"{count}{share}", ha="center", va="center",
                           fontsize=6.5, color="white" if rate > 0.5 else "black",

@@ -112,7 +112,7 @@ def _draw_sizes(axes: Axes, facts: dict[str, dict]) -> None:
         heights, widths = zip(*(map(int, size.split("x")) for size in fact["sizes"]))
         areas = 6 + 120 * np.asarray(list(fact["sizes"].values())) / sum(fact["sizes"].values())
         axes.scatter(widths, heights, areas, color=COLOURS[number], alpha=0.5, linewidth=0,
-                     label=name)
+                     label=name, clip_on=False)
     axes.set_xlabel("width (pixels)")
     axes.set_ylabel("height (pixels)")
     axes.set_title(f"Image sizes, {len(sizes):,} different", loc="left")
