@@ -191,6 +191,7 @@ class Trainer:
         run = run or Run.create(self.config, environment(self.device))
         if found is not None:
             run.keep_range_test(found)
+        run.data = self.data  # or what looks at the results would read it again
         self.log.attach(run.folder)
         self.log.show(f"run        {run.folder}")
         writers = [JsonLines(str(run.folder))]
@@ -200,7 +201,6 @@ class Trainer:
             while not self._is_finished():
                 predictions = self._train_and_evaluate(run, writers)
             self._finish(run, predictions)
-            run.data = self.data  # or its pictures would read it again
             for writer in writers:
                 writer.finish(run)
         except UserError as error:
@@ -392,6 +392,8 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best = checkpoint.epoch, state["best"]
+        for part in ("model", "_trained"):  # will be others
+            vars(run).pop(part, None)
         JsonLines.keep_epochs(run.folder, self.epoch)
 
     # -- beginning and end ---------------------------------------------------------------

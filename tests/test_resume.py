@@ -55,3 +55,11 @@ def test_auto_knows_a_scheduler_of_one_s_own(tiny, tmp_path):
     assert train(config, resume="auto").folder == first.folder
     assert first.metrics[1]["lr"] == first.metrics[0]["lr"] / 2
     SCHEDULERS._entries.pop("HalvingRate")
+
+
+def test_a_run_that_was_looked_at_shows_its_new_weights_when_it_went_on(tiny):
+    run = interrupted(load_config(tiny))
+    before = run.model.conv1.weight.clone()
+    Trainer(load_config(tiny)).train(run)
+    assert torch.equal(run.model.conv1.weight.cpu(), run.checkpoint().model["conv1.weight"])
+    assert not torch.equal(run.model.conv1.weight, before)
