@@ -410,11 +410,11 @@ def test_the_main_config_learns_on_real_cifar_pictures(cifar_images):
 
     config = load_config(ROOT / "configs" / "resnet18_cifar10.yaml", [
         "DATA.DATASET.NAME", "ImageFolder", "DATA.DATASET.root", str(cifar_images),
-        "TRAIN.EPOCHS", "4", "MODEL.width", "16", "REQUIRE", "null"])
+        "TRAIN.EPOCHS", "2", "MODEL.width", "16", "REQUIRE", "null"])
     run = train(config)
     losses = [epoch["train/loss"] for epoch in run.metrics]
-    assert losses[-1] < losses[0] - 0.2
-    assert run.predictions.accuracy > 0.25  # guessing: 0.10; 0.30 to 0.40 by the seed
+    assert losses[-1] < losses[0] - 0.15
+    assert run.predictions.accuracy > 0.25  # guessing: 0.10; 0.32 and 0.33 with seeds 0 and 1
     assert len(run.predictions.true) == 1000
 
 
