@@ -45,7 +45,7 @@ def smaller(words):
     config = next((word for word in words if word.endswith(".yaml")), "")
     added = dict(SMALL)
     if "find" in words or words[0] == "tools/find_lr.py":  # which needs a loss that falls
-        added = {"TRAIN.EPOCHS": "1", "DATA.LIMIT": "400", "MODEL.width": "8"}
+        added = {"TRAIN.EPOCHS": "2", "DATA.LIMIT": "400", "MODEL.width": "8"}
     if "cifar" in config and "DATA.DATASET" not in words:
         added["DATA.DATASET"] = "{NAME: ImageFolder, root: my_images}"
         added["MODEL.width"] = "16"
