@@ -373,13 +373,13 @@ class Config(CfgNode):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and lists."""
-        return {key: _plain(value) for key, value in self.items()}
+        return {key: plain(value) for key, value in self.items()}
 
     def flat(self) -> dict[str, Any]:
         """Return plain values by dotted key, {"DATA.BATCH_SIZE": 128, …}; lists stay whole."""
         values = {}
         for key, value in self.items():
-            inner = value.flat().items() if isinstance(value, Config) else [("", _plain(value))]
+            inner = value.flat().items() if isinstance(value, Config) else [("", plain(value))]
             values |= {f"{key}.{name}".rstrip("."): item for name, item in inner}
         return values
 
@@ -447,10 +447,11 @@ def _copied(value: Any) -> Any:
     return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value with its nodes as dicts and its lists as lists."""
     if isinstance(value, Config):
         return value.to_dict()
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _child_nodes(value: Any, path: str) -> Iterator[tuple[str, Config]]:
@@ -462,7 +463,7 @@ def _child_nodes(value: Any, path: str) -> Iterator[tuple[str, Config]]:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, sort_keys=False,
+    text = yaml.dump(plain(value), Dumper=_Dumper, default_flow_style=True, sort_keys=False,
                      width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
@@ -680,7 +681,7 @@ def _conform(value: Any, spec: Any, path: str, origin: Origin,
         return _conform_key(value, spec, where, problems)
     if isinstance(spec, Demands):
         if not isinstance(value, (Config, type(None))):
-            problems.append(ConfigError(f"{path} holds keys, not {_plain(value)!r}", where=where,
+            problems.append(ConfigError(f"{path} holds keys, not {plain(value)!r}", where=where,
                                         hint=f"{spec.doc[0].upper()}{spec.doc[1:]}."))
         return value
     if not isinstance(value, Config):
@@ -729,7 +730,7 @@ def _conform_key(value: Any, spec: Key, where: str, problems: list[ConfigError])
         expected = {bool: "true or false", int: "a whole number", float: "a number",
                     str: "a word"}[kind]
     if not is_right:
-        shown = f"the word {value!r}" if isinstance(value, str) else repr(_plain(value))
+        shown = f"the word {value!r}" if isinstance(value, str) else repr(plain(value))
         fix = f"Write [{value}]. " if kind is list and isinstance(value, str) else ""
         problems.append(ConfigError(f"expected {expected}, not {shown}", where=where,
                                     hint=f"{fix}{spec.doc[0].upper()}{spec.doc[1:]}."))
@@ -755,7 +756,7 @@ def _conform_component(value: Any, spec: Component, where: str,
         if isinstance(item, Config):
             place = item.where() if len(item) else place
             return ConfigError(f"this {spec.kind} has no NAME", where=place, hint=hint)
-        shown = json.dumps(_plain(item), default=str)
+        shown = json.dumps(plain(item), default=str)
         return ConfigError(f"expected a node {{NAME: …}}, not {shown}", where=place, hint=hint)
 
     if spec.is_list:

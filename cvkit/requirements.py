@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from cvkit.config import SCHEMA, Component, Config
+from cvkit.config import SCHEMA, Component, Config, plain
 from cvkit.errors import ConfigError, raise_together, suggest
 from cvkit.experiment import Experiment
 from cvkit.models import count_parameters
@@ -116,7 +116,7 @@ def _demands(required: Config, actual: Config, schema: Mapping[str, Any],
                 raise ConfigError(f"{path} holds keys, not {value!r}", where=where)
             yield from _demands(value, actual[key], spec, parts)
         elif not isinstance(spec, Component):
-            is_met = _plain(actual[key]) == _plain(value)
+            is_met = plain(actual[key]) == plain(value)
             found = f"{in_words(actual[key])} ({actual.origin(key)})"
             yield Demand(f"{path} {in_words(value)}", where, None if is_met else found, is_met)
         elif spec.is_list:
@@ -143,20 +143,14 @@ def _node_demand(demanded: Any, nodes: Sequence[Config], kind: str, path: str,
 
     def argument(node: Config, key: str) -> Any:
         default = parameters[key].default if key in parameters else None
-        return _plain(node.get(key, default))
+        return plain(node.get(key, default))
 
     text = f"{path} {in_words(demanded)}"
     same_name = [node for node in nodes if node.NAME == demanded.NAME]
-    is_met = any(all(argument(node, key) == _plain(value) for key, value in demanded.items()
+    is_met = any(all(argument(node, key) == plain(value) for key, value in demanded.items()
                      if key != NAME) for node in same_name)
     found = ", ".join(map(in_words, same_name or nodes)) or "none"
     return Demand(text, where, None if is_met else found, is_met)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Config):
-        return value.to_dict()
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 # -- facts beyond the config ---------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Look for a learning rate: loss over rates that rise in a short training; nothing is trained.
 
     python tools/find_lr.py configs/resnet18_cifar10.yaml
-    python tools/find_lr.py configs/resnet18_cifar10.yaml --steps 200 OPTIMIZER.NAME AdamW
+    python tools/find_lr.py configs/resnet18_digits.yaml --steps 200 MODEL.norm layer
 
 `SCHEDULER.max_lr find` in a config does the same before each training and uses what it finds.
 """
