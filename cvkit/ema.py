@@ -23,18 +23,16 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay, self.steps = decay, 0
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average towards the model's weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        averages, weights = [], []
-        for average, weight in zip(self.model.state_dict().values(), model.state_dict().values(),
-                                   strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                weights.append(weight)
-            else:
-                average.copy_(weight)
+        averages, weights = zip(*self._floats)
         torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, count in self._whole:
+            average.copy_(count)

@@ -83,6 +83,22 @@ def choose_layout(channels_last: bool, model: nn.Module,
     return torch.channels_last if channels_last and not is_unsafe else torch.contiguous_format
 
 
+def compile_model(model: nn.Module, device: torch.device, where: object = None) -> nn.Module:
+    """Return the model compiled by `torch.compile`, which happens when it is first called.
+
+    Raises:
+        ConfigError: torch cannot compile on this machine.
+    """
+    try:
+        torch.compile(lambda values: values + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # of the compiler, of triton, of what they start
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"torch.compile does not work here: {reason}", where=where,
+                          hint="It needs a C++ compiler (g++) and, for a GPU, triton. Without "
+                               "them: TRAIN.COMPILE false.") from error
+    return torch.compile(model)
+
+
 def seed_everything(*key: int, deterministic: bool = False) -> None:
     """Seed torch's random numbers from (SEED, epoch), so that any epoch can be begun again."""
     seed = 0

@@ -18,19 +18,31 @@ def is_lower_better(name: str) -> bool:
 
 
 class Mean:
-    """The mean of a value over images: sum of (batch mean × images) / images."""
+    """The mean of a value over images, from its means over batches.
+
+    These are only kept, on their device, until someone looks: a look waits for a GPU's work.
+    """
 
     def __init__(self) -> None:
-        self.sum: Tensor | float = 0.0
-        self.count = 0
+        self._means: list[Tensor] = []
+        self._counts: list[int] = []
+        self._seen = 0  # batches that `first_non_finite` has looked at
 
     def update(self, batch_mean: Tensor, images: int) -> None:
-        exact = torch.float32 if batch_mean.device.type == "mps" else torch.float64
-        self.sum = self.sum + batch_mean.detach().to(exact) * images
-        self.count += images
+        self._means.append(batch_mean.detach())
+        self._counts.append(images)
 
     def compute(self) -> float:
-        return float(self.sum) / max(self.count, 1)
+        if not self._means:
+            return 0.0
+        means = torch.stack(self._means).cpu().double()
+        return float(means @ torch.tensor(self._counts).double()) / sum(self._counts)
+
+    def first_non_finite(self) -> int | None:
+        """Return the number of the first batch whose mean is infinite or NaN, from 0, or None."""
+        new, self._seen = self._means[self._seen:], len(self._means)
+        bad = torch.stack(new).isfinite().logical_not().nonzero() if new else ()
+        return self._seen - len(new) + int(bad[0]) if len(bad) else None
 
 
 @METRICS.register()

@@ -30,9 +30,18 @@ def build_optimizer(node: Any, model: nn.Module,
             node's weight_decay (He et al., 2019, "Bag of Tricks").
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    facts = {"fused": True} if _can_be_fused(node, trained) else {}
     if decay_norm_and_bias:
-        return OPTIMIZERS.build(node, params=trained)
+        return OPTIMIZERS.build(node, params=trained, **facts)
     groups = [{"params": [parameter for parameter in trained if parameter.ndim > 1]},
               {"params": [parameter for parameter in trained if parameter.ndim <= 1],
                "weight_decay": 0.0}]
-    return OPTIMIZERS.build(node, params=[group for group in groups if group["params"]])
+    groups = [group for group in groups if group["params"]]
+    return OPTIMIZERS.build(node, params=groups, **facts)
+
+
+def _can_be_fused(node: Any, trained: list[nn.Parameter]) -> bool:
+    """Tell whether torch updates all weights in one kernel, and the config does not choose."""
+    chooses = {"foreach", "fused", "differentiable"} & set(node)
+    return not chooses and node["NAME"].split(".")[-1] in ("SGD", "Adam", "AdamW") and all(
+        parameter.device.type in ("cpu", "cuda") for parameter in trained)

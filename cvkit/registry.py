@@ -427,8 +427,8 @@ TRANSFORMS = Registry("transform", "cvkit.data.transforms",
                       offers=("data_mean", "data_std", "num_classes"))
 MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"))
 LOSSES = Registry("loss", "cvkit.losses", offers=("num_classes",))
-OPTIMIZERS = Registry("optimizer", "cvkit.optimizers", offers=("params",), reserved=("params",),
-                      required=("lr",))
+OPTIMIZERS = Registry("optimizer", "cvkit.optimizers", offers=("params", "fused"),
+                      reserved=("params",), required=("lr",))
 SCHEDULERS = Registry("scheduler", "cvkit.schedulers", offers=(
     "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max", "max_lr"),
                       reserved=("optimizer",))

@@ -25,7 +25,7 @@ from cvkit.ema import EMA
 from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, suggest
 from cvkit.evaluation import build_metrics, evaluate, predict
 from cvkit.experiment import Experiment
-from cvkit.hardware import autocast, describe, environment, seed_everything
+from cvkit.hardware import autocast, compile_model, describe, environment, seed_everything
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss
 from cvkit.lr_finder import RULE, RangeTest, range_test
@@ -82,6 +82,9 @@ class Trainer:
         self.config, self.log = config, Log()
         self.data, self.device, self.precision = parts.data, parts.device, parts.precision
         self.loaders, self.model = parts.loaders, parts.model
+        self.forward = self.model  # or that, compiled
+        if config.TRAIN.COMPILE:
+            self.forward = compile_model(self.model, self.device, config.TRAIN.where("COMPILE"))
         self.classes = self.data.classes
         self.loss = build_loss(config.LOSS, len(self.classes),
                                takes_shares=bool(self.loaders.train.pipeline.mixing))
@@ -119,7 +122,8 @@ class Trainer:
             RunError: the loss does not fall at any of the rates.
         """
         twin = copy.copy(self)
-        twin.model, twin.ema = copy.deepcopy(self.model), None
+        twin.forward = twin.model = copy.deepcopy(self.model)
+        twin.ema = None
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
                                          self.config.TRAIN.DECAY_NORM_AND_BIAS)
         twin.schedule = Schedule(twin.optimizer)
@@ -282,7 +286,6 @@ class Trainer:
         loader.set_epoch(self.epoch)
         self.model.train()
         mean_loss, accuracy = Mean(), Accuracy()
-        first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.rates, every = [], math.ceil(self.steps_per_epoch / _RATES_PER_EPOCH)
         progress = Progress("Train", len(loader), self.log.is_live)
         sizes = loader.batch_sizes
@@ -293,14 +296,14 @@ class Trainer:
             if is_step and self.schedule.steps % every == 0:
                 self.rates.append((self.schedule.steps, self.schedule.rate))
             loss, logits = self.train_step(batch, len(batch.labels) / sum(group), is_step)
-            # Counted on the device; looked at twice a second, for each look waits for the GPU.
-            first_bad = torch.where((first_bad == 0) & ~torch.isfinite(loss), number + 1, first_bad)
             mean_loss.update(loss, len(batch.labels))
             accuracy.update(logits, batch.labels)
-            is_due = progress.step()
-            if (is_due or self.device.type == "cpu") and first_bad:
-                progress.close()
-                self._stop_for_non_finite(int(first_bad), len(loader))
+            is_due = progress.step()  # twice a second, for each look waits for a GPU's work
+            if is_due or self.device.type == "cpu":
+                bad = mean_loss.first_non_finite()
+                if bad is not None:
+                    progress.close()
+                    self._stop_for_non_finite(bad + 1, len(loader))
             if is_due:
                 progress.update(mean_loss.compute(), accuracy.compute()["accuracy"])
         progress.close()
@@ -318,7 +321,7 @@ class Trainer:
             The loss, a mean over the batch, and the logits (N, C); both detached.
         """
         with autocast(self.device, self.precision):
-            logits = self.model(batch.images)
+            logits = self.forward(batch.images)
             loss = self.loss(logits, batch.targets)
         self.scaler.scale(loss * weight).backward()
         if is_step:
@@ -330,7 +333,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.schedule.after_step()
             if self.ema is not None:
-                self.ema.update(self.model)
+                self.ema.update()
         return loss.detach(), logits.detach()
 
     def _stop_for_non_finite(self, batch: int, batches: int) -> None:
@@ -429,6 +432,7 @@ class Trainer:
              f"{config.DATA.BATCH_SIZE}, {config.LOSS.NAME}, {self._words_for_rate()}, "
              f"seed {config.SEED}{averaged}")
         both(f"device     {describe(self.device)}, {self.precision}")
+        both(f"input      {self.loaders.input}")
         for demand in self.requirements:
             both(f"required   {demand}")
 
@@ -486,7 +490,7 @@ class Trainer:
         """Push one batch forward and backward and say how it went. Writes nothing."""
         self._log_beginning(None)
         self.model.train()
-        batch = next(iter(self.loaders.train))
+        batch = self.loaders.train.first_batch()
         loss, _ = self.train_step(batch, 1.0, is_step=False)
         gradients = [parameter.grad for parameter in self.model.parameters()
                      if parameter.grad is not None]

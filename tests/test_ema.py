@@ -13,7 +13,7 @@ def test_the_average_follows_the_weights_by_its_rule():
         with torch.no_grad():
             model[0].weight.add_(1.0)
         model(torch.randn(4, 3))
-        ema.update(model)
+        ema.update()
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
     assert torch.allclose(ema.model[0].weight, expected, rtol=1e-5)

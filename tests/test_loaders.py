@@ -6,8 +6,10 @@ from PIL import Image
 from cvkit.config import load_config
 from cvkit.data import build_data, build_loaders
 from cvkit.errors import ConfigError, DataError
+from cvkit.registry import TRANSFORMS
 
 CPU = torch.device("cpu")
+BACKENDS = pytest.mark.parametrize("backend", ["batched", "albumentations"])
 
 
 def loaders(path, *overrides):
@@ -21,8 +23,9 @@ def epoch_of(loader, epoch=0):
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 
-def test_batches_are_normalised_images_labels_and_places(tiny):
-    loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]").train
+@BACKENDS
+def test_batches_are_normalised_images_labels_and_places(tiny, backend):
+    loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]", "DATA.BACKEND", backend).train
     images, labels, index, _ = epoch_of(loader)
     assert images.shape == (150, 3, 32, 32) and images.dtype == torch.float32
     batch = next(iter(loader))
@@ -43,8 +46,9 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(tiny):
     assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
 
-def test_an_epoch_has_every_image_once_in_a_new_order(tiny):
-    loader = loaders(tiny).train
+@BACKENDS
+def test_an_epoch_has_every_image_once_in_a_new_order(tiny, backend):
+    loader = loaders(tiny, "DATA.BACKEND", backend).train
     orders = [epoch_of(loader, epoch)[2].tolist() for epoch in (0, 1, 0)]
     assert sorted(orders[0]) == sorted(orders[1]) == loader.images.index.tolist()
     assert orders[0] == orders[2] != orders[1]
@@ -69,9 +73,11 @@ def test_images_can_be_taken_by_position(tiny):
     assert all(np.array_equal(shown[n], split.image(place)) for n, place in enumerate((7, 3, 3)))
 
 
-def test_images_are_taken_as_the_evaluation_saw_them(tiny):
+@BACKENDS
+def test_images_are_taken_as_the_evaluation_saw_them(tiny, backend):
     """Even where test images are cropped at random: the crop that was predicted is the one shown."""
-    loader = loaders(tiny, "DATA.TEST_TRANSFORMS", "[{NAME: RandomCrop, size: 12}]").test
+    loader = loaders(tiny, "DATA.TEST_TRANSFORMS", "[{NAME: RandomCrop, size: 12}]",
+                     "DATA.BACKEND", backend).test
     images, labels, index, _ = epoch_of(loader)
     positions = [140, 3, 70, 3]
     batch = loader.take(positions)
@@ -79,9 +85,10 @@ def test_images_are_taken_as_the_evaluation_saw_them(tiny):
     assert torch.equal(batch.labels, labels[positions]) and torch.equal(batch.index, index[positions])
 
 
+@BACKENDS
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_the_first_batch_is_the_one_an_epoch_begins_with(tiny, epoch):
-    loader = loaders(tiny).train
+def test_the_first_batch_is_the_one_an_epoch_begins_with(tiny, epoch, backend):
+    loader = loaders(tiny, "DATA.BACKEND", backend).train
     first = loader.first_batch(epoch)
     assert loader.first_batch().images.equal(loader.first_batch(0).images)  # its epoch is kept
     loader.set_epoch(epoch)
@@ -95,23 +102,27 @@ def test_test_images_come_in_their_own_order(tiny):
     assert loaders(tiny, "DATA.EVAL_BATCH_SIZE", "100").test.batch_sizes == [100, 50]
 
 
+@BACKENDS
 @pytest.mark.parametrize("count, sizes", [(65, [32, 32]), (66, [32, 32, 2]), (64, [32, 32])])
-def test_a_last_training_batch_of_one_image_is_left_out(tiny, count, sizes):
-    loader = loaders(tiny, "DATA.LIMIT", str(count)).train
+def test_a_last_training_batch_of_one_image_is_left_out(tiny, count, sizes, backend):
+    loader = loaders(tiny, "DATA.LIMIT", str(count), "DATA.BACKEND", backend).train
     assert [len(batch.labels) for batch in loader] == sizes == loader.batch_sizes
 
 
-def test_workers_change_nothing_but_epochs_batches_and_seeds_do(tiny):
+def test_workers_change_nothing(tiny):
     expected = {}
     for workers in ("0", "1", "2"):
-        loader = loaders(tiny, "DATA.WORKERS", workers).train
+        loader = loaders(tiny, "DATA.WORKERS", workers, "DATA.BACKEND", "albumentations").train
         for epoch in (0, 1):
             images = epoch_of(loader, epoch)[0]
             assert torch.equal(images, expected.setdefault(epoch, images))
-    # The same picture is augmented differently in another epoch, and by another seed.
+
+
+@BACKENDS
+def test_another_epoch_and_another_seed_augment_a_picture_differently(tiny, backend):
     by_place = []
     for epoch, seed in ((0, "0"), (1, "0"), (0, "1")):
-        loader = loaders(tiny, "SEED", seed, "DATA.LIMIT", "0").train
+        loader = loaders(tiny, "SEED", seed, "DATA.LIMIT", "0", "DATA.BACKEND", backend).train
         images, _, index, _ = epoch_of(loader, epoch)
         by_place.append(dict(zip(index.tolist(), images, strict=True)))
     common = set(by_place[0]) & set(by_place[1]) & set(by_place[2])
@@ -120,14 +131,16 @@ def test_workers_change_nothing_but_epochs_batches_and_seeds_do(tiny):
         assert np.mean(same) < 0.02
 
 
-def test_images_within_a_batch_are_augmented_independently(tmp_path, tiny):
+@BACKENDS
+def test_images_within_a_batch_are_augmented_independently(tmp_path, tiny, backend):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     for split in ("train", "test"):
         for name in "ab":
             (tmp_path / "x" / split / name).mkdir(parents=True)
             for number in range(32):
                 Image.fromarray(pixels).save(tmp_path / "x" / split / name / f"{number}.png")
-    loader = loaders(tiny, "DATA.DATASET", "{NAME: ImageFolder, root: x}").train
+    loader = loaders(tiny, "DATA.DATASET", "{NAME: ImageFolder, root: x}",
+                     "DATA.BACKEND", backend).train
     images = epoch_of(loader)[0]
     assert len({image.numpy().tobytes() for image in images}) > 60
 
@@ -139,14 +152,14 @@ def test_without_channels_last_the_layout_is_plain(tiny):
         assert next(iter(loader)).images.is_contiguous()
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_file_that_breaks_later_is_one_clear_error(tmp_path, tiny, workers):
+@pytest.mark.parametrize("settings", [
+    (), ("DATA.CACHE_GB", "0"), ("DATA.CACHE_GB", "0", "DATA.WORKERS", "2")], ids=" ".join)
+def test_a_file_that_breaks_later_is_one_clear_error(tmp_path, tiny, settings):
     for name in "ab":
         (tmp_path / "x" / name).mkdir(parents=True)
         for number in range(20):
             Image.radial_gradient("L").save(tmp_path / "x" / name / f"{number}.png")
-    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}",
-                                "DATA.WORKERS", workers])
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}", *settings])
     data = build_data(config)
     made = build_loaders(config, data, CPU)
     victim = data.train.images.paths[data.train.index[5]]
@@ -174,3 +187,50 @@ def test_grey_images_can_become_rgb(tiny):
     assert made.image_shape == (3, 32, 32) and len(made.mean) == 3
     with pytest.raises(ConfigError, match="training images have 3 channels, test images 1"):
         loaders(tiny, "DATA.DATASET", grey, "DATA.TRAIN_TRANSFORMS", "[{NAME: ToRGB}]")
+
+
+FLIP, BLUR = "[{NAME: HorizontalFlip}]", "[{NAME: Blur}, {NAME: HorizontalFlip}]"
+
+
+@pytest.mark.parametrize("overrides, expected", [
+    ((), "batched; 150 images of 0 MB lie on the device"),
+    (("DATA.TRAIN_TRANSFORMS", BLUR), "image by image in this process (no batched form of Blur)"),
+    (("DATA.TRAIN_TRANSFORMS", BLUR, "DATA.WORKERS", "2"),
+     "image by image in 2 worker processes (no batched form of Blur)"),
+    (("DATA.BACKEND", "albumentations"), "image by image in this process"),
+    (("DATA.TRAIN_TRANSFORMS", "[{NAME: Resize, height: 40, width: 40}]", "DATA.CACHE_GB", "0"),
+     "image by image in this process (the images do not fit in memory); prepared each time: "
+     "1 MB is more than DATA.CACHE_GB 0 leaves")])
+def test_how_batches_are_made_is_chosen_and_said(tiny, overrides, expected):
+    assert loaders(tiny, *overrides).input == expected
+
+
+def test_batched_is_refused_where_it_is_not_possible(tiny):
+    with pytest.raises(ConfigError, match="batched is not possible: no batched form of Blur") as caught:
+        loaders(tiny, "DATA.BACKEND", "batched", "DATA.TRAIN_TRANSFORMS", BLUR)
+    assert "command line DATA.BACKEND" in str(caught.value)
+    with pytest.raises(ConfigError, match="no batched form of Blur"):  # nor for test images
+        loaders(tiny, "DATA.BACKEND", "batched", "DATA.TEST_TRANSFORMS", BLUR)
+
+
+def test_an_own_transform_may_have_a_batched_form(tiny, monkeypatch):
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+
+    class Paint:
+        def draw(self, random, count, size):
+            return (random.integers(0, 100, count),)
+
+        def apply(self, images, value):
+            return torch.zeros_like(images) + value.byte()[:, None, None, None]
+
+    @TRANSFORMS.register()
+    class Painted:
+        batched = Paint()
+
+        def __call__(self, image):
+            return np.full_like(image, np.random.randint(100))
+
+    made = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[{NAME: Painted}]")
+    shown = made.train.denormalise(next(iter(made.train)).images)
+    assert made.input.startswith("batched") and len(np.unique(shown)) > 20
+    assert all((image == image[0, 0, 0]).all() for image in shown)

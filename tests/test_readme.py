@@ -68,7 +68,7 @@ def test_the_model_in_five_lines_trains(tmp_path, tool, monkeypatch):
     assert words[:2] == ["python", "tools/train.py"]
     exit_code, _, err = tool("train.py", *words[2:], "TRAIN.EPOCHS", "3")
     assert exit_code == 0, err
-    assert open_run().predictions.accuracy > 0.8  # a linear model does well on digits
+    assert open_run().predictions.accuracy > 0.7  # a linear model does well on digits
 
 
 def test_its_python_runs(tmp_path, monkeypatch, capsys):

@@ -20,11 +20,12 @@ VARIANTS = {
     "plain": {},
     "one cycle": {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}},
     "plateau": {"SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0, "factor": 0.5}},
-    "step": {"SCHEDULER": {"NAME": "StepLR", "step_size": 1}, "DATA.WORKERS": 2},
+    "step": {"SCHEDULER": {"NAME": "StepLR", "step_size": 1}, "DATA.WORKERS": 2,
+             "DATA.BACKEND": "albumentations"},
     "everything": {**EVERYTHING, "SCHEDULER": {"NAME": "CosineAnnealingLR"}},
     "validation": {"DATA.VAL_FRACTION": 0.2, "TRAIN.EMA": 0.5},
     "dropout": {"MODEL": {"NAME": "with_dropout"}, "TRAIN.PRECISION": "fp32",
-                "DATA.WORKERS": 1},
+                "DATA.WORKERS": 1, "DATA.BACKEND": "albumentations"},
 }
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from cvkit.errors import DataError
+
+Result = TypeVar("Result")
 
 
 class ImageFiles(Sequence):
@@ -147,6 +151,34 @@ class ImageData:
         return replace(self, **splits)
 
 
+# -- reading images --------------------------------------------------------------------
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(read: Callable[[int], Result], count: int, title: str) -> Iterator[Result]:
+    """Yield `read(0)`, `read(1)`, … `read(count - 1)`, computed by several threads ahead of use.
+
+    Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds.
+    """
+    bar = tqdm(total=count, desc=title, unit="img", delay=2, leave=False, disable=None)
+    with bar, ThreadPoolExecutor(usable_cores()) as pool:
+        ahead, rest = deque(), iter(range(count))
+        try:
+            for _ in range(count):
+                # Not more at once: all that is decoded and waits may not fit in memory.
+                ahead.extend(pool.submit(read, position)
+                             for position in itertools.islice(rest, 64 - len(ahead)))
+                yield ahead.popleft().result()
+                bar.update()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
 # -- choosing images -------------------------------------------------------------------
 
 
@@ -259,19 +291,12 @@ def scan_files(files: ImageFiles, title: str) -> dict:
         except DataError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        chunks = (range(start, min(start + 512, len(files))) for start in range(0, len(files), 512))
-        progress = tqdm(total=len(files), desc=title, unit="img", delay=2, leave=False,
-                        disable=None)  # drawn on terminals only
-        for chunk in chunks:  # in pieces: all decoded images at once may not fit in memory
-            for pixels in pool.map(read, chunk):
-                if isinstance(pixels, DataError):
-                    unreadable.append(pixels)
-                else:
-                    sums.add(pixels)
-                    sizes[f"{pixels.shape[0]}x{pixels.shape[1]}"] += 1
-            progress.update(len(chunk))
-        progress.close()
+    for pixels in in_threads(read, len(files), title):
+        if isinstance(pixels, DataError):
+            unreadable.append(pixels)
+        else:
+            sums.add(pixels)
+            sizes[f"{pixels.shape[0]}x{pixels.shape[1]}"] += 1
     if unreadable:
         shown = "\n".join(str(error) for error in unreadable[:5])
         rest = f"\nand {len(unreadable) - 5} more" if len(unreadable) > 5 else ""

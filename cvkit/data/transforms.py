@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cvkit.data import batched
 from cvkit.data.images import ImageData
 from cvkit.data.mixing import BatchTransform
 from cvkit.errors import ConfigError, UserError
@@ -38,9 +40,11 @@ def RandomCrop(size: int | list[int], padding: int = 0, fill: Fill = 0, data_mea
         padding: pixels added to each side first.
         fill: of the padding, 0–255, one number or one per channel; "mean" for the data's.
     """
-    height, width = _pair(size)
-    pad = [A.Pad(padding=padding, fill=_fill(fill, data_mean), p=1.0)] if padding else []
-    return A.Sequential([*pad, A.RandomCrop(height=height, width=width, p=1.0)], p=1.0)
+    (height, width), fill = _pair(size), _fill(fill, data_mean)
+    pad = [A.Pad(padding=padding, fill=fill, p=1.0)] if padding else []
+    crop = A.RandomCrop(height=height, width=width, p=1.0)
+    return _with_batched(A.Sequential([*pad, crop], p=1.0),
+                         batched.RandomCrop((height, width), padding, fill))
 
 
 @TRANSFORMS.register()
@@ -53,15 +57,17 @@ def CutOut(size: int | list[int], fill: Fill = "mean", p: float = 1.0, data_mean
             normalisation.
         p: probability.
     """
-    height, width = _pair(size)
-    return A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(height, height),
-                           hole_width_range=(width, width), fill=_fill(fill, data_mean), p=p)
+    (height, width), fill = _pair(size), _fill(fill, data_mean)
+    return _with_batched(
+        A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(height, height),
+                        hole_width_range=(width, width), fill=fill, p=p),
+        batched.CutOut((height, width), fill, p))
 
 
 @TRANSFORMS.register()
 def HorizontalFlip(p: float = 0.5):
     """Mirror left and right with probability `p`."""
-    return A.HorizontalFlip(p=p)
+    return _with_batched(A.HorizontalFlip(p=p), batched.HorizontalFlip(p))
 
 
 @TRANSFORMS.register()
@@ -74,7 +80,9 @@ def Rotate(limit: float, fill: Fill = 0, p: float = 1.0, data_mean=None):
             the data's.
         p: probability.
     """
-    return A.Rotate(limit=(-abs(limit), abs(limit)), fill=_fill(fill, data_mean), p=p)
+    limit, fill = abs(limit), _fill(fill, data_mean)
+    return _with_batched(A.Rotate(limit=(-limit, limit), fill=fill, p=p),
+                         batched.Rotate(limit, fill, p))
 
 
 @TRANSFORMS.register()
@@ -141,6 +149,13 @@ class Normalize:
         return mean, std
 
 
+def _with_batched(transform: A.BasicTransform | A.BaseCompose,
+                  form: batched.Batched) -> A.BasicTransform | A.BaseCompose:
+    """Return a transform of single images that knows its form for whole batches."""
+    transform.batched = form
+    return transform
+
+
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
@@ -202,7 +217,7 @@ class _Function(A.ImageOnlyTransform):
 
     def __init__(self, function: Any):
         super().__init__(p=1.0)
-        self.function = function
+        self.function, self.batched = function, getattr(function, "batched", None)
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         return self.function(img.copy())  # what it does in place stays out of the data set
@@ -211,6 +226,9 @@ class _Function(A.ImageOnlyTransform):
 class Pipeline:
     """Transforms in order, `pipeline(image)`, with random numbers of its own.
 
+    Those at the beginning that give the same every time (`prepare`) can be applied once and for
+    all; the rest (`augment`) is drawn anew in each epoch.
+
     Args:
         transforms: albumentations transforms.
         mixing: what whole batches go through after that, see `cvkit.data.mixing.mix`.
@@ -218,21 +236,79 @@ class Pipeline:
 
     def __init__(self, transforms: Sequence[Any], mixing: Sequence[BatchTransform] = ()):
         self.transforms, self.mixing = list(transforms), list(mixing)
-        self._compose = A.Compose(self.transforms) if self.transforms else None
+        self.fixed = list(itertools.takewhile(_is_fixed, self.transforms))
+        self.random = self.transforms[len(self.fixed):]
+        self._fixed = A.Compose(self.fixed) if self.fixed else None
+        self._random = A.Compose(self.random) if self.random else None
 
     def seed(self, *key: int) -> None:
         """Make what follows depend on `key` alone: (SEED, epoch, batch)."""
-        if self._compose is not None:
+        if self._random is not None:
             sequence = np.random.SeedSequence(key)
-            self._compose.set_random_state(np.random.default_rng(sequence),
-                                           random.Random(int(sequence.generate_state(1)[0])))
+            self._random.set_random_state(np.random.default_rng(sequence),
+                                          random.Random(int(sequence.generate_state(1)[0])))
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Return the image after the fixed transforms at the beginning; uint8 (H, W, C) both."""
+        return _apply(self._fixed, image)
+
+    def augment(self, image: np.ndarray) -> np.ndarray:
+        """Return a prepared image after the rest of the transforms."""
+        return _apply(self._random, image)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return the transformed image; uint8 (H, W, C) both."""
-        if self._compose is None:
-            return image
-        image = self._compose(image=image)["image"]
-        return image if image.ndim == 3 else image[:, :, None]
+        return self.augment(self.prepare(image))
+
+    @property
+    def unbatched(self) -> list[str]:
+        """The names of transforms that have no batched form, without the fixed ones."""
+        return [_name(transform) for transform in self.random
+                if getattr(transform, "batched", None) is None]
+
+    def draw(self, seed: int, epoch: int, count: int,
+             shape: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+        """Return what is random about an epoch's images, for the batched form of each transform.
+
+        Args:
+            seed, epoch: which alone decide what is drawn.
+            count: images of the epoch.
+            shape: (H, W, C) of the prepared images.
+        """
+        random, everything = np.random.default_rng([seed, epoch, 4]), []
+        image = torch.zeros(1, *shape, dtype=torch.uint8)  # goes along, to know its size
+        for transform in self.random:
+            drawn = transform.batched.draw(random, count, tuple(image.shape[1:3]))
+            everything.append(tuple(map(torch.from_numpy, drawn)))
+            image = transform.batched.apply(image, *(values[:1] for values in everything[-1]))
+        return everything
+
+    def augment_batch(self, images: torch.Tensor,
+                      drawn: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+        """Return prepared images, uint8 (N, H, W, C), after the batched forms of the rest."""
+        for transform, values in zip(self.random, drawn, strict=True):
+            images = transform.batched.apply(images, *values)
+        return images
+
+
+# Those of albumentations that draw nothing, where they are always applied.
+_FIXED = (A.CenterCrop, A.LongestMaxSize, A.Resize, A.SmallestMaxSize, A.ToRGB)
+
+
+def _is_fixed(transform: Any) -> bool:
+    size = getattr(transform, "max_size", None)  # a list of sizes is drawn from
+    return type(transform) in _FIXED and transform.p == 1 and not isinstance(size, (list, tuple))
+
+
+def _apply(compose: A.Compose | None, image: np.ndarray) -> np.ndarray:
+    if compose is None:
+        return image
+    image = compose(image=image)["image"]
+    return image if image.ndim == 3 else image[:, :, None]
+
+
+def _name(transform: Any) -> str:
+    return type(getattr(transform, "function", transform)).__name__
 
 
 def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = False,

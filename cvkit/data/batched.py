@@ -1,0 +1,154 @@
+"""Transforms of a whole uint8 batch at once, on the device that holds it, each image its own way.
+
+They are batched forms of entries in `cvkit.data.transforms`: the same outcomes, equally likely,
+many times faster. What is random is drawn first (`draw`) and then applied (`apply`), so that an
+epoch's random numbers depend on (SEED, epoch) alone, whatever the device.
+
+Batches are uint8 (N, H, W, C), as data sets hold them. Where they can, operations run over rows
+of bytes: over the three channels of a pixel they would be several times slower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Fill = tuple[float, ...] | float
+
+
+class Batched(Protocol):
+    """The batched form of a transform, which the object for single images has as `batched`."""
+
+    def draw(self, random: np.random.Generator, count: int,
+             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        """Return what is random about `count` images of (height, width): arrays of that length."""
+
+    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
+        """Return the transformed batch; `drawn` is what was drawn for its images."""
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Pad all four sides, then cut out a window at a random place."""
+
+    size: tuple[int, int]
+    padding: int
+    fill: Fill
+
+    def draw(self, random: np.random.Generator, count: int,
+             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        return tuple(random.integers(0, side + 2 * self.padding - window, count, endpoint=True)
+                     for side, window in zip(size, self.size, strict=True))
+
+    def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        images = self._padded(images)
+        count, rows, columns, channels = images.shape
+        height, width = self.size
+        row = _range(count, images)[:, None] * rows + top[:, None] + _range(height, images)
+        first = (row * columns + left[:, None]) * channels
+        # A row of a window is a run of bytes: of all such runs, which overlap, those wanted.
+        runs = images.reshape(-1).unfold(0, width * channels, 1)
+        return runs.index_select(0, first.flatten()).view(count, height, width, channels)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        if not self.padding:
+            return images
+        count, height, width, channels = images.shape
+        by = self.padding
+        padded = images.new_empty(count, height + 2 * by, width + 2 * by, channels)
+        padded[:] = _pixel(self.fill, images)
+        padded[:, by:by + height, by:by + width] = images
+        return padded
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """Mirror left and right."""
+
+    p: float
+
+    def draw(self, random: np.random.Generator, count: int,
+             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        return (random.random(count) < self.p,)
+
+    def apply(self, images: Tensor, is_mirrored: Tensor) -> Tensor:
+        count = len(images)
+        both = torch.cat([images, images.flip(2)])  # whole images are chosen faster than pixels
+        return both.index_select(0, _range(count, images) + count * is_mirrored)
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """Cover one window at a random place within the image."""
+
+    size: tuple[int, int]
+    fill: Fill
+    p: float
+
+    def draw(self, random: np.random.Generator, count: int,
+             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        top, left = (random.integers(0, max(side - window, 0), count, endpoint=True)
+                     for side, window in zip(size, self.size, strict=True))
+        return np.where(random.random(count) < self.p, top, size[0]), left  # or below the image
+
+    def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        count, height, width, channels = images.shape
+        rows = images.reshape(count, height, width * channels)
+        fill = _pixel(self.fill, images).repeat(width)
+        is_row = _is_within(_range(height, images), top, self.size[0])
+        is_byte = _is_within(_range(width * channels, images), left * channels,
+                             self.size[1] * channels)
+        hole = is_row[:, :, None] & is_byte[:, None, :]  # bytes 0 or 255
+        return (rows ^ ((rows ^ fill) & hole)).view(images.shape)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Rotate about the centre by a random angle, bilinear."""
+
+    limit: float
+    fill: Fill
+    p: float
+
+    def draw(self, random: np.random.Generator, count: int,
+             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        degrees = random.uniform(-self.limit, self.limit, count).astype(np.float32)
+        return (np.where(random.random(count) < self.p, degrees, np.float32(0)),)
+
+    def apply(self, images: Tensor, degrees: Tensor) -> Tensor:
+        height, width = images.shape[1:3]
+        cosine, sine = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
+        zero = torch.zeros_like(cosine)
+        # From places in the result to places in the image, both in -1…1 from edge to edge.
+        matrix = torch.stack([cosine, -sine * height / width, zero,
+                              sine * width / height, cosine, zero], 1).view(-1, 2, 3).float()
+        fill = _pixel(self.fill, images).float().view(-1, 1, 1)
+        pixels = images.permute(0, 3, 1, 2).float() - fill
+        grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+        turned = F.grid_sample(pixels, grid, align_corners=False) + fill
+        return turned.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def _range(count: int, images: Tensor) -> Tensor:
+    return torch.arange(count, device=images.device)
+
+
+def _pixel(fill: Fill, images: Tensor) -> Tensor:
+    """Return a fill as one pixel, uint8 (C,)."""
+    return _on_device(fill, images.device).expand(images.shape[3])
+
+
+@lru_cache  # as each transfer from Python to a GPU waits for all that the GPU has to do
+def _on_device(fill: Fill, device: torch.device) -> Tensor:
+    return torch.tensor(fill, device=device).round().byte()
+
+
+def _is_within(places: Tensor, start: Tensor, length: int) -> Tensor:
+    """Return uint8 (N, places): 255 for those from `start` on, as many as `length`; else 0."""
+    return ((places >= start[:, None]) & (places < start[:, None] + length)).byte().neg()

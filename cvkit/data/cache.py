@@ -1,0 +1,100 @@
+"""A split's images in memory: decoded, and through those transforms that give the same each time."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvkit.data.images import ImageFiles, ImageSet, in_threads
+from cvkit.data.transforms import Pipeline
+
+
+class ImageCache:
+    """The prepared images of a split, kept in memory where they fit.
+
+    Files are decoded when `fill` is called, until then and where they do not fit when they are
+    asked for. Pixels that the data set holds in memory are used where they lie.
+
+    Args:
+        images: the split.
+        pipeline: its `prepare` is applied to each image, once.
+        is_uniform: whether all prepared images have one size.
+        limit: bytes that they may take.
+
+    Attributes:
+        shape: (H, W, C) of the prepared images; None where sizes are mixed.
+        bytes: of memory that all of them take or would take; of mixed sizes an estimate.
+        is_copy: whether that is memory besides the data set's own.
+        fits: whether they lie in memory, from the start or after `fill`.
+    """
+
+    def __init__(self, images: ImageSet, pipeline: Pipeline, is_uniform: bool, limit: int):
+        self._images, self._pipeline, self._limit = images, pipeline, limit
+        self._kept: Tensor | list[np.ndarray] = []
+        self._places = np.arange(len(images))  # of each image among the kept
+        self.is_copy = isinstance(images.images, ImageFiles) or bool(pipeline.fixed)
+        first = self.image(0)
+        self.shape = first.shape if is_uniform else None
+        if is_uniform:
+            self.bytes = len(images) * first.nbytes
+        else:
+            some = np.linspace(0, len(images) - 1, min(16, len(images))).astype(int)
+            self.bytes = int(len(images) * np.mean([self.image(place).nbytes for place in some]))
+        self.fits = not self.is_copy or self.bytes <= limit
+        if not self.is_copy:
+            self._kept, self._places = torch.from_numpy(images.images), images.index
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, position: int) -> np.ndarray:
+        """Return one prepared image, uint8 (H, W, C)."""
+        place = self._places[position]
+        if place < len(self._kept):
+            return np.asarray(self._kept[place])
+        return self._pipeline.prepare(self._images.image(position))
+
+    def fill(self) -> None:
+        """Decode and prepare all images, if they fit and that was not done yet.
+
+        Raises:
+            DataError: a file that cannot be read.
+        """
+        if len(self._kept) or not self.fits:
+            return
+        own = threading.local()  # transforms are not made for use by several threads
+
+        def prepared(position: int) -> np.ndarray:
+            if not hasattr(own, "pipeline"):
+                own.pipeline = copy.deepcopy(self._pipeline)
+            return own.pipeline.prepare(self._images.image(position))
+
+        made = in_threads(prepared, len(self), "Decoding images")
+        if self.shape:
+            kept = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+            for place, pixels in enumerate(made):
+                kept.numpy()[place] = pixels
+        else:
+            kept, taken = [], 0
+            for pixels in made:
+                taken += pixels.nbytes
+                if taken > self._limit:  # the estimate was too low: the rest is decoded each time
+                    made.close()
+                    break
+                kept.append(pixels)
+        self._kept = kept
+
+    def stack(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return all images, uint8 (M, H, W, C) on the device, and where each is in them (N,).
+
+        For images of one size that fit. What lies in this machine's memory is not copied in it.
+        """
+        self.fill()
+        pixels, places = self._kept, torch.from_numpy(self._places)
+        if device.type != "cpu" and len(pixels) != len(self):
+            pixels, places = pixels[places], torch.arange(len(self))  # this split's only
+        return pixels.to(device), places.to(device)

@@ -1,0 +1,192 @@
+"""Where a loader's uint8 batches come from: image by image, or whole batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cvkit.data.cache import ImageCache
+from cvkit.data.images import ImageSet
+from cvkit.data.transforms import RESIZE_HINT, Pipeline
+from cvkit.errors import DataError, UserError
+
+Pixels = tuple[Tensor, Tensor, Tensor]  # uint8 (N, H, W, C), labels (N,), index (N,)
+
+
+class Order:
+    """The order of a split's images, drawn once for an epoch from (seed, epoch) alone.
+
+    Args:
+        count: images of the split.
+        batch_size: images of a batch; the last one is short.
+        shuffle: a new order each epoch.
+        seed: of the order.
+    """
+
+    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int):
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        # Batch normalisation cannot train on one image: such a rest is left to later epochs.
+        leaves_rest = shuffle and count > batch_size and count % batch_size == 1
+        self.total, self.count = count, count - leaves_rest
+
+    def positions(self, epoch: int) -> np.ndarray:
+        """Return the positions of an epoch's images in the split, in order."""
+        if not self.shuffle:
+            return np.arange(self.count)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.total)[:self.count]
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Images of each batch of an epoch."""
+        return [min(self.batch_size, self.count - start)
+                for start in range(0, self.count, self.batch_size)]
+
+
+class BatchedSource:
+    """Whole batches at once on the device, where all images of the split lie.
+
+    An image's random numbers come from (seed, epoch, its place in the epoch).
+    """
+
+    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, order: Order,
+                 device: torch.device):
+        self._images, self._cache, self._pipeline = images, cache, pipeline
+        self._order, self._device = order, device
+        self._resident: tuple[Tensor, ...] | None = None
+
+    def epoch(self, epoch: int) -> Iterator[Pixels]:
+        """Yield the batches of an epoch."""
+        if self._resident is None:
+            self._resident = (*self._cache.stack(self._device), *(
+                torch.from_numpy(values).to(self._device)
+                for values in (self._images.labels, self._images.index)))
+        pixels, places, labels, index = self._resident
+        order = torch.from_numpy(self._order.positions(epoch)).to(self._device)
+        drawn = [tuple(values.to(self._device) for values in group) for group in self._draw(epoch)]
+        for start in range(0, len(order), self._order.batch_size):
+            batch = slice(start, start + self._order.batch_size)
+            chosen = order[batch]
+            images = pixels.index_select(0, places.index_select(0, chosen))
+            images = self._pipeline.augment_batch(
+                images, [[values[batch] for values in group] for group in drawn])
+            yield images, labels.index_select(0, chosen), index.index_select(0, chosen)
+
+    def take(self, places: Sequence[int], epoch: int) -> Pixels:
+        """Return the images at these places of an epoch."""
+        places = np.asarray(places)
+        chosen = self._order.positions(epoch)[places]
+        images = torch.from_numpy(np.stack([self._cache.image(item) for item in chosen]))
+        images = self._pipeline.augment_batch(
+            images, [[values[places] for values in group] for group in self._draw(epoch)])
+        return (images, torch.from_numpy(self._images.labels[chosen]),
+                torch.from_numpy(self._images.index[chosen]))
+
+    def _draw(self, epoch: int) -> list[tuple[Tensor, ...]]:
+        return self._pipeline.draw(self._order.seed, epoch, self._order.count, self._cache.shape)
+
+
+class _Request(NamedTuple):
+    """Which images make a batch, and the seed of their augmentation."""
+
+    positions: np.ndarray
+    key: tuple[int, ...]
+
+
+class PerImageSource:
+    """Batches made image by image, in this process or in workers."""
+
+    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, order: Order,
+                 workers: int, pin_memory: bool):
+        self._cache, self._order = cache, order
+        self._batches = _Batches(images, cache, pipeline)
+        self._requests = _Requests(order)
+        workers = min(workers, len(self._requests))
+        self._loader = DataLoader(
+            self._batches, sampler=self._requests, batch_size=None, num_workers=workers,
+            pin_memory=pin_memory, persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            generator=torch.Generator())  # its own: models draw from torch's global one
+
+    def epoch(self, epoch: int) -> Iterator[Pixels]:
+        """Yield the batches of an epoch."""
+        self._cache.fill()  # before workers are forked, which then share it
+        self._requests.epoch = epoch
+        for item in self._loader:
+            yield _raised(item)
+
+    def take(self, places: Sequence[int], epoch: int) -> Pixels:
+        """Return the images at these places of an epoch, as they are in their batches."""
+        places, size = np.asarray(places), self._order.batch_size
+        order = self._order.positions(epoch)
+        if not self._batches.is_random(order[places[0]]):
+            return _raised(self._batches[_Request(order[places], (self._order.seed, epoch, 0))])
+        made = {number: _raised(self._batches[self._requests.request(order, epoch, number)])
+                for number in np.unique(places // size).tolist()}
+        parts = [[part[place % size] for part in made[place // size]] for place in places.tolist()]
+        return tuple(torch.stack(column) for column in zip(*parts, strict=True))
+
+
+class _Batches(Dataset):
+    """Makes one whole batch per item, so that workers need no seeds of their own.
+
+    A batch's random numbers come from (seed, epoch, batch): the same with any number of
+    workers, different between batches and epochs.
+    """
+
+    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline):
+        self.labels, self.index = images.labels, images.index
+        self.cache, self.pipeline = cache, pipeline
+
+    def __getitem__(self, request: _Request) -> Pixels | UserError:
+        self.pipeline.seed(*request.key)
+        try:
+            pixels = [self.pipeline.augment(self.cache.image(position))
+                      for position in request.positions]
+        except UserError as error:
+            return error  # raised by the main process, without a worker's traceback around it
+        shapes = {image.shape for image in pixels}
+        if len(shapes) > 1:
+            return DataError(f"images come out in different sizes: {sorted(shapes)}",
+                             hint=RESIZE_HINT.format(64, 64))
+        return (torch.from_numpy(np.stack(pixels)),
+                torch.from_numpy(self.labels[request.positions]),
+                torch.from_numpy(self.index[request.positions]))
+
+    def is_random(self, position: int) -> bool:
+        """Tell whether the pipeline changes an image differently from one time to the next."""
+        results = []
+        for seed in range(8):
+            self.pipeline.seed(seed)
+            results.append(self.pipeline.augment(self.cache.image(position)))
+        return not all(np.array_equal(results[0], result) for result in results[1:])
+
+
+class _Requests(Sampler):
+    """An epoch's requests, in order."""
+
+    def __init__(self, order: Order):
+        self.order, self.epoch = order, 0
+
+    def __len__(self) -> int:
+        return len(self.order.batch_sizes)
+
+    def request(self, positions: np.ndarray, epoch: int, number: int) -> _Request:
+        """Return that of one batch, given the positions of its epoch's images."""
+        start = number * self.order.batch_size
+        return _Request(positions[start:start + self.order.batch_size],
+                        (self.order.seed, epoch, number))
+
+    def __iter__(self) -> Iterator[_Request]:
+        positions = self.order.positions(self.epoch)
+        return (self.request(positions, self.epoch, number) for number in range(len(self)))
+
+
+def _raised(item: Pixels | UserError) -> Pixels:
+    if isinstance(item, UserError):
+        raise item
+    return item

@@ -1,0 +1,165 @@
+"""The batched transforms against albumentations: the same outcomes, equally likely."""
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from albumentations.augmentations.dropout.functional import cutout
+
+from cvkit.data.transforms import Pipeline
+from cvkit.registry import TRANSFORMS
+
+MEAN = (0.4914, 0.4822, 0.4465)
+NODES = {
+    "RandomCrop": {"size": [20, 24], "padding": 3, "fill": "mean"},
+    "HorizontalFlip": {},
+    "CutOut": {"size": [9, 12], "p": 0.8},
+    "Rotate": {"limit": 25, "fill": [10, 20, 30], "p": 0.8},
+}
+# No two pixels are alike, so that an outcome tells where each came from.
+IMAGE = np.random.default_rng(0).permutation(32 * 32 * 3).reshape(32, 32, 3) % 251
+IMAGE = IMAGE.astype(np.uint8)
+
+
+def build(name, **arguments):
+    return TRANSFORMS.build({"NAME": name, **NODES[name], **arguments}, data_mean=MEAN)
+
+
+def batch_of(transform, images, seed=0):
+    """Return images (N, H, W, C) after a transform's batched form, and what was drawn."""
+    drawn = transform.batched.draw(np.random.default_rng(seed), len(images), images.shape[1:3])
+    made = transform.batched.apply(torch.from_numpy(images), *map(torch.from_numpy, drawn))
+    return made.numpy(), drawn
+
+
+def test_these_have_a_batched_form():
+    found = []
+    for name in TRANSFORMS.own:
+        node = {"NAME": name, **NODES.get(name, {})}
+        built = TRANSFORMS.build(node, data_mean=MEAN, num_classes=10)
+        found += [name] * hasattr(built, "batched")
+    assert found == sorted(NODES)
+
+
+# What albumentations makes of an image with the very parameters that were drawn.
+
+
+def cropped(image, top, left):
+    fill = tuple(round(255 * value) for value in MEAN)
+    padded = A.Pad(padding=3, fill=fill, p=1.0)(image=image)["image"]
+    return A.Crop(x_min=left, y_min=top, x_max=left + 24, y_max=top + 20, p=1.0)(image=padded)["image"]
+
+
+def flipped(image, is_mirrored):
+    return A.HorizontalFlip(p=float(is_mirrored))(image=image)["image"]
+
+
+def cut(image, top, left):
+    hole = np.array([[left, top, left + 12, top + 9]]).clip(0, 32)
+    return cutout(image.copy(), hole, np.array([125, 123, 114]), np.random.default_rng())
+
+
+def turned(image, degrees):
+    limit = (float(degrees), float(degrees))
+    return A.Rotate(limit=limit, fill=(10, 20, 30), p=1.0)(image=image)["image"]
+
+
+@pytest.mark.parametrize("name, reference", [("RandomCrop", cropped), ("HorizontalFlip", flipped),
+                                             ("CutOut", cut), ("Rotate", turned)])
+def test_pixels_equal_those_of_albumentations_for_the_same_parameters(name, reference):
+    images = np.random.default_rng(1).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    made, drawn = batch_of(build(name), images)
+    expected = np.stack([reference(image, *values) for image, values in zip(images, zip(*drawn))])
+    if name == "Rotate":  # rounded differently in some pixels of ten thousand
+        difference = np.abs(made.astype(int) - expected)
+        assert difference.max() <= 1 and (difference > 0).mean() < 5e-4
+    else:
+        assert np.array_equal(made, expected)
+
+
+def outcomes(name, count, **arguments):
+    """Return `count` outcomes of one image, batched and image by image."""
+    transform = build(name, **arguments)
+    batched, _ = batch_of(transform, np.stack([IMAGE] * count))
+    pipeline = Pipeline([transform])
+    pipeline.seed(1)
+    return batched, np.stack([pipeline(IMAGE) for _ in range(count)])
+
+
+def parameters_of(image, name):
+    """Return what must have been drawn for an outcome, two numbers."""
+    if name == "RandomCrop":  # the window's place
+        inner = image[8:12, 10:14]
+        for top in range(19):
+            for left in range(15):
+                if np.array_equal(IMAGE[5 + top:9 + top, 7 + left:11 + left], inner):
+                    return top, left
+    if name == "HorizontalFlip":
+        return int(np.array_equal(image, IMAGE[:, ::-1])), 0
+    if name == "CutOut":  # the hole's place; 32 for none
+        changed = (image != IMAGE).any(2)
+        rows, columns = changed.any(1), changed.any(0)
+        return (int(rows.argmax()), int(columns.argmax())) if changed.any() else (32, 32)
+    return int(round(float(image[..., 0].mean()) * 20)), int(np.array_equal(image, IMAGE))
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_outcomes_and_their_frequencies_equal_those_of_albumentations(name):
+    count = 3000
+    found = [np.array([parameters_of(image, name) for image in images])
+             for images in outcomes(name, count)]
+    for axis in (0, 1):
+        ours, theirs = found[0][:, axis], found[1][:, axis]
+        values = np.union1d(ours, theirs)
+        if name != "Rotate":  # its angles are never the same twice
+            assert set(ours) == set(theirs)
+        gap = np.abs([(ours <= value).mean() - (theirs <= value).mean() for value in values])
+        assert gap.max() < 1.63 * np.sqrt(2 / count)  # Kolmogorov–Smirnov at 1 %
+
+
+def test_every_shift_of_the_padded_image_is_as_likely():
+    images, _ = batch_of(build("RandomCrop", size=32, padding=4, fill=0), np.stack([IMAGE] * 8100))
+    padded = np.pad(IMAGE, ((4, 4), (4, 4), (0, 0)))
+    windows = {padded[y:y + 32, x:x + 32].tobytes(): (y, x) for y in range(9) for x in range(9)}
+    counts = np.zeros((9, 9))
+    for image in images:
+        counts[windows[image.tobytes()]] += 1
+    assert ((counts - 100) ** 2 / 100).sum() < 112  # chi-square of 80 degrees of freedom at 1 %
+
+
+def test_transforms_of_one_list_are_drawn_independently():
+    pipeline = Pipeline([build("HorizontalFlip"), build("CutOut", p=0.5)])
+    flips, holes = pipeline.draw(0, 0, 4000, IMAGE.shape)
+    table = np.histogram2d(flips[0].numpy(), holes[0].numpy() < 32, bins=2)[0]
+    assert (np.abs(table - 1000) < 100).all()
+
+
+def test_each_transform_is_drawn_for_the_size_that_the_one_before_it_leaves():
+    pipeline = Pipeline([build("RandomCrop", size=12, padding=0), build("CutOut", size=4, p=1.0)])
+    drawn = pipeline.draw(0, 0, 2000, IMAGE.shape)
+    assert [sorted({*values.tolist()})[-1] for group in drawn for values in group] == [20, 20, 8, 8]
+    images = torch.from_numpy(np.stack([IMAGE] * 2000))
+    assert pipeline.augment_batch(images, drawn).shape == (2000, 12, 12, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", NODES)
+def test_images_that_are_not_square_and_grey_ones(name, channels):
+    images = np.random.default_rng(2).integers(0, 256, (50, 40, 30, channels), dtype=np.uint8)
+    transform = build(name, **({} if name == "HorizontalFlip" else {"fill": 9}))
+    made, _ = batch_of(transform, images)
+    assert made.shape == (50, *((20, 24) if name == "RandomCrop" else (40, 30)), channels)
+    assert made.dtype == np.uint8 and np.array_equal(images, np.random.default_rng(2).integers(
+        0, 256, images.shape, dtype=np.uint8))  # the data set's own are left as they were
+
+
+def test_a_hole_larger_than_the_image_covers_it():
+    images, _ = batch_of(build("CutOut", size=40, fill=7, p=1.0), np.stack([IMAGE] * 4))
+    assert (images == 7).all()
+
+
+def test_images_of_a_batch_differ_and_a_seed_repeats_them():
+    for name in NODES:
+        first, again, other = (batch_of(build(name), np.stack([IMAGE] * 64), seed)[0] for seed in (0, 0, 1))
+        assert np.array_equal(first, again) and not np.array_equal(first, other)
+        assert len({image.tobytes() for image in first}) > (1 if name == "HorizontalFlip" else 30)
