@@ -30,18 +30,24 @@ def build_optimizer(node: Any, model: nn.Module,
             node's weight_decay (He et al., 2019, "Bag of Tricks").
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    facts = {"fused": True} if _can_be_fused(node, trained) else {}
-    if decay_norm_and_bias:
-        return OPTIMIZERS.build(node, params=trained, **facts)
-    groups = [{"params": [parameter for parameter in trained if parameter.ndim > 1]},
-              {"params": [parameter for parameter in trained if parameter.ndim <= 1],
-               "weight_decay": 0.0}]
+    groups = [{"params": trained}]
+    if not decay_norm_and_bias:
+        groups = [{"params": [parameter for parameter in trained if parameter.ndim > 1]},
+                  {"params": [parameter for parameter in trained if parameter.ndim <= 1],
+                   "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    return OPTIMIZERS.build(node, params=groups, **facts)
+    if not _can_be_fused(node, trained):
+        return OPTIMIZERS.build(node, params=groups)
+    optimizer = OPTIMIZERS.build(node, params=groups, fused=True)
+    if getattr(optimizer, "defaults", {}).get("momentum"):
+        # Torch would begin with uninitialised memory if GradScaler skips the first step.
+        for parameter in trained:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _can_be_fused(node: Any, trained: list[nn.Parameter]) -> bool:
-    """Tell whether torch updates all weights in one kernel, and the config does not choose."""
-    chooses = {"foreach", "fused", "differentiable"} & set(node)
-    return not chooses and node["NAME"].split(".")[-1] in ("SGD", "Adam", "AdamW") and all(
+    """Tell whether torch can update all weights in one kernel, and the config leaves it open."""
+    is_open = not {"foreach", "fused", "differentiable", "dampening"} & set(node)
+    return is_open and node["NAME"].split(".")[-1] in ("SGD", "Adam", "AdamW") and all(
         parameter.device.type in ("cpu", "cuda") for parameter in trained)

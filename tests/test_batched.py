@@ -100,7 +100,7 @@ def parameters_of(image, name):
         changed = (image != IMAGE).any(2)
         rows, columns = changed.any(1), changed.any(0)
         return (int(rows.argmax()), int(columns.argmax())) if changed.any() else (32, 32)
-    return int(round(float(image[..., 0].mean()) * 20)), int(np.array_equal(image, IMAGE))
+    return round(float(image[..., 0].mean()) * 20), int(np.array_equal(image, IMAGE))
 
 
 @pytest.mark.parametrize("name", NODES)

@@ -118,7 +118,7 @@ def test_the_trainer_does_what_a_hand_written_loop_does(tiny):
     run = train(config)
     torch.manual_seed(0)
     model = MODELS.build(config.MODEL, num_classes=10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
     data = Trainer(config).data
     images = torch.stack([torch.from_numpy(data.train.image(n)) for n in range(150)])

@@ -1,4 +1,4 @@
-"""A split's images in memory: decoded, and through those transforms that give the same each time."""
+"""A split's images in memory, decoded and through the transforms that give the same each time."""
 
 from __future__ import annotations
 
