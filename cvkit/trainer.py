@@ -70,15 +70,16 @@ class Trainer:
 
     Args:
         config: from `load_config`.
+        parts: what it describes, to train on other data for example; built if not given.
 
     Raises:
         UserError: something in the config or the data is wrong. Nothing has been written yet.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, parts: Experiment | None = None):
         check_components(config)
         enforce(check_requirements(config), config)
-        parts = Experiment(config)
+        parts = parts or Experiment(config)
         self.config, self.log = config, Log()
         self.data, self.device, self.precision = parts.data, parts.device, parts.precision
         self.loaders, self.model = parts.loaders, parts.model

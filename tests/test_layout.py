@@ -16,6 +16,7 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"checkpoint", "experiment", "run", "evaluation", "requirements",
      "lr_finder", "resume"},
     {"trainer", "visualizers"},
+    {"benchmark"},
 ]
 WITHIN = {("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),

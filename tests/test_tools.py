@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import importlib.util
+import json
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY
 
 from cvkit.registry import REGISTRIES, VISUALIZERS
@@ -139,12 +141,24 @@ def test_compare_two_runs(tool, run, painted, tmp_path):
     assert code == 2 and "--count is 1 or more, not 0" in err
 
 
-@pytest.mark.slow
-def test_the_benchmark_of_the_cam_prints_ratios(tool):
+def test_the_benchmark_measures_the_part_asked_for(tool, monkeypatch):
+    from cvkit.benchmark import measure
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(measure.PARTS, "cam", lambda configure: {
+        "library (s)": 0.25, "images/s": 123456.0, "width": configure().MODEL.get("width", 64)})
+    code, out, err = tool("benchmark.py", "cam", "--json", "MODEL.width", "3")
+    figures = json.loads(out)
+    assert code == 0 and figures["cam"] == {"library (s)": 0.25, "images/s": 123456, "width": 3}, err
+    assert f"torch {torch.__version__}" in figures["machine"]
     code, out, err = tool("benchmark.py", "cam")
-    assert code == 0, err
-    figures = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
-    assert len(figures) == 6 and all(float(value) > 0 for value in figures.values())
+    assert re.findall(r"^  (.+?)  +(\S+)$", out, re.MULTILINE) == [
+        ("library (s)", "0.250"), ("images/s", "123,456"), ("width", "64.000")], out + err
+    for words, expected in ((["cams"], "no part 'cams' of the benchmark\n  Did you mean cam?"),
+                            (["cam", "MODEL.wdth", "3"], "Did you mean width?"),
+                            (["--jsn"], "Did you mean --json?")):
+        code, out, err = tool("benchmark.py", *words)
+        assert code == 2 and expected in err and not out, err
 
 
 @pytest.mark.parametrize("words, config, overrides, resume, check", [

@@ -1,56 +1,49 @@
-"""Measure cvkit against plain ways of doing the same, in one process; prints ratios.
+"""Measure cvkit against plain ways of doing the same; prints a table. Takes some minutes.
 
-    python tools/benchmark.py cam
+    python tools/benchmark.py
+    python tools/benchmark.py step memory --json
+    python tools/benchmark.py step MODEL.width 32 TRAIN.PRECISION fp32
 """
 
 import argparse
-import timeit
-from collections.abc import Callable
+import json
+import sys
 
+from cvkit.config import load_config, unknown_flag
 from cvkit.errors import run_tool
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Return the shortest time of several, after one to warm up."""
-    work()
-    return min(timeit.repeat(work, number=1, repeat=repeats))
-
-
-def cam(images: int = 20) -> dict[str, float]:
-    """Maps of ResNet-18 (layer4 kept at 8×8), for one class of each image."""
-    import numpy as np
-    import torch
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    from cvkit.models.resnet import resnet18
-    from cvkit.visualizers.cam_maps import cam_maps
-
-    model = resnet18(strides=[1, 2, 2, 1]).eval()
-    batch, labels = torch.randn(images, 3, 32, 32), np.arange(images) % 10
-    layers, methods = ["layer1", "layer2", "layer3", "layer4"], ["GradCAM", "GradCAMPlusPlus"]
-
-    def library() -> None:
-        GradCAM(model, [model.layer4])(batch, [ClassifierOutputTarget(item) for item in labels])
-
-    one = seconds(lambda: cam_maps(model, batch, [labels], layers[:1], methods[:1]))
-    last = seconds(lambda: cam_maps(model, batch, [labels], layers[-1:], methods[:1]))
-    all_maps = seconds(lambda: cam_maps(model, batch, [labels], layers, methods))
-    direct = seconds(library)
-    return {"library: layer4, GradCAM (s)": direct,
-            "cvkit: layer4, GradCAM / library": last / direct,
-            "cvkit: layer1, GradCAM / library": one / direct,
-            "cvkit: 4 layers, 2 methods / library": all_maps / direct,
-            "cvkit: 4 layers, 2 methods / layer1, GradCAM": all_maps / one,
-            "cvkit: 4 layers, 2 methods / layer4, GradCAM": all_maps / last}
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", metavar="PART | KEY VALUE", nargs="*",
+                        help="step: training, evaluation and input; growth: twice the images; "
+                             "memory; start; cam: class activation maps. All, if none is named. "
+                             "Keys are those of configs/resnet18_cifar10.yaml")
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
+    args, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise unknown_flag(unknown[0])
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cam"], help="cam: class activation maps")
-    figures = {"cam": cam}[parser.parse_args().what]()
-    print("\n".join(f"{name:<46} {value:6.3f}" for name, value in figures.items()))
+    args = parse(sys.argv[1:])
+    number = next((place for place, word in enumerate(args.words) if word[:1].isupper()),
+                  len(args.words))
+    names, overrides = args.words[:number], args.words[number:]
+    load_config("configs/resnet18_cifar10.yaml", overrides)  # before what takes long
+    from cvkit.benchmark.measure import measure
+
+    machine, figures = measure(names, overrides)
+    if args.json:
+        print(json.dumps({"machine": machine, **figures}, indent=2))
+        return
+    print(machine)
+    for part, values in figures.items():
+        print(f"\n{part}")
+        for name, value in values.items():
+            print(f"  {name:<54} {value:12,.3f}" if value < 100 else f"  {name:<54} {value:8,.0f}")
 
 
 if __name__ == "__main__":
