@@ -23,7 +23,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from cvkit.benchmark.bare import MEAN, STD, Bare
 from cvkit.benchmark.classic import Classic
-from cvkit.config import Config, load_config
+from cvkit.config import Config, check_components, load_config
 from cvkit.data import ImageData, ImageSet, build_loaders
 from cvkit.errors import ConfigError, RunError, suggest
 from cvkit.evaluation import build_metrics, predict
@@ -272,7 +272,9 @@ def measure(names: Sequence[str] = (),
     def configure(*further: str) -> Config:
         return load_config(MAIN, [*overrides, *further])
 
-    device = Experiment(configure()).device
+    config = configure()
+    check_components(config)
+    device = Experiment(config).device
     words = (f"{describe(device)}; torch {torch.__version__}, albumentations {A.__version__}, "
              f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
     return words, {name: PARTS[name](configure) for name in names or PARTS}
