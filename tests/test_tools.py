@@ -156,7 +156,7 @@ def test_the_benchmark_measures_the_part_asked_for(tool, monkeypatch):
         ("library (s)", "0.250"), ("images/s", "123,456"), ("width", "64.000")], out + err
     for words, expected in ((["cams"], "no part 'cams' of the benchmark\n  Did you mean cam?"),
                             (["cam", "MODEL.wdth", "3"], "Did you mean width?"),
-                            (["--jsn"], "Did you mean --json?")):
+                            (["--jsn"], "no flag --jsn")):
         code, out, err = tool("benchmark.py", *words)
         assert code == 2 and expected in err and not out, err
 

@@ -425,3 +425,25 @@ def test_the_deterministic_switch_is_thrown_and_taken_back(tiny):
     assert torch.are_deterministic_algorithms_enabled()
     Trainer(load_config(tiny))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_as_the_plain_one_does(tiny):
+    own = {"TRAIN.PRECISION": "fp32", "TRAIN.EPOCHS": 1, "DATA.LIMIT": 64, "MODEL": {
+        "NAME": "vit", "patch": 16, "depth": 1, "width": 16, "heads": 2}}
+    plain, compiled = (train(load_config(tiny, {**own, "TRAIN.COMPILE": value})) for value in (False, True))
+    assert compiled.metrics[0]["train/loss"] == pytest.approx(plain.metrics[0]["train/loss"], rel=1e-4)
+    ours, theirs = (run.checkpoint("last").model for run in (plain, compiled))
+    assert ours.keys() == theirs.keys()  # not those of torch's wrapper
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+def test_a_machine_without_a_compiler_is_told_so(tiny, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(ConfigError) as caught:
+        Trainer(load_config(tiny, ["TRAIN.COMPILE", "true"]))
+    assert str(caught.value).startswith(
+        "command line TRAIN.COMPILE: torch.compile does not work here: No working C++ compiler found")
