@@ -62,7 +62,8 @@ SCHEMA: dict[str, Any] = {
     "DATA": {
         "DATASET": Component("dataset", "the images and their classes", required=True),
         "BATCH_SIZE": Key(128, "images per training batch", minimum=1),
-        "EVAL_BATCH_SIZE": Key(0, "images per evaluation batch; 0: twice BATCH_SIZE", minimum=0),
+        "EVAL_BATCH_SIZE": Key(0, "images per evaluation batch; 0: 2 BATCH_SIZE, on a GPU 8",
+                               minimum=0),
         "LIMIT": Key(0, "at most so many images of each split, class-balanced; 0: all", minimum=0),
         "VAL_FRACTION": Key(0.0, "part of train held out and monitored; 0: test is monitored",
                             minimum=0, maximum=0.9),

@@ -193,14 +193,14 @@ FLIP, BLUR = "[{NAME: HorizontalFlip}]", "[{NAME: Blur}, {NAME: HorizontalFlip}]
 
 
 @pytest.mark.parametrize("overrides, expected", [
-    ((), "batched; 150 images of 0 MB lie on the device"),
+    ((), "batched; 150 images, 0.5 MB, lie on the device"),
     (("DATA.TRAIN_TRANSFORMS", BLUR), "image by image in this process (no batched form of Blur)"),
     (("DATA.TRAIN_TRANSFORMS", BLUR, "DATA.WORKERS", "2"),
      "image by image in 2 worker processes (no batched form of Blur)"),
     (("DATA.BACKEND", "albumentations"), "image by image in this process"),
     (("DATA.TRAIN_TRANSFORMS", "[{NAME: Resize, height: 40, width: 40}]", "DATA.CACHE_GB", "0"),
      "image by image in this process (the images do not fit in memory); prepared each time: "
-     "1 MB is more than DATA.CACHE_GB 0 leaves")])
+     "0.7 MB is more than DATA.CACHE_GB 0 leaves")])
 def test_how_batches_are_made_is_chosen_and_said(tiny, overrides, expected):
     assert loaders(tiny, *overrides).input == expected
 

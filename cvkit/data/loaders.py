@@ -215,7 +215,8 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         place = next((where_in(item, "NAME") for item in nodes if item.NAME == "Normalize"), None)
         raise ConfigError(str(error), where=place) from None
     build = _Builder(config, data, device, mean, std)
-    evaluation_size = node.EVAL_BATCH_SIZE or 2 * node.BATCH_SIZE
+    # Without gradients a GPU has room for more images, and large batches are what it is fast on.
+    evaluation_size = node.EVAL_BATCH_SIZE or (8 if device.type == "cuda" else 2) * node.BATCH_SIZE
     train = build.loader(data.train, train_pipeline, node.BATCH_SIZE, shuffle=True)
     input_in_words = build.words
     test, val = (build.loader(images, test_pipeline, evaluation_size) if images else None
@@ -256,11 +257,11 @@ class _Builder:
             raise ConfigError(f"batched is not possible: {reason}",
                               where=self.config.DATA.where("BACKEND"),
                               hint="auto or albumentations makes batches image by image.")
-        memory = f"{cache.bytes / 1e6:,.0f} MB"
+        memory = _megabytes(cache.bytes)
         if reason is None and backend != "albumentations":
             if self.left_on_gpu is not None:
                 self.left_on_gpu -= cache.bytes
-            self.words = f"batched; {len(images):,} images of {memory} lie on the device"
+            self.words = f"batched; {len(images):,} images, {memory}, lie on the device"
             source = BatchedSource(images, cache, pipeline, order, self.device)
         else:
             by = f"{self.workers} worker processes" if self.workers else "this process"
@@ -285,5 +286,9 @@ class _Builder:
         if not cache.fits:
             return "the images do not fit in memory"
         if self.left_on_gpu is not None and cache.bytes > self.left_on_gpu:
-            return f"{cache.bytes / 1e6:,.0f} MB of images are too many for the GPU"
+            return f"{_megabytes(cache.bytes)} of images are too many for the GPU"
         return None
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.{0 if count >= 1e7 else 1}f} MB"

@@ -67,7 +67,7 @@ class BatchedSource:
                 for values in (self._images.labels, self._images.index)))
         pixels, places, labels, index = self._resident
         order = torch.from_numpy(self._order.positions(epoch)).to(self._device)
-        drawn = [tuple(values.to(self._device) for values in group) for group in self._draw(epoch)]
+        drawn = self._draw(epoch)
         for start in range(0, len(order), self._order.batch_size):
             batch = slice(start, start + self._order.batch_size)
             chosen = order[batch]
@@ -82,12 +82,14 @@ class BatchedSource:
         chosen = self._order.positions(epoch)[places]
         images = torch.from_numpy(np.stack([self._cache.image(item) for item in chosen]))
         images = self._pipeline.augment_batch(
-            images, [[values[places] for values in group] for group in self._draw(epoch)])
+            images.to(self._device),
+            [[values[places] for values in group] for group in self._draw(epoch)])
         return (images, torch.from_numpy(self._images.labels[chosen]),
                 torch.from_numpy(self._images.index[chosen]))
 
-    def _draw(self, epoch: int) -> list[tuple[Tensor, ...]]:
-        return self._pipeline.draw(self._order.seed, epoch, self._order.count, self._cache.shape)
+    def _draw(self, epoch: int) -> list[list[Tensor]]:
+        drawn = self._pipeline.draw(self._order.seed, epoch, self._order.count, self._cache.shape)
+        return [[values.to(self._device) for values in group] for group in drawn]
 
 
 class _Request(NamedTuple):
