@@ -270,7 +270,7 @@ def measure(names: Sequence[str] = (),
             raise ConfigError(f"no part {name!r} of the benchmark", hint=suggest(name, PARTS))
 
     def configure(*further: str) -> Config:
-        return load_config(MAIN, [*overrides, *further])
+        return load_config(MAIN, ["REQUIRE", "null", *overrides, *further])
 
     config = configure()
     check_components(config)

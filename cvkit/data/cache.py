@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvkit.data.images import ImageFiles, ImageSet, in_threads
+from cvkit.data.images import ImageSet, in_threads
 from cvkit.data.transforms import Pipeline
 
 
@@ -36,7 +36,7 @@ class ImageCache:
         self._images, self._pipeline, self._limit = images, pipeline, limit
         self._kept: Tensor | list[np.ndarray] = []
         self._places = np.arange(len(images))  # of each image among the kept
-        self.is_copy = isinstance(images.images, ImageFiles) or bool(pipeline.fixed)
+        self.is_copy = not isinstance(images.images, np.ndarray) or bool(pipeline.fixed)
         first = self.image(0)
         self.shape = first.shape if is_uniform else None
         if is_uniform:
