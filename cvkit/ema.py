@@ -23,16 +23,20 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay, self.steps = decay, 0
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))
-        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._source = model
+        self._weights = list(self.model.parameters()), list(model.parameters())
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the model's weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        averages, weights = zip(*self._floats)
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-        for average, count in self._whole:
-            average.copy_(count)
+        averages, values = map(list, self._weights)
+        whole, counts = [], []
+        for average, value in zip(self.model.buffers(), self._source.buffers()):
+            is_float = average.is_floating_point()
+            (averages if is_float else whole).append(average)
+            (values if is_float else counts).append(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        if whole:
+            torch._foreach_copy_(whole, counts)

@@ -96,7 +96,9 @@ def compile_model(model: nn.Module, device: torch.device, where: object = None) 
         raise ConfigError(f"torch.compile does not work here: {reason}", where=where,
                           hint="It needs a C++ compiler (g++) and, for a GPU, triton. Without "
                                "them: TRAIN.COMPILE false.") from error
-    return torch.compile(model)
+    # With a size of its own for the short last batch: else torch would compile once more, for any
+    # size, and a resumed run would not compute the same bits.
+    return torch.compile(model, dynamic=False)
 
 
 def seed_everything(*key: int, deterministic: bool = False) -> None:

@@ -29,7 +29,7 @@ class Mean:
         self._seen = 0  # batches that `first_non_finite` has looked at
 
     def update(self, batch_mean: Tensor, images: int) -> None:
-        self._means.append(batch_mean.detach())
+        self._means.append(batch_mean.detach().reshape(()))
         self._counts.append(images)
 
     def compute(self) -> float:

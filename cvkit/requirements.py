@@ -219,7 +219,7 @@ def _parameters(count: int, parts: Experiment) -> tuple[str, bool]:
 
 
 def _cam_map(pixels: int, parts: Experiment) -> tuple[str, bool]:
-    image = parts.loaders.test.first_batch().images[:1]
+    image = parts.loaders.test.take([0]).images
     asked = [node.get("layer", "auto") if node.NAME == "cam" else node.get("layers", "stages")
              for node in parts.config.VISUALIZERS if node.NAME in ("cam", "cam_matrix")]
     sizes: dict[str, tuple[int, int]] = {}

@@ -32,8 +32,8 @@ from cvkit.writers import read_metrics
 
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
-              "DATA.WORKERS", "DATA.CACHE_GB", "DATA.DATASET.root", "DATA.DATASET.download",
-              "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE")
+              "DATA.BACKEND", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.DATASET.root",
+              "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE")
 
 _RANGE_TEST = "lr_finder.json"
 

@@ -370,6 +370,7 @@ class Trainer:
         """
         return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(), "best": self.best,
+                "backend": self.loaders.train.backend,
                 "ema": None if self.ema is None else {
                     "steps": self.ema.steps, "model": self.model.state_dict()}}
 
@@ -387,11 +388,19 @@ class Trainer:
             raise CheckpointError(f"{run.folder} was trained on other images: their mean was "
                                   f"{checkpoint.mean}, now it is {list(self.loaders.mean)}")
         state = checkpoint.training
+        backend = state.get("backend", "albumentations")  # which older runs were trained with
+        if backend != self.loaders.train.backend:
+            raise RunError(f"{run.folder} was trained with DATA.BACKEND {backend}; "
+                           f"{self.loaders.train.backend} draws other random numbers",
+                           hint=f"Add DATA.BACKEND {backend} to go on as it was.")
         source = str(run.folder / "checkpoints" / "last.pt")
         load_weights(self.evaluated_model, checkpoint.model, source)
         if self.ema is not None:
             self.ema.steps = state["ema"]["steps"]
             load_weights(self.model, state["ema"]["model"], source)
+        for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups):
+            if "fused" in group:  # a matter of the device and of torch, not of what is computed
+                saved["fused"] = group["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])

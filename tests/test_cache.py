@@ -124,7 +124,7 @@ def test_mixed_sizes_are_kept_as_they_are(tmp_path, tiny, decoded):
     split = write(tmp_path, lambda number: (20 + number, 30 - number))
     cache = ImageCache(split, Pipeline([]), False, 10**9)
     exact = sum(split.image(place).nbytes for place in range(20))
-    assert cache.shape is None and cache.bytes == pytest.approx(exact, rel=0.05)
+    assert cache.shape is None and cache.bytes == pytest.approx(1.2 * exact, rel=0.05)
     cache.fill()
     decoded.clear()
     kept = [cache.image(place) for place in range(20)]
@@ -140,7 +140,7 @@ def test_mixed_sizes_are_kept_as_they_are(tmp_path, tiny, decoded):
 def test_an_estimate_that_was_too_low_never_takes_more_than_allowed(tmp_path, decoded):
     split = write(tmp_path, lambda number: (20 + number, 30))
     cache = ImageCache(split, Pipeline([]), False, 10**9)
-    cache._limit = cache.bytes // 2
+    cache.bytes //= 2
     cache.fill()
     decoded.clear()
     images = [cache.image(place) for place in range(20)]
@@ -168,3 +168,35 @@ def test_building_loaders_decodes_next_to_nothing(tiny, files, decoded):
     loaders = build_loaders(config, data, CPU)
     loaders.test.take([0])
     assert len(decoded) <= 3
+
+
+def test_workers_that_are_not_forked_are_sent_no_copy(monkeypatch):
+    pixels = np.zeros((500, 32, 32, 3), np.uint8)
+    cache = ImageCache(ImageSet.of(pixels, [0, 1] * 250), Pipeline([FLIP]), True, 0)
+    sent = cache.__getstate__()
+    assert sent["_images"] is None and sent["_kept"].data_ptr() == pixels.ctypes.data
+    assert not any(isinstance(value, np.ndarray) and value.nbytes > 4000 for value in sent.values())
+
+
+def test_images_of_one_s_own_sequence_are_read_one_after_the_other():
+    """It may read from a file, which several threads would move about in."""
+    order = []
+
+    class Tape:
+        def __getitem__(self, place):
+            order.append(place)
+            return np.full((8, 8, 3), place, np.uint8)
+
+    cache = ImageCache(ImageSet(Tape(), np.zeros(50, int), np.arange(50)), Pipeline([]), True, 10**6)
+    order.clear()
+    pixels, _ = cache.stack(CPU)
+    assert order == list(range(50)) and pixels[:, 0, 0, 0].tolist() == order
+
+
+def test_arrays_that_are_read_only_or_reversed_are_taken(recwarn):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    pixels.flags.writeable = False
+    for images in (pixels, pixels[..., ::-1]):
+        cache = ImageCache(ImageSet.of(images, [0, 1, 0, 1]), Pipeline([FLIP]), True, 0)
+        assert np.array_equal(cache.stack(CPU)[0].numpy(), images)
+    assert not recwarn.list

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, paint
 from PIL import Image
 
+from cvkit.benchmark import measure
 from cvkit.config import SCHEMA
 from cvkit.registry import REGISTRIES
 from cvkit.requirements import FACTS
@@ -35,6 +36,8 @@ def clone(tmp_path, monkeypatch):
     for registry in REGISTRIES.values():
         assert registry.own is not None  # filled, before what it holds is put aside
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for part in measure.PARTS:  # which take minutes, and are tested by themselves
+        monkeypatch.setitem(measure.PARTS, part, lambda configure: {"cvkit / bare": 1.0})
     return tmp_path
 
 
@@ -64,7 +67,7 @@ def run_folders(command, clone):
 def test_every_task_has_its_page_and_the_index_names_all():
     assert [path.stem for path in PAGES] == [
         "add_a_dataset", "add_a_model", "add_a_transform", "add_a_visualizer", "first_run",
-        "own_images", "resume_on_colab", "several_gpus", "troubleshooting", "write_a_config"]
+        "own_images", "performance", "resume_on_colab", "several_gpus", "troubleshooting", "write_a_config"]
     index = (DOCS / "README.md").read_text()
     assert set(re.findall(r"\((\w+\.md)\)", index)) == {path.name for path in PAGES}
 

@@ -20,3 +20,18 @@ def test_the_average_follows_the_weights_by_its_rule():
     assert ema.model[1].num_batches_tracked == 200
     assert not torch.equal(ema.model[1].running_mean, model[1].running_mean)
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+
+
+def test_buffers_that_a_module_replaces_are_followed():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+            self.register_buffer("seen", torch.zeros(()))
+
+    model = Counts()
+    ema = EMA(model, 0.5)
+    for _ in range(30):
+        model.seen = model.seen + 0.1
+        ema.update()
+    assert 2.5 < ema.model.seen < 3.0

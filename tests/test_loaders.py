@@ -85,6 +85,21 @@ def test_images_are_taken_as_the_evaluation_saw_them(tiny, backend):
     assert torch.equal(batch.labels, labels[positions]) and torch.equal(batch.index, index[positions])
 
 
+def test_images_are_taken_as_seen_even_if_some_never_change(tmp_path, tiny):
+    """A crop of a blank image is the same wherever it is; others are not."""
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "x" / split / name).mkdir(parents=True)
+            for number in range(8):
+                kind = Image.new("RGB", (40, 40)) if number == 0 else Image.radial_gradient("L").resize((40, 40))
+                kind.save(tmp_path / "x" / split / name / f"{number}.png")
+    loader = loaders(tiny, "DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.BATCH_SIZE", "3",
+                     "DATA.TEST_TRANSFORMS", "[{NAME: RandomCrop, size: 32}]",
+                     "DATA.BACKEND", "albumentations").test
+    images = epoch_of(loader)[0]
+    assert torch.equal(loader.take([0, 9, 4]).images, images[[0, 9, 4]])
+
+
 @BACKENDS
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_the_first_batch_is_the_one_an_epoch_begins_with(tiny, epoch, backend):
@@ -199,8 +214,8 @@ FLIP, BLUR = "[{NAME: HorizontalFlip}]", "[{NAME: Blur}, {NAME: HorizontalFlip}]
      "image by image in 2 worker processes (no batched form of Blur)"),
     (("DATA.BACKEND", "albumentations"), "image by image in this process"),
     (("DATA.TRAIN_TRANSFORMS", "[{NAME: Resize, height: 40, width: 40}]", "DATA.CACHE_GB", "0"),
-     "image by image in this process (the images do not fit in memory); prepared each time: "
-     "0.7 MB is more than DATA.CACHE_GB 0 leaves")])
+     "image by image in this process (0.7 MB of images are more than DATA.CACHE_GB 0 leaves); "
+     "prepared each time")])
 def test_how_batches_are_made_is_chosen_and_said(tiny, overrides, expected):
     assert loaders(tiny, *overrides).input == expected
 

@@ -60,3 +60,15 @@ def test_per_class_accuracy_is_within_each_class():
 def test_an_impossible_k_is_refused(k):
     with pytest.raises(ConfigError, match="k lies between 1 and the number of classes, 10"):
         values({"NAME": "TopKAccuracy", "k": k})
+
+
+def test_the_first_batch_that_is_not_finite_is_found_between_looks():
+    mean = Mean()
+    for value in (1.0, 2.0):
+        mean.update(torch.tensor([value]), 4)  # some losses have the shape (1,)
+    assert mean.first_non_finite() is None and mean.first_non_finite() is None
+    assert mean.compute() == 1.5
+    for value in (3.0, math.inf, math.nan):
+        mean.update(torch.tensor(value), 4)
+    assert mean.first_non_finite() == 3
+    assert Mean().compute() == 0 and Mean().first_non_finite() is None

@@ -105,6 +105,39 @@ def test_the_gradient_scaler_of_fp16_is_resumed_too(tiny, monkeypatch):
     assert whole.metrics[-1]["train/loss"] < whole.metrics[0]["train/loss"]
 
 
+def edit_checkpoint(run, change):
+    """Change what a run's last checkpoint says of the training's state."""
+    path = run.folder / "checkpoints" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    change(content["training"])
+    torch.save(content, path)
+
+
+def test_a_run_of_an_older_version_is_resumed_with_fused_kernels(tiny, monkeypatch):
+    """Which a gradient scaler counts on; older checkpoints do not know them."""
+    monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
+    run = train(load_config(tiny, {"TRAIN.EPOCHS": 1}))
+    edit_checkpoint(run, lambda state: state["optimizer"]["param_groups"][0].update(fused=None))
+    resumed = train(load_config(tiny, {"TRAIN.EPOCHS": 2}), resume=True)
+    assert len(resumed.metrics) == 2
+    assert resumed.checkpoint("last").training["optimizer"]["param_groups"][0]["fused"] is True
+
+
+@pytest.mark.parametrize("change", [
+    lambda state: state.pop("backend"),  # as older versions wrote it, which had no other
+    lambda state: state.update(backend="albumentations")], ids=["older", "other memory"])
+def test_a_run_is_not_resumed_with_other_random_numbers(tiny, change):
+    run = train(load_config(tiny, {"TRAIN.EPOCHS": 1}))
+    edit_checkpoint(run, change)
+    longer = {"TRAIN.EPOCHS": 2}
+    with pytest.raises(RunError) as caught:
+        train(load_config(tiny, longer), resume=True)
+    assert "was trained with DATA.BACKEND albumentations; batched draws other" in str(caught.value)
+    assert "Add DATA.BACKEND albumentations" in str(caught.value)
+    train(load_config(tiny, {**longer, "DATA.BACKEND": "albumentations"}), resume=True)
+    assert len(open_run().metrics) == 2
+
+
 def test_the_same_seed_repeats_a_run_and_another_does_not(tiny):
     runs = [train(load_config(tiny, {"SEED": seed})) for seed in (3, 3, 4)]
     weights = [run.checkpoint("last").model["fc.weight"] for run in runs]
@@ -429,7 +462,7 @@ def test_the_deterministic_switch_is_thrown_and_taken_back(tiny):
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_as_the_plain_one_does(tiny):
-    own = {"TRAIN.PRECISION": "fp32", "TRAIN.EPOCHS": 1, "DATA.LIMIT": 64, "MODEL": {
+    own = {"TRAIN.PRECISION": "fp32", "TRAIN.EPOCHS": 1, "DATA.LIMIT": 80, "MODEL": {
         "NAME": "vit", "patch": 16, "depth": 1, "width": 16, "heads": 2}}
     plain, compiled = (train(load_config(tiny, {**own, "TRAIN.COMPILE": value})) for value in (False, True))
     assert compiled.metrics[0]["train/loss"] == pytest.approx(plain.metrics[0]["train/loss"], rel=1e-4)

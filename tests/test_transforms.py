@@ -80,6 +80,24 @@ def test_a_fill_that_would_be_black_by_mistake_is_refused(fill):
         TRANSFORMS.build({"NAME": "CutOut", "size": 16, "fill": fill}, data_mean=MEAN)
 
 
+@pytest.mark.parametrize("name", ["RandomCrop", "CutOut", "Rotate"])
+def test_a_fill_has_a_number_for_each_channel_or_one_for_all(name):
+    node = {"NAME": name, **({"limit": 20} if name == "Rotate" else {"size": 16})}
+    for images, fill in ((IMAGE[..., :1], [1, 2, 3]), (IMAGE, [7, 8])):
+        with pytest.raises(ConfigError, match=f"fill of {name} has {len(fill)} numbers, and images have"):
+            build_pipeline([{**node, "fill": fill}], data_of(np.stack([images] * 4)))
+
+
+def test_the_mean_of_grey_data_fills_all_channels_of_images_that_became_rgb():
+    grey = ImageSet.of(np.full((4, 8, 8, 1), 9, np.uint8), [0, 1, 0, 1])
+    data = ImageData(("a", "b"), grey, grey, 1, (8, 8), (0.31,), (0.25,))
+    nodes = [{"NAME": "ToRGB"}, {"NAME": "RandomCrop", "size": 10, "padding": 1, "fill": "mean"}]
+    pipeline, _ = build_pipeline(nodes, data)
+    images = torch.from_numpy(pipeline.prepare(grey.image(0)))[None]
+    batched = pipeline.augment_batch(images, pipeline.draw(0, 0, 1, images.shape[1:]))[0].numpy()
+    assert np.array_equal(batched, pipeline(grey.image(0))) and batched[0, 0].tolist() == [79] * 3
+
+
 def test_a_fill_in_pixel_values_is_used():
     image = apply({"NAME": "CutOut", "size": 32, "fill": [10, 20, 30]})
     assert (image == [10, 20, 30]).all()

@@ -16,12 +16,14 @@ class Bare:
         model: on the device already.
         images: uint8 (N, 32, 32, 3).
         labels: int64 (N,).
-        precision: fp32 or bf16.
+        precision: fp32, bf16 or fp16.
     """
 
     def __init__(self, model: nn.Module, images: np.ndarray, labels: np.ndarray,
                  device: torch.device, precision: str):
         self.model, self.device, self.is_half = model, device, precision != "fp32"
+        self.dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.images = torch.from_numpy(images).to(device)
         self.labels = torch.from_numpy(labels).to(device)
         self.mean, self.std = (255 * torch.tensor(values, device=device) for values in (MEAN, STD))
@@ -34,11 +36,12 @@ class Bare:
         """Train on all images, or for some steps."""
         order = torch.randperm(len(self.images), device=self.device)
         for chosen in order.split(batch_size)[:steps]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.is_half):
                 logits = self.model(self.augmented(self.images[chosen]))
                 loss = nn.functional.cross_entropy(logits, self.labels[chosen])
-            loss.backward()
-            self.optimizer.step()
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.optimizer.zero_grad()
             self.schedule.step()
 

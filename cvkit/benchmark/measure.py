@@ -6,6 +6,7 @@ Images are noise: their content has no part in the time.
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def speed(taken: dict[str, list[float]], name: str, to: str) -> float:
 
 def step(configure: Configure) -> Figures:
     """Training, evaluation and input of the main config, against bare and classic."""
-    config = configure()
+    config = configure("TRAIN.EPOCHS", "20")
     parts = Experiment(config)
     device, precision = parts.device, parts.precision
     count = config.DATA.BATCH_SIZE * (6 if device.type == "cpu" else 390)
@@ -128,7 +129,7 @@ def step(configure: Configure) -> Figures:
 
 def growth(configure: Configure) -> Figures:
     """Time and memory for twice as many images."""
-    config = configure("MODEL.width", "8")
+    config = configure("MODEL.width", "8", "TRAIN.EPOCHS", "20")
     device = Experiment(config).device
     count = config.DATA.BATCH_SIZE * (25 if device.type == "cpu" else 200)
     taken = in_turns({name: trainer_of(config, noise(size)).train_epoch
@@ -150,7 +151,16 @@ def memory(configure: Configure) -> Figures:
 
 
 def peak_memory(what: str, images: int, *settings: str) -> float:
-    """Return the peak memory, in MB, of a process with its workers that trains on some images."""
+    """Return the peak memory, in MB, of a process with its workers that trains on some images.
+
+    Looked at ten times a second.
+
+    Raises:
+        RunError: not on Linux, or the process failed.
+    """
+    if not _memory_of(os.getpid()):
+        raise RunError("memory is measured on Linux only, from /proc",
+                       hint="Name the other parts: step, growth, start, cam.")
     code = {"bare": _HOLD_BARE, "cvkit": _HOLD_CVKIT}[what]
     child = subprocess.Popen([sys.executable, "-c", code, str(images), *settings])
     peak = 0.0
@@ -204,7 +214,7 @@ def _memory_of(process: int) -> float:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1000
+                return int(line.split()[1]) * 1024 / 1e6  # of KiB
     return 0.0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cvkit.data.images import ImageSet, in_threads
+from cvkit.data.images import ImageFiles, ImageSet, in_threads, usable_cores
 from cvkit.data.transforms import Pipeline
 
 
@@ -27,13 +29,14 @@ class ImageCache:
 
     Attributes:
         shape: (H, W, C) of the prepared images; None where sizes are mixed.
-        bytes: of memory that all of them take or would take; of mixed sizes an estimate.
+        bytes: of memory that all of them take or would take; where sizes are mixed, by an
+            estimate with a fifth to spare.
         is_copy: whether that is memory besides the data set's own.
         fits: whether they lie in memory, from the start or after `fill`.
     """
 
     def __init__(self, images: ImageSet, pipeline: Pipeline, is_uniform: bool, limit: int):
-        self._images, self._pipeline, self._limit = images, pipeline, limit
+        self._images, self._pipeline = images, pipeline
         self._kept: Tensor | list[np.ndarray] = []
         self._places = np.arange(len(images))  # of each image among the kept
         self.is_copy = not isinstance(images.images, np.ndarray) or bool(pipeline.fixed)
@@ -43,13 +46,19 @@ class ImageCache:
             self.bytes = len(images) * first.nbytes
         else:
             some = np.linspace(0, len(images) - 1, min(16, len(images))).astype(int)
-            self.bytes = int(len(images) * np.mean([self.image(place).nbytes for place in some]))
+            mean = np.mean([self.image(place).nbytes for place in some])
+            self.bytes = int(1.2 * len(images) * mean)
         self.fits = not self.is_copy or self.bytes <= limit
         if not self.is_copy:
-            self._kept, self._places = torch.from_numpy(images.images), images.index
+            self._kept, self._places = _as_tensor(images.images), images.index
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For workers that are not forked: tensors are shared with them, arrays would be copied.
+        is_whole = len(self._kept) >= len(self)
+        return {**vars(self), "_images": None} if is_whole else vars(self)
 
     def image(self, position: int) -> np.ndarray:
         """Return one prepared image, uint8 (H, W, C)."""
@@ -73,7 +82,9 @@ class ImageCache:
                 own.pipeline = copy.deepcopy(self._pipeline)
             return own.pipeline.prepare(self._images.image(position))
 
-        made = in_threads(prepared, len(self), "Decoding images")
+        # Nor is what a data set of one's own reads from.
+        threads = usable_cores() if isinstance(self._images.images, ImageFiles) else 1
+        made = in_threads(prepared, len(self), "Preparing images", threads)
         if self.shape:
             kept = torch.empty(len(self), *self.shape, dtype=torch.uint8)
             for place, pixels in enumerate(made):
@@ -82,7 +93,7 @@ class ImageCache:
             kept, taken = [], 0
             for pixels in made:
                 taken += pixels.nbytes
-                if taken > self._limit:  # the estimate was too low: the rest is decoded each time
+                if taken > self.bytes:  # the estimate was too low: the rest is decoded each time
                     made.close()
                     break
                 kept.append(pixels)
@@ -97,4 +108,13 @@ class ImageCache:
         pixels, places = self._kept, torch.from_numpy(self._places)
         if device.type != "cpu" and len(pixels) != len(self):
             pixels, places = pixels[places], torch.arange(len(self))  # this split's only
+        if device.type != "cpu" and self.is_copy:
+            self._kept = []  # one copy is enough
         return pixels.to(device), places.to(device)
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    """Return the same memory as a tensor."""
+    with warnings.catch_warnings():  # that it may be read-only; nothing writes to it
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(pixels)

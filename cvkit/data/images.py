@@ -75,6 +75,8 @@ class ImageSet:
     @classmethod
     def of(cls, images: np.ndarray | ImageFiles, labels: Sequence[int]) -> ImageSet:
         """Return a whole split."""
+        if isinstance(images, np.ndarray):
+            images = np.ascontiguousarray(images)  # of BGR turned into RGB by [..., ::-1], say
         return cls(images, np.asarray(labels, dtype=np.int64), np.arange(len(labels)))
 
     def __len__(self) -> int:
@@ -159,13 +161,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(read: Callable[[int], Result], count: int, title: str) -> Iterator[Result]:
+def in_threads(read: Callable[[int], Result], count: int, title: str,
+               threads: int) -> Iterator[Result]:
     """Yield `read(0)`, `read(1)`, … `read(count - 1)`, computed by several threads ahead of use.
 
     Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds.
     """
     bar = tqdm(total=count, desc=title, unit="img", delay=2, leave=False, disable=None)
-    with bar, ThreadPoolExecutor(usable_cores()) as pool:
+    with bar, ThreadPoolExecutor(threads) as pool:
         ahead, rest = deque(), iter(range(count))
         try:
             for _ in range(count):
@@ -291,7 +294,7 @@ def scan_files(files: ImageFiles, title: str) -> dict:
         except DataError as error:
             return error
 
-    for pixels in in_threads(read, len(files), title):
+    for pixels in in_threads(read, len(files), title, usable_cores()):
         if isinstance(pixels, DataError):
             unreadable.append(pixels)
         else:

@@ -89,6 +89,11 @@ class BatchLoader:
         return len(self.batch_sizes)
 
     @property
+    def backend(self) -> str:
+        """How batches are made, as DATA.BACKEND names it: batched or albumentations."""
+        return "batched" if isinstance(self.source, BatchedSource) else "albumentations"
+
+    @property
     def batch_sizes(self) -> list[int]:
         """Images of each batch of an epoch."""
         return self._order.batch_sizes
@@ -215,11 +220,9 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         place = next((where_in(item, "NAME") for item in nodes if item.NAME == "Normalize"), None)
         raise ConfigError(str(error), where=place) from None
     build = _Builder(config, data, device, mean, std)
-    # Without gradients a GPU has room for more images, and large batches are what it is fast on.
-    evaluation_size = node.EVAL_BATCH_SIZE or (8 if device.type == "cuda" else 2) * node.BATCH_SIZE
-    train = build.loader(data.train, train_pipeline, node.BATCH_SIZE, shuffle=True)
+    train = build.loader(data.train, train_pipeline, is_training=True)
     input_in_words = build.words
-    test, val = (build.loader(images, test_pipeline, evaluation_size) if images else None
+    test, val = (build.loader(images, test_pipeline) if images else None
                  for images in (data.test, data.val))
     return Loaders(train, test, val, mean, std, (test_shape[2], *test_shape[:2]),
                    (train_shape[2], *train_shape[:2]), input_in_words)
@@ -235,7 +238,7 @@ class _Builder:
         self.left = int(config.DATA.CACHE_GB * 1e9)
         self.left_on_gpu = None
         if device.type == "cuda":  # the rest is for model, activations and gradients
-            self.left_on_gpu = torch.cuda.mem_get_info(device)[0] // 4
+            self.left_on_gpu = torch.cuda.get_device_properties(device).total_memory // 4
         workers = config.DATA.WORKERS
         # A GPU waits for its images and wants several processes; a CPU that trains makes them
         # itself.
@@ -243,22 +246,24 @@ class _Builder:
             0 if device.type == "cpu" else min(usable_cores(), 8))
         self.words = ""  # how the last loader makes its batches
 
-    def loader(self, images: ImageSet, pipeline: Pipeline, size: int,
-               shuffle: bool = False) -> BatchLoader:
+    def loader(self, images: ImageSet, pipeline: Pipeline,
+               is_training: bool = False) -> BatchLoader:
         """Return the loader of a split, and say in `words` how it makes its batches."""
         is_uniform = self.data.image_size is not None or any(
             isinstance(transform, (A.Resize, A.CenterCrop)) for transform in pipeline.fixed)
         cache = ImageCache(images, pipeline, is_uniform, self.left)
-        order = Order(len(images), size, shuffle, self.config.SEED)
         if cache.is_copy and cache.fits:
             self.left -= cache.bytes
         backend, reason = self.config.DATA.BACKEND, self._why_not_batched(pipeline, cache)
+        is_batched = reason is None and backend != "albumentations"
+        order = Order(len(images), self._batch_size(is_training, is_batched), is_training,
+                      self.config.SEED)
         if backend == "batched" and reason:
             raise ConfigError(f"batched is not possible: {reason}",
                               where=self.config.DATA.where("BACKEND"),
                               hint="auto or albumentations makes batches image by image.")
         memory = _megabytes(cache.bytes)
-        if reason is None and backend != "albumentations":
+        if is_batched:
             if self.left_on_gpu is not None:
                 self.left_on_gpu -= cache.bytes
             self.words = f"batched; {len(images):,} images, {memory}, lie on the device"
@@ -269,12 +274,19 @@ class _Builder:
             if backend == "auto":
                 self.words += f" ({reason})"
             if cache.is_copy:
-                self.words += (f"; prepared once, {memory}" if cache.fits else
-                               f"; prepared each time: {memory} is more than DATA.CACHE_GB "
-                               f"{self.config.DATA.CACHE_GB:g} leaves")
+                self.words += f"; prepared once, {memory}" if cache.fits else "; prepared each time"
             source = PerImageSource(images, cache, pipeline, order, self.workers,
                                     pin_memory=self.device.type == "cuda")
         return BatchLoader(images, pipeline, self.mean, self.std, source, order, self.device)
+
+    def _batch_size(self, is_training: bool, is_batched: bool) -> int:
+        node = self.config.DATA
+        if is_training:
+            return node.BATCH_SIZE
+        # Without gradients there is room for more images, and a GPU is fast on large batches. In
+        # worker processes they would fill the memory.
+        larger = 8 if is_batched and self.device.type == "cuda" else 2
+        return node.EVAL_BATCH_SIZE or larger * node.BATCH_SIZE
 
     def _why_not_batched(self, pipeline: Pipeline, cache: ImageCache) -> str | None:
         """Return what keeps whole batches from being made at once, or None."""
@@ -284,7 +296,10 @@ class _Builder:
         if cache.shape is None:
             return "images of several sizes; a Resize at the beginning makes one"
         if not cache.fits:
-            return "the images do not fit in memory"
+            return (f"{_megabytes(cache.bytes)} of images are more than DATA.CACHE_GB "
+                    f"{self.config.DATA.CACHE_GB:g} leaves")
+        if self.device.type not in ("cpu", "cuda"):
+            return f"not on {self.device.type}"
         if self.left_on_gpu is not None and cache.bytes > self.left_on_gpu:
             return f"{_megabytes(cache.bytes)} of images are too many for the GPU"
         return None

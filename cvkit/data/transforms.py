@@ -168,14 +168,15 @@ def _fill(fill: Fill, data_mean: Sequence[float] | None) -> tuple[float, ...] | 
     if fill == "mean":
         if data_mean is None:
             raise ValueError('fill "mean" needs data_mean, the mean per channel in 0–1')
-        return tuple(float(round(255 * value)) for value in data_mean)
+        fill = [round(255 * value) for value in data_mean]
     values = fill if isinstance(fill, (list, tuple)) else [fill]
     if any(isinstance(value, str) or not 0 <= value <= 255 for value in values):
         raise ValueError(f'fill is "mean" or within 0–255, not {fill!r}')
     if any(0 < value < 1 for value in values):
         raise ValueError(f"fill is in pixel values, 0–255, and {fill!r} would be nearly black; "
                          'write "mean" for the mean of the data')
-    return tuple(map(float, values)) if isinstance(fill, (list, tuple)) else float(fill)
+    # One number is for all channels; as a tuple OpenCV would take it for the first.
+    return tuple(map(float, values)) if len(values) > 1 else float(values[0])
 
 
 def _albumentations() -> dict[str, type]:
@@ -360,6 +361,7 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
                                   "called", where=where_in(node, NAME))
             built = _Function(built)
         transforms.append(built)
+        _check_fill(built, node, extremes[0].shape[2])
         try:
             extremes = _try(built, extremes)
         except UserError as error:
@@ -384,6 +386,15 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
             f"{_words(shapes[-1])} (height×width); a batch needs one", where=where,
             hint=RESIZE_HINT.format(*size))
     return Pipeline(transforms, mixing), normalize
+
+
+def _check_fill(transform: Any, node: Any, channels: int) -> None:
+    """Refuse what OpenCV would cut off or fill up with black."""
+    fill = getattr(getattr(transform, "batched", None), "fill", None)
+    if isinstance(fill, tuple) and len(fill) != channels:
+        raise ConfigError(f"fill of {node[NAME]} has {len(fill)} numbers, and images have "
+                          f"{channels} channels", where=where_in(node, "fill"),
+                          hint="One number is for all channels.")
 
 
 RESIZE_HINT = ("Put {{NAME: Resize, height: {0}, width: {1}}} first in DATA.TRAIN_TRANSFORMS and "
