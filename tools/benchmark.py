@@ -19,7 +19,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("words", metavar="PART | KEY VALUE", nargs="*",
                         help="step: training, evaluation and input; growth: twice the images; "
                              "memory; start; cam: class activation maps. All, if none is named. "
-                             "Keys are those of configs/resnet18_cifar10.yaml")
+                             "Keys of configs/resnet18_cifar10.yaml hold for step and growth")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     args, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
