@@ -8,6 +8,7 @@ from cvkit.data import build_data, build_loaders
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageFiles, ImageSet
 from cvkit.data.transforms import Pipeline
+from cvkit.errors import DataError
 from cvkit.registry import TRANSFORMS
 
 CPU = torch.device("cpu")
@@ -146,6 +147,13 @@ def test_an_estimate_that_was_too_low_never_takes_more_than_allowed(tmp_path, de
     images = [cache.image(place) for place in range(20)]
     assert 0 < len(decoded) < 15  # the rest comes from its file
     assert all(np.array_equal(images[place], split.image(place)) for place in range(20))
+
+
+def test_a_file_that_has_changed_its_size_is_named(files):
+    cache = ImageCache(files, Pipeline([]), True, 10**9)
+    Image.new("RGB", (1, 1)).save(files.name(7))  # which NumPy would spread over the whole image
+    with pytest.raises(DataError, match=r"x/a/7.png is \(1, 1\) pixels now, not \(24, 20\)"):
+        cache.fill()
 
 
 def test_splits_share_one_budget(tiny, files, decoded):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cvkit.data.images import ImageFiles, ImageSet, in_threads, usable_cores
 from cvkit.data.transforms import Pipeline
+from cvkit.errors import DataError
 
 
 class ImageCache:
@@ -71,7 +72,7 @@ class ImageCache:
         """Decode and prepare all images, if they fit and that was not done yet.
 
         Raises:
-            DataError: a file that cannot be read.
+            DataError: a file that cannot be read, or has changed its size.
         """
         if len(self._kept) or not self.fits:
             return
@@ -88,6 +89,9 @@ class ImageCache:
         if self.shape:
             kept = torch.empty(len(self), *self.shape, dtype=torch.uint8)
             for place, pixels in enumerate(made):
+                if pixels.shape != self.shape:
+                    raise DataError(f"{self._images.name(place)} is {pixels.shape[:2]} pixels now, "
+                                    f"not {self.shape[:2]} as when the folder was read")
                 kept.numpy()[place] = pixels
         else:
             kept, taken = [], 0
