@@ -228,6 +228,24 @@ def test_batched_is_refused_where_it_is_not_possible(tiny):
         loaders(tiny, "DATA.BACKEND", "batched", "DATA.TEST_TRANSFORMS", BLUR)
 
 
+def test_a_transform_without_a_batched_form_is_named_as_in_the_config(tiny, monkeypatch):
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+
+    @TRANSFORMS.register()
+    class Own:
+        def __call__(self, image):
+            return image
+
+    TRANSFORMS.register("Darker")(lambda: Darker)
+
+    def Darker(image):
+        return image // 2
+
+    for name in ("RandAugment", "TrivialAugmentWide", "Own", "Darker", "VerticalFlip"):
+        made = loaders(tiny, "DATA.TRAIN_TRANSFORMS", f"[{{NAME: {name}}}]")
+        assert made.input == f"image by image in this process (no batched form of {name})"
+
+
 def test_an_own_transform_may_have_a_batched_form(tiny, monkeypatch):
     monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
 

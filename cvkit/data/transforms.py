@@ -309,7 +309,9 @@ def _apply(compose: A.Compose | None, image: np.ndarray) -> np.ndarray:
 
 
 def _name(transform: Any) -> str:
-    return type(getattr(transform, "function", transform)).__name__
+    """Return the name of a transform as a config has it, not that of what wraps it."""
+    inner = getattr(transform, "function", getattr(transform, "augment", transform))
+    return getattr(inner, "__name__", type(inner).__name__)
 
 
 def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = False,
