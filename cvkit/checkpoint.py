@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import re
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +33,10 @@ class Checkpoint:
         mean, std: what images, scaled to 0–1, are normalised with.
         image_shape: (channels, height, width) the model was trained to take.
         epoch: finished epochs.
-        metrics: of that epoch.
+        metrics: of that epoch; none before the first is finished.
         monitored: "val", or "test" where no validation data was held out.
-        training: optimizer and so on, to resume from; None in `best.pt`.
+        training: optimizer and so on, to resume from; None in `best.pt`. Saved inside an epoch,
+            it has "within", what was reached in that epoch.
     """
 
     model: dict[str, torch.Tensor]
@@ -47,21 +51,30 @@ class Checkpoint:
     training: dict[str, Any] | None = None
     format: int = FORMAT
 
-    def save(self, path: Path) -> None:
-        """Write the file whole or not at all.
+    def save(self, path: Path, keep: Path | None = None) -> None:
+        """Write the file whole or not at all, also where the machine is switched off meanwhile.
+
+        Args:
+            path: where to; what was there is replaced once the new file is whole.
+            keep: where to move what was there, instead.
 
         Raises:
             CheckpointError: it cannot be written; what was there before is still there.
         """
         part = path.with_suffix(".part")
         try:
-            # dataclasses.asdict would copy every tensor.
-            torch.save({name: getattr(self, name) for name in self.__dataclass_fields__}, part)
+            with part.open("wb") as file:
+                # dataclasses.asdict would copy every tensor.
+                torch.save({name: getattr(self, name) for name in self.__dataclass_fields__}, file)
+                file.flush()
+                os.fsync(file.fileno())  # or the new name could outlive a crash, empty
+            if keep is not None and path.is_file():
+                os.replace(path, keep)
             os.replace(part, path)
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             raise CheckpointError(f"cannot write {path}: {error}",
-                                  hint="Is the disk full? An older checkpoint there is unharmed."
+                                  hint="Is the disk full? The checkpoint before it is unharmed."
                                   ) from error
 
     @classmethod
@@ -83,6 +96,17 @@ class Checkpoint:
             raise CheckpointError(f"{path} was not written by this version of cvkit")
         return cls(**content)
 
+    @property
+    def batches(self) -> int:
+        """Batches that the weights have seen of the epoch after `epoch`."""
+        within = (self.training or {}).get("within")
+        return within["batches"] if within else 0
+
+    @property
+    def place(self) -> str:
+        """When in the training it was saved, in words."""
+        return in_words(self.epoch, self.batches)
+
     def read_config(self, source: str = "checkpoint") -> Config:
         """Return the config the weights were trained with."""
         return read_config(self.config, source)
@@ -101,6 +125,36 @@ class Checkpoint:
         model = build_model(node, len(self.classes), tuple(self.image_shape))
         load_weights(model, self.model, "the checkpoint")
         return model.eval()
+
+
+def in_words(epoch: int, batches: int) -> str:
+    """Return a place in a training: finished epochs, and batches of the next one."""
+    return f"in epoch {epoch + 1}, after batch {batches}" if batches else f"after epoch {epoch}"
+
+
+class Pace:
+    """When to save inside an epoch.
+
+    Args:
+        every: TRAIN.CHECKPOINT_EVERY: "epoch" never does, "500 steps" counts optimizer steps of
+            the whole training, "10 minutes" the time since the last saving.
+    """
+
+    def __init__(self, every: str):
+        number, unit = re.fullmatch(r"(\d*) ?([a-z]).*", every).groups()
+        self._steps = int(number) if unit == "s" else 0
+        self._seconds = 60 * int(number) if unit == "m" else math.inf
+        self.restart()
+
+    def restart(self) -> None:
+        """Count minutes from now."""
+        self._saved = time.monotonic()  # a clock that nobody sets
+
+    def is_due(self, steps: int) -> bool:
+        """Whether to save after that many steps of the optimizer."""
+        if self._steps:
+            return steps % self._steps == 0
+        return time.monotonic() - self._saved >= self._seconds
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

@@ -31,6 +31,7 @@ class Key:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    pattern: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ SCHEMA: dict[str, Any] = {
                    minimum=0, maximum=0.99999),
         "DECAY_NORM_AND_BIAS": Key(True, "weight decay on norms and biases as well"),
         "MONITOR": Key("accuracy", "what best.pt and early stopping follow: loss, or a metric"),
+        "CHECKPOINT_EVERY": Key("epoch", "when last.pt is saved: epoch, or also inside of epochs, "
+                                "every '500 steps' or '10 minutes'",
+                                pattern=r"epoch|[1-9]\d* ?steps?|[1-9]\d* ?min(ute)?s?"),
+        "SYNC_BATCHNORM": Key(False, "batch norms see the whole batch of all GPUs, where there are "
+                              "several processes"),
         "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never",
                           minimum=0),
     },
@@ -745,6 +751,9 @@ def _conform_key(value: Any, spec: Key, where: str, problems: list[ConfigError])
     elif spec.choices and value not in spec.choices:
         problems.append(ConfigError(f"{value!r} is not possible", where=where,
                                     hint=suggest(value, spec.choices)))
+    elif spec.pattern and not re.fullmatch(spec.pattern, value):
+        problems.append(ConfigError(f"{value!r} is not possible", where=where,
+                                    hint=f"{spec.doc[0].upper()}{spec.doc[1:]}."))
     elif (spec.minimum is not None and not value >= spec.minimum) or (
             spec.maximum is not None and not value <= spec.maximum):
         upper = f" to {spec.maximum:g}" if spec.maximum is not None else " or more"

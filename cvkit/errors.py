@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -68,15 +70,35 @@ def raise_together(problems: list[UserError]) -> None:
         raise type(problems[0])("\n".join(lines))
 
 
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn what the system says against writing a file into a `RunError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}",
+                       hint="Is the disk full, or may you not write there?") from error
+
+
 def run_tool(main: Callable[[], int | None]) -> None:
-    """Run a command-line tool: a `UserError` becomes its message and exit code 2."""
+    """Run a command-line tool: a `UserError` becomes its message and exit code 2.
+
+    Of several processes the first to fail says why; the others only lost contact with it.
+    """
+    from cvkit import distributed
+
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if distributed.is_first_to_fail():
+            print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Exception:
+        if distributed.is_first_to_fail():
+            raise
+        sys.exit(1)
+    except KeyboardInterrupt as error:
+        sys.exit(128 + getattr(error, "signal", signal.SIGINT))
     except BrokenPipeError:  # the reader of `tool | head` has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cvkit import distributed
 from cvkit.data.loaders import BatchLoader
 from cvkit.hardware import autocast
 from cvkit.log import Log, Progress
@@ -28,8 +29,12 @@ def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
 @torch.no_grad()
 def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Sequence[Any],
             classes: Sequence[str], precision: str, epoch: int,
-            progress: Progress) -> tuple[Predictions, dict[str, float]]:
-    """Run a model over a split.
+            progress: Progress, check: Callable[[], None] | None = None,
+            ) -> tuple[Predictions, dict[str, float]]:
+    """Run a model over a split, in all processes that train together.
+
+    Args:
+        check: called after each batch; it may raise.
 
     Returns:
         The predictions, and the values of loss and metrics by name; means over images. The
@@ -39,16 +44,22 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     model.eval()
     mean_loss = Mean()
     labels, index, probabilities = [], [], []
-    for batch in loader:
+    for number, batch in enumerate(loader):
         with autocast(loader.device, precision):
             logits = model(batch.images)
-        logits = logits.float()
-        mean_loss.update(loss(logits, batch.labels), len(batch.labels))
+        count = min(loader.part_size(number), len(batch.labels))
+        # All parts of the batch, in order: what follows is the same in every process, and the
+        # same as in a single one.
+        logits, true, places = (distributed.gather(part[:count])
+                                for part in (logits.float(), batch.labels, batch.index))
+        mean_loss.update(loss(logits, true), len(true))
         for metric in metrics:
-            metric.update(logits, batch.labels)
-        labels.append(batch.labels)
-        index.append(batch.index)
+            metric.update(logits, true)
+        labels.append(true)
+        index.append(places)
         probabilities.append(logits.softmax(1))
+        if check is not None:
+            check()
         if progress.step():
             progress.update(mean_loss.compute(), metrics[0].compute()["accuracy"])
     progress.close()

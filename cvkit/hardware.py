@@ -9,12 +9,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import nn
 
+from cvkit import distributed
 from cvkit.errors import ConfigError
 
 
@@ -25,6 +28,8 @@ def choose_device(name: str, where: object = None) -> torch.device:
         ConfigError: no such device, or this machine does not have it.
     """
     has_mps = torch.backends.mps.is_available()
+    if distributed.local_size() > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
+        name = f"cuda:{distributed.local_rank()}"  # each process has a GPU of its own
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
@@ -34,10 +39,15 @@ def choose_device(name: str, where: object = None) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"no device {name!r}", where=where,
                           hint="auto, cpu, cuda, cuda:1 or mps are possible.")
+    if device.type == "mps" and distributed.local_size() > 1:
+        raise ConfigError("several processes cannot share one mps device", where=where,
+                          hint="DEVICE cpu, or one process.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name} is not on this machine, which has "
                           f"{torch.cuda.device_count()} GPUs that torch can use",
-                          where=where, hint="DEVICE auto takes what there is.")
+                          where=where, hint="DEVICE auto takes what there is."
+                          if distributed.local_size() == 1 else "Each process takes one: "
+                          "torchrun --nproc-per-node with a smaller number.")
     if device.type == "mps" and not has_mps:
         raise ConfigError("device mps is not on this machine", where=where,
                           hint="DEVICE auto takes what there is.")
@@ -114,6 +124,47 @@ def seed_everything(*key: int, deterministic: bool = False) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of torch's random numbers, of the CPU's and of the device's."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Go on from a state that `random_state` returned; another device's part is left out."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, a GPU's or the machine's, does not suffice."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc",
+             "could not create a memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
+def largest_that_fits(attempt: Callable[[int], None], size: int) -> int:
+    """Return the largest of size / 2, size / 4, … for which an attempt finds memory; 0 if none."""
+    while size > 1:
+        size //= 2
+        try:
+            attempt(size)
+            return size
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+    return 0
+
+
 def describe(device: torch.device) -> str:
     """Return the device in words."""
     if device.type == "cuda":
@@ -124,6 +175,32 @@ def describe(device: torch.device) -> str:
     name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
+
+
+def lock_file(file: IO) -> None:
+    """Lock an open file until it is closed, or the process ends.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from None
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # a network drive without locks, such as Google Drive in Colab
+        print(f"note       {file.name} cannot be locked here ({error.strerror}): take care that "
+              "no second process trains in this folder")
 
 
 def runs_folder(name: str = "cvkit-runs") -> str:

@@ -8,15 +8,19 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from cvkit import distributed
+from cvkit.errors import writing
+
 
 class Log:
-    """Lines that go to the screen and, clean, into `train.log`."""
+    """Lines that go to the screen and, clean, into `train.log`; of several processes, of one."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self._before: list[str] = []
         # A terminal or a notebook shows bars that move; a file or a pipe gets whole lines.
-        self.is_live = sys.stdout.isatty() or "ipykernel" in sys.modules
+        self.is_live = (sys.stdout.isatty() or "ipykernel" in sys.modules) and (
+            distributed.is_main())
 
     def attach(self, folder: Path) -> None:
         """Write what was logged so far, and all that follows, into `train.log` of a run folder."""
@@ -30,13 +34,14 @@ class Log:
         if self.path is None:
             self._before.append(line)
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def show(self, line: str) -> None:
         """Put a line on the screen only, above any bar."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        if distributed.is_main():
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
     def both(self, line: str) -> None:
         self.show(line)
@@ -50,16 +55,17 @@ class Progress:
         title: "Train" or "Test".
         total: batches.
         is_shown: False draws nothing.
+        done: batches that were counted before.
     """
 
-    def __init__(self, title: str, total: int, is_shown: bool):
+    def __init__(self, title: str, total: int, is_shown: bool, done: int = 0):
         self.title = title
         self._due = time.monotonic() + 0.5
-        self._bar = tqdm(total=total, desc=title, disable=not is_shown, file=sys.stdout,
-                         leave=title == "Train", mininterval=0,
+        self._bar = tqdm(total=total, initial=done, desc=title, disable=not is_shown,
+                         file=sys.stdout, leave=title == "Train", mininterval=0,
                          bar_format="{desc} {n_fmt}/{total_fmt} "
                                     "[{elapsed}<{remaining}, {rate_fmt}]")
-        self._done, self._total = 0, total
+        self._done, self._total = done, total
 
     def step(self) -> bool:
         """Count a batch; return whether it is time for `update`."""

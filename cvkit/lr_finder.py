@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cvkit.errors import RunError
+from cvkit.errors import RunError, writing
 
 RULE = "half the rate at which the averaged loss is lowest"
 _WINDOW = 14  # a loss is averaged over a 14th of the steps
@@ -38,7 +38,8 @@ class RangeTest:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps({**asdict(self), "rule": RULE}) + "\n", encoding="utf-8")
+        with writing(path):
+            path.write_text(json.dumps({**asdict(self), "rule": RULE}) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> RangeTest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cvkit import distributed
 from cvkit.registry import METRICS
 
 
@@ -24,6 +25,7 @@ class Mean:
     """
 
     def __init__(self) -> None:
+        self._before: list[float] = []  # means from before a resumption
         self._means: list[Tensor] = []
         self._counts: list[int] = []
         self._seen = 0  # batches that `first_non_finite` has looked at
@@ -33,16 +35,33 @@ class Mean:
         self._counts.append(images)
 
     def compute(self) -> float:
-        if not self._means:
+        if not self._counts:
             return 0.0
-        means = torch.stack(self._means).cpu().double()
-        return float(means @ torch.tensor(self._counts).double()) / sum(self._counts)
+        return float(self._values() @ torch.tensor(self._counts).double()) / sum(self._counts)
+
+    def _values(self) -> Tensor:
+        new = torch.stack(self._means).cpu().double() if self._means else torch.zeros(0)
+        return torch.cat([torch.tensor(self._before, dtype=torch.float64), new.double()])
+
+    def everywhere(self) -> Mean:
+        """Return that over the images of all processes. All must ask."""
+        whole = Mean()
+        whole._before = distributed.gather(self._values()).tolist()
+        whole._counts = distributed.gather(torch.tensor(self._counts, dtype=torch.int64)).tolist()
+        return whole
+
+    def state_dict(self) -> dict[str, list]:
+        """Return what `load_state_dict` goes on with."""
+        return {"means": self._values().tolist(), "counts": list(self._counts)}
+
+    def load_state_dict(self, state: dict[str, list]) -> None:
+        self._before, self._counts = list(state["means"]), list(state["counts"])
 
     def first_non_finite(self) -> int | None:
         """Return the number of the first batch whose mean is infinite or NaN, from 0, or None."""
         new, self._seen = self._means[self._seen:], len(self._means)
         bad = torch.stack(new).isfinite().logical_not().nonzero() if new else ()
-        return self._seen - len(new) + int(bad[0]) if len(bad) else None
+        return len(self._counts) - len(new) + int(bad[0]) if len(bad) else None
 
 
 @METRICS.register()
@@ -60,6 +79,20 @@ class Accuracy:
 
     def compute(self) -> dict[str, float]:
         return {"accuracy": int(self.correct) / max(self.count, 1)}
+
+    def everywhere(self) -> Accuracy:
+        """Return that over the images of all processes. All must ask."""
+        whole = Accuracy()
+        sums = distributed.total(torch.tensor([int(self.correct), self.count]))
+        whole.correct, whole.count = sums.tolist()
+        return whole
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what `load_state_dict` goes on with."""
+        return {"correct": int(self.correct), "count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.correct, self.count = state["correct"], state["count"]
 
 
 @METRICS.register()

@@ -1,14 +1,83 @@
-"""Which run a config can go on with, and why not."""
+"""Which run a config can go on with, and why not; and what is known inside an epoch."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from cvkit import distributed
 from cvkit.config import Config
 from cvkit.errors import RunError
+from cvkit.hardware import random_state, set_random_state
+from cvkit.metrics import Accuracy, Mean
 from cvkit.registry import SCHEDULERS
 from cvkit.run import MAY_CHANGE, Run, find_runs
 from cvkit.schedulers import is_to_find, with_rate
+
+
+@dataclass
+class EpochState:
+    """How far an epoch is, and what was measured in it.
+
+    Attributes:
+        batches: that were trained on, by whole optimizer steps.
+        rate: the learning rate it began with.
+        rates: (optimizer steps before, rate), a hundred of an epoch at most.
+        loss, accuracy: so far, of this process.
+        seconds: that training took.
+    """
+
+    batches: int = 0
+    rate: float = 0.0
+    rates: list[tuple[int, float]] = field(default_factory=list)
+    loss: Mean = field(default_factory=Mean)
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    seconds: float = 0.0
+    random: list[dict[str, torch.Tensor]] | None = None  # of each process, until it is resumed
+    _started: float | None = None
+
+    def begin(self, rate: float, device: torch.device) -> EpochState:
+        """Return the state that an epoch begins with: this one, if it was resumed, or a new one."""
+        state = self if self.random is not None else EpochState(rate=rate)
+        if state.random is not None and len(state.random) == distributed.size():
+            set_random_state(state.random[distributed.rank()], device)
+        state.random, state._started = None, time.monotonic() - state.seconds
+        return state
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.seconds, self._started = self._elapsed, None
+
+    @property
+    def _elapsed(self) -> float:
+        return self.seconds if self._started is None else time.monotonic() - self._started
+
+    def state_dict(self, device: torch.device) -> dict[str, Any] | None:
+        """Return what `of` goes on with, from all processes; None at the beginning of an epoch."""
+        if not self.batches:
+            return None
+        states = {name: distributed.gather(state[None])
+                  for name, state in random_state(device).items()}
+        return {"batches": self.batches, "rate": self.rate, "rates": list(self.rates),
+                "loss": self.loss.everywhere().state_dict(),
+                "accuracy": self.accuracy.everywhere().state_dict(), "seconds": self._elapsed,
+                "random": [{name: rows[rank] for name, rows in states.items()}
+                           for rank in range(distributed.size())]}
+
+    @classmethod
+    def of(cls, saved: dict[str, Any] | None) -> EpochState:
+        """Return the state that `state_dict` gave; None is the beginning of an epoch."""
+        if saved is None:
+            return cls()
+        state = cls(saved["batches"], saved["rate"], list(saved["rates"]),
+                    seconds=saved["seconds"], random=saved["random"])
+        if distributed.is_main():  # which counts for all
+            state.loss.load_state_dict(saved["loss"])
+            state.accuracy.load_state_dict(saved["accuracy"])
+        return state
 
 
 def newest_run_of(config: Config) -> Run | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
+import platform
 import re
 import shlex
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,8 +24,9 @@ from cvkit.checkpoint import Checkpoint
 from cvkit.config import Config, read_config
 from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
-from cvkit.errors import CheckpointError, ConfigError, RunError, suggest
+from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, writing
 from cvkit.experiment import Experiment, Subject
+from cvkit.hardware import lock_file
 from cvkit.lr_finder import RangeTest
 from cvkit.metrics import is_lower_better
 from cvkit.models import count_parameters
@@ -33,7 +36,8 @@ from cvkit.writers import read_metrics
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
               "DATA.BACKEND", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.DATASET.root",
-              "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE")
+              "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
+              "TRAIN.CHECKPOINT_EVERY")
 
 _RANGE_TEST = "lr_finder.json"
 
@@ -89,8 +93,9 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Write `predictions.npz`, whole or not at all."""
         part = path.with_suffix(".part.npz")
-        np.savez(part, **vars(self))
-        os.replace(part, path)
+        with writing(path):
+            np.savez(part, **vars(self))
+            os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
@@ -279,27 +284,79 @@ class Run(Experiment):
         By default that is best where it was chosen on validation data. Chosen on the test set
         itself, best would flatter the test accuracy, so it is last then.
         """
-        folder = self.folder / "checkpoints"
         if name is None:
-            last = Checkpoint.load(folder / "last.pt")
-            return last if last.monitored == "test" else Checkpoint.load(folder / "best.pt")
-        return Checkpoint.load(folder / f"{name}.pt")
+            last = self.checkpoint("last")
+            return last if last.monitored == "test" else self.checkpoint("best")
+        path = self.checkpoints / f"{name}.pt"
+        try:
+            return Checkpoint.load(path)
+        except CheckpointError as error:
+            before = self.checkpoints / "previous.pt"
+            if name != "last" or not before.is_file():
+                raise
+            checkpoint = Checkpoint.load(before)
+            print(f"note       {error.problem}; taking the one before it, previous.pt, saved "
+                  f"{checkpoint.place}")
+            return checkpoint
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    def save(self, checkpoint: Checkpoint, name: str = "last") -> None:
+        """Write "last", where the one before is kept as `previous.pt`, or "best"."""
+        keep = self.checkpoints / "previous.pt" if name == "last" else None
+        checkpoint.save(self.checkpoints / f"{name}.pt", keep)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in this folder meanwhile.
+
+        The system gives the lock back when the process ends, however it ends.
+
+        Raises:
+            RunError: another process has it, or the folder cannot be written.
+        """
+        path = self.folder / ".lock"
+        with writing(path):
+            file = path.open("a+", encoding="utf-8")
+        with file:
+            try:
+                lock_file(file)
+                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    raise BlockingIOError  # its owner removed it just now, and another made one
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise RunError(f"{self.folder} is being trained by {owner}",
+                               hint="Wait for it or stop it. A run of its own needs no "
+                                    "--resume.") from None
+            try:
+                with writing(path):
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {platform.node()}\n")
+                    file.flush()
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
 
 def _write_config(folder: Path, config: Config) -> None:
     header = (f"# {config.name}, resolved: everything set here is what the run used.\n"
               f"# Repeat it: python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}\n")
     part = folder / "config.yaml.part"
-    part.write_text(header + config.dump(), encoding="utf-8")
-    os.replace(part, folder / "config.yaml")
+    with writing(folder / "config.yaml"):
+        part.write_text(header + config.dump(), encoding="utf-8")
+        os.replace(part, folder / "config.yaml")
 
 
 def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:
     """Return the run folders that hold a checkpoint, oldest first."""
     name = config_name if config_name == "*" else glob.escape(config_name)
-    found = Path(output_dir).glob(f"{name}/*/checkpoints/last.pt")
-    return sorted((path.parent.parent for path in found), key=lambda path: (
-        path.name, path.stat().st_mtime))
+    found = {path.parent.parent for path in Path(output_dir).glob(f"{name}/*/checkpoints/*.pt")
+             if path.name in ("last.pt", "previous.pt")}
+    return sorted(found, key=lambda path: (path.name, path.stat().st_mtime, path))
 
 
 class Runs(Subject):

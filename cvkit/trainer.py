@@ -7,6 +7,7 @@ import copy
 import itertools
 import math
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -17,33 +18,52 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cvkit import __version__
-from cvkit.checkpoint import Checkpoint, load_weights
+from cvkit import __version__, distributed
+from cvkit.checkpoint import Checkpoint, Pace, in_words, load_weights
 from cvkit.config import Config, check_components
 from cvkit.data.loaders import Batch
 from cvkit.ema import EMA
-from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, suggest
+from cvkit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RunError,
+    UserError,
+    suggest,
+)
 from cvkit.evaluation import build_metrics, evaluate, predict
 from cvkit.experiment import Experiment
-from cvkit.hardware import autocast, compile_model, describe, environment, seed_everything
+from cvkit.hardware import (
+    autocast,
+    compile_model,
+    describe,
+    environment,
+    is_out_of_memory,
+    largest_that_fits,
+    seed_everything,
+)
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss
 from cvkit.lr_finder import RULE, RangeTest, range_test
-from cvkit.metrics import Accuracy, Mean, is_lower_better
+from cvkit.metrics import is_lower_better
 from cvkit.models import count_parameters
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
-from cvkit.resume import as_begun, is_planned, newest_run_of, refuse_changes
+from cvkit.resume import EpochState, as_begun, is_planned, newest_run_of, refuse_changes
 from cvkit.run import Predictions, Run, duration, open_run, test_line
 from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
+from cvkit.signals import Interrupted, StopSignals
 from cvkit.writers import JsonLines
 
 _RATES_PER_EPOCH = 100  # at most so many learning rates of an epoch are noted
 
 
-def train(config: Config, resume: bool | str | Path = False) -> Run:
+def train(config: Config, resume: bool | str | Path = False) -> Run | None:
     """Train what a config describes and return the finished run.
+
+    Of several processes (`torchrun`) only the first writes, and opens the run that is returned;
+    the others return None.
 
     Args:
         config: from `load_config`.
@@ -54,8 +74,11 @@ def train(config: Config, resume: bool | str | Path = False) -> Run:
     Raises:
         UserError: something in the config, the data or the run to resume is wrong, or the loss
             stopped being finite.
+        Interrupted: SIGINT (Ctrl-C) or SIGTERM asked to stop; the run can be resumed.
     """
     run = None
+    if not distributed.is_main():
+        resume = False  # the first process says what is done
     if resume == "auto":
         check_components(config)
         run = newest_run_of(config)
@@ -81,11 +104,14 @@ class Trainer:
         enforce(check_requirements(config), config)
         parts = parts or Experiment(config)
         self.config, self.log = config, Log()
-        self.data, self.device, self.precision = parts.data, parts.device, parts.precision
-        self.loaders, self.model = parts.loaders, parts.model
-        self.forward = self.model  # or that, compiled
-        if config.TRAIN.COMPILE:
-            self.forward = compile_model(self.model, self.device, config.TRAIN.where("COMPILE"))
+        self.device, self.precision = parts.device, parts.precision
+        distributed.start(self.device)
+        self._check_processes()
+        with distributed.first_on_each_machine():  # which downloads what is not there
+            self.data, self.loaders, self.model = parts.data, parts.loaders, parts.model
+        if config.TRAIN.SYNC_BATCHNORM and distributed.size() > 1:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.forward = self._parallel(self.model)
         self.classes = self.data.classes
         self.loss = build_loss(config.LOSS, len(self.classes),
                                takes_shares=bool(self.loaders.train.pipeline.mixing))
@@ -95,11 +121,32 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.ema = EMA(self.model, config.TRAIN.EMA) if config.TRAIN.EMA > 0 else None
         self.epoch = 0  # finished ones
-        self.best: dict[str, float] | None = None  # the metrics of the best epoch
-        self.rates: list[tuple[int, float]] = []  # of this epoch: (optimizer steps before, rate)
+        self.values: dict[str, float] = {}  # the metrics of the last of them
+        self.best: dict[str, float] | None = None  # and of the best
+        self.now = EpochState()  # of the epoch that is under way
+        self.is_between_steps = True  # then all can be saved
+        self.run: Run | None = None  # that it writes, in the first process
+        self.signals, self.pace = StopSignals(), Pace(config.TRAIN.CHECKPOINT_EVERY)
         self._check_monitor()
         self.requirements = check_requirements(config, parts)
         enforce(self.requirements, config)
+
+    def _check_processes(self) -> None:
+        config, processes = self.config, distributed.size()
+        if processes > config.DATA.BATCH_SIZE:
+            raise ConfigError(f"a batch of {config.DATA.BATCH_SIZE} cannot be shared by "
+                              f"{processes} processes", where=config.DATA.where("BATCH_SIZE"),
+                              hint="DATA.BATCH_SIZE counts the images of all processes together.")
+        if processes > 1 and config.TRAIN.SYNC_BATCHNORM and self.device.type != "cuda":
+            raise ConfigError("torch synchronises batch norms between GPUs only",
+                              where=config.TRAIN.where("SYNC_BATCHNORM"),
+                              hint="On CPUs: MODEL.norm group, or SYNC_BATCHNORM false.")
+
+    def _parallel(self, model: nn.Module) -> nn.Module:
+        """Return the model as training calls it: compiled, its gradients averaged."""
+        if self.config.TRAIN.COMPILE:
+            model = compile_model(model, self.device, self.config.TRAIN.where("COMPILE"))
+        return distributed.average_gradients(model, self.device)
 
     def _build_optimizer_and_schedule(self) -> None:
         config = self.config
@@ -123,8 +170,8 @@ class Trainer:
             RunError: the loss does not fall at any of the rates.
         """
         twin = copy.copy(self)
-        twin.forward = twin.model = copy.deepcopy(self.model)
-        twin.ema = None
+        twin.model, twin.ema = copy.deepcopy(self.model), None
+        twin.forward = distributed.average_gradients(twin.model, self.device)
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
                                          self.config.TRAIN.DECAY_NORM_AND_BIAS)
         twin.schedule = Schedule(twin.optimizer)
@@ -142,14 +189,15 @@ class Trainer:
         def step(rate: float) -> float:
             for group in twin.optimizer.param_groups:
                 group["lr"] = rate
-            losses = [float(twin.train_step(next(source), 1 / accumulate, number == accumulate)[0])
-                      for number in range(1, accumulate + 1)]
+            losses = torch.stack([
+                twin.train_step(next(source), 1 / accumulate, number == accumulate)[0]
+                for number in range(1, accumulate + 1)])
             bar.update()
-            return sum(losses) / accumulate
+            return float(distributed.total(losses.mean())) / distributed.size()
 
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), contextlib.closing(batches()) as source:
-            seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
+            self._seed(0)
             try:
                 return range_test(step, lowest, highest, steps)
             finally:
@@ -173,53 +221,83 @@ class Trainer:
 
     # -- the whole ---------------------------------------------------------------------
 
-    def train(self, run: Run | None = None) -> Run:
+    def train(self, run: Run | None = None) -> Run | None:
         """Train to the last epoch, evaluating after each; return the run.
 
         Args:
             run: one to continue; None makes a new run folder.
         """
+        is_resumed = distributed.from_main(lambda: run is not None)
+        with contextlib.ExitStack() as stack:
+            if run is not None:
+                stack.enter_context(run.lock())
+            if is_resumed:
+                self._load(run)
+                if self._is_finished():
+                    distributed.stop()
+                    if run is not None:
+                        self._say_finished(run)
+                    return run
+                if run is not None:
+                    run.set_config(self.config)
+            self._log_beginning(run)
+            found = None
+            if is_to_find(self.config):
+                self.log.show("finding    max_lr, on a copy of the model")
+                found = self.find_lr()
+                self.config = with_rate(self.config, found.suggestion)
+                self._build_optimizer_and_schedule()
+                self.log.both(f"found      max_lr {found.suggestion:g}: {RULE}")
+            if distributed.is_main():
+                if run is None:
+                    run = Run.create(self.config, environment(self.device))
+                    stack.enter_context(run.lock())
+                if found is not None:
+                    run.keep_range_test(found)
+                run.data = self.data  # or what looks at the results would read it again
+                self.log.attach(run.folder)
+                self.log.show(f"run        {run.folder}")
+            self._train(run)
+        return run
+
+    def _train(self, run: Run | None) -> None:
+        """Train from where it is to the end; what is written, the first process writes."""
+        self.run, writers = run, []
         if run is not None:
-            self._load(run)
-            if self._is_finished():
-                self._say_finished(run)
-                return run
-            run.set_config(self.config)
-        self._log_beginning(run)
-        found = None
-        if is_to_find(self.config):
-            self.log.show("finding    max_lr, on a copy of the model")
-            found = self.find_lr()
-            self.config = with_rate(self.config, found.suggestion)
-            self._build_optimizer_and_schedule()
-            self.log.both(f"found      max_lr {found.suggestion:g}: {RULE}")
-        run = run or Run.create(self.config, environment(self.device))
-        if found is not None:
-            run.keep_range_test(found)
-        run.data = self.data  # or what looks at the results would read it again
-        self.log.attach(run.folder)
-        self.log.show(f"run        {run.folder}")
-        writers = [JsonLines(str(run.folder))]
-        writers += [WRITERS.build(node, folder=str(run.folder), config=self.config)
-                    for node in self.config.WRITERS if node.NAME != "jsonl"]
+            writers = [JsonLines(str(run.folder))]
+            writers += [WRITERS.build(node, folder=str(run.folder), config=self.config)
+                        for node in self.config.WRITERS if node.NAME != "jsonl"]
         try:
-            while not self._is_finished():
-                predictions = self._train_and_evaluate(run, writers)
-            self._finish(run, predictions)
-            for writer in writers:
-                writer.finish(run)
+            with self.signals:
+                while not self._is_finished():
+                    predictions = self._train_and_evaluate(writers)
+                predictions = self._final_predictions(predictions)
+            distributed.stop()
+            if run is not None:
+                self._finish(run, predictions)
+                for writer in writers:
+                    writer.finish(run)
+        except KeyboardInterrupt as error:
+            if run is not None:
+                self.log.both(self._words_for_interruption(error))
+            raise
+        except DataError as error:  # a file that cannot be read, a drive that is gone
+            if self.is_between_steps and distributed.size() == 1:
+                self._save()
+            self._say_stopped(error)
+            raise
         except UserError as error:
-            self.log.write(f"Stopped: {error}")
+            self._say_stopped(error)
             raise
-        except KeyboardInterrupt:
-            self.log.both(f"Interrupted after epoch {self.epoch}. Go on: "
-                          f"{self._resume_command(run)}" if self.epoch else
-                          "Interrupted in the first epoch: there is nothing to resume yet")
-            raise
+        except (RuntimeError, MemoryError) as error:
+            explained = self._explained(error)
+            if explained is None:
+                raise
+            self._say_stopped(explained)
+            raise explained from error
         finally:
             for writer in writers:
                 writer.close()
-        return run
 
     def _say_finished(self, run: Run) -> None:
         if self.epoch < self.config.TRAIN.EPOCHS:
@@ -239,35 +317,36 @@ class Trainer:
         waited = self.epoch - self.best["epoch"] if self.best else 0
         return self.epoch >= self.config.TRAIN.EPOCHS or 0 < patience <= waited
 
-    def _train_and_evaluate(self, run: Run, writers: list[Any]) -> Predictions:
+    def _train_and_evaluate(self, writers: list[Any]) -> Predictions:
         """One epoch: train, evaluate, log, save."""
         epochs, monitored = self.config.TRAIN.EPOCHS, self.data.monitored
         if self.log.is_live:
             self.log.show(f"Epoch {self.epoch + 1}/{epochs}  lr {self.schedule.rate:.4g}")
-        rate, started = self.schedule.rate, time.monotonic()
-        seed_everything(self.config.SEED, self.epoch + 1, deterministic=self.config.DETERMINISTIC)
+        self._seed(self.epoch + 1)
         train_values = self.train_epoch()
-        seconds = time.monotonic() - started
+        rate, seconds = self.now.rate, self.now.seconds
+        distributed.share_buffers(*filter(None, (self.model, self.ema and self.ema.model)))
         predictions, values = predict(
             self.evaluated_model, self.loaders.monitored, self.loss,
             build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
-            self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log.is_live))
+            self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log.is_live),
+            self._stop_if_asked)
         self.schedule.after_epoch(values["loss"], values["accuracy"])
         self.epoch += 1
+        self.values, rates, self.now = values, self.now.rates, EpochState()
         is_best = self._is_better(values)
         record = {"epoch": self.epoch, "lr": rate, "seconds": round(seconds, 3),
                   "images_per_second": round(len(self.data.train) / seconds, 1),
                   **{f"train/{name}": value for name, value in train_values.items()},
                   **{f"{monitored}/{name}": value for name, value in values.items()},
-                  "rates": self.rates}
+                  "rates": rates}
         if is_best:
             self.best = {"epoch": self.epoch, **values}
         for writer in writers:
             writer.write(self.epoch, record)
-        if is_best:
-            self._checkpoint(values).save(run.folder / "checkpoints" / "best.pt")
-        last = self._checkpoint(values, self._training_state())
-        last.save(run.folder / "checkpoints" / "last.pt")
+        self._save()
+        if is_best and self.run is not None:  # after last.pt, from which it can be made again
+            self.run.save(self._checkpoint(), "best")
 
         def words(values: dict[str, float]) -> str:
             return f"loss {values['loss']:.4f} acc {100 * values['accuracy']:6.2f}%"
@@ -282,49 +361,77 @@ class Trainer:
         return predictions
 
     def train_epoch(self) -> dict[str, float]:
-        """Train on every image once; return loss and accuracy as means over those images."""
+        """Train on every image once; return loss and accuracy as means over those images.
+
+        Of an epoch that was resumed, on those that it had not come to.
+        """
         loader, accumulate = self.loaders.train, self.config.TRAIN.ACCUMULATE
-        loader.set_epoch(self.epoch)
+        now = self.now.begin(self.schedule.rate, self.device)
+        self.now = now
+        loader.set_epoch(self.epoch, now.batches)
         self.model.train()
-        mean_loss, accuracy = Mean(), Accuracy()
-        self.rates, every = [], math.ceil(self.steps_per_epoch / _RATES_PER_EPOCH)
-        progress = Progress("Train", len(loader), self.log.is_live)
+        every = math.ceil(self.steps_per_epoch / _RATES_PER_EPOCH)
+        progress = Progress("Train", len(loader), self.log.is_live, now.batches)
         sizes = loader.batch_sizes
-        for number, batch in enumerate(loader):
+        for number, batch in enumerate(loader, now.batches):
             start = number - number % accumulate
             group = sizes[start:start + accumulate]
             is_step = number % accumulate == accumulate - 1 or number == len(sizes) - 1
             if is_step and self.schedule.steps % every == 0:
-                self.rates.append((self.schedule.steps, self.schedule.rate))
-            loss, logits = self.train_step(batch, len(batch.labels) / sum(group), is_step)
-            mean_loss.update(loss, len(batch.labels))
-            accuracy.update(logits, batch.labels)
+                now.rates.append((self.schedule.steps, self.schedule.rate))
+            count = min(loader.part_size(number), len(batch.labels))
+            self.is_between_steps = False
+            # Averaging gradients divides by the number of processes; each has a part of the batch.
+            weight = count * distributed.size() / sum(group)
+            loss, logits = self.train_step(batch, weight, is_step)
+            now.loss.update(loss, count)
+            now.accuracy.update(logits[:count], batch.labels[:count])
             is_due = progress.step()  # twice a second, for each look waits for a GPU's work
             if is_due or self.device.type == "cpu":
-                bad = mean_loss.first_non_finite()
+                bad = now.loss.first_non_finite()
                 if bad is not None:
                     progress.close()
                     self._stop_for_non_finite(bad + 1, len(loader))
             if is_due:
-                progress.update(mean_loss.compute(), accuracy.compute()["accuracy"])
+                progress.update(now.loss.compute(), now.accuracy.compute()["accuracy"])
+            if is_step:
+                now.batches, self.is_between_steps = number + 1, True
+                self._save_or_stop()
         progress.close()
-        return {"loss": mean_loss.compute(), **accuracy.compute()}
+        now.end()
+        return {"loss": now.loss.everywhere().compute(), **now.accuracy.everywhere().compute()}
+
+    def _save_or_stop(self) -> None:
+        """Save inside an epoch, if it is time to; stop, if that was asked for."""
+        if distributed.anywhere(self.pace.is_due(self.schedule.steps)):
+            self._save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Save and stop, if a signal asked for it, in whichever process."""
+        if distributed.anywhere(bool(self.signals.received)):
+            self._save()
+            raise Interrupted(self.signals.received or signal.SIGTERM)
 
     def train_step(self, batch: Batch, weight: float, is_step: bool) -> tuple[Tensor, Tensor]:
         """Forward and backward; with `is_step`, also change the weights.
 
         Args:
             batch: on the device.
-            weight: the batch's part of the images of this optimizer step; 1 without accumulation.
+            weight: the batch's part of the images of this optimizer step; 1 without accumulation
+                and other processes.
             is_step: whether this batch completes an optimizer step.
 
         Returns:
             The loss, a mean over the batch, and the logits (N, C); both detached.
         """
-        with autocast(self.device, self.precision):
-            logits = self.forward(batch.images)
-            loss = self.loss(logits, batch.targets)
-        self.scaler.scale(loss * weight).backward()
+        # Gradients are averaged over the processes once, with the last batch of a step.
+        skips = not is_step and hasattr(self.forward, "no_sync")
+        with self.forward.no_sync() if skips else contextlib.nullcontext():
+            with autocast(self.device, self.precision):
+                logits = self.forward(batch.images)
+                loss = self.loss(logits, batch.targets)
+            self.scaler.scale(loss * weight).backward()
         if is_step:
             if self.config.TRAIN.CLIP_GRAD_NORM > 0:
                 self.scaler.unscale_(self.optimizer)
@@ -337,11 +444,16 @@ class Trainer:
                 self.ema.update()
         return loss.detach(), logits.detach()
 
+    def _seed(self, epoch: int) -> None:
+        """Seed what is random in an epoch; each process has random numbers of its own."""
+        rank = (distributed.rank(),) if distributed.rank() else ()
+        seed_everything(self.config.SEED, *((epoch,) if epoch else ()), *rank,
+                        deterministic=self.config.DETERMINISTIC)
+
     def _stop_for_non_finite(self, batch: int, batches: int) -> None:
-        saved = f" The weights after epoch {self.epoch} are in last.pt." if self.epoch else ""
         raise RunError(
             f"the loss is no longer finite in epoch {self.epoch + 1}, batch {batch} of {batches}, "
-            f"at a learning rate of about {self.schedule.rate:.3g}.{saved}",
+            f"at a learning rate of about {self.schedule.rate:.3g}",
             hint="Lower the learning rate, warm up (TRAIN.WARMUP_EPOCHS 1), clip gradients "
                  "(TRAIN.CLIP_GRAD_NORM 1) or compute in full precision (TRAIN.PRECISION fp32).")
 
@@ -355,59 +467,99 @@ class Trainer:
 
     # -- checkpoints -------------------------------------------------------------------
 
-    def _checkpoint(self, values: dict[str, float],
-                    training: dict[str, Any] | None = None) -> Checkpoint:
+    def _checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
         return Checkpoint(
             model=self.evaluated_model.state_dict(), config=self.config.dump(),
             classes=list(self.classes), mean=list(self.loaders.mean), std=list(self.loaders.std),
-            image_shape=list(self.loaders.image_shape), epoch=self.epoch, metrics=values,
+            image_shape=list(self.loaders.image_shape), epoch=self.epoch, metrics=self.values,
             monitored=self.data.monitored, training=training)
 
-    def _training_state(self) -> dict[str, Any]:
-        """Return what, besides the evaluated weights, the next epoch depends on.
+    def _save(self) -> None:
+        """Save all that the rest of the training depends on, at the end or inside of an epoch."""
+        within = self.now.state_dict(self.device)
+        if within is not None:
+            weights = torch.stack(torch._foreach_norm(list(self.model.parameters())))
+            if self.now.loss.first_non_finite() is not None or not weights.isfinite().all():
+                self._stop_for_non_finite(self.now.batches, len(self.loaders.train))
+        if self.run is not None:
+            self.run.save(self._checkpoint(self._training_state(within)))
+        self.pace.restart()
 
-        Random numbers are not part of it: each epoch seeds its own from (SEED, epoch).
+    def _training_state(self, within: dict[str, Any] | None) -> dict[str, Any]:
+        """Return what, besides the evaluated weights, the rest of the training depends on.
+
+        At the end of an epoch random numbers are no part of it: each seeds its own from
+        (SEED, epoch).
         """
         return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(), "best": self.best,
-                "backend": self.loaders.train.backend,
+                "backend": self.loaders.train.backend, "within": within,
                 "ema": None if self.ema is None else {
                     "steps": self.ema.steps, "model": self.model.state_dict()}}
 
-    def _load(self, run: Run) -> None:
-        """Take up a run where its last.pt left it."""
-        checkpoint = run.checkpoint("last")
-        if is_to_find(self.config):
-            self.config = as_begun(self.config, run)
+    def _load(self, run: Run | None) -> None:
+        """Take up a run where its last checkpoint left it. The first process reads it for all."""
+        was_to_find = is_to_find(self.config)
+        checkpoint, self.config = distributed.from_main(lambda: self._read(run))
+        if was_to_find:
             self._build_optimizer_and_schedule()
-        refuse_changes(self.config, run)
+        state = checkpoint.training
+        try:
+            load_weights(self.evaluated_model, checkpoint.model, "the checkpoint")
+            if self.ema is not None:
+                self.ema.steps = state["ema"]["steps"]
+                load_weights(self.model, state["ema"]["model"], "the checkpoint")
+            for saved, group in zip(state["optimizer"]["param_groups"],
+                                    self.optimizer.param_groups):
+                if "fused" in group:  # a matter of the device and of torch, not of what it computes
+                    saved["fused"] = group["fused"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.now = EpochState.of(state.get("within"))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError("the checkpoint's training state does not fit: "
+                                  f"{type(error).__name__}: {error}") from error
+        self.epoch, self.values, self.best = checkpoint.epoch, checkpoint.metrics, state["best"]
+        if run is not None:
+            self._mend_best(run, checkpoint)
+            for part in ("model", "_trained"):  # will be others
+                vars(run).pop(part, None)
+            JsonLines.keep_epochs(run.folder, self.epoch)
+
+    def _read(self, run: Run) -> tuple[Checkpoint, Config]:
+        """Return a run's last checkpoint, if it fits, and the config to go on with."""
+        checkpoint, config = run.checkpoint("last"), as_begun(self.config, run)
+        refuse_changes(config, run)
         if list(self.classes) != checkpoint.classes:
             raise CheckpointError(f"{run.folder} was trained on other classes: "
                                   f"{', '.join(checkpoint.classes)}")
         if (list(self.loaders.mean), list(self.loaders.std)) != (checkpoint.mean, checkpoint.std):
             raise CheckpointError(f"{run.folder} was trained on other images: their mean was "
                                   f"{checkpoint.mean}, now it is {list(self.loaders.mean)}")
-        state = checkpoint.training
-        backend = state.get("backend", "albumentations")  # which older runs were trained with
+        if checkpoint.training is None:
+            raise CheckpointError(f"{run.folder}: last.pt holds no training state to go on from")
+        backend = checkpoint.training.get("backend", "albumentations")  # as in older runs
         if backend != self.loaders.train.backend:
             raise RunError(f"{run.folder} was trained with DATA.BACKEND {backend}; "
                            f"{self.loaders.train.backend} draws other random numbers",
                            hint=f"Add DATA.BACKEND {backend} to go on as it was.")
-        source = str(run.folder / "checkpoints" / "last.pt")
-        load_weights(self.evaluated_model, checkpoint.model, source)
-        if self.ema is not None:
-            self.ema.steps = state["ema"]["steps"]
-            load_weights(self.model, state["ema"]["model"], source)
-        for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups):
-            if "fused" in group:  # a matter of the device and of torch, not of what is computed
-                saved["fused"] = group["fused"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.best = checkpoint.epoch, state["best"]
-        for part in ("model", "_trained"):  # will be others
-            vars(run).pop(part, None)
-        JsonLines.keep_epochs(run.folder, self.epoch)
+        return checkpoint, config
+
+    def _mend_best(self, run: Run, checkpoint: Checkpoint) -> None:
+        """Write best.pt again if the run ended before it could, or if it was damaged since."""
+        try:
+            if self.best is None or run.checkpoint("best").epoch >= self.best["epoch"]:
+                return
+            damage = "best.pt is of an earlier epoch"
+        except CheckpointError as error:
+            damage = error.problem
+        if self.best["epoch"] == checkpoint.epoch and not checkpoint.batches:
+            run.save(self._checkpoint(), "best")
+        else:
+            self.log.both(f"note       {damage}; the best epoch is looked for anew from "
+                          f"{self.epoch + 1} on")
+            self.best = None
 
     # -- beginning and end ---------------------------------------------------------------
 
@@ -419,7 +571,7 @@ class Trainer:
         shape = "×".join(map(str, self.loaders.image_shape))
         both(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
         if run is not None:
-            both(f"resumed    {run.folder} after epoch {self.epoch}")
+            both(f"resumed    {run.folder} {in_words(self.epoch, self.now.batches)}")
         if config.DATA.LIMIT:
             counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
         both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
@@ -457,15 +609,19 @@ class Trainer:
             return f"{optimizer.NAME}, {scheduler.NAME} up to {scheduler.max_lr} (not OPTIMIZER.lr)"
         return f"{words}, {scheduler.NAME}"
 
+    def _final_predictions(self, predictions: Predictions) -> Predictions:
+        """Return those of the model whose results count: the last epoch's, or the best's."""
+        if self.data.monitored == "test":
+            return predictions
+        checkpoint = distributed.from_main(lambda: self.run.checkpoint("best"))
+        load_weights(self.evaluated_model, checkpoint.model, "best.pt")
+        return predict(
+            self.evaluated_model, self.loaders.test, self.loss, build_metrics([], self.classes),
+            self.classes, self.precision, checkpoint.epoch,
+            Progress("Test", len(self.loaders.test), self.log.is_live))[0]
+
     def _finish(self, run: Run, predictions: Predictions) -> None:
-        """Write the predictions of the model whose results count, and say where all is."""
-        if self.data.monitored == "val":
-            checkpoint = run.checkpoint("best")
-            load_weights(self.evaluated_model, checkpoint.model, "best.pt")
-            predictions, _ = predict(
-                self.evaluated_model, self.loaders.test, self.loss, build_metrics([], self.classes),
-                self.classes, self.precision, checkpoint.epoch,
-                Progress("Test", len(self.loaders.test), self.log.is_live))
+        """Write the predictions and say how it went and where all is."""
         predictions.save(run.folder / "predictions.npz")
         both, epochs = self.log.both, self.epoch
         if epochs < self.config.TRAIN.EPOCHS:
@@ -490,9 +646,61 @@ class Trainer:
         self.log.show(f"Per class: python tools/evaluate.py --run {folder}")
         self.log.show(f"Pictures:  python tools/visualize.py --run {folder}")
 
-    def _resume_command(self, run: Run) -> str:
-        return shlex.join(["python", "tools/train.py", str(run.folder / "config.yaml"), "--resume",
-                           str(run.folder)])
+    def _words_for_interruption(self, error: KeyboardInterrupt) -> str:
+        place = in_words(self.epoch, self.now.batches)
+        if isinstance(error, Interrupted):
+            return f"Interrupted {place}, and saved. Go on: {self._resume_command()}"
+        words = f"Stopped at once {place}"
+        if (self.run.checkpoints / "last.pt").is_file():
+            return f"{words}. Go on from the last checkpoint: {self._resume_command()}"
+        return f"{words}. There is no checkpoint to go on from yet"
+
+    def _say_stopped(self, error: UserError) -> None:
+        self.log.write(f"Stopped: {error}")
+        if self.run is not None and (self.run.checkpoints / "last.pt").is_file():
+            self.log.both(f"Go on from the last checkpoint: {self._resume_command()}")
+
+    def _resume_command(self) -> str:
+        return shlex.join(["python", "tools/train.py", str(self.run.folder / "config.yaml"),
+                           "--resume", str(self.run.folder)])
+
+    def _explained(self, error: Exception) -> UserError | None:
+        """Return in words what a user can do about an error of torch, if that is known."""
+        if distributed.is_loss_of_contact(error):
+            return RunError(f"process {distributed.rank()} lost contact with another one, which "
+                            "failed, was killed, or whose machine is gone",
+                            hint=str(error).strip().split("\n")[0])
+        if is_out_of_memory(error):
+            return self._out_of_memory()
+        return None
+
+    def _out_of_memory(self) -> RunError:
+        """Say what does not fit, and by trying, what would."""
+        device, node = describe(self.device), self.config.DATA
+        if self.is_between_steps:  # then it was evaluating
+            size = self.loaders.monitored.batch_sizes[0] // distributed.size()
+            return RunError(f"out of memory on {device}, evaluating batches of {size}",
+                            hint=f"Try DATA.EVAL_BATCH_SIZE {max(1, size // 4)}; it changes no "
+                                 "result.")
+        self.optimizer.zero_grad(set_to_none=True)
+        size = largest_that_fits(self._try_batch, node.BATCH_SIZE // distributed.size())
+        where = f"out of memory on {device}, training on batches of {node.BATCH_SIZE}"
+        if distributed.size() > 1:
+            where += f", {node.BATCH_SIZE // distributed.size()} on each"
+        if not size:
+            return RunError(where, hint="Not even one image fits: take a smaller model or image.")
+        size *= distributed.size()
+        times = math.ceil(node.BATCH_SIZE * self.config.TRAIN.ACCUMULATE / size)
+        return RunError(where, hint=f"{size} fit: DATA.BATCH_SIZE {size} TRAIN.ACCUMULATE {times} "
+                                    f"makes steps of {size * times} images.")
+
+    def _try_batch(self, size: int) -> None:
+        images = torch.zeros(size, *self.loaders.train_shape, device=self.device)
+        labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+        model = copy.deepcopy(self.model).train()
+        with autocast(self.device, self.precision):
+            loss = self.loss(model(images), labels)
+        loss.backward()
 
     # -- check ---------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cvkit.errors import UserError
+from cvkit.errors import UserError, writing
 from cvkit.registry import NAME, WRITERS
 
 PICTURES = ("misclassified", "cam")  # the visualizers whose pictures TensorBoard gets
@@ -33,7 +33,7 @@ class JsonLines:
         self.path = Path(folder) / "metrics.jsonl"
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def finish(self, run: Any) -> None:
@@ -48,8 +48,10 @@ class JsonLines:
         path = folder / "metrics.jsonl"
         kept = [values for values in read_metrics(folder) if values["epoch"] <= last_epoch]
         part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(values) + "\n" for values in kept), encoding="utf-8")
-        part.replace(path)
+        with writing(path):
+            part.write_text("".join(json.dumps(values) + "\n" for values in kept),
+                            encoding="utf-8")
+            part.replace(path)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -45,15 +45,15 @@ def test_a_file_is_written_whole_or_not_at_all(run, monkeypatch):
     checkpoint = run.checkpoint("last")
     before = (run.folder / "checkpoints" / "last.pt").read_bytes()
 
-    def fail(content, path):
-        path.write_bytes(b"half")
+    def fail(content, file):
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(CheckpointError, match="cannot write .*disk full"):
         checkpoint.save(run.folder / "checkpoints" / "last.pt")
     assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
-        "best.pt", "last.pt"]
+        "best.pt", "last.pt", "previous.pt"]
     assert (run.folder / "checkpoints" / "last.pt").read_bytes() == before
 
 

@@ -12,13 +12,13 @@ import cvkit
 FLOORS = [  # a module imports from lower floors only; within a floor only what is listed below
     {"errors", "registry", "config", "distributed"},
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
-     "hardware", "log"},
+     "hardware", "log", "signals"},
     {"checkpoint", "experiment", "run", "evaluation", "requirements",
      "lr_finder", "resume"},
     {"trainer", "visualizers"},
     {"benchmark"},
 ]
-WITHIN = {("registry", "errors"), ("config", "errors"), ("config", "registry"),
+WITHIN = {("errors", "distributed"), ("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
           ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run"),
           ("run", "lr_finder"), ("resume", "run")}
@@ -63,7 +63,7 @@ def test_tools_are_thin(path):
 
 def test_every_test_file_mirrors_a_module_or_a_folder():
     stems = {path.stem for path in MODULES} | {path.parent.name for path in MODULES}
-    stems |= {"layout", "tools", "configs", "mistakes", "readme", "notebooks", "docs"}
+    stems |= {"layout", "tools", "configs", "mistakes", "readme", "notebooks", "docs", "kill"}
     for path in (ROOT / "tests").glob("test_*.py"):
         assert path.stem.removeprefix("test_") in stems
 

@@ -133,7 +133,8 @@ def test_hyperparameters_are_plain_and_say_what_was_computed_not_where(run):
     assert all(type(value) in (bool, int, float, str) for value in values.values())
     left_out = set(run.config.flat()) - set(values)
     assert left_out == {"OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
-                        "DATA.BACKEND", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE"}
+                        "DATA.BACKEND", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
+                        "TRAIN.CHECKPOINT_EVERY"}
 
 
 def test_lines_of_metrics_that_are_no_epochs_are_left_out(run):

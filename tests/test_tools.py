@@ -267,7 +267,7 @@ def test_ctrl_c_ends_without_a_traceback_and_says_how_to_go_on(tiny):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert re.search(r"Interrupted after epoch \d+\. Go on: python tools/train\.py runs/tiny/\S+"
+    assert re.search(r"Interrupted (in epoch \d+, after batch \d|after epoch \d+), and saved\. Go on: python tools/train\.py runs/tiny/\S+"
                      r"config\.yaml --resume runs/tiny/\S+", out)
 
 

@@ -249,7 +249,8 @@ def test_the_run_folder_has_what_it_should(tiny):
     assert len(events) == 1 and names - events == {
         "config.yaml", "train.log", "metrics.jsonl", "environment.txt", "checkpoints",
         "predictions.npz"}
-    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {
+        "last.pt", "best.pt", "previous.pt"}
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]) == {"epoch", "lr", "seconds", "images_per_second", "train/loss",

@@ -10,6 +10,7 @@ import albumentations as A
 import numpy as np
 import torch
 
+from cvkit import distributed
 from cvkit.config import Config
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageData, ImageSet, balanced_subset, stratified_split, usable_cores
@@ -81,7 +82,7 @@ class BatchLoader:
                  device: torch.device):
         self.images, self.pipeline, self.device = images, pipeline, device
         self.mean, self.std, self.layout = mean, std, torch.channels_last
-        self.source, self._order, self._epoch = source, order, 0
+        self.source, self._order, self._epoch, self._start = source, order, 0, 0
         self._scale = 1 / (255 * torch.tensor(std, device=device))
         self._shift = torch.tensor(mean, device=device) / torch.tensor(std, device=device)
 
@@ -95,16 +96,25 @@ class BatchLoader:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Images of each batch of an epoch."""
+        """Images of each batch of an epoch, in all processes together."""
         return self._order.batch_sizes
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the next iteration has."""
-        self._epoch = epoch
+    def part_size(self, number: int) -> int:
+        """Return how many images of a batch are this process's; the rest fills it up to one."""
+        return self._order.part_size(number)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch whose order and augmentation the next iteration has.
+
+        Args:
+            epoch: from 0.
+            start: the batch to begin with; those before are not made.
+        """
+        self._epoch, self._start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch = self._epoch
-        for number, item in enumerate(self.source.epoch(epoch)):
+        epoch, start = self._epoch, self._start
+        for number, item in enumerate(self.source.epoch(epoch, start), start):
             yield self._mixed(self._on_device(item), epoch, number)
 
     def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
@@ -138,7 +148,7 @@ class BatchLoader:
         return self._on_device(self.source.take(positions, 0))
 
     def first_batch(self, epoch: int = 0) -> Batch:
-        """Return the batch that an epoch begins with; epochs count from 0."""
+        """Return the batch that an epoch begins with, whole; epochs count from 0."""
         return self._mixed(self._on_device(self.source.take(range(self.batch_sizes[0]), epoch)),
                            epoch, 0)
 
@@ -243,7 +253,8 @@ class _Builder:
         # A GPU waits for its images and wants several processes; a CPU that trains makes them
         # itself.
         self.workers = workers if workers >= 0 else (
-            0 if device.type == "cpu" else min(usable_cores(), 8))
+            0 if device.type == "cpu" else
+            max(1, min(usable_cores() // distributed.local_size(), 8)))
         self.words = ""  # how the last loader makes its batches
 
     def loader(self, images: ImageSet, pipeline: Pipeline,
@@ -257,7 +268,7 @@ class _Builder:
         backend, reason = self.config.DATA.BACKEND, self._why_not_batched(pipeline, cache)
         is_batched = reason is None and backend != "albumentations"
         order = Order(len(images), self._batch_size(is_training, is_batched), is_training,
-                      self.config.SEED)
+                      self.config.SEED, distributed.rank(), distributed.size())
         if backend == "batched" and reason:
             raise ConfigError(f"batched is not possible: {reason}",
                               where=self.config.DATA.where("BACKEND"),
@@ -286,7 +297,7 @@ class _Builder:
         # Without gradients there is room for more images, and a GPU is fast on large batches. In
         # worker processes they would fill the memory.
         larger = 8 if is_batched and self.device.type == "cuda" else 2
-        return node.EVAL_BATCH_SIZE or larger * node.BATCH_SIZE
+        return node.EVAL_BATCH_SIZE * distributed.size() or larger * node.BATCH_SIZE
 
     def _why_not_batched(self, pipeline: Pipeline, cache: ImageCache) -> str | None:
         """Return what keeps whole batches from being made at once, or None."""

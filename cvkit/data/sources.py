@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,15 +22,21 @@ Pixels = tuple[Tensor, Tensor, Tensor]  # uint8 (N, H, W, C), labels (N,), index
 class Order:
     """The order of a split's images, drawn once for an epoch from (seed, epoch) alone.
 
+    It is that of all processes together, each of which takes its part of every batch.
+
     Args:
         count: images of the split.
         batch_size: images of a batch; the last one is short.
         shuffle: a new order each epoch.
         seed: of the order.
+        rank: this process's number.
+        size: of all processes.
     """
 
-    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int):
+    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int,
+                 rank: int = 0, size: int = 1):
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rank, self.size = rank, size
         # Batch normalisation cannot train on one image: such a rest is left to later epochs.
         leaves_rest = shuffle and count > batch_size and count % batch_size == 1
         self.total, self.count = count, count - leaves_rest
@@ -42,9 +49,23 @@ class Order:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Images of each batch of an epoch."""
+        """Images of each batch of an epoch, in all processes together."""
         return [min(self.batch_size, self.count - start)
                 for start in range(0, self.count, self.batch_size)]
+
+    def part_size(self, number: int) -> int:
+        """Return how many images of a batch are this process's; 0 of a very short one."""
+        size = self.batch_sizes[number]
+        return size * (self.rank + 1) // self.size - size * self.rank // self.size
+
+    def part(self, number: int) -> slice:
+        """Return the places in the epoch of this process's part of a batch.
+
+        One image at least, so that each process has something to compute; see `part_size`.
+        """
+        start, size = number * self.batch_size, self.batch_sizes[number]
+        start += min(size * self.rank // self.size, size - 1)
+        return slice(start, start + max(self.part_size(number), 1))
 
 
 class BatchedSource:
@@ -59,8 +80,8 @@ class BatchedSource:
         self._order, self._device = order, device
         self._resident: tuple[Tensor, ...] | None = None
 
-    def epoch(self, epoch: int) -> Iterator[Pixels]:
-        """Yield the batches of an epoch."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Pixels]:
+        """Yield the batches of an epoch, from that number on."""
         if self._resident is None:
             self._resident = (*self._cache.stack(self._device), *(
                 torch.from_numpy(values).to(self._device)
@@ -68,8 +89,8 @@ class BatchedSource:
         pixels, places, labels, index = self._resident
         order = torch.from_numpy(self._order.positions(epoch)).to(self._device)
         drawn = self._draw(epoch)
-        for start in range(0, len(order), self._order.batch_size):
-            batch = slice(start, start + self._order.batch_size)
+        for number in range(start, len(self._order.batch_sizes)):
+            batch = self._order.part(number)
             chosen = order[batch]
             images = pixels.index_select(0, places.index_select(0, chosen))
             images = self._pipeline.augment_batch(
@@ -111,15 +132,22 @@ class PerImageSource:
         self._loader = DataLoader(
             self._batches, sampler=self._requests, batch_size=None, num_workers=workers,
             pin_memory=pin_memory, persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator())  # its own: models draw from torch's global one
 
-    def epoch(self, epoch: int) -> Iterator[Pixels]:
-        """Yield the batches of an epoch."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Pixels]:
+        """Yield the batches of an epoch, from that number on; those before are not made."""
         self._cache.fill()  # before workers are forked, which then share it
-        self._requests.epoch = epoch
-        for item in self._loader:
-            yield _raised(item)
+        self._requests.epoch, self._requests.start = epoch, start
+        try:
+            for item in self._loader:
+                yield _raised(item)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(f"a process that makes batches died: {error}",
+                            hint="Memory may have run out: DATA.WORKERS with a smaller number "
+                                 "takes less, 0 makes batches without such processes.") from error
 
     def take(self, places: Sequence[int], epoch: int) -> Pixels:
         """Return the images at these places of an epoch, as they are in their batches."""
@@ -127,7 +155,8 @@ class PerImageSource:
         order = self._order.positions(epoch)
         if not self._batches.pipeline.random:  # then it is the same in whichever batch
             return _raised(self._batches[_Request(order[places], (self._order.seed, epoch, 0))])
-        made = {number: _raised(self._batches[self._requests.request(order, epoch, number)])
+        alone = _Requests(Order(len(order), size, False, self._order.seed))
+        made = {number: _raised(self._batches[alone.request(order, epoch, number)])
                 for number in np.unique(places // size).tolist()}
         parts = [[part[place % size] for part in made[place // size]] for place in places.tolist()]
         return tuple(torch.stack(column) for column in zip(*parts, strict=True))
@@ -161,23 +190,30 @@ class _Batches(Dataset):
 
 
 class _Requests(Sampler):
-    """An epoch's requests, in order."""
+    """An epoch's requests, in order, from the batch `start` on."""
 
     def __init__(self, order: Order):
-        self.order, self.epoch = order, 0
+        self.order, self.epoch, self.start = order, 0, 0
 
     def __len__(self) -> int:
-        return len(self.order.batch_sizes)
+        return len(self.order.batch_sizes) - self.start
 
     def request(self, positions: np.ndarray, epoch: int, number: int) -> _Request:
         """Return that of one batch, given the positions of its epoch's images."""
-        start = number * self.order.batch_size
-        return _Request(positions[start:start + self.order.batch_size],
-                        (self.order.seed, epoch, number))
+        # Each process draws numbers of its own for its part.
+        rank = (self.order.rank,) if self.order.rank else ()
+        return _Request(positions[self.order.part(number)],
+                        (self.order.seed, epoch, number, *rank))
 
     def __iter__(self) -> Iterator[_Request]:
-        positions = self.order.positions(self.epoch)
-        return (self.request(positions, self.epoch, number) for number in range(len(self)))
+        positions, count = self.order.positions(self.epoch), len(self.order.batch_sizes)
+        return (self.request(positions, self.epoch, number) for number in range(self.start, count))
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # Ctrl-C reaches workers as well, and the step that is then finished needs them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _raised(item: Pixels | UserError) -> Pixels:

@@ -1,0 +1,360 @@
+"""Runs that are stopped, killed and damaged end like the one that never was, to the bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import EVERYTHING, equal, without_times
+
+from cvkit.checkpoint import Checkpoint
+from cvkit.config import load_config
+from cvkit.registry import MODELS
+from cvkit.run import Run, find_runs
+from cvkit.signals import Interrupted
+from cvkit.trainer import Trainer, train
+
+# What a state inside an epoch is made of, all at once: optimizer steps of two batches, averaged
+# weights, a schedule by step, random numbers of dropout.
+CONFIG = """
+IMPORTS: [dropped.py]
+MODEL: {NAME: dropped}
+DATA:
+  DATASET: {NAME: Digits}
+  LIMIT: 150
+  BATCH_SIZE: 16
+  VAL_FRACTION: 0.2
+  TRAIN_TRANSFORMS: [{NAME: RandomCrop, size: 32, padding: 4}]
+OPTIMIZER: {NAME: AdamW, lr: 0.01}
+SCHEDULER: {NAME: OneCycleLR}
+TRAIN: {EPOCHS: 4, ACCUMULATE: 2, EMA: 0.9, CHECKPOINT_EVERY: 1 step}
+"""
+MODEL = """
+from torch import nn
+from cvkit import MODELS
+
+@MODELS.register()
+def dropped(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
+                         nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, num_classes))
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))  # the file is another each time
+    (tmp_path / "dropped.py").write_text(MODEL)
+    (tmp_path / "long.yaml").write_text(CONFIG)
+    return tmp_path / "long.yaml"
+
+
+def same(ours: Run, theirs: Run) -> None:
+    """Assert that two runs ended in the same way."""
+    for name in ("last", "best"):
+        assert equal(vars(ours.checkpoint(name)), vars(theirs.checkpoint(name))), name
+    assert without_times(ours.metrics) == without_times(theirs.metrics)
+    lines = (theirs.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, len(ours.metrics) + 1))
+    for part in ("index", "true", "predicted", "probabilities"):
+        assert np.array_equal(getattr(ours.predictions, part), getattr(theirs.predictions, part))
+    assert ours.predictions.epoch == theirs.predictions.epoch
+
+
+# -- SIGINT and SIGTERM ------------------------------------------------------------------------
+
+
+def signal_at(monkeypatch, method, call, number):
+    """Send this process a signal when a method of the trainer is called for the n-th time."""
+    original, calls = getattr(Trainer, method), []
+
+    def wrapped(self, *args):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, method, wrapped)
+
+
+VARIANTS = {
+    "plain": {},
+    "everything": EVERYTHING,
+    "plateau": {"SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0}},
+    "workers": {"DATA.WORKERS": 2, "DATA.BACKEND": "albumentations"},
+    "albumentations": {"DATA.BACKEND": "albumentations"},
+    "mixed": {"DATA.TRAIN_TRANSFORMS": [{"NAME": "MixUp"}, {"NAME": "HorizontalFlip"}]},
+    "steps": {"TRAIN.CHECKPOINT_EVERY": "3 steps"},
+    "minutes": {"TRAIN.CHECKPOINT_EVERY": "10 minutes"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("call, number", [(3, signal.SIGINT), (12, signal.SIGTERM)])
+def test_a_stopped_run_goes_on_at_the_next_batch(config, monkeypatch, capsys, variant, call, number):
+    config = load_config(config, {"TRAIN.EPOCHS": 3, **VARIANTS[variant]})
+    whole = train(config)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        signal_at(patched, "train_step", call, number)
+        with pytest.raises(Interrupted) as caught:
+            train(config)
+    assert caught.value.signal == number and signal.getsignal(number) is before
+    broken = Run(find_runs("runs")[-1])
+    saved = broken.checkpoint("last")
+    # 150 images make 10 batches, two of which make a step; the one under way is finished.
+    assert (saved.epoch, saved.batches) == ((0, 4) if call == 3 else (1, 2))
+    out = capsys.readouterr().out
+    place = "in epoch 1, after batch 4" if call == 3 else "in epoch 2, after batch 2"
+    command = (f"python tools/train.py {broken.folder}/config.yaml --resume {broken.folder}")
+    assert f"Interrupted {place}, and saved. Go on: {command}" in out
+    assert command in (broken.folder / "train.log").read_text()
+    resumed = train(config, resume=True)
+    assert f"resumed    {broken.folder} {place}" in capsys.readouterr().out
+    assert resumed.folder == broken.folder
+    same(whole, resumed)
+
+
+def test_a_signal_during_the_evaluation_is_heeded_there(config, monkeypatch):
+    config = load_config(config, {"TRAIN.EPOCHS": 2, "DATA.EVAL_BATCH_SIZE": 5})
+    whole = train(config)
+    with monkeypatch.context() as patched:
+        original = Trainer._stop_if_asked
+
+        def asked(self):
+            if self.now.batches == 10 and not self.now._started:  # the evaluation
+                self.signals.received = self.signals.received or signal.SIGTERM
+            original(self)
+
+        patched.setattr(Trainer, "_stop_if_asked", asked)
+        with pytest.raises(Interrupted):
+            train(config)
+    saved = Run(find_runs("runs")[-1]).checkpoint("last")
+    assert (saved.epoch, saved.batches) == (0, 10)
+    steps = []
+    monkeypatch.setattr(Trainer, "train_step", lambda self, *args, real=Trainer.train_step: (
+        steps.append(self.epoch), real(self, *args))[1])
+    same(whole, train(config, resume=True))
+    assert set(steps) == {1}  # the first epoch was only evaluated
+
+
+def test_a_second_signal_stops_at_once(config, monkeypatch, capsys):
+    config = load_config(config, {"TRAIN.CHECKPOINT_EVERY": "epoch"})
+    real = Trainer.train_step
+
+    def twice(self, *args):
+        if self.epoch == 1:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", twice)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(config)
+    assert not isinstance(caught.value, Interrupted)
+    assert Run(find_runs("runs")[-1]).checkpoint("last").place == "after epoch 1"
+    assert "Stopped at once after epoch 1. Go on from the last checkpoint: python" in (
+        capsys.readouterr().out)
+
+
+def test_skipped_batches_are_not_loaded(config, tmp_path, monkeypatch):
+    from cvkit.data.images import ImageFiles
+
+    random = np.random.default_rng(0)
+    from conftest import paint
+
+    paint(tmp_path / "painted", "train", 40, random)
+    paint(tmp_path / "painted", "test", 4, random)
+    config = load_config(config, {
+        "DATA.DATASET": {"NAME": "ImageFolder", "root": "painted"}, "DATA.VAL_FRACTION": 0.0,
+        "DATA.LIMIT": 0, "DATA.CACHE_GB": 0.0, "TRAIN.EPOCHS": 1, "TRAIN.ACCUMULATE": 1})
+    with monkeypatch.context() as patched:
+        signal_at(patched, "train_step", 6, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(config)
+    read, real = [], ImageFiles.__getitem__
+    trainer = Trainer(config)
+    run = Run(find_runs("runs")[-1])
+    monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, place: (
+        read.append(str(self.paths[place])), real(self, place))[1])
+    trainer.train(run)
+    assert len([path for path in read if "/train/" in path]) == 120 - 6 * 16
+
+
+# -- SIGKILL -----------------------------------------------------------------------------------
+
+PRELOADED = ["cvkit.trainer", "cvkit.models.torchvision_models", "cvkit.optimizers",
+             "cvkit.data.datasets", "torch._dynamo", "sklearn.datasets"]
+
+
+def _train_in(folder: str, config: str, kill_at: int | None) -> None:
+    """Train in a process of its own, or go on; `kill_at` is the system call it does not survive."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sink = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    if kill_at is not None:
+        _die_at(kill_at)
+    train(load_config(config), resume="auto")
+
+
+def _die_at(number: int) -> None:
+    """Kill this process at the n-th of the calls that saving is made of, before or after it."""
+    calls = 0
+
+    def deadly(call):
+        def wrapped(*args, **kwargs):
+            nonlocal calls
+            calls += 2
+            if calls - 1 == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = call(*args, **kwargs)
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return wrapped
+
+    torch.save, os.replace, os.fsync = deadly(torch.save), deadly(os.replace), deadly(os.fsync)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Real processes that have imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    first = context.Process(target=time.sleep, args=(0,))  # while everything is imported
+    first.start()
+    first.join()
+    return context
+
+
+def start(processes, config, kill_at=None):
+    process = processes.Process(target=_train_in, args=(os.getcwd(), str(config), kill_at))
+    process.start()
+    return process
+
+
+def said() -> str:
+    return Path("out.txt").read_text() if Path("out.txt").exists() else "it said nothing"
+
+
+def go_on(processes, config, whole: Run) -> None:
+    """Resume until the end, and compare."""
+    process = start(processes, config)
+    process.join(120)
+    assert process.exitcode == 0, said()
+    folders = find_runs("runs")
+    assert len(folders) == 1, folders
+    same(whole, Run(folders[0]))
+
+
+@pytest.fixture
+def whole(processes, config, tmp_path):
+    """The uninterrupted run, and how long it took."""
+    started = time.monotonic()
+    process = start(processes, config)
+    process.join(120)
+    assert process.exitcode == 0, said()
+    (folder,) = find_runs("runs")
+    shutil.move("runs", "whole")
+    whole = Run(Path("whole") / folder.relative_to("runs"))
+    whole.took = time.monotonic() - started
+    return whole
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_like_the_whole_one(processes, config, whole, kills):
+    random.seed(kills)
+    done, interrupted_saving = 0, 0
+    while done < kills:
+        shutil.rmtree("runs", ignore_errors=True)
+        for _ in range(min(5, kills - done)):  # several times in one run
+            process = start(processes, config)
+            process.join(random.uniform(0.05, 0.8) * whole.took)
+            if process.exitcode == 0:
+                break
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, said()
+            done += 1
+            interrupted_saving += any(Path("runs").rglob("*.part"))
+        go_on(processes, config, whole)
+    print(f"{done} kills, {interrupted_saving} of them while saving")
+
+
+SAVING = 2 * (2 + 3 + 3 + 3)  # config.yaml; three checkpoints, before and after each call
+
+
+@pytest.mark.parametrize("kill_at", [
+    place if place in (5, 9, 12) else pytest.param(place, marks=pytest.mark.slow)
+    for place in range(1, SAVING)])
+def test_a_run_killed_in_the_middle_of_saving_ends_like_the_whole_one(processes, config, whole,
+                                                                      kill_at):
+    process = start(processes, config, kill_at)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, said()
+    go_on(processes, config, whole)
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(config, monkeypatch, capsys, damage):
+    config = load_config(config, {"TRAIN.EPOCHS": 3})
+    whole = train(config)
+    with monkeypatch.context() as patched:
+        signal_at(patched, "train_step", 14, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(config)
+    broken = Run(find_runs("runs")[-1])
+    path = broken.checkpoints / "last.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[:-1000])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    capsys.readouterr()
+    resumed = train(config, resume=True)
+    said = "no checkpoint" if damage == "gone" else r"is damaged"
+    out = capsys.readouterr().out
+    assert said in out and "taking the one before it, previous.pt, saved in epoch 2, after" in out
+    same(whole, resumed)
+
+
+@pytest.mark.parametrize("damage", ["gone", "old", "cut"])
+def test_best_is_written_again_if_it_was_lost(config, damage):
+    config = load_config(config, {"TRAIN.MONITOR": "loss", "TRAIN.EPOCHS": 3,
+                                  "TRAIN.CHECKPOINT_EVERY": "epoch"})
+    whole = train(config)
+    best = whole.best["epoch"]
+    run = Run(shutil.copytree(whole.folder, "runs/long/2999-01-01_00-00-00"))
+    # As if it had been killed between the two files of its best epoch.
+    longer = load_config("long.yaml", {"TRAIN.MONITOR": "loss", "TRAIN.EPOCHS": 3,
+                                       "TRAIN.CHECKPOINT_EVERY": "epoch"})
+    trainer = Trainer(longer)
+    trainer._is_finished = lambda: trainer.epoch >= best
+    shutil.rmtree(run.folder)
+    run = trainer.train()
+    path = run.checkpoints / "best.pt"
+    if damage == "gone":
+        path.unlink()
+    elif damage == "old":
+        old = Checkpoint.load(path)
+        old.epoch -= 1
+        old.save(path)
+    else:
+        path.write_bytes(path.read_bytes()[:-100])
+    same(whole, train(longer, resume=run.folder))
