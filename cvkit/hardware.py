@@ -136,7 +136,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
     """Go on from a state that `random_state` returned; another device's part is left out."""
-    torch.set_rng_state(state["cpu"])
+    torch.set_rng_state(state["cpu"].clone())  # a view into a larger tensor would crash torch
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:

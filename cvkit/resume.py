@@ -64,7 +64,7 @@ class EpochState:
         return {"batches": self.batches, "rate": self.rate, "rates": list(self.rates),
                 "loss": self.loss.everywhere().state_dict(),
                 "accuracy": self.accuracy.everywhere().state_dict(), "seconds": self._elapsed,
-                "random": [{name: rows[rank] for name, rows in states.items()}
+                "random": [{name: rows[rank].clone() for name, rows in states.items()}
                            for rank in range(distributed.size())]}
 
     @classmethod

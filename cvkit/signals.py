@@ -7,6 +7,8 @@ import signal
 import threading
 from types import FrameType
 
+from cvkit import distributed
+
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,5 +49,6 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.__exit__()  # the next one does what it did before
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nStopping after this step, to save it. Again stops at once.\n")
+        if distributed.is_main():
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nStopping after this step, to save it. Again stops at once.\n")

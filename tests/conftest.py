@@ -1,7 +1,9 @@
+import multiprocessing
 import os
 import runpy
 import shutil
 import sys
+import time
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, one thread each
@@ -94,6 +96,18 @@ def painted(_trained, tmp_path):
     """A finished run on images in three colours, a good part of them misclassified."""
     folder = tmp_path / "runs" / "painted" / _trained[1].name
     return Run(shutil.copytree(_trained[1], folder))
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """A context for real processes which have imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cvkit.trainer", "cvkit.data.datasets", "sklearn.datasets",
+                                    "torch._dynamo"])
+    first = context.Process(target=time.sleep, args=(0,))  # while everything is imported
+    first.start()
+    first.join()
+    return context
 
 
 @pytest.fixture

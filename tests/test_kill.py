@@ -1,7 +1,6 @@
 """Runs that are stopped, killed and damaged end like the one that never was, to the bit."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -189,10 +188,6 @@ def test_skipped_batches_are_not_loaded(config, tmp_path, monkeypatch):
 
 # -- SIGKILL -----------------------------------------------------------------------------------
 
-PRELOADED = ["cvkit.trainer", "cvkit.models.torchvision_models", "cvkit.optimizers",
-             "cvkit.data.datasets", "torch._dynamo", "sklearn.datasets"]
-
-
 def _train_in(folder: str, config: str, kill_at: int | None) -> None:
     """Train in a process of its own, or go on; `kill_at` is the system call it does not survive."""
     os.chdir(folder)
@@ -222,17 +217,6 @@ def _die_at(number: int) -> None:
         return wrapped
 
     torch.save, os.replace, os.fsync = deadly(torch.save), deadly(os.replace), deadly(os.fsync)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Real processes that have imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    first = context.Process(target=time.sleep, args=(0,))  # while everything is imported
-    first.start()
-    first.join()
-    return context
 
 
 def start(processes, config, kill_at=None):

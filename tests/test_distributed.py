@@ -1,0 +1,299 @@
+"""Several processes train what one does. Here they are started directly, or by torchrun itself."""
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, paint
+from PIL import Image
+
+from cvkit import distributed
+from cvkit.config import load_config
+from cvkit.errors import ConfigError
+from cvkit.evaluation import evaluate
+from cvkit.run import Run, find_runs
+from cvkit.trainer import Trainer, train
+
+# A model without batch statistics, so that parts of a batch compute what the whole does; and noisy
+# images, for on even areas all units of a layer lie at one point of ReLU, and rounding decides.
+GROUPS = {"MODEL.norm": "group", "MODEL.groups": 2, "TRAIN.PRECISION": "fp32",
+          "OPTIMIZER.lr": 3e-4, "TRAIN.EPOCHS": 2, "DATA.LIMIT": 0,
+          "DATA.DATASET": {"NAME": "ImageFolder", "root": "../painted"},
+          "DATA.TRAIN_TRANSFORMS": [{"NAME": "HorizontalFlip"}]}
+
+
+@pytest.fixture
+def noisy(tiny):
+    """The tiny config, and noisy images: 150 train, 99 test."""
+    random = np.random.default_rng(0)
+    paint(Path("painted"), "train", 50, random)
+    paint(Path("painted"), "test", 33, random)
+    for path in Path("painted").rglob("*.png"):
+        pixels = np.asarray(Image.open(path)).astype(int) + random.integers(-40, 40, (32, 32, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return tiny
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def _rank(folder, settings, resume, variables) -> None:
+    """One of several processes, each in a folder of its own: only the first needs one."""
+    rank = variables["RANK"]
+    os.makedirs(f"{folder}/{rank}", exist_ok=True)
+    os.chdir(f"{folder}/{rank}")
+    sink = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.environ.update(variables)
+    faulthandler.enable()
+    multiprocessing.set_start_method("fork", force=True)  # of its own workers, as usual on Linux
+    torch.set_num_threads(1)
+    run = train(load_config(f"{folder}/tiny.yaml", settings), resume)
+    assert (run is not None) == (rank == "0")
+
+
+def begin(processes, count, settings, resume=False):
+    port = str(free_port())
+    started = []
+    for rank in range(count):
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                     "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+                     "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        started.append(processes.Process(target=_rank, args=(
+            os.getcwd(), settings, resume and rank == 0, variables)))
+        started[-1].start()
+    return started
+
+
+def end(started) -> Run:
+    for process in started:
+        process.join(120)
+    said = "\n".join(Path(f"{rank}/out.txt").read_text() for rank in range(len(started)))
+    assert [process.exitcode for process in started] == [0] * len(started), said
+    for rank in range(1, len(started)):  # only the first process writes, and speaks
+        assert [path.name for path in Path(str(rank)).iterdir()] == ["out.txt"]
+        assert Path(f"{rank}/out.txt").read_text() == ""
+    return Run(find_runs("0/runs")[-1])
+
+
+def alone(settings) -> Run:
+    """Train in this process, in a folder of its own."""
+    os.makedirs("alone", exist_ok=True)
+    os.chdir("alone")
+    run = train(load_config("../tiny.yaml", settings))
+    os.chdir("..")
+    return Run("alone" / run.folder)
+
+
+def agree(ours: Run, theirs: Run, tolerance=1e-5) -> None:
+    """Assert that all that was measured agrees, and that no test image is missing or twice."""
+    assert len(ours.metrics) == len(theirs.metrics)
+    for one, several in zip(ours.metrics, theirs.metrics):
+        assert one.keys() == several.keys()
+        assert np.allclose(one["rates"], several["rates"])
+        for name in one.keys() - {"seconds", "images_per_second", "rates"}:
+            assert several[name] == pytest.approx(one[name], abs=tolerance, nan_ok=True), name
+    for part in ("index", "true"):
+        assert np.array_equal(getattr(ours.predictions, part), getattr(theirs.predictions, part))
+    assert np.abs(ours.predictions.probabilities - theirs.predictions.probabilities).max() < (
+        10 * tolerance)
+    assert theirs.predictions.loss == pytest.approx(ours.predictions.loss, abs=tolerance)
+
+
+VARIANTS = {
+    "two": (2, {}),
+    "three": (3, {}),
+    # The last batch has two images for three processes.
+    "short": (3, {"DATA.LIMIT": 130}),
+    "everything": (2, {
+        "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 0.5, "TRAIN.EMA": 0.9,
+        "TRAIN.WARMUP_EPOCHS": 0.5, "DATA.VAL_FRACTION": 0.2, "TRAIN.CHECKPOINT_EVERY": "1 step",
+        "SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0},
+        "METRICS": [{"NAME": "TopKAccuracy", "k": 3}, {"NAME": "PerClassAccuracy"}]}),
+    "workers": (2, {"DATA.BACKEND": "albumentations", "DATA.WORKERS": 1,
+                    "DATA.TRAIN_TRANSFORMS": []}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_several_processes_train_what_one_does(processes, noisy, variant):
+    count, settings = VARIANTS[variant]
+    settings = {**GROUPS, **settings}
+    started = begin(processes, count, settings)
+    whole = alone(settings)
+    several = end(started)
+    agree(whole, several)
+    assert several.config == whole.config
+    for name, value in whole.checkpoint().model.items():
+        assert torch.allclose(value, several.checkpoint().model[name], atol=1e-5), name
+
+
+def test_a_learning_rate_is_looked_for_together(processes, noisy):
+    settings = {**GROUPS, "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}}
+    run = end(begin(processes, 2, settings))
+    # At the highest rates rounding decides how it diverges: equal to one process's it is not.
+    assert 1e-4 < run.config.SCHEDULER.max_lr == run.range_test.suggestion < 1
+    assert len(run.metrics) == 2
+
+
+def test_what_the_checkpoint_predicts_is_what_the_processes_predicted(processes, tiny):
+    """Batch norms see a part of each batch in each process; one set of statistics counts."""
+    run = end(begin(processes, 2, {"TRAIN.EPOCHS": 2, "TRAIN.PRECISION": "fp32", "TRAIN.EMA": 0.5}))
+    before = run.predictions.probabilities
+    assert np.abs(evaluate(run).probabilities - before).max() < 1e-6
+
+
+@pytest.mark.parametrize("count, then", [(2, 3), (1, 2), (2, 2), (3, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(processes, noisy, count, then):
+    settings = {**GROUPS, "TRAIN.EPOCHS": 3, "TRAIN.CHECKPOINT_EVERY": "1 step",
+                "SCHEDULER": {"NAME": "OneCycleLR"}}
+    slow = {**settings, "METRICS": [], "DATA.EVAL_BATCH_SIZE": 1}
+    started = begin(processes, count, slow)
+    while not Path("0/runs").exists() or not find_runs("0/runs"):
+        time.sleep(0.02)
+    os.kill(started[-1].pid, signal.SIGTERM)  # any process: all stop after the same step
+    for process in started:
+        process.join(60)
+        assert process.exitcode == 1  # here Python's own, for an uncaught KeyboardInterrupt
+    run = Run(find_runs("0/runs")[-1])
+    assert "Interrupted" in (run.folder / "train.log").read_text()
+    assert run.checkpoint("last").epoch < 3
+    for rank in range(3):
+        Path(f"{rank}/out.txt").unlink(missing_ok=True)
+    resumed = end(begin(processes, then, slow, resume=True))
+    assert resumed.folder == run.folder
+    agree(alone(settings), resumed)
+
+
+def test_each_process_takes_its_part_of_every_batch():
+    from cvkit.data.sources import Order
+
+    for count, batch_size, size in ((150, 32, 2), (130, 32, 3), (7, 4, 4), (64, 64, 5)):
+        orders = [Order(count, batch_size, True, 0, rank, size) for rank in range(size)]
+        for number, whole in enumerate(orders[0].batch_sizes):
+            places = [place for order in orders for place in range(count)[order.part(number)][
+                :order.part_size(number)]]
+            assert places == list(range(number * batch_size, number * batch_size + whole))
+            assert all(len(range(count)[order.part(number)]) >= 1 for order in orders)
+
+
+def test_what_processes_cannot_share_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 64)
+    with pytest.raises(ConfigError, match=r"a batch of 32 cannot be shared by 64 processes"):
+        Trainer(load_config(tiny))
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"synchronises batch norms between GPUs only"):
+        Trainer(load_config(tiny, {"TRAIN.SYNC_BATCHNORM": True}))
+
+
+def test_one_process_needs_none_of_it(tiny, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")  # as clusters set it for ends of their own
+    monkeypatch.setenv("RANK", "3")
+    assert train(load_config(tiny, {"TRAIN.EPOCHS": 1})) is not None
+    assert (distributed.size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert "torch.distributed.run" not in sys.modules
+
+
+# -- torchrun ------------------------------------------------------------------------------------
+
+
+def torchrun(*arguments, nodes=(), **options):
+    command = [sys.executable, "-m", "torch.distributed.run", *nodes, str(ROOT / "tools/train.py"),
+               *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+
+
+def pairs(settings):
+    return [part if isinstance(part, str) else json.dumps(part) for pair in settings.items()
+            for part in pair]
+
+
+def test_two_machines_train_what_one_process_does(noisy):
+    """Two of torchrun's agents meet on the loopback; the second has a folder of its own."""
+    port = free_port()
+    for folder in ("one", "other"):
+        Path(folder).mkdir()
+    machines = [torchrun(noisy, *pairs(GROUPS), cwd=folder, nodes=[
+        "--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}", "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"])
+        for number, folder in enumerate(("one", "other"))]
+    whole = alone(GROUPS)
+    said = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    written = [folder for folder in ("one/runs", "other/runs") if Path(folder).exists()]
+    assert len(written) == 1  # whichever of them the agents made the first process
+    agree(whole, Run(find_runs(written[0])[-1]))
+
+
+def test_the_first_cause_is_shown_once(tmp_path):
+    paint(tmp_path / "painted", "train", 40, np.random.default_rng(0))
+    paint(tmp_path / "painted", "test", 4, np.random.default_rng(1))
+    (tmp_path / "own.py").write_text(
+        "import os\n"
+        "from cvkit import TRANSFORMS\n"
+        "from cvkit.errors import DataError\n\n"
+        "@TRANSFORMS.register()\n"
+        "class Breaks:\n"
+        "    seen = 0\n"
+        "    def __call__(self, image):\n"
+        "        Breaks.seen += 1\n"
+        "        if os.environ['RANK'] == '1' and Breaks.seen == 50:\n"
+        "            raise DataError('the 50th image is broken')\n"
+        "        return image\n")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    started = time.monotonic()
+    job = torchrun(tmp_path / "tiny.yaml", "IMPORTS", f"[{tmp_path}/own.py]", "DATA.LIMIT", "0",
+                   "DATA.DATASET", f"{{NAME: ImageFolder, root: {tmp_path}/painted}}",
+                   "DATA.TRAIN_TRANSFORMS", "[{NAME: Breaks}]", "DATA.BACKEND", "albumentations",
+                   nodes=["--nproc-per-node=2"])
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 1 and time.monotonic() - started < 60
+    assert re.findall("^error: .*", said, re.MULTILINE) == ["error: the 50th image is broken"]
+    assert "own.py\", line" not in said and "Connection" not in said  # no traceback of ours
+
+
+def test_a_mistake_in_the_config_is_said_once(tiny):
+    job = torchrun(tiny, "TRAIN.EPOCH", "3", nodes=["--nproc-per-node=2"])
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 1 and said.count("error: ") == 1
+    assert "Did you mean EPOCHS?" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_job_and_another_number_goes_on(noisy, processes, victim):
+    Path("0").mkdir()
+    settings = {**GROUPS, "TRAIN.EPOCHS": 500, "TRAIN.CHECKPOINT_EVERY": "2 steps"}
+    job = torchrun(noisy, *pairs(settings), cwd="0", nodes=["--nproc-per-node=2"])
+    deadline = time.monotonic() + 60
+    while not any(Path("0").rglob("metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True,
+                             check=True).stdout.split()
+    killed = time.monotonic()
+    os.kill(int(workers[victim]), signal.SIGKILL)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 1 and time.monotonic() - killed < 60
+    assert f"error: process {1 - victim} lost contact with another one" in said
+    run = Run(find_runs("0/runs")[-1])
+    epoch = run.checkpoint("last").epoch
+    assert 0 < epoch < 500
+    again = {**settings, "TRAIN.EPOCHS": epoch + 1}
+    resumed = end(begin(processes, 3, again, resume=True))
+    assert [values["epoch"] for values in resumed.metrics] == list(range(1, epoch + 2))
