@@ -59,6 +59,16 @@ class ClassificationLoss(nn.Module):
         return loss if loss.ndim == 0 else loss.mean() / self.criterion.weight.mean()
 
 
+def torch_form(loss: nn.Module) -> tuple[str, str] | None:
+    """Return which of torch's losses this is, or is derived from, and the outputs that one takes.
+
+    They are all 0 or above, given those outputs. None is returned for any other loss.
+    """
+    criterion = loss.criterion if isinstance(loss, ClassificationLoss) else loss
+    return next(((name, outputs) for name, (outputs, _) in _FORMS.items()
+                 if isinstance(criterion, getattr(nn, name))), None)
+
+
 def build_loss(node: Any, num_classes: int, takes_shares: bool = False) -> nn.Module:
     """Build a loss whose value is a mean over the images of a batch.
 

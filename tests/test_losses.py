@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cvkit.errors import ConfigError
-from cvkit.losses import _FORMS, build_loss
+from cvkit.losses import _FORMS, build_loss, torch_form
 from cvkit.registry import LOSSES
 
 LOGITS = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * 4
@@ -99,3 +99,12 @@ def test_own_losses_are_called_with_logits_and_targets(monkeypatch):
             return logits.mean() + targets.float().mean()
 
     assert loss_of("Mine")(LOGITS, LABELS) == LOGITS.mean() + LABELS.float().mean()
+
+
+def test_which_loss_of_torch_an_own_one_is_derived_from():
+    class Own(nn.NLLLoss):
+        pass
+
+    assert torch_form(Own()) == torch_form(loss_of("NLLLoss")) == ("NLLLoss", "log probabilities")
+    assert torch_form(loss_of("MSELoss")) == ("MSELoss", "probabilities")
+    assert torch_form(nn.Sequential(nn.NLLLoss())) is torch_form(nn.PoissonNLLLoss()) is None
