@@ -57,6 +57,10 @@ class Mean:
     def load_state_dict(self, state: dict[str, list]) -> None:
         self._before, self._counts = list(state["means"]), list(state["counts"])
 
+    def batches(self) -> list[float]:
+        """Return the means over batches, in order."""
+        return torch.stack(self._means).tolist() if self._means else []
+
     def first_non_finite(self) -> int | None:
         """Return the number of the first batch whose mean is infinite or NaN, from 0, or None."""
         new, self._seen = self._means[self._seen:], len(self._means)

@@ -36,6 +36,7 @@ def test_the_mean_is_over_images_not_over_batches():
         batches.append(float(loss))
     assert mean.compute() == pytest.approx(float(F.cross_entropy(LOGITS, LABELS)), rel=1e-6)
     assert mean.compute() != pytest.approx(sum(batches) / 4, rel=1e-3)
+    assert mean.batches() == batches and Mean().batches() == []
 
 
 def test_accuracy_and_top_k():
