@@ -59,7 +59,7 @@ class Mean:
 
     def batches(self) -> list[float]:
         """Return the means over batches, in order."""
-        return torch.stack(self._means).tolist() if self._means else []
+        return self._values().tolist()
 
     def first_non_finite(self) -> int | None:
         """Return the number of the first batch whose mean is infinite or NaN, from 0, or None."""

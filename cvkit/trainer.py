@@ -52,6 +52,7 @@ from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
 from cvkit.resume import EpochState, as_begun, is_planned, newest_run_of, refuse_changes
 from cvkit.run import Predictions, Run, duration, open_run, test_line
+from cvkit.sanity import Warner, after_epoch, before_training, idle_scheduler
 from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
 from cvkit.signals import Interrupted, StopSignals
 from cvkit.writers import JsonLines
@@ -127,6 +128,7 @@ class Trainer:
         self.is_between_steps = True  # then all can be saved
         self.run: Run | None = None  # that it writes, in the first process
         self.signals, self.pace = StopSignals(), Pace(config.TRAIN.CHECKPOINT_EVERY)
+        self.warn = Warner(self.log.both)
         self._check_monitor()
         self.requirements = check_requirements(config, parts)
         enforce(self.requirements, config)
@@ -333,7 +335,8 @@ class Trainer:
             self._stop_if_asked)
         self.schedule.after_epoch(values["loss"], values["accuracy"])
         self.epoch += 1
-        self.values, rates, self.now = values, self.now.rates, EpochState()
+        rates, batch_losses = self.now.rates, self.now.loss.batches()
+        self.values, self.now = values, EpochState()
         is_best = self._is_better(values)
         record = {"epoch": self.epoch, "lr": rate, "seconds": round(seconds, 3),
                   "images_per_second": round(len(self.data.train) / seconds, 1),
@@ -358,6 +361,9 @@ class Trainer:
         self.log.show(line if not self.log.is_live else test_line(
             values["loss"], predictions.correct, len(predictions.true)).replace(
                 "Test set", "Test set" if monitored == "test" else "Validation set"))
+        if self.run is not None:
+            self.warn(after_epoch(self.config, self.data, self.loss, self.run.metrics,
+                                  batch_losses))
         return predictions
 
     def train_epoch(self) -> dict[str, float]:
@@ -597,6 +603,8 @@ class Trainer:
         both(f"input      {self.loaders.input}")
         for demand in self.requirements:
             both(f"required   {demand}")
+        if distributed.is_main():
+            self.warn(before_training(config, data, self.loaders, self.steps_per_epoch))
 
     def _words_for_rate(self) -> str:
         optimizer, scheduler = self.config.OPTIMIZER, self.config.SCHEDULER
@@ -634,6 +642,7 @@ class Trainer:
         shown = f"{value:.4f}" if is_lower_better(monitor) else f"{100 * value:.2f}%"
         both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
              f"{epochs} epochs, {duration(run.seconds)} of training")
+        self.warn(idle_scheduler(self.config, self.schedule, run.metrics))
         if self.requirements:
             demands = check_requirements(self.config, run)
             for demand, before in zip(demands, self.requirements, strict=True):

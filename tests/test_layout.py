@@ -14,7 +14,7 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
      "hardware", "log", "signals"},
     {"checkpoint", "experiment", "run", "evaluation", "requirements",
-     "lr_finder", "resume"},
+     "lr_finder", "resume", "sanity"},
     {"trainer", "visualizers"},
     {"benchmark"},
 ]

@@ -1,0 +1,331 @@
+"""What trains without an error and is wrong all the same, told as lines `warning    …`.
+
+Each function returns the warnings it finds, by kind; a `Warner` says each kind once.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import math
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cvkit.config import Config
+from cvkit.data.images import ImageData, ImageFiles, ImageSet, statistics
+from cvkit.data.loaders import Loaders
+from cvkit.losses import ClassificationLoss, torch_form
+from cvkit.registry import NAME
+from cvkit.schedulers import Schedule, build_schedule, is_to_find
+
+Key = Callable[[int], Hashable]
+
+
+class Warner:
+    """Says warnings, each kind once.
+
+    Args:
+        say: takes a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say, self._said = say, set()
+
+    def __call__(self, warnings: Mapping[str, str]) -> None:
+        """Say those whose kind has not been said yet."""
+        for kind, text in warnings.items():
+            if kind not in self._said:
+                self._say(f"warning    {text}")
+                self._said.add(kind)
+
+
+def before_training(config: Config, data: ImageData, loaders: Loaders,
+                    steps_per_epoch: int) -> dict[str, str]:
+    """Return what is wrong with the images, their normalisation and the plan of the rate."""
+    return {**overlaps(config, data), **missing_classes(config, data),
+            **odd_normalisation(config, data, loaders), **idle_plan(config, steps_per_epoch)}
+
+
+def after_epoch(config: Config, data: ImageData, loss: nn.Module,
+                records: Sequence[Mapping[str, Any]],
+                batch_losses: Sequence[float]) -> dict[str, str]:
+    """Return what is wrong with the last of the epochs.
+
+    Args:
+        config, data, loss: of the training.
+        records: of the epochs so far, as `Run.metrics`.
+        batch_losses: of the last epoch, in order.
+    """
+    return {**negative_loss(loss, records[-1], data.monitored),
+            **rising_at_chance(config, data, records, batch_losses)}
+
+
+# -- images ----------------------------------------------------------------------------
+
+# Of image files no more are looked at than take a fraction of a second.
+_OTHER_FILES, _TRAIN_FILES, _FILES_READ, _FILES_TOLD = 2_000, 100_000, 5_000, 100
+# Published sets in memory have a few duplicates, which nobody can take out; so few of the images
+# change no accuracy by more than 0.2 points.
+_TOLERATED = 0.002
+
+
+def overlaps(config: Config, data: ImageData) -> dict[str, str]:
+    """Warn of test or validation images that are training images too, byte for byte."""
+    found = {}
+    for split, images in (("val", data.val), ("test", data.test)):
+        try:
+            pairs = [] if images is None else shared_images(data.train, images)
+        except OSError:  # of a file that has gone: reading it for training says which and why
+            pairs = []
+        is_files = bool(pairs) and isinstance(images.images, ImageFiles)
+        if not pairs or (not is_files and len(pairs) < _TOLERATED * len(images)):
+            continue
+        shown = ", ".join(f"{split} {images.name(theirs)} is train {data.train.name(ours)}"
+                          for ours, theirs in pairs[:2])
+        found[f"overlap {split}"] = (
+            f"train holds {'at least ' if is_files else ''}{len(pairs):,} of the {len(images):,} "
+            f"{split} images too ({shown}): the {split} accuracy counts what was learned by heart. "
+            f"Take them out of one split of {_dataset(config)}")
+    return found
+
+
+def shared_images(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:
+    """Return pairs of positions, in `train` and in `other`, of images with the same bytes.
+
+    Pixels in memory are all compared. Of image files a part is, evenly spaced, and not more than
+    100 pairs are returned. Images that are neither are not compared.
+    """
+    if all(isinstance(images.images, ImageFiles) for images in (train, other)):
+        train_paths, other_paths = (images.images.paths[images.index] for images in (train, other))
+        ours, theirs = _same_key(_evenly(range(len(train)), _TRAIN_FILES),
+                                 _evenly(range(len(other)), _OTHER_FILES),
+                                 lambda n: os.path.getsize(train_paths[n]),
+                                 lambda n: os.path.getsize(other_paths[n]))
+        # Files of one size may be many, of bitmaps all: their middle tells most of them apart.
+        return _pairs(_evenly(ours, _FILES_READ), theirs, lambda n: _middle(train_paths[n]),
+                      lambda n: _middle(other_paths[n]),
+                      lambda n, m: filecmp.cmp(train_paths[n], other_paths[m], shallow=False),
+                      _FILES_TOLD)
+    if not all(isinstance(images.images, np.ndarray) for images in (train, other)) or (
+            train.images.shape[1:] != other.images.shape[1:]):
+        return []
+    row = train.images.shape[1] // 2  # which is compared first, as it is quick
+    ours, theirs = _same_key(range(len(train)), range(len(other)),
+                             lambda n: train.image(n)[row].tobytes(),
+                             lambda n: other.image(n)[row].tobytes())
+    return _pairs(ours, theirs, lambda n: hash(train.image(n).tobytes()),
+                  lambda n: hash(other.image(n).tobytes()),
+                  lambda n, m: np.array_equal(train.image(n), other.image(m)), len(other))
+
+
+def _same_key(ours: Sequence[int], theirs: Sequence[int], our_key: Key,
+              their_key: Key) -> tuple[list[int], list[int]]:
+    """Return those on either side whose key the other side has too."""
+    our_keys, their_keys = [our_key(n) for n in ours], [their_key(n) for n in theirs]
+    both = set(our_keys) & set(their_keys)
+    return ([n for n, key in zip(ours, our_keys, strict=True) if key in both],
+            [n for n, key in zip(theirs, their_keys, strict=True) if key in both])
+
+
+def _pairs(ours: Sequence[int], theirs: Sequence[int], our_key: Key, their_key: Key,
+           is_same: Callable[[int, int], bool], most: int) -> list[tuple[int, int]]:
+    """Return up to `most` pairs of one key that are the same indeed, one for each of theirs."""
+    by_key: dict[Hashable, list[int]] = {}
+    for n in ours:
+        by_key.setdefault(our_key(n), []).append(n)
+    pairs = []
+    for m in theirs:
+        same = next((n for n in by_key.get(their_key(m), ()) if is_same(n, m)), None)
+        if same is not None:
+            pairs.append((same, m))
+            if len(pairs) == most:
+                break
+    return pairs
+
+
+def _evenly(values: Sequence[int], most: int) -> list[int]:
+    places = np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)
+    return [values[place] for place in places]
+
+
+def _middle(path: str) -> tuple[int, bytes]:
+    """Return a file's size and 4 KB from its middle, where neither header nor margin is."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(max(size // 2 - 2048, 0))
+        return size, file.read(4096)
+
+
+def missing_classes(config: Config, data: ImageData) -> dict[str, str]:
+    """Warn of classes without images in a split."""
+    without: dict[tuple[str, ...], list[str]] = {}  # classes: the splits that lack them
+    for split in ("train", "val", "test"):
+        images = getattr(data, split)
+        if images is not None:
+            counts = np.bincount(images.labels, minlength=len(data.classes))
+            names = tuple(name for name, count in zip(data.classes, counts) if not count)
+            without.setdefault(names, []).append(split)
+    found = {}
+    for names, splits in without.items():
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            effect = ("the model cannot learn them" if "train" in splits else
+                      f"the {' and '.join(splits)} accuracy says nothing of them")
+            found[f"classes {splits}"] = (
+                f"{len(names)} of {len(data.classes)} classes without {' and '.join(splits)} "
+                f"images: {', '.join(names[:5])}{more}; {effect}. Add images to "
+                f"{_dataset(config)}, or take what has none out of its classes")
+    return found
+
+
+def odd_normalisation(config: Config, data: ImageData, loaders: Loaders) -> dict[str, str]:
+    """Warn of constants far from the images': mean by 3 of their deviations, deviation 5 times.
+
+    What is usual stays within: ImageNet's constants on other photographs, 0.5 and 0.5, or pixels
+    that are only scaled to 0–1. For pretrained weights, which need their own constants, a deviation
+    50 times off is far, and any mean is right.
+    """
+    mean, std = np.array(loaders.mean), np.array(loaders.std)
+    data_mean, data_std = map(np.array, _pixel_statistics(data))
+    if len(data_mean) != len(mean):  # ToRGB or ToGray
+        data_mean, data_std = data_mean.mean(), data_std.mean()
+    if not np.all(data_std > 0):
+        return {}
+    is_pretrained = config.MODEL.get("weights") is not None
+    factor = np.maximum(data_std / std, std / data_std).max()
+    deviations = (np.abs(data_mean - mean) / data_std).max()
+    if factor <= (50 if is_pretrained else 5) and (is_pretrained or deviations <= 3):
+        return {}
+    node = next((f"DATA.{key}.{number}" for key in ("TRAIN_TRANSFORMS", "TEST_TRANSFORMS")
+                 for number, node in enumerate(config.DATA[key])
+                 if node.NAME == "Normalize" and ("mean" in node or "std" in node)), None)
+    fix = (f"Leave mean and std out of {node}: Normalize then takes the data's own" if node else
+           f"Correct mean and std of {_dataset(config)}: of pixels scaled to 0–1")
+    return {"normalisation": (
+        f"images are normalised with mean {_words(mean)} and std {_words(std)}, theirs are "
+        f"{_words(data_mean)} and {_words(data_std)}: the model receives mean "
+        f"{_words((data_mean - mean) / std)} and std {_words(data_std / std)} instead of about 0 "
+        f"and 1. {fix}")}
+
+
+def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation: of some training images, or as declared if these are files."""
+    if not isinstance(data.train.images, np.ndarray):
+        return data.mean, data.std
+    count = max(4_000_000 // data.train.image(0).nbytes, 10)
+    some = _evenly(data.train.index, count)
+    return statistics(data.train.images[some])
+
+
+# -- learning rate and loss --------------------------------------------------------------
+
+
+def idle_plan(config: Config, steps_per_epoch: int) -> dict[str, str]:
+    """Warn, before training, of a scheduler of torch that will leave the rate as it is.
+
+    Only of those stepped by epoch: they can be tried in no time, the others move at once.
+    """
+    epochs = config.TRAIN.EPOCHS - math.floor(config.TRAIN.WARMUP_EPOCHS)
+    if config.SCHEDULER is None or is_to_find(config):
+        return {}
+    twin = torch.optim.SGD([torch.zeros(1)], lr=config.OPTIMIZER.lr, momentum=0.9)
+    schedule = build_schedule(config.SCHEDULER, twin, epochs, steps_per_epoch)
+    is_own = not type(schedule.scheduler).__module__.startswith("torch.optim")
+    if schedule.unit != "epoch" or is_own:
+        return {}
+    rates = [schedule.rate]
+    twin.step()  # which torch expects to come first
+    for _ in range(epochs - 1):
+        schedule.scheduler.step()
+        rates.append(schedule.rate)
+    return _idle(config, rates) if epochs > 1 else {}
+
+
+def idle_scheduler(config: Config, schedule: Schedule,
+                   records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Warn, after training, of a scheduler that has left the rate as it was.
+
+    Not of one that follows the loss, as it may never have to act; nor of a training that was
+    stopped early or is too short for a scheduler that acts between epochs.
+    """
+    rates = [rate for record in records for step, rate in record.get("rates", ())
+             if step >= schedule.warmup_steps]
+    epochs = config.TRAIN.EPOCHS - math.floor(config.TRAIN.WARMUP_EPOCHS)
+    if schedule.unit in (None, "metric") or len(records) < config.TRAIN.EPOCHS or not rates or (
+            schedule.unit == "epoch" and epochs < 2):
+        return {}
+    return _idle(config, rates)
+
+
+def _idle(config: Config, rates: Sequence[float]) -> dict[str, str]:
+    lowest, highest = min(rates), max(rates)
+    if highest - lowest > 0.01 * highest:  # less makes no difference to a training
+        return {}
+    node = config.SCHEDULER
+    arguments = ", ".join(f"SCHEDULER.{key} {value}" for key, value in node.items() if key != NAME)
+    rate = f"{lowest:.4g}" if lowest == highest else f"{lowest:.6g} to {highest:.6g}"
+    return {"scheduler": (
+        f"{node.NAME} leaves the learning rate at {rate} in all {config.TRAIN.EPOCHS} epochs. "
+        f"Choose {arguments or 'its arguments'} for TRAIN.EPOCHS {config.TRAIN.EPOCHS}, or say "
+        "SCHEDULER null if a constant rate is meant")}
+
+
+def negative_loss(loss: nn.Module, record: Mapping[str, Any], monitored: str) -> dict[str, str]:
+    """Warn of a loss below 0 that is one of torch's, or a subclass, which cannot be negative."""
+    form = torch_form(loss)
+    values = {split: record[f"{split}/loss"] for split in ("train", monitored)}
+    if form is None or min(values.values()) > -1e-4:  # rounding
+        return {}
+    base, outputs = form
+    shown = ", ".join(f"{split} {value:.4f}" for split, value in values.items())
+    fix = ("The numbers of LOSS.weight have to be above 0" if isinstance(loss, ClassificationLoss)
+           else f"It is defined on {outputs}: make {type(loss).__name__} turn the logits into "
+                f"them, or set LOSS.NAME {base}, which is given them")
+    return {"negative loss": (
+        f"the loss is below 0 after epoch {record['epoch']} ({shown}), and {base} cannot be. "
+        f"{fix}")}
+
+
+def rising_at_chance(config: Config, data: ImageData, records: Sequence[Mapping[str, Any]],
+                     batch_losses: Sequence[float]) -> dict[str, str]:
+    """Warn of an epoch after which the model guesses and whose loss has risen.
+
+    It guesses if its accuracy is, within two standard deviations, the share of the largest class.
+    The loss has risen if the last third of the epoch is more than a third above the epoch before,
+    or, in the first epoch, above its first batch, which an untrained model was given. An epoch of
+    fewer than 20 batches tells nothing.
+    """
+    record, images = records[-1], getattr(data, data.monitored)
+    accuracy = record[f"{data.monitored}/accuracy"]
+    chance = np.bincount(images.labels).max() / len(images)
+    noise = math.sqrt(chance * (1 - chance) / len(images))
+    if len(batch_losses) < 20 or accuracy > chance + 2 * noise:
+        return {}
+    before = records[-2]["train/loss"] if len(records) > 1 else batch_losses[0]
+    late = batch_losses[-(len(batch_losses) // 3):]
+    now = sum(late) / len(late)
+    if not now > before + abs(before) / 3:
+        return {}
+    rate = max((rate for _, rate in record.get("rates", ())), default=record["lr"])
+    has_peak = config.SCHEDULER is not None and "max_lr" in config.SCHEDULER
+    key = "SCHEDULER.max_lr" if has_peak else "OPTIMIZER.lr"
+    return {"chance": (
+        f"after epoch {record['epoch']} the {data.monitored} accuracy of {100 * accuracy:.2f}% is "
+        f"that of guessing (the largest class has {100 * chance:.2f}%), and the train loss rises, "
+        f"from {before:.4f} to {now:.4f}, at learning rates up to {rate:.3g}. Lower {key} "
+        "(tools/find_lr.py suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) or clip gradients "
+        "(TRAIN.CLIP_GRAD_NORM 1)")}
+
+
+def _dataset(config: Config) -> str:
+    node = config.DATA.DATASET
+    root = f", DATA.DATASET.root {node.root}" if "root" in node else ""
+    return f"DATA.DATASET {node.NAME}{root}"
+
+
+def _words(values: Any) -> str:
+    return " ".join(f"{value:.3g}" for value in np.atleast_1d(values))
