@@ -73,7 +73,9 @@ class Checkpoint:
             os.replace(part, path)
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
-            raise CheckpointError(f"cannot write {path}: {error}",
+            # Torch may speak of what came of it only.
+            reason = error if isinstance(error, OSError) else error.__context__ or error
+            raise CheckpointError(f"cannot write {path}: {reason}",
                                   hint="Is the disk full? The checkpoint before it is unharmed."
                                   ) from error
 

@@ -143,10 +143,13 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
         torch.mps.set_rng_state(state["mps"])
 
 
+_ONEDNN = "could not create a primitive"  # says oneDNN without memory, and at other times
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, a GPU's or the machine's, does not suffice."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc",
-             "could not create a memory")
+             "could not create a memory", _ONEDNN)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 

@@ -10,7 +10,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ class Trainer:
         self.run: Run | None = None  # that it writes, in the first process
         self.signals, self.pace = StopSignals(), Pace(config.TRAIN.CHECKPOINT_EVERY)
         self.warn = Warner(self.log.both)
+        self.left_out: set[str] = set()  # image files that were logged
         self._check_monitor()
         self.requirements = check_requirements(config, parts)
         enforce(self.requirements, config)
@@ -361,6 +363,7 @@ class Trainer:
         self.log.show(line if not self.log.is_live else test_line(
             values["loss"], predictions.correct, len(predictions.true)).replace(
                 "Test set", "Test set" if monitored == "test" else "Validation set"))
+        self._say_left_out({*self.loaders.train.left_out, *self.loaders.monitored.left_out})
         if self.run is not None:
             self.warn(after_epoch(self.config, self.data, self.loss, self.run.metrics,
                                   batch_losses))
@@ -582,6 +585,7 @@ class Trainer:
             counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
         both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
              f"{shape}")
+        self._say_left_out(data.left_out)
         if self.loaders.train_shape != self.loaders.image_shape:
             sizes = "×".join(map(str, self.loaders.train_shape))
             both(f"note       training images are {sizes}, test images {shape}: unless you mean "
@@ -605,6 +609,15 @@ class Trainer:
             both(f"required   {demand}")
         if distributed.is_main():
             self.warn(before_training(config, data, self.loaders, self.steps_per_epoch))
+
+    def _say_left_out(self, names: Iterable[str]) -> None:
+        """Log files that cannot be read, those that were not logged before."""
+        new = sorted(set(names) - self.left_out)
+        if new:
+            more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+            self.log.both(f"left out   {len(new)} image file{'s' * (len(new) > 1)} that cannot be "
+                          f"read: {', '.join(new[:5])}{more}")
+        self.left_out.update(new)
 
     def _words_for_rate(self) -> str:
         optimizer, scheduler = self.config.OPTIMIZER, self.config.SCHEDULER
@@ -665,9 +678,13 @@ class Trainer:
         return f"{words}. There is no checkpoint to go on from yet"
 
     def _say_stopped(self, error: UserError) -> None:
-        self.log.write(f"Stopped: {error}")
+        lines = [f"Stopped: {error}"]
         if self.run is not None and (self.run.checkpoints / "last.pt").is_file():
-            self.log.both(f"Go on from the last checkpoint: {self._resume_command()}")
+            lines.append(f"Go on from the last checkpoint: {self._resume_command()}")
+            self.log.show(lines[-1])
+        with contextlib.suppress(RunError):  # a full disk, of which the error speaks already
+            for line in lines:
+                self.log.write(line)
 
     def _resume_command(self) -> str:
         return shlex.join(["python", "tools/train.py", str(self.run.folder / "config.yaml"),
@@ -680,12 +697,13 @@ class Trainer:
                             "failed, was killed, or whose machine is gone",
                             hint=str(error).strip().split("\n")[0])
         if is_out_of_memory(error):
-            return self._out_of_memory()
+            return self._out_of_memory(error)
         return None
 
-    def _out_of_memory(self) -> RunError:
-        """Say what does not fit, and by trying, what would."""
+    def _out_of_memory(self, error: Exception) -> RunError | None:
+        """Say what does not fit, and by trying, what would; None if it is not a matter of size."""
         device, node = describe(self.device), self.config.DATA
+        traceback.clear_frames(error.__traceback__)  # which hold the tensors of what failed
         if self.is_between_steps:  # then it was evaluating
             size = self.loaders.monitored.batch_sizes[0] // distributed.size()
             return RunError(f"out of memory on {device}, evaluating batches of {size}",
@@ -696,6 +714,8 @@ class Trainer:
         where = f"out of memory on {device}, training on batches of {node.BATCH_SIZE}"
         if distributed.size() > 1:
             where += f", {node.BATCH_SIZE // distributed.size()} on each"
+        if not size and "primitive" in str(error):
+            return None
         if not size:
             return RunError(where, hint="Not even one image fits: take a smaller model or image.")
         size *= distributed.size()

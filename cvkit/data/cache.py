@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvkit.data.images import ImageFiles, ImageSet, in_threads, usable_cores
+from cvkit.data.images import (
+    ImageFiles,
+    ImageSet,
+    UnreadableError,
+    in_threads,
+    usable_cores,
+)
 from cvkit.data.transforms import Pipeline
 from cvkit.errors import DataError
 
@@ -34,12 +40,15 @@ class ImageCache:
             estimate with a fifth to spare.
         is_copy: whether that is memory besides the data set's own.
         fits: whether they lie in memory, from the start or after `fill`.
+        missing: (N,), those that could not be read, where it is allowed to skip them.
     """
 
     def __init__(self, images: ImageSet, pipeline: Pipeline, is_uniform: bool, limit: int):
         self._images, self._pipeline = images, pipeline
         self._kept: Tensor | list[np.ndarray] = []
         self._places = np.arange(len(images))  # of each image among the kept
+        self.missing = np.zeros(len(images), dtype=bool)
+        self.may_skip = getattr(images.images, "skip_unreadable", False)
         self.is_copy = not isinstance(images.images, np.ndarray) or bool(pipeline.fixed)
         first = self.image(0)
         self.shape = first.shape if is_uniform else None
@@ -62,7 +71,13 @@ class ImageCache:
         return {**vars(self), "_images": None} if is_whole else vars(self)
 
     def image(self, position: int) -> np.ndarray:
-        """Return one prepared image, uint8 (H, W, C)."""
+        """Return one prepared image, uint8 (H, W, C).
+
+        Raises:
+            UnreadableError: the file cannot be read, or could not when the memory was filled.
+        """
+        if self.missing[position]:
+            raise UnreadableError(f"{self._images.name(position)} could not be read")
         place = self._places[position]
         if place < len(self._kept):
             return np.asarray(self._kept[place])
@@ -81,7 +96,13 @@ class ImageCache:
         def prepared(position: int) -> np.ndarray:
             if not hasattr(own, "pipeline"):
                 own.pipeline = copy.deepcopy(self._pipeline)
-            return own.pipeline.prepare(self._images.image(position))
+            try:
+                return own.pipeline.prepare(self._images.image(position))
+            except UnreadableError:
+                if not self.may_skip:
+                    raise
+                self.missing[position] = True
+                return np.zeros(self.shape or (1, 1, 1), dtype=np.uint8)
 
         # Nor is what a data set of one's own reads from.
         threads = usable_cores() if isinstance(self._images.images, ImageFiles) else 1

@@ -143,7 +143,7 @@ def Digits(size: int = 32, channels: int = 3, test_fraction: float = 0.2) -> Ima
 @DATASETS.register()
 def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                 mean: list[float] | None = None, std: list[float] | None = None,
-                seed: int = 0) -> ImageData:
+                skip_unreadable: bool = False, seed: int = 0) -> ImageData:
     """Your own images, a folder for each class.
 
     `root` holds `train/` and `test/` or `val/`, each with one folder per class; or only the
@@ -156,6 +156,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         channels: 3 reads all images as RGB, 1 as grey.
         mean, std: per channel, pixels in 0–1; computed from the training images by default,
             once, and cached.
+        skip_unreadable: leave out files that cannot be read, now or later, and say which.
         seed: of the split; the run's SEED by default.
 
     Raises:
@@ -181,7 +182,8 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                 raise DataError(f"{folder / name} and {folder / 'train'} have different classes: "
                                 f"{', '.join(differ[:8])}",
                                 hint="Every split needs a folder, with images, for every class.")
-        splits = {name: _image_set(listing, channels) for name, listing in listings.items()}
+        splits = {name: _image_set(listing, channels, skip_unreadable)
+                  for name, listing in listings.items()}
         splits.setdefault("test", splits.get("val"))
         if "test" not in listings:
             splits["val"] = None
@@ -192,20 +194,25 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     else:
         listing = _list_classes(folder)
         classes = tuple(listing)
-        whole = _image_set(listing, channels)
+        whole = _image_set(listing, channels, skip_unreadable)
         few = [name for name in classes if len(listing[name]) < 2]
         if few:
             raise DataError(f"one image only in {folder / few[0]}",
                             hint="To be split into train and test, a class needs two at least.")
         train, test = stratified_split(whole.labels, test_fraction, seed)
         splits = {"train": whole.take(train), "test": whole.take(test)}
-    facts = {name: scan_files(_files_of(split), f"Reading {name} images")
+    facts = {name: scan_files(split.images.take(split.index), f"Reading {name} images")
              for name, split in splits.items() if split is not None}
+    left_out = {path for fact in facts.values() for path in fact["unreadable"]}
+    if left_out:
+        splits = {name: split and split.take(np.flatnonzero(
+            ~np.isin(split.images.paths[split.index], list(left_out))))
+            for name, split in splits.items()}
     sizes = {size for fact in facts.values() for size in fact["sizes"]}
     size = tuple(int(side) for side in sizes.pop().split("x")) if len(sizes) == 1 else None
     return ImageData(classes, splits["train"], splits["test"], channels, size,
                      tuple(mean or facts["train"]["mean"]), tuple(std or facts["train"]["std"]),
-                     splits.get("val"))
+                     splits.get("val"), tuple(sorted(left_out)))
 
 
 def _list_classes(folder: Path) -> dict[str, list[str]]:
@@ -230,14 +237,10 @@ def _list_classes(folder: Path) -> dict[str, list[str]]:
     return listing
 
 
-def _image_set(listing: dict[str, list[str]], channels: int) -> ImageSet:
+def _image_set(listing: dict[str, list[str]], channels: int, skip_unreadable: bool) -> ImageSet:
     labels = [number for number, paths in enumerate(listing.values()) for _ in paths]
     paths = [path for paths in listing.values() for path in paths]
-    return ImageSet.of(ImageFiles(paths, channels), labels)
-
-
-def _files_of(split: ImageSet) -> ImageFiles:
-    return ImageFiles(split.images.paths[split.index], split.images.channels)
+    return ImageSet.of(ImageFiles(paths, channels, skip_unreadable), labels)
 
 
 def _check_choice(name: str, value: Any, allowed: tuple) -> None:

@@ -22,6 +22,12 @@ from cvkit.errors import DataError
 
 Result = TypeVar("Result")
 
+_SKIP_HINT = "DATA.DATASET.skip_unreadable true leaves such files out, and says so."
+
+
+class UnreadableError(DataError):
+    """An image file that is gone, cut off or no image."""
+
 
 class ImageFiles(Sequence):
     """Image files, decoded when asked for: `files[i]` is uint8 (H, W, C).
@@ -29,13 +35,19 @@ class ImageFiles(Sequence):
     Args:
         paths: the files.
         channels: 3 reads everything as RGB, 1 as grey.
+        skip_unreadable: whether batches may leave out files that cannot be read.
     """
 
-    def __init__(self, paths: Sequence[str], channels: int = 3):
+    def __init__(self, paths: Sequence[str], channels: int = 3, skip_unreadable: bool = False):
         self.paths, self.channels = np.asarray(paths), channels
+        self.skip_unreadable = skip_unreadable
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def take(self, places: np.ndarray) -> ImageFiles:
+        """Return the files at these places."""
+        return ImageFiles(self.paths[places], self.channels, self.skip_unreadable)
 
     def __getitem__(self, position: int) -> np.ndarray:
         path = str(self.paths[position])
@@ -48,13 +60,14 @@ class ImageFiles(Sequence):
                 image = ImageOps.exif_transpose(image).convert("RGB" if self.channels == 3 else "L")
                 pixels = np.asarray(image)
         except FileNotFoundError:
-            raise DataError(f"{path} is gone since the folder was read") from None
+            raise UnreadableError(f"{path} is gone since the folder was read",
+                                  hint=_SKIP_HINT) from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
                 Image.DecompressionBombError) as error:
             reason = ("its content is no image" if isinstance(error, UnidentifiedImageError)
                       else error)
-            raise DataError(f"{path} cannot be read as an image: {reason}",
-                            hint="Replace or remove it.") from None
+            raise UnreadableError(f"{path} cannot be read as an image: {reason}",
+                                  hint=f"Replace or remove it. {_SKIP_HINT}") from None
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
@@ -102,7 +115,7 @@ class ImageSet:
         if isinstance(self.images, ImageFiles):
             paths = self.images.paths[places].tolist()
             top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
-            content = "\n".join(f"{os.path.relpath(path, top)} {os.path.getsize(path)}"
+            content = "\n".join(f"{os.path.relpath(path, top)} {_size(path)}"
                                 for path in paths).encode()
         else:
             is_whole = len(self) == len(self.images)
@@ -114,6 +127,10 @@ class ImageSet:
         return ImageSet(self.images, self.labels[positions], self.index[positions])
 
 
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else -1
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set: its splits and what it declares.
@@ -122,6 +139,7 @@ class ImageData:
         classes: names, in the order of the labels.
         train, test: the splits.
         val: images to monitor training on, where the data set or the config has them.
+        left_out: files that belong to a split and cannot be read, where that was allowed.
         channels: 3 or 1.
         image_size: (height, width) in pixels, or None where sizes are mixed.
         mean, std: of the training images, per channel, pixels scaled to 0–1.
@@ -135,6 +153,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     val: ImageSet | None = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Checkpoints hold plain values only, and NumPy's scalars are none.
@@ -254,7 +273,7 @@ def measure(images: ImageSet, title: str) -> dict:
     """Return mean, deviation and sizes of a split, from its pixels, as `scan_files` does."""
     if isinstance(images.images, ImageFiles):
         files = images.images
-        return scan_files(ImageFiles(files.paths[images.index], files.channels), title)
+        return scan_files(files.take(images.index), title)
     is_whole = len(images) == len(images.images)
     pixels = images.images if is_whole else images.images[images.index]
     mean, std = statistics(pixels)
@@ -269,12 +288,14 @@ def scan_files(files: ImageFiles, title: str) -> dict:
     names, sizes and times of change.
 
     Returns:
-        {"mean": […], "std": […], "sizes": {"32x32": count}}, sizes as height x width.
+        {"mean": […], "std": […], "sizes": {"32x32": count}, "unreadable": [path, …]}, sizes as
+        height x width, of those that can be read.
 
     Raises:
-        DataError: files that cannot be read as images; the first five are named.
+        DataError: files that cannot be read as images, unless these may be skipped; the first five
+            are named.
     """
-    key = hashlib.sha1(f"1 {files.channels}".encode())
+    key = hashlib.sha1(f"2 {files.channels} {files.skip_unreadable}".encode())
     for path in files.paths:
         stat = os.stat(path)
         key.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
@@ -286,7 +307,7 @@ def scan_files(files: ImageFiles, title: str) -> dict:
         except ValueError:
             cache.unlink()  # left half-written by a crash
 
-    sums, sizes, unreadable = _Sums(files.channels), Counter(), []
+    sums, sizes, unreadable, left_out = _Sums(files.channels), Counter(), [], []
 
     def read(position: int) -> np.ndarray | DataError:
         try:
@@ -294,18 +315,20 @@ def scan_files(files: ImageFiles, title: str) -> dict:
         except DataError as error:
             return error
 
-    for pixels in in_threads(read, len(files), title, usable_cores()):
+    for place, pixels in enumerate(in_threads(read, len(files), title, usable_cores())):
         if isinstance(pixels, DataError):
             unreadable.append(pixels)
+            left_out.append(str(files.paths[place]))
         else:
             sums.add(pixels)
             sizes[f"{pixels.shape[0]}x{pixels.shape[1]}"] += 1
-    if unreadable:
+    if unreadable and not (files.skip_unreadable and sizes):
         shown = "\n".join(str(error) for error in unreadable[:5])
         rest = f"\nand {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
         raise DataError(shown + rest)
     mean, std = sums.statistics()
-    result = {"mean": mean, "std": std, "sizes": dict(sizes.most_common())}
+    result = {"mean": mean, "std": std, "sizes": dict(sizes.most_common()),
+              "unreadable": left_out}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(f".{os.getpid()}")

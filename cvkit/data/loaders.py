@@ -75,6 +75,7 @@ class BatchLoader:
 
     Attributes:
         layout: of the images in memory, channels_last unless it is set.
+        left_out: files that batches lack, as they could not be read.
     """
 
     def __init__(self, images: ImageSet, pipeline: Pipeline, mean: tuple[float, ...],
@@ -83,6 +84,7 @@ class BatchLoader:
         self.images, self.pipeline, self.device = images, pipeline, device
         self.mean, self.std, self.layout = mean, std, torch.channels_last
         self.source, self._order, self._epoch, self._start = source, order, 0, 0
+        self.left_out: set[str] = set()
         self._scale = 1 / (255 * torch.tensor(std, device=device))
         self._shift = torch.tensor(mean, device=device) / torch.tensor(std, device=device)
 
@@ -115,7 +117,14 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, start = self._epoch, self._start
         for number, item in enumerate(self.source.epoch(epoch, start), start):
+            if len(item[1]) < max(self.part_size(number), 1):
+                self._note_left_out(item[2], epoch, number)
             yield self._mixed(self._on_device(item), epoch, number)
+
+    def _note_left_out(self, index: torch.Tensor, epoch: int, number: int) -> None:
+        meant = self._order.positions(epoch)[self._order.part(number)]
+        there = np.isin(self.images.index[meant], index.cpu().numpy())
+        self.left_out.update(map(self.images.name, meant[~there]))
 
     def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
         """Return the batch of that number in the epoch as the model receives it in training."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cvkit.data.cache import ImageCache
-from cvkit.data.images import ImageSet
+from cvkit.data.images import ImageSet, UnreadableError
 from cvkit.data.transforms import RESIZE_HINT, Pipeline
 from cvkit.errors import DataError, UserError
 
@@ -87,10 +87,16 @@ class BatchedSource:
                 torch.from_numpy(values).to(self._device)
                 for values in (self._images.labels, self._images.index)))
         pixels, places, labels, index = self._resident
-        order = torch.from_numpy(self._order.positions(epoch)).to(self._device)
+        positions, has_gaps = self._order.positions(epoch), self._cache.missing.any()
+        order = torch.from_numpy(positions).to(self._device)
         drawn = self._draw(epoch)
         for number in range(start, len(self._order.batch_sizes)):
             batch = self._order.part(number)
+            if has_gaps:
+                readable = np.flatnonzero(~self._cache.missing[positions[batch]])
+                if not len(readable):
+                    raise _nothing_left(f"{self._images.name(positions[batch.start])} is one")
+                batch = torch.from_numpy(batch.start + readable).to(self._device)
             chosen = order[batch]
             images = pixels.index_select(0, places.index_select(0, chosen))
             images = self._pipeline.augment_batch(
@@ -175,18 +181,28 @@ class _Batches(Dataset):
 
     def __getitem__(self, request: _Request) -> Pixels | UserError:
         self.pipeline.seed(*request.key)
+        pixels, places = [], []
         try:
-            pixels = [self.pipeline.augment(self.cache.image(position))
-                      for position in request.positions]
+            for position in request.positions:
+                try:
+                    image = self.cache.image(position)
+                except UnreadableError as error:
+                    if not self.cache.may_skip:
+                        raise
+                    reason = error.problem
+                    continue
+                pixels.append(self.pipeline.augment(image))
+                places.append(position)
         except UserError as error:
             return error  # raised by the main process, without a worker's traceback around it
+        if not pixels:
+            return _nothing_left(reason)
         shapes = {image.shape for image in pixels}
         if len(shapes) > 1:
             return DataError(f"images come out in different sizes: {sorted(shapes)}",
                              hint=RESIZE_HINT.format(64, 64))
         return (torch.from_numpy(np.stack(pixels)),
-                torch.from_numpy(self.labels[request.positions]),
-                torch.from_numpy(self.index[request.positions]))
+                torch.from_numpy(self.labels[places]), torch.from_numpy(self.index[places]))
 
 
 class _Requests(Sampler):
@@ -208,6 +224,11 @@ class _Requests(Sampler):
     def __iter__(self) -> Iterator[_Request]:
         positions, count = self.order.positions(self.epoch), len(self.order.batch_sizes)
         return (self.request(positions, self.epoch, number) for number in range(self.start, count))
+
+
+def _nothing_left(reason: str) -> DataError:
+    return DataError(f"no image of a whole batch can be read; {reason}",
+                     hint="Is the drive that holds them gone?")
 
 
 def _leave_signals_to_parent(worker: int) -> None:

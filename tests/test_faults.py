@@ -1,0 +1,384 @@
+"""What goes wrong around a training: disks, files, workers, clocks, memory, a second process."""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, paint
+from test_kill import same
+
+from cvkit.checkpoint import Checkpoint, Pace
+from cvkit.config import load_config
+from cvkit.errors import CheckpointError, DataError, RunError
+from cvkit.hardware import largest_that_fits
+from cvkit.registry import TRANSFORMS
+from cvkit.run import Run, find_runs
+from cvkit.trainer import Trainer, train
+
+FOLDER = {"DATA.DATASET": {"NAME": "ImageFolder", "root": "../painted"}, "DATA.LIMIT": 0}
+# Image by image, decoded each time: files are wanted in the middle of an epoch.
+EACH_TIME = {**FOLDER, "DATA.CACHE_GB": 0.0}
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A folder of 120 training and 12 test images, beside the folder that the test runs in."""
+    random = np.random.default_rng(0)
+    paint(tmp_path / "painted", "train", 40, random)
+    paint(tmp_path / "painted", "test", 4, random)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "painted"
+
+
+def at_step(monkeypatch, number, act):
+    """Act when the n-th batch of the training is about to be trained on."""
+    real, calls = Trainer.train_step, []
+
+    def step(self, *args):
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+
+
+def newest() -> Run:
+    return Run(find_runs("runs")[-1])
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def a_file_of(pictures, batch, epoch=0):
+    """Return the file of the first image of a batch, of 120 in batches of 32."""
+    place = np.random.default_rng([0, epoch]).permutation(120)[32 * batch]
+    return sorted(pictures.glob("train/*/*.png"), key=lambda path: (
+        ["blue", "green", "red"].index(path.parent.name), path.name))[place]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault", ["missing", "truncated"])
+def test_an_image_lost_in_mid_epoch_is_named_and_nothing_else_is_lost(pictures, monkeypatch, capsys,
+                                                                      fault, workers):
+    settings = {**EACH_TIME, "DATA.WORKERS": workers}
+    config = load_config("../tiny.yaml", settings)
+    whole = train(config)
+    path = a_file_of(pictures, 3, epoch=1)
+    content = path.read_bytes()
+
+    def lose():
+        path.unlink()
+        if fault == "truncated":
+            path.write_bytes(content[:-40])
+
+    with monkeypatch.context() as patched:
+        # Four batches an epoch; workers make two of them ahead.
+        at_step(patched, 5 if not workers else 3, lose)
+        with pytest.raises(DataError) as caught:
+            train(config)
+    said = "is gone since" if fault == "missing" else "cannot be read as an image"
+    assert f"painted/train/{path.parent.name}/{path.name} {said}" in str(caught.value)
+    assert "DATA.DATASET.skip_unreadable true leaves such files out" in str(caught.value)
+    broken = newest()
+    out = capsys.readouterr().out
+    assert f"Go on from the last checkpoint: python tools/train.py {broken.folder}" in out
+    assert broken.checkpoint("last").place == "in epoch 2, after batch 3"
+    path.write_bytes(content)
+    same(whole, train(config, resume=True))
+
+
+@pytest.mark.parametrize("settings", [EACH_TIME, FOLDER], ids=["each time", "in memory"])
+def test_unreadable_images_are_left_out_and_counted_where_that_is_allowed(pictures, monkeypatch,
+                                                                          settings):
+    at_start, later = a_file_of(pictures, 0), a_file_of(pictures, 1)
+    at_start.write_bytes(b"no image")
+    config = load_config("../tiny.yaml", {**settings, "DATA.DATASET.skip_unreadable": True,
+                                          "DATA.DATASET.mean": [0.3] * 3, "DATA.DATASET.std": [0.2] * 3})
+    trainer = Trainer(config)
+    assert trainer.data.left_out == (str(at_start.relative_to(pictures.parent).as_posix()).join(["../", ""]),)
+    assert len(trainer.data.train) == 119
+    later.unlink()
+    seen = []
+    real = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self, batch, *args: (
+        seen.append(batch.index.tolist()), real(self, batch, *args))[1])
+    run = trainer.train()
+    assert sum(map(len, seen)) == 2 * 118 and len(seen) == 2 * 4
+    log = (run.folder / "train.log").read_text()
+    found = re.findall(r"left out   (\d+) image files? that cannot be read: (.*)", log)
+    assert [(count, Path(name).name, Path(name).parent.name) for count, name in found] == [
+        ("1", path.name, path.parent.name) for path in (at_start, later)]
+    assert run.metrics[-1]["train/accuracy"] * 118 % 1 == pytest.approx(0, abs=1e-9)
+
+
+def test_test_images_that_vanish_leave_honest_predictions(pictures):
+    config = load_config("../tiny.yaml", {**EACH_TIME, "DATA.DATASET.skip_unreadable": True})
+    trainer = Trainer(config)
+    victim = sorted(pictures.glob("test/*/*.png"))[5]
+    victim.unlink()
+    run = trainer.train()
+    assert len(run.predictions.true) == 11 and 5 not in run.predictions.index
+    assert f"{victim.parent.name}/{victim.name}" in (run.folder / "train.log").read_text()
+
+
+def test_a_drive_that_is_gone_is_an_error_all_the_same(pictures, monkeypatch):
+    config = load_config("../tiny.yaml", {**EACH_TIME, "DATA.DATASET.skip_unreadable": True})
+    at_step(monkeypatch, 2, lambda: shutil.move(pictures, "gone"))
+    with pytest.raises(DataError, match="no image of a whole batch can be read"):
+        train(config)
+    assert newest().checkpoint("last").place == "in epoch 1, after batch 2"
+
+
+def test_a_worker_that_dies_is_told_and_nothing_is_lost(pictures, monkeypatch):
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+    trap, me = Path("trap").resolve(), os.getpid()
+
+    @TRANSFORMS.register()
+    class Deadly:
+        def __call__(self, image):
+            if trap.exists() and os.getpid() != me:
+                trap.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return image
+
+    config = load_config("../tiny.yaml", {
+        **EACH_TIME, "DATA.WORKERS": 1, "DATA.TRAIN_TRANSFORMS": [{"NAME": "Deadly"}]})
+    whole = train(config)
+    with monkeypatch.context() as patched:
+        at_step(patched, 2, trap.touch)
+        with pytest.raises(DataError) as caught:
+            train(config)
+    assert "a process that makes batches died: DataLoader worker" in str(caught.value)
+    assert "DATA.WORKERS with a smaller number" in str(caught.value)
+    same(whole, train(config, resume=True))
+
+
+# -- disk ------------------------------------------------------------------------------------------
+
+
+def _train_on_a_full_disk(folder, limit, answer) -> None:
+    """Train until, in the third epoch, no file can grow any more; send what was said."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    real, calls = Trainer.train_step, []
+
+    def step(self, *args):
+        calls.append(1)
+        if len(calls) == 11:
+            # The system refuses what is beyond this, as it does when a disk is full.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return real(self, *args)
+
+    Trainer.train_step = step
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            train(load_config("tiny.yaml", {"TRAIN.EPOCHS": 4}))
+        except (RunError, CheckpointError) as error:
+            print(error)
+    answer.send(out.getvalue())
+
+
+@pytest.mark.parametrize("room", ["of a part of a checkpoint", "of nothing"])
+def test_a_full_disk_loses_nothing(tiny, processes, room):
+    config = load_config(tiny, {"TRAIN.EPOCHS": 4})
+    whole = train(config)
+    shutil.move("runs", "whole")
+    whole = Run("whole" / whole.folder.relative_to("runs"))
+    size = (whole.checkpoints / "last.pt").stat().st_size
+    limit = size // 2 if room == "of a part of a checkpoint" else 0
+    reading, answer = processes.Pipe(duplex=False)
+    process = processes.Process(target=_train_on_a_full_disk, args=(os.getcwd(), limit, answer))
+    process.start()
+    said = reading.recv()
+    process.join()
+    broken = newest()
+    named = "last.pt" if room == "of a part of a checkpoint" else "metrics.jsonl"
+    assert re.search(rf"cannot write {broken.folder}/\S*{named}: .*File too large", said)
+    assert "Is the disk full" in said
+    if room != "of nothing":
+        assert f"Go on from the last checkpoint: python tools/train.py {broken.folder}" in said
+    assert {path.name for path in broken.checkpoints.iterdir()} == {"last.pt", "best.pt", "previous.pt"}
+    assert broken.checkpoint("last").epoch == 2
+    same(whole, train(config, resume=True))
+
+
+def test_a_disk_without_room_for_one_byte(tmp_path):
+    checkpoint = Checkpoint({"weight": torch.zeros(1000)}, "", [], [], [], [], 1, {}, "test")
+    before = tmp_path / "last.pt"
+    checkpoint.save(before)
+    content = before.read_bytes()
+    os.symlink("/dev/full", tmp_path / "last.part")  # where each write fails with ENOSPC
+    with pytest.raises(CheckpointError, match=re.escape(os.strerror(errno.ENOSPC))):
+        checkpoint.save(before, tmp_path / "previous.pt")
+    assert before.read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} & {"last.part", "previous.pt"} == set()
+
+
+@pytest.fixture
+def no_rights():
+    """Be a user whom file rights bind, and let that user into a folder."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    is_root = os.geteuid() == 0
+    yield folder, (lambda: os.seteuid(65534)) if is_root else (lambda: None)
+    if is_root:
+        os.seteuid(0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_read_only_run_folder_is_refused_before_anything_is_computed(tiny, no_rights):
+    folder, become_nobody = no_rights
+    config = load_config(tiny, {"OUTPUT_DIR": str(folder / "runs")})
+    run = train(config)
+    for path in sorted(folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    longer = load_config(tiny, {"OUTPUT_DIR": str(folder / "runs"), "TRAIN.EPOCHS": 3})
+    elsewhere = load_config(tiny, {"OUTPUT_DIR": str(folder / "runs" / "tiny" / "deeper")})
+    become_nobody()
+    with pytest.raises(RunError, match=rf"cannot write {run.folder}/.*Permission denied"):
+        train(longer, resume=True)
+    with pytest.raises(RunError, match=r"cannot write a run folder into .*Permission denied"):
+        train(elsewhere)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -- processes, clocks, memory -----------------------------------------------------------------------
+
+
+def _hold(folder, path, ready):
+    os.chdir(folder)
+    with Run(path).lock():
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_second_process_on_a_run_folder_is_refused(tiny, processes):
+    run = train(load_config(tiny))
+    ready = processes.Event()
+    holder = processes.Process(target=_hold, args=(os.getcwd(), str(run.folder), ready))
+    holder.start()
+    assert ready.wait(30)
+    longer = load_config(tiny, {"TRAIN.EPOCHS": 3})
+    before = {path: path.read_bytes() for path in run.folder.rglob("*.*") if path.name != ".lock"}
+    with pytest.raises(RunError, match=rf"is being trained by process {holder.pid} on "):
+        train(longer, resume=True)
+    assert before == {path: path.read_bytes() for path in run.folder.rglob("*.*")
+                      if path.name != ".lock"}
+    holder.kill()  # however it ends, the lock ends with it
+    holder.join()
+    assert len(train(longer, resume=True).metrics) == 3
+    assert not (run.folder / ".lock").exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(tiny, monkeypatch):
+    config = load_config(tiny, {"TRAIN.EPOCHS": 3, "TRAIN.CHECKPOINT_EVERY": "1 minutes"})
+    whole = train(config)
+    real, jumps = time.time, [0.0]
+    started = time.monotonic()
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: real() + jumps[0])
+        at_step(patched, 3, lambda: jumps.append(jumps.pop() - 86400))
+        at_step(patched, 8, lambda: jumps.append(jumps.pop() + 86400 * 365))
+        run = train(config)
+    took = time.monotonic() - started
+    assert all(0 < epoch["seconds"] < took for epoch in run.metrics) and run.seconds < took
+    same(whole, run)
+
+
+def test_a_run_begun_when_the_clock_was_ahead_is_not_written_into(tiny, monkeypatch):
+    from datetime import datetime
+
+    import cvkit.run
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2030, 1, 1)
+
+    monkeypatch.setattr(cvkit.run, "datetime", Stopped)
+    first, second = (train(load_config(tiny, {"TRAIN.EPOCHS": 1})) for _ in range(2))
+    assert [run.folder.name for run in (first, second)] == ["2030-01-01_00-00-00",
+                                                             "2030-01-01_00-00-00_2"]
+    assert find_runs("runs")[-1] == second.folder
+
+
+def test_when_to_save_inside_an_epoch(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    assert not any(Pace("epoch").is_due(step) for step in range(1, 100))
+    assert [step for step in range(1, 10) if Pace("3 steps").is_due(step)] == [3, 6, 9]
+    pace = Pace("10 min")
+    now[0] = 599.0
+    assert not pace.is_due(1)
+    now[0] = 600.0
+    assert pace.is_due(2)
+    pace.restart()
+    assert not pace.is_due(3)
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+sys.argv = ["train.py", *sys.argv[1:]]
+import cvkit.trainer, cvkit.errors, runpy
+real = cvkit.trainer.Trainer.{method}
+def limited(self, *args):
+    import torch
+    torch.zeros(10) @ torch.zeros(10)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20, -1))
+    return real(self, *args)
+cvkit.trainer.Trainer.{method} = limited
+runpy.run_path({tool!r}, run_name="__main__")
+"""
+
+
+def test_out_of_memory_is_told_with_a_batch_that_fits(tiny):
+    code = OUT_OF_MEMORY.format(method="train_epoch", room=400, tool=str(ROOT / "tools/train.py"))
+    command = [sys.executable, "-c", code, str(tiny), "DATA.LIMIT", "512", "DATA.BATCH_SIZE", "512",
+               "MODEL.width", "32", "TRAIN.PRECISION", "fp32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr[-2000:]
+    found = re.search(r"error: out of memory on .*, training on batches of 512\n"
+                      r"  (\d+) fit: DATA.BATCH_SIZE \1 TRAIN.ACCUMULATE (\d+) makes steps of 512 "
+                      r"images\.", done.stderr)
+    assert found, done.stderr[-2000:]
+    fits, times = map(int, found.groups())
+    assert 8 <= fits <= 256 and fits * times == 512
+    advised = [*command[:-1], "fp32", "DATA.BATCH_SIZE", str(fits), "TRAIN.ACCUMULATE", str(times),
+               "TRAIN.EPOCHS", "1", "DATA.EVAL_BATCH_SIZE", str(fits)]
+    done = subprocess.run(advised, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]  # the advice holds
+
+
+def test_what_would_fit_is_found_by_trying():
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        if size > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    assert largest_that_fits(attempt, 128) == 16 and tried == [64, 32, 16]
+    assert largest_that_fits(lambda size: (_ for _ in ()).throw(MemoryError()), 8) == 0
+    with pytest.raises(RuntimeError, match="shapes"):
+        largest_that_fits(lambda size: (_ for _ in ()).throw(RuntimeError("shapes")), 8)
