@@ -18,6 +18,9 @@ from cvkit.registry import NAME, REGISTRIES, import_user_code
 
 BASE = "_BASE_"
 
+_MOST_TEXT = 1_000_000  # characters of a config, counted with what its aliases repeat
+_MOST_LEVELS = 40
+
 
 # -- the schema ------------------------------------------------------------------------
 
@@ -170,6 +173,9 @@ def _parse(text: str, source: str) -> Any:
     loader = None
     try:
         loader = _Loader(text)
+        loader.room = _MOST_TEXT
+        if len(text) > loader.room:
+            raise ConfigError(_TOO_LARGE, where=source)
         node = loader.get_single_node()
         return None if node is None else _convert(loader, node, source, "")
     except yaml.MarkedYAMLError as error:
@@ -183,26 +189,51 @@ def _parse(text: str, source: str) -> Any:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}",
                           where=source) from None
     except RecursionError:
-        raise ConfigError("not valid YAML: nested too deeply, or an alias that contains itself",
-                          where=source) from None
+        raise ConfigError(_TOO_DEEP, where=source) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
-def _convert(loader: _Loader, node: yaml.Node, source: str, path: str) -> Any:
+_TOO_LARGE = (f"a config has at most {_MOST_TEXT:,} characters, those counted again that its "
+              "aliases (*) repeat")
+_TOO_DEEP = "not valid YAML: nested too deeply, or an alias that contains itself"
+
+
+def _convert(loader: _Loader, node: yaml.Node, source: str, path: str, level: int = 0) -> Any:
     def origin(of: yaml.Node) -> Origin:
         on_file = source != COMMAND_LINE.source
         return Origin(source, of.start_mark.line + 1) if on_file else COMMAND_LINE
 
-    if node.tag.startswith("!") or "python" in node.tag:
+    def scalar(of: yaml.Node) -> Any:
+        resolved = loader.resolve(yaml.ScalarNode, of.value, (True, False))
+        if of.tag not in (resolved, "tag:yaml.org,2002:str"):
+            raise ConfigError(f"not valid YAML: the tag {of.tag} means nothing here",
+                              where=f"{origin(of)} {path}".strip())
+        value = loader.construct_object(of)
+        if isinstance(value, int) and abs(value) > 1e300:
+            raise ConfigError(f"{of.value[:20]}… has too many digits",
+                              where=f"{origin(of)} {path}".strip())
+        return value
+
+    # An alias stands for the same node: ten of ten of ten … would be more than memory holds.
+    loader.room -= 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+    if loader.room < 0 or level > _MOST_LEVELS:
+        raise ConfigError(_TOO_LARGE if loader.room < 0 else _TOO_DEEP,
+                          where=f"{origin(node)} {path[:60]}".strip())
+    kind = {yaml.MappingNode: "map", yaml.SequenceNode: "seq"}.get(type(node))
+    if kind and node.tag != f"tag:yaml.org,2002:{kind}":
         raise ConfigError(f"not valid YAML: the tag {node.tag} means nothing here",
                           where=f"{origin(node)} {path}")
     if isinstance(node, yaml.MappingNode):
         config = Config()
         config._set_path(path)
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError("keys are words, not lists or mappings",
+                                  where=f"{origin(key_node)} {path}".strip())
+            loader.room -= len(key_node.value)
+            key = scalar(key_node)
             dotted = f"{path}.{key}" if path else str(key)
             if not isinstance(key, str):
                 raise ConfigError(f"keys are words, not {key!r}",
@@ -216,12 +247,13 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, path: str) -> Any:
                 raise ConfigError(f"{key} stands twice; it was first set in line "
                                   f"{config.origin(key).line}",
                                   where=f"{origin(key_node)} {dotted}", hint="Remove one of them.")
-            config._put(key, _convert(loader, value_node, source, dotted), origin(key_node))
+            config._put(key, _convert(loader, value_node, source, dotted, level + 1),
+                        origin(key_node))
         return config
     if isinstance(node, yaml.SequenceNode):
-        return [_convert(loader, item, source, f"{path}.{number}")
+        return [_convert(loader, item, source, f"{path}.{number}", level + 1)
                 for number, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    return scalar(node)
 
 
 # -- the config class --------------------------------------------------------------------
@@ -572,7 +604,8 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
         circle = " -> ".join(str(link) for link in (*chain, path))
         raise ConfigError(f"{BASE} goes in a circle: {circle}", where=where)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MOST_TEXT + 1)  # no more: a _BASE_ may be /dev/zero
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path("configs")
         asked, names = str(path), sorted(map(str, folder.glob("*.yaml")))
