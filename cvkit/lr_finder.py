@@ -50,9 +50,18 @@ class RangeTest:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{name: content[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = cls(**{name: content[name] for name in cls.__dataclass_fields__})
+            lists = (found.rates, found.losses, found.smoothed)
+            numbers = [found.suggestion, *(number for part in lists for number in part)]
+            if not all(type(number) in (int, float) and abs(number) < 1e100 for number in numbers):
+                raise ValueError("it holds something else than lists of numbers")
+            if not 0 < len(found.rates) == len(found.losses) == len(found.smoothed):
+                raise ValueError("its lists are not of one length")
+            if min(found.suggestion, *found.rates) <= 0:
+                raise ValueError("a learning rate is not above 0")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {error}", hint="Remove it.") from None
+        return found
 
 
 def range_test(step: Callable[[float], float], lowest: float, highest: float,

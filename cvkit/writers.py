@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cvkit.errors import UserError, writing
+from cvkit.errors import RunError, UserError, writing
 from cvkit.registry import NAME, WRITERS
 
 PICTURES = ("misclassified", "cam")  # the visualizers whose pictures TensorBoard gets
@@ -55,17 +56,48 @@ class JsonLines:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the epochs of a run's `metrics.jsonl`; a line cut off by a crash is left out."""
+    """Return the epochs of a run's `metrics.jsonl`; a line cut off by a crash is left out.
+
+    Raises:
+        RunError: a value is none that training writes.
+    """
     path = Path(folder) / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     epochs = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(values, dict) and "epoch" in values:
+            wrong = next((name for name, value in values.items() if not _is_metric(name, value)),
+                         None)
+            if wrong is not None:
+                raise RunError(f"{path}:{number}: {wrong} is {str(values[wrong])[:40]}, which no "
+                               "training writes", hint="Remove that line, or the file.")
             epochs.append(values)
     return epochs
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    """Whether a value can be what it is called; one's own metrics may be anything but huge."""
+    if name == "epoch":
+        return type(value) is int and 0 < value < 2**31
+    if name == "rates":
+        return isinstance(value, list) and all(
+            isinstance(pair, list) and len(pair) == 2
+            and all(map(_is_plottable, pair)) for pair in value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in ("lr", "seconds", "images_per_second"):
+        return _is_plottable(value)
+    if name in {f"{split}/{key}" for split in ("train", "val", "test")
+                for key in ("loss", "accuracy")} and not is_number:
+        return False
+    return not is_number or not abs(value) >= 1e100 or value in (math.inf, -math.inf)
+
+
+def _is_plottable(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e100
 
 
 @WRITERS.register("tensorboard")
