@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 import time
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +81,25 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read a checkpoint onto the CPU. No code in it is run.
+        """Read a checkpoint onto the CPU. No code in it is run, and all of it is checked.
 
         Raises:
             CheckpointError: absent, damaged, or not written by cvkit.
         """
-        if not path.is_file():
-            raise CheckpointError(f"no checkpoint {path}")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError,
-                zipfile.BadZipFile) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        content = read_verified(path)
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        if (not isinstance(content, dict) or type(content.get("format")) is not int
+                or content["format"] != FORMAT or not set(content) <= set(known)
+                or any(needed and name not in content for name, needed in known.items())):
             raise CheckpointError(f"{path} was not written by this version of cvkit")
+        for name, value in content.items():
+            if name in _EXPECTED and not _EXPECTED[name][1](value):
+                raise CheckpointError(f"{path} was not written by this version of cvkit: {name} "
+                                      f"is not {_EXPECTED[name][0]}")
+        channels = content["image_shape"][0]
+        if not len(content["mean"]) == len(content["std"]) == channels:
+            raise CheckpointError(f"{path} was not written by this version of cvkit: mean and std "
+                                  f"do not have a value for each of its {channels} channels")
         return cls(**content)
 
     @property
@@ -113,18 +117,31 @@ class Checkpoint:
         """Return the config the weights were trained with."""
         return read_config(self.config, source)
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, imports: Sequence[str] | None = None) -> nn.Module:
         """Return the model with its weights, in evaluation mode. Needs no data.
+
+        Args:
+            imports: your own files to import; None for the `IMPORTS` of its config.
 
         Raises:
             CheckpointError: the weights do not fit the model that the config builds.
         """
         config = self.read_config()
+        if imports is not None:
+            config = config.clone()
+            config.defrost()
+            config.IMPORTS = list(imports)
         check_components(config)
         node = config.MODEL.clone()
         node.defrost()
         node.pop("weights", None)  # pretrained ones would be fetched only to be overwritten
-        model = build_model(node, len(self.classes), tuple(self.image_shape))
+        try:
+            model = build_model(node, len(self.classes), tuple(self.image_shape))
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):
+                raise
+            raise CheckpointError("the model that the checkpoint describes does not fit into "
+                                  f"memory: {str(error).strip()[:200]}") from error
         load_weights(model, self.model, "the checkpoint")
         return model.eval()
 
@@ -157,6 +174,110 @@ class Pace:
         if self._steps:
             return steps % self._steps == 0
         return time.monotonic() - self._saved >= self._seconds
+
+
+# -- checking what is read ---------------------------------------------------------------
+
+
+def verify_archive(path: Path) -> None:
+    """Compare all of a zip file (a checkpoint, an npz) with the checksums in it.
+
+    torch reads past damage without a word, and both torch and NumPy would unpack a small file into
+    any amount of memory: what either writes is stored, not compressed, which is demanded here.
+
+    Raises:
+        ValueError: in words, what is wrong. OSError: the file cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if (any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+                    or sum(entry.file_size for entry in entries) > path.stat().st_size):
+                raise ValueError("it unpacks to more than it holds")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(str(error) or "it is cut off") from error
+    if damaged is not None:
+        raise ValueError(f"{damaged} in it does not have the checksum it was written with")
+
+
+def read_verified(path: Path) -> Any:
+    """Return what `torch.save` wrote, tensors and plain values, once its checksums agree.
+
+    Raises:
+        CheckpointError: absent, damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}")
+    try:
+        verify_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # What torch raises depends on where a file is wrong, and a forged one may be wrong anywhere.
+    except Exception as error:
+        lines = str(error).strip().split("\n")
+        reason = lines[0] or type(error).__name__
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}",
+                              hint="Take another checkpoint of the run, or an earlier copy of it."
+                              ) from error
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_list(value: Any, is_item: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(is_item, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(item, torch.Tensor) and item.device.type == "cpu"
+        and item.layout is torch.strided and not (item.is_quantized or item.is_complex())
+        for name, item in value.items())
+
+
+def _is_training(value: Any) -> bool:
+    """Whether these are the parts that a run is resumed from; those know their own content."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), dict) for name in (
+            "optimizer", "schedule", "scaler")):
+        return False
+    optimizer, best, ema = value["optimizer"], value.get("best"), value.get("ema")
+    return (isinstance(optimizer.get("state"), dict)
+            and _is_list(optimizer.get("param_groups"), lambda group: isinstance(group, dict))
+            and isinstance(value.get("backend", ""), str)
+            and (best is None or (isinstance(best, dict) and _is_count(best.get("epoch"))))
+            and (ema is None or (isinstance(ema, dict) and _is_count(ema.get("steps"))
+                                 and _is_weights(ema.get("model")))))
+
+
+# Of each field, what it is in words and whether a value is that.
+_EXPECTED = {
+    "model": ("tensors by name", _is_weights),
+    "config": ("text", _is_text),
+    "classes": ("a list of names", lambda value: _is_list(value, _is_text)),
+    "mean": ("a list of numbers", lambda value: _is_list(value, _is_number)),
+    "std": ("a list of numbers from 0", lambda value: _is_list(
+        value, lambda item: _is_number(item) and item >= 0)),
+    # No more pixels than Pillow would decode.
+    "image_shape": ("channels, height and width", lambda value: _is_list(
+        value, lambda item: _is_count(item) and item > 0) and len(value) == 3
+        and value[1] * value[2] < 2**27 and value[0] < 2**12),
+    "epoch": ("a number from 0", _is_count),
+    "metrics": ("values by name", lambda value: isinstance(value, dict)
+                and all(map(_is_text, value))),
+    "monitored": ("val or test", lambda value: _is_text(value) and value in ("val", "test")),
+    "training": ("what a run is resumed from", _is_training),
+}
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

@@ -6,6 +6,7 @@ import difflib
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -44,6 +45,20 @@ class CheckpointError(UserError):
 
 class RunError(UserError):
     """A run folder is absent, damaged or cannot be written; or training cannot go on."""
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return text with control characters as `\\x1b`: names of files may hold any.
+
+    A terminal would obey them, a line would end; half a character (of a file name that is not
+    UTF-8) could not be written at all.
+
+    Args:
+        keep: control characters that are left.
+    """
+    return "".join(
+        letter if letter in keep or unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp")
+        else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def suggest(name: object, allowed: Iterable[str], listed: int = 12) -> str:
@@ -91,14 +106,14 @@ def run_tool(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except UserError as error:
         if distributed.is_first_to_fail():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(visible(f"error: {error}", keep="\n\t"), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-    except Exception:
-        if distributed.is_first_to_fail():
-            raise
-        sys.exit(1)
     except KeyboardInterrupt as error:
         sys.exit(128 + getattr(error, "signal", signal.SIGINT))
     except BrokenPipeError:  # the reader of `tool | head` has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception:
+        if distributed.is_first_to_fail():
+            raise
+        sys.exit(1)

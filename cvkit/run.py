@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import platform
 import re
 import shlex
 import textwrap
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +22,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cvkit.checkpoint import Checkpoint
+from cvkit.checkpoint import Checkpoint, verify_archive
 from cvkit.config import Config, read_config
 from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
-from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, writing
+from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, visible, writing
 from cvkit.experiment import Experiment, Subject
 from cvkit.hardware import lock_file
 from cvkit.lr_finder import RangeTest
@@ -79,9 +81,10 @@ class Predictions:
 
     def table(self) -> str:
         """Return total and per-class accuracy as text."""
-        width = max(len(name) for name in [*self.classes, "class"])
+        names = [visible(name) for name in self.classes]
+        width = max(map(len, [*names, "class"]))
         lines = [f"{'class':<{width}}  correct  images  accuracy"]
-        for number, name in enumerate(self.classes):
+        for number, name in enumerate(names):
             of_class = self.true == number
             count, hits = int(of_class.sum()), int((self.predicted[of_class] == number).sum())
             share = f"{100 * hits / count:6.2f} %" if count else "     –"
@@ -102,20 +105,55 @@ class Predictions:
         """Read `predictions.npz`.
 
         Raises:
-            RunError: absent or damaged.
+            RunError: absent, damaged, or not what `save` writes.
         """
         again = f"Write it anew: python tools/evaluate.py --run {shlex.quote(str(path.parent))}"
         if not path.is_file():
             raise RunError(f"no {path}", hint=again)
         try:
-            with path.open("rb") as opened, np.load(opened) as file:
-                content = {name: file[name] for name in cls.__dataclass_fields__
-                           if name != "images" or name in file}
+            verify_archive(path)
+            content = {name: _read_array(path, name) for name in cls.__dataclass_fields__}
+            content |= {"classes": content["classes"].tolist(), "epoch": int(content["epoch"]),
+                        "loss": float(content["loss"]), "images": str(content["images"])}
+            found = cls(**content)
+            found._check()
         except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
             raise RunError(f"{path} is damaged: {error}", hint=again) from error
-        content |= {"classes": content["classes"].tolist(), "epoch": int(content["epoch"]),
-                    "loss": float(content["loss"]), "images": str(content.get("images", ""))}
-        return cls(**content)
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError unless all parts fit together."""
+        images, number = self.probabilities.shape
+        names = self.classes if isinstance(self.classes, list) else []
+        if not images or len(names) != number or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"it has {len(names)} names of classes and probabilities of shape "
+                             f"{self.probabilities.shape}")
+        for name, below in (("index", 2**53), ("true", number), ("predicted", number)):
+            values = getattr(self, name)
+            if values.shape != (images,) or values.dtype != np.int64:
+                raise ValueError(f"{name} is {values.dtype} {values.shape}, not int64 ({images},)")
+            if not ((values >= 0) & (values < below)).all():
+                raise ValueError(f"{name} has values below 0 or from {below}")
+        if self.probabilities.dtype != np.float32 or (self.probabilities < 0).any() or (
+                self.probabilities > 1.001).any():
+            raise ValueError("probabilities are not float32 from 0 to 1")
+        if not 0 <= self.epoch < 2**53:
+            raise ValueError(f"epoch is {self.epoch}")
+
+
+def _read_array(path: Path, name: str) -> np.ndarray:
+    """Return an array of an npz, without pickle, once its header claims no more than there is."""
+    with zipfile.ZipFile(path) as archive:
+        entry = f"{name}.npy"
+        if name == "images" and entry not in archive.namelist():  # of older versions
+            return np.asarray("")
+        with archive.open(entry) as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if math.prod(shape) * dtype.itemsize > archive.getinfo(entry).file_size:
+            raise ValueError(f"{name} claims to be {dtype} {shape}, more than the file holds")
+        with archive.open(entry) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def test_line(loss: float, correct: int, count: int) -> str:
@@ -149,7 +187,8 @@ class Run(Experiment):
             raise RunError(f"{folder} is not a run folder: {path.name} cannot be read "
                            f"({error})") from None
         # The first line names the config, which the folder does only until it is moved.
-        named = re.match(r"# (.+), resolved: ", text)
+        # It becomes a part of paths, so a name that leads elsewhere is none.
+        named = re.match(r"# (?!\.+,)([^/\\\n]+), resolved: ", text)
         name = named.group(1) if named else self.folder.resolve().parent.name
         super().__init__(read_config(text, str(path), name=name, overrides=overrides))
         keys = list(overrides) if isinstance(overrides, Mapping) else list(overrides)[::2]
@@ -207,8 +246,21 @@ class Run(Experiment):
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One mapping per epoch: epoch, lr, train/loss, train/accuracy, test/… or val/…"""
-        return read_metrics(self.folder)
+        """One mapping per epoch: epoch, lr, train/loss, train/accuracy, test/… or val/…
+
+        Raises:
+            RunError: something in `metrics.jsonl` is not what training writes.
+        """
+        epochs = read_metrics(self.folder)
+        split = "val" if any("val/loss" in epoch for epoch in epochs) else "test"
+        needed = ["lr", "seconds", "images_per_second", "train/loss", "train/accuracy",
+                  f"{split}/loss", f"{split}/accuracy", f"{split}/{self.config.TRAIN.MONITOR}"]
+        for epoch in epochs:
+            for name in needed:
+                if not isinstance(epoch.get(name), (int, float)):
+                    raise RunError(f"{self.folder / 'metrics.jsonl'}: epoch {epoch['epoch']} has "
+                                   f"no {name}", hint="Remove that line, or the file.")
+        return epochs
 
     @property
     def monitored(self) -> str:
@@ -272,7 +324,7 @@ class Run(Experiment):
     @cached_property
     def model(self) -> nn.Module:
         """The trained network on the device, in evaluation mode."""
-        return self._placed(self._trained.build_model())
+        return self._placed(self._trained.build_model(self.config.IMPORTS))
 
     @cached_property
     def _trained(self) -> Checkpoint:
@@ -343,8 +395,9 @@ class Run(Experiment):
 
 
 def _write_config(folder: Path, config: Config) -> None:
-    header = (f"# {config.name}, resolved: everything set here is what the run used.\n"
-              f"# Repeat it: python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}\n")
+    again = f"python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}"
+    header = (f"# {visible(config.name)}, resolved: everything set here is what the run used.\n"
+              f"# Repeat it: {visible(again)}\n")
     part = folder / "config.yaml.part"
     with writing(folder / "config.yaml"):
         part.write_text(header + config.dump(), encoding="utf-8")

@@ -147,8 +147,8 @@ def test_lines_of_metrics_that_are_no_epochs_are_left_out(run):
 
 
 def test_the_best_epoch_follows_the_monitor(run):
-    epochs = [{"epoch": 1, "test/loss": 1.0, "test/accuracy": 0.5, "seconds": 2.5},
-              {"epoch": 2, "test/loss": 0.5, "test/accuracy": 0.4, "seconds": 4.0}]
+    epochs = [{**run.metrics[0], "test/loss": 1.0, "test/accuracy": 0.5, "seconds": 2.5},
+              {**run.metrics[1], "test/loss": 0.5, "test/accuracy": 0.4, "seconds": 4.0}]
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     assert run.best["epoch"] == 1 and run.monitored == "test" and run.seconds == 6.5
     config = run.config.clone()
