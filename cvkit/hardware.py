@@ -243,17 +243,24 @@ def git_facts(folder: Path) -> dict[str, str]:
 
     A commit with uncommitted changes ends in "-dirty".
     """
-    facts = {}
-    for word, command in (("git", "describe --always --dirty --abbrev=12 --exclude=*"),
-                          ("repository", "remote get-url origin")):
+    def ask(command: str) -> str:
+        """Return what git answers; nothing where there is no git, no repository or no remote."""
         try:
             done = subprocess.run(["git", "-C", str(folder), *command.split()],
                                   capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
-            break  # no git
-        if done.returncode == 0:  # else no repository, or one without a remote
-            facts[word] = public_url(done.stdout.strip())
-    return facts
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    facts = {"git": ask("describe --always --abbrev=12 --exclude=*"),
+             "repository": public_url(ask("remote get-url origin"))}
+    # To look for changes git runs commands that the settings in the folder name, and those of its
+    # submodules. Of a repository that was unpacked, not cloned, they are a stranger's.
+    running = "--includes --name-only --get-regexp ^(filter[.].*|core[.]fsmonitor)$"
+    if facts["git"] and not ask(f"config --local {running}") + ask(f"config --worktree {running}"):
+        changes = "diff --name-only --no-ext-diff --no-textconv --ignore-submodules HEAD"
+        facts["git"] += "-dirty" * bool(ask(f"--no-optional-locks {changes}"))
+    return {word: value for word, value in facts.items() if value}
 
 
 def public_url(remote: str) -> str:
