@@ -7,18 +7,19 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import textwrap
 import types
 import typing
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cvkit.errors import ConfigError, UserError, raise_together, suggest
+from cvkit.errors import ConfigError, UserError, raise_together, suggest, visible
 
 NAME = "NAME"
 
@@ -382,40 +383,88 @@ def _suggest_choice(annotation: Any, value: Any) -> str | None:
 # -- a user's own files ----------------------------------------------------------------
 
 
-def import_user_code(names: list[str], where: object = None) -> None:
+def import_user_code(names: Iterable[str], where: object = None) -> None:
     """Import a config's `IMPORTS`: paths of Python files, or names of modules.
 
-    Modules are looked for in the current folder as well. A file is imported once.
+    The one door through which code comes that is not installed with cvkit. What is imported is
+    printed, once; a run folder supplies none. Modules are looked for in the current folder as well.
 
     Raises:
-        ConfigError: there is no such file or module.
+        ConfigError: there is no such file or module, or it lies in a run folder.
     """
     for name in names:
-        if not name.endswith(".py"):
-            if "" not in sys.path and str(Path.cwd()) not in sys.path:
-                sys.path.append(str(Path.cwd()))
-            try:
-                importlib.import_module(name)
-            except ModuleNotFoundError as error:
-                if error.name != name.split(".")[0] and error.name != name:
-                    raise
-                raise ConfigError(f"no module named {name!r}", where=where,
-                                  hint="IMPORTS takes modules, or paths that end in .py.") from None
+        if name.endswith(".py"):
+            _import_file(Path(name), where)
+        elif name not in sys.modules:
+            _import_module(name, where)
+
+
+def _import_file(path: Path, where: object) -> None:
+    _refuse_run_folder(path, where)
+    path = path.resolve()
+    if not path.is_file():
+        raise ConfigError(f"no file {path}", where=where,
+                          hint="Paths in IMPORTS are relative to the config that lists them.")
+    module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        print(f"imported   {visible(str(path))}")
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+
+
+def _import_module(name: str, where: object) -> None:
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in parts) or parts[0] in (
+            "__main__", *sys.stdlib_module_names):
+        raise ConfigError(f"{name!r} cannot be a module of yours", where=where,
+                          hint="IMPORTS takes modules, or paths that end in .py; names of Python's "
+                               "own modules are taken.")
+    here = Path.cwd()
+    if run_folder_of(here) is None and "" not in sys.path and str(here) not in sys.path:
+        sys.path.append(str(here))
+    wholes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    for whole in wholes:  # a.b is looked for by importing a, so where a lies is seen to first
+        if whole in sys.modules:
             continue
-        path = Path(name).resolve()
-        if not path.is_file():
-            raise ConfigError(f"no file {name}", where=where,
-                              hint="Paths in IMPORTS are relative to the config that lists them.")
-        module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
-        if module_name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(module_name, path)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[module_name]
+        try:
+            spec = importlib.util.find_spec(whole)
+        except ModuleNotFoundError as error:
+            if error.name not in wholes:
                 raise
+            spec = None
+        if spec is None:
+            inside = run_folder_of(here)
+            hint = ("IMPORTS takes modules, or paths that end in .py." if inside is None else
+                    f"None is looked for in {inside}: run folders supply no code.")
+            raise ConfigError(f"no module named {name!r}", where=where, hint=hint)
+        for place in (spec.origin, *(spec.submodule_search_locations or ())):
+            if place:
+                _refuse_run_folder(Path(place), where)
+        print(f"imported   {visible(spec.origin or whole)}")
+        importlib.import_module(whole)
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """Return the run folder that a path lies in, as it is written or as its links lead, or None."""
+    for start in (Path(os.path.abspath(path)), path.resolve()):
+        for folder in (start, *start.parents):
+            if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+                return folder
+    return None
+
+
+def _refuse_run_folder(path: Path, where: object) -> None:
+    folder = run_folder_of(path)
+    if folder is not None:
+        raise ConfigError(f"{path} lies in the run folder {folder}, which supplies no code",
+                          where=where, hint="Read the file; if you trust it, copy it elsewhere and "
+                                            "name that copy in IMPORTS.")
 
 
 # -- the registries --------------------------------------------------------------------
