@@ -20,7 +20,7 @@ from cvkit.data.images import (
     statistics,
     stratified_split,
 )
-from cvkit.errors import DataError
+from cvkit.errors import DataError, visible
 from cvkit.registry import DATASETS
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -228,6 +228,10 @@ def _list_classes(folder: Path) -> dict[str, list[str]]:
         what = f"{folder / empty[0]} holds no images" if empty else f"{folder} has no class folders"
         raise DataError(what, hint="Images lie in one folder per class and end in "
                                    f"{' '.join(IMAGE_ENDINGS)}.")
+    odd = [name for name in listing if visible(name) != name]
+    if odd:
+        raise DataError(f"{folder / odd[0]} has control characters in its name",
+                        hint="Rename it: a class is called as its folder, and that on one line.")
     if all(name.lower() in _SPLIT_WORDS for name in listing):
         raise DataError(f"{folder} has the folders {', '.join(listing)}, which are no classes",
                         hint="Splits are called train and test, or train and val, in lower case.")

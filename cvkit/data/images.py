@@ -22,6 +22,8 @@ from cvkit.errors import DataError
 
 Result = TypeVar("Result")
 
+# Not all that Pillow knows: for what looks like PostScript, whatever its name, it runs Ghostscript.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _SKIP_HINT = "DATA.DATASET.skip_unreadable true leaves such files out, and says so."
 
 
@@ -52,7 +54,7 @@ class ImageFiles(Sequence):
     def __getitem__(self, position: int) -> np.ndarray:
         path = str(self.paths[position])
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 if image.mode.startswith(("I", "F")):
                     raise DataError(f"{path} has {image.mode} pixels, more than 8 bits a channel",
                                     hint="Convert such images to 8 bits; "
@@ -116,7 +118,7 @@ class ImageSet:
             paths = self.images.paths[places].tolist()
             top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
             content = "\n".join(f"{os.path.relpath(path, top)} {_size(path)}"
-                                for path in paths).encode()
+                                for path in paths).encode(errors="surrogateescape")
         else:
             is_whole = len(self) == len(self.images)
             content = np.ascontiguousarray(self.images if is_whole else self.images[places])
