@@ -233,8 +233,9 @@ def _is_list(value: Any, is_item: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_item, value))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def is_text(value: Any) -> bool:
+    """Whether a value is text that can be written: half a character of two cannot."""
+    return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode()
 
 
 def _is_weights(value: Any) -> bool:
@@ -263,8 +264,8 @@ def _is_training(value: Any) -> bool:
 # Of each field, what it is in words and whether a value is that.
 _EXPECTED = {
     "model": ("tensors by name", _is_weights),
-    "config": ("text", _is_text),
-    "classes": ("a list of names", lambda value: _is_list(value, _is_text)),
+    "config": ("text", is_text),
+    "classes": ("a list of names", lambda value: _is_list(value, is_text)),
     "mean": ("a list of numbers", lambda value: _is_list(value, _is_number)),
     "std": ("a list of numbers from 0", lambda value: _is_list(
         value, lambda item: _is_number(item) and item >= 0)),
@@ -274,8 +275,8 @@ _EXPECTED = {
         and value[1] * value[2] < 2**27 and value[0] < 2**12),
     "epoch": ("a number from 0", _is_count),
     "metrics": ("values by name", lambda value: isinstance(value, dict)
-                and all(map(_is_text, value))),
-    "monitored": ("val or test", lambda value: _is_text(value) and value in ("val", "test")),
+                and all(map(is_text, value))),
+    "monitored": ("val or test", lambda value: is_text(value) and value in ("val", "test")),
     "training": ("what a run is resumed from", _is_training),
 }
 

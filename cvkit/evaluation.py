@@ -83,6 +83,7 @@ def evaluate(run: Run | str | Path | None = None) -> Predictions:
         UserError: no run, no checkpoint, no data, or a checkpoint that fits neither.
     """
     run = run if isinstance(run, Run) else open_run(run)
+    run.refuse_links()
     classes, loader = run.data.classes, run.loaders.test
     loss = build_loss(run.config.LOSS, len(classes)).to(run.device)
     predictions, _ = predict(run.model, loader, loss, build_metrics([], classes), classes,

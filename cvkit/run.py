@@ -10,7 +10,7 @@ import re
 import shlex
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cvkit.checkpoint import Checkpoint, verify_archive
+from cvkit.checkpoint import Checkpoint, is_text, verify_archive
 from cvkit.config import Config, read_config
 from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
@@ -42,6 +42,7 @@ MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPO
               "TRAIN.CHECKPOINT_EVERY")
 
 _RANGE_TEST = "lr_finder.json"
+WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")  # in a run folder, besides itself
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,7 +126,7 @@ class Predictions:
         """Raise ValueError unless all parts fit together."""
         images, number = self.probabilities.shape
         names = self.classes if isinstance(self.classes, list) else []
-        if not images or len(names) != number or not all(isinstance(name, str) for name in names):
+        if not images or len(names) != number or not all(map(is_text, names)):
             raise ValueError(f"it has {len(names)} names of classes and probabilities of shape "
                              f"{self.probabilities.shape}")
         for name, below in (("index", 2**53), ("true", number), ("predicted", number)):
@@ -227,6 +228,18 @@ class Run(Experiment):
             raise RunError(f"cannot write a run folder into {parent}: {error.strerror}",
                            hint="Choose another place with OUTPUT_DIR.") from None
         return cls(folder)
+
+    def refuse_links(self) -> None:
+        """Make sure that what is written into the folder, or told of it in a report, lies in it.
+
+        Whoever packed a folder may have put links to other files into it, or pipes. Every function
+        that writes into a finished run calls this first.
+
+        Raises:
+            RunError: names the first such thing where cvkit reads or writes.
+        """
+        folders = [self.folder, *(self.folder / name for name in WRITTEN_FOLDERS)]
+        refuse_links(path for folder in folders if folder.is_dir() for path in folder.iterdir())
 
     def keep_range_test(self, found: RangeTest) -> None:
         """Note how the learning rate was found."""
@@ -404,6 +417,21 @@ def _write_config(folder: Path, config: Config) -> None:
         os.replace(part, folder / "config.yaml")
 
 
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Refuse paths that are neither plain files nor folders.
+
+    Raises:
+        RunError: names the first of them.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise RunError(f"{path} is a link to {os.readlink(path)}; what lies in a run folder is "
+                           "not written or shown through links",
+                           hint="Remove it, or put a copy of what it leads to into its place.")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RunError(f"{path} is neither a file nor a folder", hint="Remove it.")
+
+
 def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:
     """Return the run folders that hold a checkpoint, oldest first."""
     name = config_name if config_name == "*" else glob.escape(config_name)
@@ -435,7 +463,7 @@ class Runs(Subject):
                 ["-- results"], *self._results()]
         lines = rows[:1]
         for row in rows[1:]:  # a long value goes on in the next line
-            parts = [textwrap.wrap(cell, 44) or [""] for cell in row]
+            parts = [textwrap.wrap(visible(cell), 44) or [""] for cell in row]
             lines += [list(line) for line in zip_longest(*parts, fillvalue="")]
         widths = [max(len(line[place]) for line in lines if len(line) > max(place, 1))
                   for place in range(len(rows[0]))]

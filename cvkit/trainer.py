@@ -234,6 +234,7 @@ class Trainer:
         is_resumed = distributed.from_main(lambda: run is not None)
         with contextlib.ExitStack() as stack:
             if run is not None:
+                run.refuse_links()
                 stack.enter_context(run.lock())
             if is_resumed:
                 self._load(run)

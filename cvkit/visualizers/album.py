@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from cvkit.config import load_config
-from cvkit.errors import ConfigError, RunError, UserError, raise_together
+from cvkit.errors import ConfigError, RunError, UserError, raise_together, visible
 from cvkit.experiment import Experiment, Subject
 from cvkit.registry import NAME, VISUALIZERS, import_user_code
-from cvkit.run import Run, Runs, open_run
+from cvkit.run import Run, Runs, open_run, refuse_links
 from cvkit.visualizers.flags import arguments_of
 
 
@@ -143,7 +143,8 @@ def file_name(node: Any) -> str:
         value = node.get(key, parameter.default)
         if key != "count" and value != parameter.default:
             words += value if isinstance(value, (list, tuple)) else [value]
-    return re.sub(r"[^\w.-]+", "-", "_".join(map(str, words)))[:100]
+    name = re.sub(r"[^\w.-]+", "-", "_".join(map(str, words)))
+    return name.encode()[:100].decode(errors="ignore")  # file systems count bytes
 
 
 def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
@@ -171,24 +172,32 @@ def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
             folder.mkdir(parents=True, exist_ok=True)
             drawn.figure.savefig(path, dpi=dpi)
             if getattr(drawn.figure, "table", ""):
-                path.with_name(f"{drawn.name}.txt").write_text(drawn.figure.table + "\n",
-                                                               encoding="utf-8")
+                path.with_name(f"{drawn.name}.txt").write_text(
+                    visible(drawn.figure.table, keep="\n\t") + "\n", encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}",
                            hint="Choose another folder with --out.") from None
-        tqdm.write(f"{path}\n    {getattr(drawn.figure, 'caption', '')}".rstrip())
+        caption = visible(getattr(drawn.figure, "caption", ""))
+        tqdm.write(f"{path}\n    {caption}".rstrip())
         saved.append(path)
     raise_together(list({str(problem): problem for problem in problems}.values()))
     return saved
 
 
 def visuals_folder(subject: Subject) -> Path:
-    """Return where pictures are kept: in the run folder, or beside the runs of a config."""
+    """Return where pictures are kept: in the run folder, or beside the runs of a config.
+
+    Raises:
+        RunError: links there would lead them elsewhere.
+    """
     if isinstance(subject, Run):
+        subject.refuse_links()
         return subject.folder / "visuals"
     if isinstance(subject, Runs):
         folders = [run.folder.resolve() for run in subject.runs]
         first, second, *others = (f"{folder.parent.name}_{folder.name}" for folder in folders)
         rest = f"and_{len(others) + 1}_more" if others else second
-        return subject.runs[0].folder.parent.parent / "compare" / f"{first}_{rest}"
+        folder = subject.runs[0].folder.parent.parent / "compare" / f"{first}_{rest}"
+        refuse_links([folder.parent, folder, *(folder.iterdir() if folder.is_dir() else ())])
+        return folder
     return Path(subject.config.OUTPUT_DIR, subject.config.name, "visuals")

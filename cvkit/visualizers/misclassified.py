@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cvkit.data import ImageData
-from cvkit.errors import ConfigError, suggest
+from cvkit.errors import ConfigError, suggest, visible
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
 from cvkit.visualizers.drawing import (
@@ -71,7 +71,7 @@ def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], head
         show_image(axis, image, title, WRONG)
     figure.table = "\n".join(
         f"{title.splitlines()[-1]:>8}  {data.classes[data.test.labels[position]]} → "
-        f"{predictions.classes[predictions.predicted[row]]}  {data.test.name(position)}"
+        f"{predictions.classes[predictions.predicted[row]]}  {visible(data.test.name(position))}"
         for title, row, position in zip(titles, rows, positions, strict=True))
     return figure
 
