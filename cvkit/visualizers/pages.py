@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,13 @@ def _block_markdown(block: Block) -> str:
 
 
 def _cell_markdown(cell: str | Link) -> str:
-    text = _escape(cell.text if isinstance(cell, Link) else cell).replace("\n", " ")
-    return f"[{text}]({cell.url})" if isinstance(cell, Link) else text
+    text = _escape(cell.text if isinstance(cell, Link) else cell)
+    url = quote(cell.url, safe="/:#?&=%+~@,;") if isinstance(cell, Link) else ""
+    return f"[{text}]({url})" if url else text
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#$])", r"\\\1", text)
+    """Return text as Markdown that shows it, on one line: no HTML, links, lists or formulas."""
+    text = " ".join(text.split())
+    text = re.sub(r"([\\`*_\[\]<>|#$~&])", r"\\\1", text)
+    return re.sub(r"^(\d*)([-+.)=])", r"\1\\\2", text)

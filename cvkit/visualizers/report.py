@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import cvkit
-from cvkit.errors import RunError
+from cvkit.errors import RunError, visible
 from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
 from cvkit.models import count_parameters
@@ -50,6 +50,7 @@ _PICTURES = {
 }
 _ALWAYS = ("curves", "lr_finder", "misclassified", "cam", "confusion", "dataset", "samples",
            "architecture", "summary")
+_GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*"}
 _TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}  # folded away
 
 
@@ -72,6 +73,7 @@ def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = 
     """
     if not isinstance(run, Run):
         raise RunError(f"a report is of one finished run; this is {run.what}", hint=run.instead)
+    run.refuse_links()  # before their content is put into what one hands in
     if not run.metrics:
         raise RunError(f"{run.folder} has no finished epoch, so there is nothing to report")
     run.predictions, run.model, run.data  # noqa: B018  told at once if one of them is missing
@@ -86,8 +88,8 @@ def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = 
             for block in blocks:
                 if isinstance(block, Image):
                     (folder / "images" / f"{block.name}.png").write_bytes(block.png)
-        paths[0].write_text(render_html(title, sections), encoding="utf-8")
-        paths[1].write_text(render_markdown(title, sections), encoding="utf-8")
+        for path, render in zip(paths, (render_html, render_markdown)):
+            path.write_text(visible(render(title, sections), keep="\n\t"), encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write the report into {folder}: {error.strerror}",
                        hint="Choose another folder with --out.") from None
@@ -224,7 +226,7 @@ def _repeat(run: Run, facts: dict[str, str]) -> list[Block]:
     lines = []
     if facts.get("repository"):
         folder = facts["repository"].rsplit("/", 1)[-1]
-        lines += [f"git clone {facts['repository']}", f"cd {folder}"]
+        lines += [f"git clone {shlex.quote(facts['repository'])}", f"cd {shlex.quote(folder)}"]
         if facts.get("git"):
             lines.append(f"git checkout {facts['git'].removesuffix('-dirty')}")
     config = f"{run.config.name}.yaml"
@@ -259,7 +261,7 @@ def _handed_in(run: Run, facts: dict[str, str]) -> Table:
         ["Training log", Link("log", "#training-log")],
         ["Misclassified images", Link("gallery", "#misclassified-images")],
         ["Class activation maps", Link("gallery", "#where-the-model-looked")],
-        ["Repository", Link(repository, repository) if repository.startswith("http") else
+        ["Repository", Link(repository, repository) if re.match("https?://", repository) else
          repository or "not recorded: training was not started in a git clone that has a remote"],
         ["README", Link("README.md", "README.md")],
     ])
@@ -272,9 +274,13 @@ def _notes(run: Run) -> list[Section]:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    """Return the lines of environment.txt by what stands before the colon."""
+    """Return the lines of environment.txt by what stands before the colon.
+
+    Those that become commands to repeat are left out if they are not of the form that git gives.
+    """
     pairs = (line.partition(": ") for line in _read(run, "environment.txt").splitlines())
-    return {key: value for key, _, value in pairs}
+    return {key: value for key, _, value in pairs
+            if key not in _GIT or re.fullmatch(_GIT[key], value)}
 
 
 def _read(run: Run, name: str) -> str:
