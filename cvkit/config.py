@@ -217,7 +217,7 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, path: str, level: in
         return value
 
     # An alias stands for the same node: ten of ten of ten … would be more than memory holds.
-    loader.room -= 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+    loader.room -= 4 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
     if loader.room < 0 or level > _MOST_LEVELS:
         raise ConfigError(_TOO_LARGE if loader.room < 0 else _TOO_DEEP,
                           where=f"{origin(node)} {path[:60]}".strip())

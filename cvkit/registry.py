@@ -395,7 +395,7 @@ def import_user_code(names: Iterable[str], where: object = None) -> None:
     for name in names:
         if name.endswith(".py"):
             _import_file(Path(name), where)
-        elif name not in sys.modules:
+        else:
             _import_module(name, where)
 
 
@@ -425,6 +425,8 @@ def _import_module(name: str, where: object) -> None:
         raise ConfigError(f"{name!r} cannot be a module of yours", where=where,
                           hint="IMPORTS takes modules, or paths that end in .py; names of Python's "
                                "own modules are taken.")
+    if name in sys.modules:
+        return
     here = Path.cwd()
     if run_folder_of(here) is None and "" not in sys.path and str(here) not in sys.path:
         sys.path.append(str(here))

@@ -163,7 +163,8 @@ def _block_markdown(block: Block) -> str:
         longest = max(map(len, re.findall("`+", block.text)), default=0)
         fence = "`" * max(3, longest + 1)
         code = f"{fence}{block.language}\n{block.text.rstrip()}\n{fence}"
-        return (f"<details><summary>{html.escape(block.title)}</summary>\n\n{code}\n\n</details>"
+        title = html.escape(" ".join(block.title.split()))
+        return (f"<details><summary>{title}</summary>\n\n{code}\n\n</details>"
                 if block.title else code)
     return f"![{_escape(block.caption)}](images/{block.name}.png)"
 
