@@ -179,4 +179,4 @@ def _escape(text: str) -> str:
     """Return text as Markdown that shows it, on one line: no HTML, links, lists or formulas."""
     text = " ".join(text.split())
     text = re.sub(r"([\\`*_\[\]<>|#$~&])", r"\\\1", text)
-    return re.sub(r"^(\d*)([-+.)=])", r"\1\\\2", text)
+    return re.sub(r"^(\d*)([-+.)=])(?=[ =-]|$)", r"\1\\\2", text)  # no list, no line
