@@ -46,8 +46,9 @@ def test_cells_have_counts_and_rates(run, known):
 
 
 def test_a_class_without_images_and_a_model_without_mistakes(run, known):
-    replace(known, predicted=TRUE, true=TRUE, classes=["cat", "dog", "ox", "emu"]).save(
-        run.folder / "predictions.npz")
+    replace(known, predicted=TRUE, true=TRUE, classes=["cat", "dog", "ox", "emu"],
+            probabilities=np.full((len(TRUE), 4), 0.25, np.float32)).save(
+                run.folder / "predictions.npz")
     figure = run.visualize("confusion")
     assert "none: every image is right" in [text.get_text() for text in figure.texts]
     assert "no images" in [text.get_text() for text in figure.axes[1].texts]
