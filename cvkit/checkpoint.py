@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -151,31 +149,6 @@ def in_words(epoch: int, batches: int) -> str:
     return f"in epoch {epoch + 1}, after batch {batches}" if batches else f"after epoch {epoch}"
 
 
-class Pace:
-    """When to save inside an epoch.
-
-    Args:
-        every: TRAIN.CHECKPOINT_EVERY: "epoch" never does, "500 steps" counts optimizer steps of
-            the whole training, "10 minutes" the time since the last saving.
-    """
-
-    def __init__(self, every: str):
-        number, unit = re.fullmatch(r"(\d*) ?([a-z]).*", every).groups()
-        self._steps = int(number) if unit == "s" else 0
-        self._seconds = 60 * int(number) if unit == "m" else math.inf
-        self.restart()
-
-    def restart(self) -> None:
-        """Count minutes from now."""
-        self._saved = time.monotonic()  # a clock that nobody sets
-
-    def is_due(self, steps: int) -> bool:
-        """Whether to save after that many steps of the optimizer."""
-        if self._steps:
-            return steps % self._steps == 0
-        return time.monotonic() - self._saved >= self._seconds
-
-
 # -- checking what is read ---------------------------------------------------------------
 
 
@@ -253,9 +226,11 @@ def _is_training(value: Any) -> bool:
             "optimizer", "schedule", "scaler")):
         return False
     optimizer, best, ema = value["optimizer"], value.get("best"), value.get("ema")
+    within = value.get("within", {"batches": 0})
     return (isinstance(optimizer.get("state"), dict)
             and _is_list(optimizer.get("param_groups"), lambda group: isinstance(group, dict))
             and isinstance(value.get("backend", ""), str)
+            and (within is None or (isinstance(within, dict) and _is_count(within.get("batches"))))
             and (best is None or (isinstance(best, dict) and _is_count(best.get("epoch"))))
             and (ema is None or (isinstance(ema, dict) and _is_count(ema.get("steps"))
                                  and _is_weights(ema.get("model")))))

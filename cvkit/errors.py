@@ -95,14 +95,21 @@ def writing(path: object) -> Iterator[None]:
                        hint="Is the disk full, or may you not write there?") from error
 
 
-def run_tool(main: Callable[[], int | None]) -> None:
+def run_tool(main: Callable[[], int | None], is_shared: bool = False) -> None:
     """Run a command-line tool: a `UserError` becomes its message and exit code 2.
+
+    Args:
+        main: the tool.
+        is_shared: whether several processes, started by torchrun, can do its work together.
 
     Of several processes the first to fail says why; the others only lost contact with it.
     """
     from cvkit import distributed
 
     try:
+        if distributed.local_size() > 1 and not is_shared:
+            raise UserError(f"{os.path.basename(sys.argv[0])} runs in one process",
+                            hint="torchrun is for tools/train.py.")
         sys.exit(main())
     except UserError as error:
         if distributed.is_first_to_fail():

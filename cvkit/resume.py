@@ -1,7 +1,9 @@
-"""Which run a config can go on with, and why not; and what is known inside an epoch."""
+"""Which run a config can go on with, and why not; what is saved inside an epoch, and when."""
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,10 +76,37 @@ class EpochState:
             return cls()
         state = cls(saved["batches"], saved["rate"], list(saved["rates"]),
                     seconds=saved["seconds"], random=saved["random"])
+        for parts in state.random:
+            torch.Generator().set_state(parts["cpu"].clone())  # refuses what is no state
         if distributed.is_main():  # which counts for all
             state.loss.load_state_dict(saved["loss"])
             state.accuracy.load_state_dict(saved["accuracy"])
         return state
+
+
+class Pace:
+    """When to save inside an epoch.
+
+    Args:
+        every: TRAIN.CHECKPOINT_EVERY: "epoch" never does, "500 steps" counts optimizer steps of
+            the whole training, "10 minutes" the time since the last saving.
+    """
+
+    def __init__(self, every: str):
+        number, unit = re.fullmatch(r"(\d*) ?([a-z]).*", every).groups()
+        self._steps = int(number) if unit == "s" else 0
+        self._seconds = 60 * int(number) if unit == "m" else math.inf
+        self.restart()
+
+    def restart(self) -> None:
+        """Count minutes from now."""
+        self._saved = time.monotonic()  # a clock that nobody sets
+
+    def is_due(self, steps: int) -> bool:
+        """Whether to save after that many steps of the optimizer."""
+        if self._steps:
+            return steps % self._steps == 0
+        return time.monotonic() - self._saved >= self._seconds
 
 
 def newest_run_of(config: Config) -> Run | None:

@@ -359,7 +359,10 @@ class Run(Experiment):
             before = self.checkpoints / "previous.pt"
             if name != "last" or not before.is_file():
                 raise
-            checkpoint = Checkpoint.load(before)
+            try:
+                checkpoint = Checkpoint.load(before)
+            except CheckpointError:
+                raise error from None  # that of the one which was asked for
             print(f"note       {error.problem}; taking the one before it, previous.pt, saved "
                   f"{checkpoint.place}")
             return checkpoint

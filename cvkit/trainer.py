@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cvkit import __version__, distributed
-from cvkit.checkpoint import Checkpoint, Pace, in_words, load_weights
+from cvkit.checkpoint import Checkpoint, in_words, load_weights
 from cvkit.config import Config, check_components
 from cvkit.data.loaders import Batch
 from cvkit.ema import EMA
@@ -51,7 +51,7 @@ from cvkit.models import count_parameters
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
-from cvkit.resume import EpochState, as_begun, is_planned, newest_run_of, refuse_changes
+from cvkit.resume import EpochState, Pace, as_begun, is_planned, newest_run_of, refuse_changes
 from cvkit.run import Predictions, Run, duration, open_run, test_line
 from cvkit.sanity import Warner, after_epoch, before_training, idle_scheduler
 from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate

@@ -20,11 +20,12 @@ import torch
 from conftest import ROOT, TINY, paint
 from test_kill import same
 
-from cvkit.checkpoint import Checkpoint, Pace
+from cvkit.checkpoint import Checkpoint
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, DataError, RunError
 from cvkit.hardware import largest_that_fits
 from cvkit.registry import TRANSFORMS
+from cvkit.resume import Pace
 from cvkit.run import Run, find_runs
 from cvkit.trainer import Trainer, train
 
