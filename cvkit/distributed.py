@@ -64,7 +64,10 @@ def start(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _store, *_ = next(distributed.rendezvous("env://", timeout=_TIMEOUT))
+    store, *_ = next(distributed.rendezvous("env://", timeout=_TIMEOUT))
+    # With --max-restarts it can be the same as before, with the addresses of processes now gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    _store = distributed.PrefixStore(f"cvkit/{attempt}", store)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                                    store=_store, rank=rank(), world_size=count, timeout=_TIMEOUT)
     _patient = distributed.new_group(backend="gloo", timeout=_PATIENCE)
@@ -166,7 +169,7 @@ def is_first_to_fail() -> bool:
     """Note that this process fails; whether it is the first, whose error is the cause."""
     if _store is None:
         return local_rank() == 0  # nothing was begun: all fail in the same way
-    return _store.add("cvkit/failed", 1) == 1
+    return _store.add("failed", 1) == 1
 
 
 def is_loss_of_contact(error: BaseException) -> bool:

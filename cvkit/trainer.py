@@ -351,8 +351,6 @@ class Trainer:
         for writer in writers:
             writer.write(self.epoch, record)
         self._save()
-        if is_best and self.run is not None:  # after last.pt, from which it can be made again
-            self.run.save(self._checkpoint(), "best")
 
         def words(values: dict[str, float]) -> str:
             return f"loss {values['loss']:.4f} acc {100 * values['accuracy']:6.2f}%"
@@ -364,6 +362,8 @@ class Trainer:
         self.log.show(line if not self.log.is_live else test_line(
             values["loss"], predictions.correct, len(predictions.true)).replace(
                 "Test set", "Test set" if monitored == "test" else "Validation set"))
+        if is_best and self.run is not None:  # after last.pt, from which it can be made again
+            self.run.save(self._checkpoint(), "best")
         self._say_left_out({*self.loaders.train.left_out, *self.loaders.monitored.left_out})
         if self.run is not None:
             self.warn(after_epoch(self.config, self.data, self.loss, self.run.metrics,

@@ -297,3 +297,22 @@ def test_a_lost_process_ends_the_job_and_another_number_goes_on(noisy, processes
     again = {**settings, "TRAIN.EPOCHS": epoch + 1}
     resumed = end(begin(processes, 3, again, resume=True))
     assert [values["epoch"] for values in resumed.metrics] == list(range(1, epoch + 2))
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_job_and_it_goes_on(noisy):
+    """As on a cluster that gives the machine back: no one types the second command."""
+    settings = {**GROUPS, "TRAIN.EPOCHS": 4, "TRAIN.CHECKPOINT_EVERY": "1 step"}
+    Path("0").mkdir()
+    job = torchrun(noisy, *pairs(settings), "--resume", "auto", cwd="0",
+                   nodes=["--nproc-per-node=2", "--max-restarts=1"])
+    deadline = time.monotonic() + 60
+    while not any(Path("0").rglob("metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True,
+                             check=True).stdout.split()
+    os.kill(int(workers[1]), signal.SIGKILL)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 0 and said.count("resumed    ") == 1, said
+    (folder,) = find_runs("0/runs")
+    agree(alone(settings), Run(folder), tolerance=1e-4)
