@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import signal
 import sys
 import unicodedata
@@ -28,7 +29,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         message = f"{self.where}: {self.problem}" if self.where else self.problem
-        return f"{message}\n  {self.hint}" if self.hint else message
+        message = f"{message}\n  {self.hint}" if self.hint else message
+        # A word that fills the screen, a key pasted by mistake, hides what is said about it.
+        return re.sub(r"(\S{200})\S{200,}(\S{20})", r"\1…\2", message)
 
 
 class ConfigError(UserError):

@@ -21,6 +21,12 @@ def test_suggest_does_not_guess_wildly_and_keeps_long_lists_short():
     assert text.endswith("and 28 more.")
 
 
+def test_a_word_that_fills_the_screen_is_shortened_in_its_middle():
+    text = str(ConfigError(f"unknown key {'key' * 5000}", hint="Did you mean KEY?"))
+    assert text.startswith("unknown key keykey") and "…" in text and len(text) < 300
+    assert text.endswith("\n  Did you mean KEY?")
+
+
 def test_problems_are_raised_as_one_message():
     raise_together([])
     with pytest.raises(ConfigError) as caught:
