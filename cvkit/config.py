@@ -600,9 +600,6 @@ def _merge_items(base: Any, over: _ByNumber) -> list[Any]:
 
 def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -> Config:
     """Return a file merged over its `_BASE_` files."""
-    if path.resolve() in [link.resolve() for link in chain]:
-        circle = " -> ".join(str(link) for link in (*chain, path))
-        raise ConfigError(f"{BASE} goes in a circle: {circle}", where=where)
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MOST_TEXT + 1)  # no more: a _BASE_ may be /dev/zero
@@ -617,8 +614,12 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
                           hint=suggest(asked, names) or None) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file in UTF-8", where=where) from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", where=where) from None
+    except (OSError, ValueError) as error:  # of a path with a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read {str(path)!r}: {reason}", where=where) from None
+    if path.resolve() in [link.resolve() for link in chain]:
+        circle = " -> ".join(str(link) for link in (*chain, path))
+        raise ConfigError(f"{BASE} goes in a circle: {circle}", where=where)
     config = _parse(text, str(path))
     config = Config() if config is None else config
     if not isinstance(config, Config):
@@ -631,7 +632,7 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
     dict.pop(config, BASE, None)
     if isinstance(config.get("IMPORTS"), list):
         dict.__setitem__(config, "IMPORTS", [
-            str((path.parent / item).resolve()) if isinstance(item, str) and item.endswith(".py")
+            os.path.abspath(path.parent / item) if isinstance(item, str) and item.endswith(".py")
             else item for item in config["IMPORTS"]])
     merged = Config()
     for base in bases:
@@ -670,7 +671,7 @@ def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
             item = node
         tree = merge(tree, item)
     if isinstance(tree.get("IMPORTS"), list):
-        tree._put("IMPORTS", [str(Path(item).resolve()) if str(item).endswith(".py") else item
+        tree._put("IMPORTS", [os.path.abspath(item) if str(item).endswith(".py") else item
                               for item in tree["IMPORTS"]], origin)
     return tree
 

@@ -400,10 +400,10 @@ def import_user_code(names: Iterable[str], where: object = None) -> None:
 
 
 def _import_file(path: Path, where: object) -> None:
-    _refuse_run_folder(path, where)
-    if not path.is_file():
+    if not os.path.isfile(path):  # which takes what no path can be as well
         raise ConfigError(f"no file {path}", where=where,
                           hint="Paths in IMPORTS are relative to the config that lists them.")
+    _refuse_run_folder(path, where)
     path = path.resolve()
     module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if module_name not in sys.modules:

@@ -425,6 +425,27 @@ def test_bad_overrides(write, overrides, expected):
     assert expected in found and "command line" in found
 
 
+def test_paths_that_cannot_be_are_refused(write, tmp_path):
+    (tmp_path / "link.yaml").symlink_to("link.yaml")
+    for path, reason in (('"a\\0b"', "null byte"), ("link.yaml", "symbolic links"),
+                         ("x" * 3000, "File name too long")):
+        found = message(write(f"_BASE_: {path}\n"))
+        assert "a.yaml:4 _BASE_: cannot read" in found and reason in found and len(found) < 900
+
+
+@pytest.mark.parametrize("word", ["", ".", "..", ".x", "a..b", "a b", '"a\\0b"', '"a\\0.py"', "x" * 999 + ".py"])
+def test_imports_that_cannot_be_are_refused(write, word):
+    for make in (lambda: load_config(write(f"IMPORTS: [{word or repr(word)}]\n")),
+                 lambda: load_config(write(""), ["IMPORTS", f"[{word or repr(word)}]"])):
+        with pytest.raises(ConfigError, match="IMPORTS: no "):
+            check_components(make())
+
+
+def test_an_empty_section_lacks_components_of_the_file(write):
+    assert re.search(r"a\.yaml: DATA\.DATASET is missing", message(
+        write("DATA: {}\n", head=HEAD.replace("DATA: {DATASET: {NAME: Digits}}\n", ""))))
+
+
 def test_values_are_parsed_by_the_same_rules():
     assert parse_value("1e-3") == 1e-3 and parse_value("") is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +42,7 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
         UserError: it is not there, or wrong.
     """
     words = list(words)
-    if words and Path(words[0], "config.yaml").is_file():
+    if words and os.path.isfile(os.path.join(words[0], "config.yaml")):
         raise ConfigError(f"{words[0]} is a run folder", hint=f"Name it with --run {words[0]}")
     if words and words[0].replace("-", "_") in VISUALIZERS.own:
         raise ConfigError(f"{words[0]} is a picture",
