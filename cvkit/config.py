@@ -714,7 +714,10 @@ def _conform_root(config: Config, schema: Mapping[str, Any] = SCHEMA, path: str 
     """
     problems: list[ConfigError] = []
     _refuse_numbers(config)
+    file = _files(config)
     config = _conform(config, schema, path, DEFAULT, problems)
+    for problem in problems:  # of a section that is empty or absent
+        problem.where = problem.where or file
     raise_together(problems)
     config._set_path(path)
     return config
