@@ -514,16 +514,22 @@ def _flow(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+def _key(key: str, indent: str) -> str:
+    """Return a key as it is written, up to the colon."""
+    text = _flow(key)
+    return text if len(text) < 1000 else f"? {text}\n{indent}"  # YAML reads no longer ones
+
+
 def _dump_lines(config: Config, indent: str = "") -> Iterator[tuple[str, str]]:
     for key, value in config.items():
-        origin = str(config.origin(key))
+        origin, key = str(config.origin(key)), _key(key, indent)
         if isinstance(value, Config) and value and NAME not in value:
             yield f"{indent}{key}:", ""
             yield from _dump_lines(value, indent + "  ")
         elif isinstance(value, Config) and value:
             yield f"{indent}{key}:", ""
-            yield from ((f"{indent}  {_flow(name)}: {_flow(item)}", str(value.origin(name)))
-                        for name, item in value.items())
+            yield from ((f"{indent}  {_key(name, f'{indent}  ')}: {_flow(item)}",
+                         str(value.origin(name))) for name, item in value.items())
         elif isinstance(value, (list, tuple)) and any(isinstance(item, Config) for item in value):
             yield f"{indent}{key}:", ""
             for item in value:
