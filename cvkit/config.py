@@ -665,8 +665,12 @@ def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
     tree = Config()
-    # A whole list or node first, then what is set within it, in whichever order they came.
-    for key, value in sorted(pairs, key=lambda pair: pair[0].count(".")):
+    # A whole list or node first, then its NAME, which drops what the node had, then what else is
+    # set within it, in whichever order they came.
+    def rank(pair: tuple[str, Any]) -> tuple[int, bool]:
+        return pair[0].count("."), pair[0].split(".")[-1] != NAME
+
+    for key, value in sorted(pairs, key=rank):
         parts = key.split(".")
         is_text = isinstance(value, str) and origin is COMMAND_LINE
         item = _adopt(parse_value(value) if is_text else value, origin)
