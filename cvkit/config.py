@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -700,8 +701,16 @@ def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: Origin)
     return ConfigError(f"unknown key {key}", where=f"{origin} {dotted}", hint=hint)
 
 
-def unknown_flag(flag: str) -> ConfigError:
-    """Return the error for `--epochs`, which other tools have and this one sets as a key."""
+def unknown_flag(flag: str, usage: str = "") -> ConfigError:
+    """Return the error for `--epochs`, which other tools have and this one sets as a key.
+
+    Args:
+        flag: that is unknown.
+        usage: of the tool, whose flags may be meant.
+    """
+    own = difflib.get_close_matches(flag.split("=")[0], re.findall(r"--[\w-]+", usage), n=1)
+    if own:
+        return ConfigError(f"no flag {flag}", where=COMMAND_LINE, hint=f"Did you mean {own[0]}?")
     word = flag.strip("-").replace("-", "_").upper()
     meant = [key for key in _all_keys(SCHEMA) if key.split(".")[-1] == word]
     hint = "Settings are KEY VALUE pairs: TRAIN.EPOCHS 5 OPTIMIZER.lr 0.05"

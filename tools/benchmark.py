@@ -23,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     args, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        raise unknown_flag(unknown[0])
+        raise unknown_flag(unknown[0], parser.format_usage())
     return args
 
 

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/CONFIG/visuals")
     args, unknown = parser.parse_known_intermixed_args()
     if unknown:
-        raise unknown_flag(unknown[0])
+        raise unknown_flag(unknown[0], parser.format_usage())
     config = load_config(args.config, args.overrides)
     from cvkit.experiment import Experiment
     from cvkit.trainer import Trainer

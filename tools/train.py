@@ -33,11 +33,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="print the resolved config and where each value was set")
     args, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        raise unknown_flag(unknown[0])
-    if args.resume and not (args.config or "").endswith((".yaml", ".yml")):
+        raise unknown_flag(unknown[0], parser.format_usage())
+    names_config = (args.config or "").endswith((".yaml", ".yml"))
+    if args.resume and args.resume != "auto" and not names_config:
         args.overrides[:0] = [args.config] if args.config else []
         args.config = str(Path(args.resume, "config.yaml"))
-    elif not args.config:
+    elif not args.config or (args.resume and not names_config):
         parser.error("CONFIG is missing, a YAML file such as configs/resnet18_digits.yaml")
     return args
 
@@ -46,8 +47,7 @@ def main() -> None:
     args = parse(sys.argv[1:])
     config = load_config(args.config, args.overrides)
     if args.print_config:
-        print(config.dump(origins=True), end="")
-        return
+        return print(config.dump(origins=True), end="")
     from cvkit.trainer import Trainer, train  # imports torch: after what can be told without it
 
     if args.check:
