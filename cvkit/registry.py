@@ -175,8 +175,9 @@ class Registry:
             elif key in parameters and not accepts(parameters[key].annotation, value):
                 annotation = parameters[key].annotation
                 hint = _suggest_choice(annotation, value)
-                problem = (f"cannot be {value!r}" if hint  # which lists what it can be
-                           else f"takes {describe_type(annotation)}, not {value!r}")
+                shown = repr(_as_written(value))
+                problem = (f"cannot be {shown}" if hint  # which lists what it can be
+                           else f"takes {describe_type(annotation)}, not {shown}")
                 yield ConfigError(f"{key} of {self.kind} {name} {problem}",
                                   where=where_in(node, key), hint=hint)
             for nested in _nested_nodes(value):
@@ -243,6 +244,13 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and NAME in value
 
 
+def _as_written(value: Any) -> Any:
+    """Return a value with its nodes as dicts and its lists as lists, for messages."""
+    if isinstance(value, Mapping):
+        return {key: _as_written(item) for key, item in value.items()}
+    return [_as_written(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def _nested_nodes(value: Any) -> list[Any]:
     items = value if isinstance(value, (list, tuple)) else [value]
     return [item for item in items if _is_node(item)]
@@ -253,7 +261,7 @@ def _split(node: Any, kind: str) -> tuple[str, dict[str, Any]]:
     if isinstance(node, str):
         return node, {}
     if not _is_node(node) or not isinstance(node[NAME], str):
-        raise ConfigError(f"a {kind} is a node {{NAME: …}}, not {node!r}",
+        raise ConfigError(f"a {kind} is a node {{NAME: …}}, not {_as_written(node)!r}",
                           where=where_in(node))
     return node[NAME], {key: value for key, value in node.items() if key != NAME}
 

@@ -203,6 +203,26 @@ def test_a_refused_value_is_the_users_error(kind, node, offered, expected):
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("kind, node, offered, expected", [
+    (SCHEDULERS, {"NAME": "CyclicLR", "base_lr": 0.1, "max_lr": 1, "last_epoch": 7},
+     {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)}, "scheduler CyclicLR cannot be built: "),
+    (MODELS, {"NAME": "resnet18", "width": 2**40}, {}, "model resnet18 cannot be built: "),
+    (DATASETS, {"NAME": "ImageFolder", "root": "x" * 3000}, {}, "dataset ImageFolder cannot be built: "),
+    (TRANSFORMS, {"NAME": "Affine", "p": 2, "interpolation": 77}, {},
+     "transform Affine cannot be built: p: Input should be less than or equal to 1, not 2; interp")])
+def test_what_cvkit_hands_on_to_a_library_is_the_users_error_too(kind, node, offered, expected):
+    with pytest.raises(ConfigError) as caught:
+        kind.build(node, **offered)
+    assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_values_are_shown_as_they_were_written(tmp_path):
+    (tmp_path / "a.yaml").write_text("MODEL: {NAME: resnet18, strides: [1, {a: 2}]}\n"
+                                     "DATA: {DATASET: {NAME: Digits}}\nOPTIMIZER: {NAME: SGD, lr: 1}\n")
+    with pytest.raises(ConfigError, match=r"takes list\[int\], not \[1, \{'a': 2\}\]"):
+        MODELS.check(load_config(tmp_path / "a.yaml").MODEL)
+
+
 def test_a_bug_in_registered_code_keeps_its_traceback(registry):
     @registry.register()
     def broken():
