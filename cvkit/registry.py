@@ -218,16 +218,18 @@ class Registry:
                      for key, value in arguments.items()}
         facts = {key: value for key, value in offered.items()
                  if key in parameters and key not in arguments}
-        # A library's constructor is taken to be right and the value wrong; in registered
-        # code only a ValueError says so, the rest may be a bug and keeps its traceback.
-        refusals = ValueError if name in self._entries else Exception
+        # A library's constructor is taken to be right and the value wrong, and so is cvkit's,
+        # which hands values on to one; in your own code only a ValueError says so, the rest may
+        # be a bug and keeps its traceback.
+        is_own_code = name in self._entries and not entry.__module__.startswith("cvkit.")
+        refusals = ValueError if is_own_code else Exception
         try:
             return entry(**facts, **arguments)
         except UserError as error:
             error.where = error.where or where_in(node, NAME)
             raise
         except refusals as error:
-            reason = str(error).strip() or type(error).__name__
+            reason = _reason(error)
             named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", reason)]
             raise ConfigError(f"{self.kind} {name} cannot be built: {reason}",
                               where=where_in(node, named[0] if named else NAME)) from error
@@ -238,6 +240,15 @@ class Registry:
         if isinstance(value, (list, tuple)) and any(_is_node(item) for item in value):
             return [self.build(item, **offered) for item in value]
         return value
+
+
+def _reason(error: Exception) -> str:
+    """Return why a constructor refused its arguments."""
+    checked = error.__cause__  # of pydantic, which takes four lines a value, for albumentations
+    if hasattr(checked, "errors"):
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}, not {each['input']!r}"
+                         for each in checked.errors())
+    return str(error).strip() or type(error).__name__
 
 
 def _is_node(value: Any) -> bool:
