@@ -494,7 +494,8 @@ REGISTRIES: dict[str, Registry] = {}
 
 DATASETS = Registry("dataset", "cvkit.data.datasets", offers=("seed",))
 TRANSFORMS = Registry("transform", "cvkit.data.transforms",
-                      offers=("data_mean", "data_std", "num_classes"))
+                      offers=("data_mean", "data_std", "num_classes"),
+                      reserved=("data_mean", "data_std", "num_classes"))
 MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"))
 LOSSES = Registry("loss", "cvkit.losses", offers=("num_classes",))
 OPTIMIZERS = Registry("optimizer", "cvkit.optimizers", offers=("params", "fused"),
@@ -503,7 +504,7 @@ SCHEDULERS = Registry("scheduler", "cvkit.schedulers", offers=(
     "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max", "max_lr"),
                       reserved=("optimizer",))
 METRICS = Registry("metric", "cvkit.metrics", offers=("classes", "num_classes"),
-                   reserved=("classes",))
+                   reserved=("classes", "num_classes"))
 WRITERS = Registry("writer", "cvkit.writers", offers=("folder", "config"),
                    reserved=("folder", "config"))
 _SHOWN = ("compared", "range_test", "run", "runs", "predictions", "model", "loaders", "data",

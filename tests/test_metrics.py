@@ -63,6 +63,11 @@ def test_an_impossible_k_is_refused(k):
         values({"NAME": "TopKAccuracy", "k": k})
 
 
+def test_the_number_of_classes_is_the_data_s_alone():
+    with pytest.raises(ConfigError, match="TopKAccuracy has no argument 'num_classes'"):
+        values({"NAME": "TopKAccuracy", "k": 11, "num_classes": 12})
+
+
 def test_the_first_batch_that_is_not_finite_is_found_between_looks():
     mean = Mean()
     for value in (1.0, 2.0):
