@@ -298,3 +298,29 @@ def test_grey_images_keep_their_channel_axis():
              {"NAME": "TrivialAugmentWide"}]
     pipeline, _ = build_pipeline(nodes, data_of(grey))
     assert pipeline(grey[0]).shape == (32, 32, 1)
+
+
+@pytest.mark.parametrize("nodes, expected", [
+    # one of two that fails, one that fails for some of what it draws
+    ([{"NAME": "OneOf", "transforms": [{"NAME": "HorizontalFlip"}, {"NAME": "CenterCrop", "height": 99, "width": 9}]}],
+     "OneOf fails on an image of 32×32×3"),
+    ([{"NAME": "GaussianBlur", "blur_limit": -1}], "GaussianBlur fails on an image of 32×32×3"),
+    ([{"NAME": "RandomScale", "scale_limit": 0.5}], "images come out in different sizes"),
+    ([{"NAME": "RandomCrop", "size": 8}, {"NAME": "Resize", "height": 9, "width": 9, "p": 0.5}],
+     "images come out in different sizes, such as 8×8 and 9×9"),
+    ([{"NAME": "ToFloat", "p": 0.5}], "ToFloat turns images into float32")])
+def test_what_only_some_images_meet_is_found_before_training(nodes, expected):
+    with pytest.raises(ConfigError) as caught:
+        build_pipeline(nodes, data_of())
+    assert expected in str(caught.value)
+
+
+def test_a_random_size_before_a_resize_is_fine():
+    nodes = [{"NAME": "RandomScale"}, {"NAME": "Resize", "height": 16, "width": 16}]
+    assert build_pipeline(nodes, data_of())[0](IMAGE).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("key", ["data_mean", "data_std"])
+def test_the_data_s_constants_are_not_the_config_s_to_set(key):
+    with pytest.raises(ConfigError, match=f"Normalize has no argument '{key}'"):
+        build_pipeline([{"NAME": "Normalize", key: 255}], data_of())

@@ -375,9 +375,9 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
             size = "×".join(map(str, extremes[0].shape))
             raise ConfigError(f"{name} fails on an image of {size}: {error}",
                               where=where_in(node, NAME)) from error
-        kinds = {str(image.dtype) for image in extremes}
-        if kinds != {"uint8"}:
-            raise ConfigError(f"{name} turns images into {kinds.pop()}",
+        others = {str(image.dtype) for image in extremes} - {"uint8"}
+        if others:
+            raise ConfigError(f"{name} turns images into {others.pop()}",
                               where=where_in(node, NAME),
                               hint="Leave it out: images stay uint8, and Normalize, "
                                    "which cvkit adds at the end, makes them float.")
@@ -408,7 +408,17 @@ def _words(shape: Sequence[int]) -> str:
 
 
 def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Apply a transform for certain, whatever its probability, and those within it as well."""
+    """Apply a transform for certain, whatever its probability, and those within it as well.
+
+    A few images are taken through it several times, since what it draws, and which of several
+    within a OneOf, decides whether it fails and how large they come out.
+
+    Returns:
+        What comes out, one image of each shape and type.
+    """
+    found = {}
+    if transform.p < 1:  # what it is not applied to stays as it is
+        found = {(image.shape, str(image.dtype)): image for image in images}
     transform = copy.deepcopy(transform)
     parts = [transform]
     while parts:
@@ -417,8 +427,10 @@ def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:
         parts.extend(getattr(part, "transforms", []))
     compose = A.Compose([transform])
     compose.set_random_state(np.random.default_rng(0), random.Random(0))
-    return [image if image.ndim == 3 else image[:, :, None]
-            for image in (compose(image=image)["image"] for image in images)]
+    for image in images * max(16 // len(images), 1):
+        result = _apply(compose, image)
+        found.setdefault((result.shape, str(result.dtype)), result)
+    return list(found.values())
 
 
 def _extreme_images(data: ImageData) -> list[np.ndarray]:
