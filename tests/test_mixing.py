@@ -51,6 +51,12 @@ def test_cutmix_takes_a_box_of_another_image_and_its_area_of_its_label():
     assert len(areas) > 10
 
 
+@pytest.mark.parametrize("name", ["MixUp", "CutMix"])
+def test_alpha_may_be_a_whole_number(name):
+    images, targets = mix([build(name, alpha=16)], IMAGES, LABELS, (0, 0, 0))
+    assert images.shape == IMAGES.shape and torch.allclose(targets.sum(1), torch.ones(8))
+
+
 def test_parts_of_the_batches_are_as_asked():
     half = [build("MixUp", p=0.3), build("CutMix", p=0.5)]
     kinds = []

@@ -45,7 +45,7 @@ def MixUp(alpha: float = 0.2, p: float = 1.0, num_classes: int | None = None) ->
     """
     from torchvision.transforms import v2
 
-    return BatchTransform(v2.MixUp(alpha=alpha, num_classes=num_classes), p)
+    return BatchTransform(v2.MixUp(alpha=float(alpha), num_classes=num_classes), p)
 
 
 @TRANSFORMS.register()
@@ -60,7 +60,7 @@ def CutMix(alpha: float = 1.0, p: float = 1.0, num_classes: int | None = None) -
     """
     from torchvision.transforms import v2
 
-    return BatchTransform(v2.CutMix(alpha=alpha, num_classes=num_classes), p)
+    return BatchTransform(v2.CutMix(alpha=float(alpha), num_classes=num_classes), p)
 
 
 def mix(transforms: Sequence[BatchTransform], images: Tensor, labels: Tensor,
