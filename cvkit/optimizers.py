@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvkit.registry import OPTIMIZERS
+from cvkit.errors import ConfigError
+from cvkit.registry import NAME, OPTIMIZERS, where_in
 
 # LBFGS calls the loss again within a step; SparseAdam takes sparse gradients only.
 _UNSUITABLE = ("Optimizer", "LBFGS", "SparseAdam")
@@ -36,6 +37,7 @@ def build_optimizer(node: Any, model: nn.Module,
                   {"params": [parameter for parameter in trained if parameter.ndim <= 1],
                    "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
+    _try_a_step(node, trained)
     if not _can_be_fused(node, trained):
         return OPTIMIZERS.build(node, params=groups)
     optimizer = OPTIMIZERS.build(node, params=groups, fused=True)
@@ -44,6 +46,22 @@ def build_optimizer(node: Any, model: nn.Module,
         for parameter in trained:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _try_a_step(node: Any, trained: list[nn.Parameter]) -> None:
+    """Refuse arguments that torch's optimizers look at only when they change weights."""
+    if not trained:
+        return
+    twin = nn.Parameter(torch.zeros_like(min(trained, key=torch.numel)))
+    optimizer = OPTIMIZERS.build(node, params=[twin])
+    if not type(optimizer).__module__.startswith("torch."):
+        return
+    twin.grad = torch.zeros_like(twin)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise ConfigError(f"optimizer {node[NAME]} cannot take a step: {error}",
+                          where=where_in(node, NAME)) from error
 
 
 def _can_be_fused(node: Any, trained: list[nn.Parameter]) -> bool:

@@ -54,3 +54,11 @@ def test_frozen_parameters_are_left_out():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     assert len(build_optimizer({"NAME": "SGD", "lr": 1}, model).param_groups[0]["params"]) == 1
+
+
+@pytest.mark.parametrize("arguments", [
+    {"NAME": "SGD", "differentiable": True}, {"NAME": "RAdam", "capturable": True},
+    {"NAME": "AdamW", "capturable": True}])
+def test_what_cannot_take_a_step_is_refused_before_training(arguments):
+    with pytest.raises(ConfigError, match=f"optimizer {arguments['NAME']} cannot take a step: "):
+        build_optimizer({"lr": 0.1, **arguments}, nn.Linear(2, 2))
