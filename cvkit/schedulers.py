@@ -163,23 +163,26 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     if node is None:
         return Schedule(optimizer, None, warmup_steps)
     remaining = epochs - math.floor(warmup_epochs)
+    needed = epochs * steps_per_epoch - warmup_steps
     facts = {"optimizer": optimizer, "epochs": remaining, "steps_per_epoch": steps_per_epoch,
-             "T_max": remaining, "total_steps": epochs * steps_per_epoch - warmup_steps,
+             "T_max": remaining, "total_steps": needed,
              "max_lr": float(optimizer.param_groups[0]["lr"])}
     if "epochs" in node or "steps_per_epoch" in node:
         del facts["total_steps"]  # OneCycleLR would take it before the config's own
-    try:  # some arguments are looked at only in the first step; try it on another optimizer
+    try:  # some arguments are looked at only in a step; try the first and last on another optimizer
         twin = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
         trial = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
         twin.step()
         trial.step(*([1.0] if unit_of(trial) == "metric" else []))
+        if isinstance(trial, lr_scheduler.OneCycleLR) and trial.total_steps == needed:
+            trial.last_epoch = needed - 1
+            trial.step()
     except (ArithmeticError, ValueError, TypeError) as error:
         raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {error}",
                           where=where_in(node, NAME)) from error
     scheduler = SCHEDULERS.build(node, **facts)
     unit = unit_of(scheduler)
     length = getattr(scheduler, "total_steps", None)
-    needed = epochs * steps_per_epoch - warmup_steps
     if unit == "batch" and length is not None and length < needed:
         raise ConfigError(f"{node[NAME]} ends after {length} steps, the training takes {needed}",
                           where=where_in(node, NAME),

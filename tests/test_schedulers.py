@@ -145,6 +145,7 @@ def test_own_schedulers_say_their_unit():
     ({"NAME": "StepLR"}, 0.0, "scheduler StepLR needs step_size"),
     ({"NAME": "OneCycleLR", "max_lr": 0.1, "pct_start": 2.0}, 0.0, "cannot be built"),
     ({"NAME": "StepLR", "step_size": 0}, 0.0, "cannot be stepped"),
+    ({"NAME": "OneCycleLR", "pct_start": 1.0}, 0.0, "cannot be stepped: float division"),
     ({"NAME": "OneCycleLR", "max_lr": 0.1, "total_steps": 10}, 0.0, "ends after 10 steps, the "
                                                                     "training takes 60"),
     ({"NAME": "StepLR", "step_size": 1, "gama": 0.5}, 0.0, "has no argument 'gama'")])
