@@ -47,7 +47,7 @@ from cvkit.log import Log, Progress
 from cvkit.losses import build_loss
 from cvkit.lr_finder import RULE, RangeTest, range_test
 from cvkit.metrics import is_lower_better
-from cvkit.models import count_parameters
+from cvkit.models import count_parameters, refuse_single_images
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
@@ -111,6 +111,10 @@ class Trainer:
         self._check_processes()
         with distributed.first_on_each_machine():  # which downloads what is not there
             self.data, self.loaders, self.model = parts.data, parts.loaders, parts.model
+        if any(self.loaders.train.part_size(number) <= 1
+               for number in range(len(self.loaders.train))):
+            refuse_single_images(self.model, self.loaders.train_shape,
+                                 config.DATA.where("BATCH_SIZE"))
         if config.TRAIN.SYNC_BATCHNORM and distributed.size() > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.forward = self._parallel(self.model)

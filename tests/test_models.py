@@ -7,7 +7,7 @@ from conftest import ROOT
 from torch import nn
 
 from cvkit.errors import ConfigError
-from cvkit.models import build_model, count_parameters
+from cvkit.models import build_model, count_parameters, refuse_single_images
 from cvkit.registry import MODELS, parameters_of
 
 SHAPE = (3, 32, 32)
@@ -206,3 +206,18 @@ def test_pretrained_weights_are_kept_but_for_the_head(monkeypatch):
     assert model.classifier[3].out_features == 7
     with pytest.raises(ConfigError, match="weights is one of IMAGENET1K_V1, DEFAULT, not 'V9'"):
         build_model({"NAME": "mobilenet_v3_small", "weights": "V9"}, 7, (3, 64, 64))
+
+
+@pytest.mark.parametrize("norm, size, is_refused", [
+    ("batch", 8, True), ("batch", 16, False), ("layer", 8, False)])
+def test_a_single_image_of_one_pixel_cannot_be_batch_normalised(norm, size, is_refused):
+    model = build_model({"NAME": "resnet18", "width": 4, "norm": norm}, 3, (3, size, size))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    if is_refused:
+        with pytest.raises(ConfigError, match="b.yaml:3 DATA.BATCH_SIZE: a batch of one image"):
+            refuse_single_images(model, (3, size, size), "b.yaml:3 DATA.BATCH_SIZE")
+    else:
+        refuse_single_images(model, (3, size, size))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

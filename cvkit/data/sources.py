@@ -31,6 +31,9 @@ class Order:
         seed: of the order.
         rank: this process's number.
         size: of all processes.
+
+    Attributes:
+        batch_sizes: images of each batch of an epoch, in all processes together.
     """
 
     def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int,
@@ -40,18 +43,14 @@ class Order:
         # Batch normalisation cannot train on one image: such a rest is left to later epochs.
         leaves_rest = shuffle and count > batch_size and count % batch_size == 1
         self.total, self.count = count, count - leaves_rest
+        self.batch_sizes = [min(batch_size, self.count - start)
+                            for start in range(0, self.count, batch_size)]
 
     def positions(self, epoch: int) -> np.ndarray:
         """Return the positions of an epoch's images in the split, in order."""
         if not self.shuffle:
             return np.arange(self.count)
         return np.random.default_rng([self.seed, epoch]).permutation(self.total)[:self.count]
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        """Images of each batch of an epoch, in all processes together."""
-        return [min(self.batch_size, self.count - start)
-                for start in range(0, self.count, self.batch_size)]
 
     def part_size(self, number: int) -> int:
         """Return how many images of a batch are this process's; 0 of a very short one."""

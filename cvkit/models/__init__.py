@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -62,6 +63,27 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int]) 
         raise ConfigError(f"model {name} returns {shape} for one image; expected logits of shape "
                           f"(1, {num_classes}), one per class", where=where_in(node, NAME))
     return model
+
+
+def refuse_single_images(model: nn.Module, image_shape: tuple[int, int, int],
+                         where: object = None) -> None:
+    """Refuse to train on a batch of one image where a BatchNorm would see one pixel of it.
+
+    Raises:
+        ConfigError: it would; a single value has no deviation to divide by.
+    """
+    device = next(iter(model.parameters()), torch.zeros(0)).device
+    twin = copy.deepcopy(model).train()  # whose running statistics may change
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            twin(torch.zeros(1, *image_shape, device=device))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError("a batch of one image gives batch normalisation a single value per "
+                          "channel, and training stops there", where=where,
+                          hint="Raise it, or take another norm.") from error
 
 
 def count_parameters(model: nn.Module) -> int:
