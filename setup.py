@@ -31,6 +31,6 @@ setup(
         "tqdm>=4.64",
         "yacs>=0.1.8",
     ],
-    extras_require={"dev": ["ipykernel>=6.20", "nbclient>=0.8", "pytest>=7.4", "pytest-xdist>=3.3",
-                            "ruff>=0.6"]},
+    extras_require={"dev": ["hypothesis>=6.100", "ipykernel>=6.20", "nbclient>=0.8", "pytest>=7.4",
+                            "pytest-xdist>=3.3", "ruff>=0.6"]},
 )

@@ -6,6 +6,8 @@ import re
 import pytest
 import yaml
 from conftest import TINY
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from cvkit.config import (
     SCHEMA,
@@ -16,6 +18,7 @@ from cvkit.config import (
     check_components,
     components,
     load_config,
+    merge,
     parse_value,
     read_config,
 )
@@ -453,3 +456,92 @@ def test_values_are_parsed_by_the_same_rules():
 def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
     (tmp_path / "w.yaml").write_bytes(b"\xef\xbb\xbf" + TINY.replace("\n", "\r\n").encode())
     assert load_config(tmp_path / "w.yaml").TRAIN.EPOCHS == 2
+
+
+# -- what holds for all values -----------------------------------------------------------
+
+same_each_time = settings(derandomize=True, deadline=None, database=None, max_examples=120)
+LOOKALIKES = ["1e-3", "1_000", "0x1F", "0o7", "1:30", "2024-01-31", "null", "~", "yes", "no", "true",
+              ".inf", "-.NaN", "inf", "nan", "=", "<<", "-", "?", "---", "...", "1.", "+.5", "1e5", "-0",
+              "a: b", "a #b", "&a", "*a", "!a", "%a", "@", "`", "\r", "\r\n", "\x85", "\u2028", "\ufeff",
+              "\x00", "\x1b[31m", "\ud7ff", "\ue000", "\ufffe", "\U0010ffff", " a", "a ", "\t", "\\"]
+words = st.text() | st.sampled_from(LOOKALIKES)
+scalars = (st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | words
+           | st.sampled_from([-0.0, 1e300, 5e-324, math.inf, -math.inf, 1e22, 1e16, 0.1 + 0.2]))
+keys = (words | st.sampled_from(["NAME", "a", "b.c", "0", "lr"])).filter(lambda key: key != "<<")
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4)
+                      | st.dictionaries(keys, inner, max_size=4), max_leaves=12)
+
+
+@same_each_time
+@given(values)
+@example("\ud7ff\ue000")
+@example({"a: b": {"k" * 3000: 1}, "": {}, "NAME": {"0": {"x" * 2000: {"@": 1}}}})
+def test_any_value_survives_the_dump(value):
+    cfg = read_config(HEAD, "a", overrides={"MODEL.value": value, "REQUIRE": {"x": value}})
+    for text in (cfg.dump(), cfg.dump(origins=True)):
+        again = read_config(text, "again")
+        assert repr(again.to_dict()) == repr(cfg.to_dict())  # by repr, as NaN is not itself
+    assert again.dump() == cfg.dump()
+
+
+@same_each_time
+@given(scalars.filter(lambda value: not isinstance(value, str)) | words)
+def test_a_dumped_value_is_the_same_on_the_command_line(value):
+    text = Config({"a": value}).dump().removeprefix("a: ").rstrip("\n")
+    assert repr(parse_value(text)) == repr(value)
+
+
+leaves = st.integers(0, 9) | st.lists(st.integers(0, 9), max_size=3)
+nodes = st.recursive(  # which key holds a node and which a leaf is the same in all of them
+    st.dictionaries(st.sampled_from("abc"), leaves, max_size=3),
+    lambda inner: st.builds(lambda own, below: {**own, **below},
+                            st.dictionaries(st.sampled_from("abc"), leaves, max_size=3),
+                            st.dictionaries(st.sampled_from("XYZ"), inner, max_size=3)),
+    max_leaves=8)
+
+
+@same_each_time
+@given(nodes, nodes, nodes)
+def test_merging_has_an_identity_and_is_associative_where_no_name_changes(one, two, three):
+    one, two, three = map(Config, (one, two, three))
+    before = one.to_dict(), two.to_dict()
+    assert merge(one, Config()) == merge(Config(), one) == merge(one, one) == one
+    assert merge(merge(one, two), three) == merge(one, merge(two, three))
+    assert (one.to_dict(), two.to_dict()) == before  # neither is changed
+
+
+@same_each_time
+@given(nodes, nodes, st.booleans())
+def test_a_node_is_replaced_exactly_where_its_name_changes_and_lists_always_are(one, two, changes):
+    base, over = Config({"NAME": "x", **one}), Config({"NAME": "y" if changes else "x", **two})
+    merged = merge(base, over).to_dict()
+    assert merged == ({"NAME": "y", **two} if changes else merge(
+        Config(one), Config(two)).to_dict() | {"NAME": "x"})
+    for key, value in two.items():
+        assert isinstance(value, dict) or merged[key] == value
+        assert merged[key] == value or not changes
+
+
+PAIRS = [("MODEL", "{NAME: resnet34, width: 8}"), ("MODEL.NAME", "resnet9"), ("MODEL.width", "4"),
+         ("OPTIMIZER.NAME", "AdamW"), ("OPTIMIZER.lr", "1e-3"), ("OPTIMIZER.betas", "[0.8, 0.9]"),
+         ("OPTIMIZER.betas.1", "0.99"), ("OPTIMIZER.betas.7", "1"), ("TRAIN", "{EPOCHS: 3}"),
+         ("TRAIN.EPOCHS", "4"), ("DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 4}, {NAME: X}]"),
+         ("DATA.TRAIN_TRANSFORMS.0.NAME", "RandomCrop"), ("DATA.TRAIN_TRANSFORMS.0.size", "8"),
+         ("DATA.TRAIN_TRANSFORMS.1", "{NAME: Y, a: [1, 2]}"), ("DATA.TRAIN_TRANSFORMS.1.a.0", "5"),
+         ("DATA.LIMIT", "7"), ("SCHEDULER", "{NAME: StepLR}"), ("SCHEDULER.step_size", "2"),
+         ("SCHEDULER", "null"), ("MODEL.a.b.c", "1"), ("MODEL.a.b", "{d: 2}"), ("MODEL.a", "3")]
+
+
+@same_each_time
+@given(st.lists(st.sampled_from(PAIRS), max_size=7, unique_by=lambda pair: pair[0]).flatmap(
+    lambda pairs: st.tuples(st.just(pairs), st.permutations(pairs))))
+def test_the_order_of_overrides_does_not_matter(orders):
+    found = []
+    for pairs in orders:
+        try:
+            found.append(read_config(HEAD, "a", overrides=[
+                word for pair in pairs for word in pair]).to_dict())
+        except ConfigError as error:
+            found.append(sorted(str(error).splitlines()))
+    assert found[0] == found[1]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
@@ -264,3 +266,77 @@ def test_the_overview_shows_own_names_with_summaries_and_the_library():
     text = overview(MODELS)
     assert "resnet18  ResNet-18 for small images" in text
     assert "from torchvision.models: alexnet," in text
+
+
+# -- what holds for all names and arguments ------------------------------------------------
+
+same_each_time = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["NAME", "size", "p", "x"]), inner, max_size=3), max_leaves=6)
+
+
+@pytest.fixture(scope="module")
+def toys():
+    registry = Registry("toys of a module", "cvkit.errors", offers=("num_classes",))
+
+    @registry.register()
+    def strict(size: int, fill: float | list[float] = 0, mode: str = "a", num_classes=None):
+        if size < 0:
+            raise ValueError(f"size is 0 or more, not {size}")
+        return size, fill, mode, num_classes
+
+    @registry.register()
+    def open_to_all(**arguments):
+        return arguments
+
+    yield registry
+    del REGISTRIES["toys of a module"]
+
+
+@same_each_time
+@given(st.lists(st.text(min_size=1, max_size=20), unique=True, min_size=1, max_size=8), st.data())
+def test_what_is_registered_is_found_and_what_is_misspelt_is_suggested(names, data):
+    registry = Registry("toy", "cvkit.errors")
+    for number, name in enumerate(names):
+        registry.register(name)(lambda number=number: number)
+    assert registry.own == sorted(names) and len(registry) == len(names)
+    assert [registry.build({"NAME": name}) for name in names] == list(range(len(names)))
+    meant = data.draw(st.sampled_from(names))
+    place = data.draw(st.integers(0, len(meant)))
+    misspelt = meant[:place] + "~" + meant[place:]
+    if misspelt not in registry:
+        with pytest.raises(ConfigError) as caught:
+            registry.get(misspelt)
+        assert meant in caught.value.hint and "Allowed: " in caught.value.hint
+    del REGISTRIES["toy"]
+
+
+@same_each_time
+@given(st.dictionaries(st.sampled_from(["size", "fill", "mode", "num_classes", "sise", "NAME", ""]),
+                       values, max_size=4), st.sampled_from(["strict", "open_to_all", "strit"]))
+def test_any_arguments_build_or_are_one_error(toys, arguments, name):
+    node = {"NAME": name, **{key: value for key, value in arguments.items() if key != "NAME"}}
+    try:
+        built = toys.build(node, num_classes=7)
+    except ConfigError as error:
+        assert str(error).strip()
+        return
+    if name == "strict":
+        assert built == (node["size"], node.get("fill", 0), node.get("mode", "a"),
+                         node.get("num_classes", 7)) or "nan" in repr(built)
+    else:
+        assert {**built, "NAME": name} == node or "nan" in repr(node)
+
+
+@same_each_time
+@given(values)
+def test_no_value_is_too_odd_to_be_checked(value):
+    for registry, name in ((OPTIMIZERS, "AdamW"), (TRANSFORMS, "OneOf"), (SCHEDULERS, "OneCycleLR"),
+                           (LOSSES, "CrossEntropyLoss"), (VISUALIZERS, "cam_matrix")):
+        for key in parameters_of(registry.get(name))[0]:
+            try:
+                registry.check({"NAME": name, key: value})
+            except ConfigError as error:
+                assert str(error).strip()
