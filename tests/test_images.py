@@ -61,6 +61,16 @@ def test_unreadable_files_are_named(tmp_path, content, expected):
     assert str(path) in str(caught.value) and expected in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [TypeError("'IFDRational' object"), MemoryError(), KeyError(7)])
+def test_whatever_a_reader_of_images_stumbles_over_names_the_file(tmp_path, monkeypatch, error):
+    def stumble(path):
+        raise error
+
+    monkeypatch.setattr(Image, "open", stumble)
+    with pytest.raises(DataError, match=rf"x\.tif cannot be read as an image: \S*{type(error).__name__}|IFD|7"):
+        ImageFiles([str(tmp_path / "x.tif")])[0]
+
+
 def test_sixteen_bit_images_are_refused(tmp_path):
     path = save(tmp_path / "x.png", np.full((4, 4), 1000, np.uint16))
     with pytest.raises(DataError, match="more than 8 bits a channel"):

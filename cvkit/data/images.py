@@ -61,15 +61,16 @@ class ImageFiles(Sequence):
                                          "how to scale them is for you to say.")
                 image = ImageOps.exif_transpose(image).convert("RGB" if self.channels == 3 else "L")
                 pixels = np.asarray(image)
+        except DataError:
+            raise
         except FileNotFoundError:
             raise UnreadableError(f"{path} is gone since the folder was read",
                                   hint=_SKIP_HINT) from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
-                Image.DecompressionBombError) as error:
+        except Exception as error:  # whatever Pillow's readers of several formats stumble over
             reason = ("its content is no image" if isinstance(error, UnidentifiedImageError)
-                      else error)
+                      else str(error) or type(error).__name__)
             raise UnreadableError(f"{path} cannot be read as an image: {reason}",
-                                  hint=f"Replace or remove it. {_SKIP_HINT}") from None
+                                  hint=f"Replace or remove it. {_SKIP_HINT}") from error
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
