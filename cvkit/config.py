@@ -186,6 +186,11 @@ def _parse(text: str, source: str) -> Any:
         where = Origin(source, mark.line + 1) if mark and source != COMMAND_LINE.source else source
         problem = " ".join(filter(None, [error.context, error.problem]))
         raise ConfigError(f"not valid YAML: {problem}", where=where, hint=hint) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"not valid YAML: the character U+{error.character:04X} is not allowed",
+                          where=source if source == COMMAND_LINE.source else Origin(source, line),
+                          hint="Is it a text file? Within quotes write \\x07 or \\u2028.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}",
                           where=source) from None
@@ -237,10 +242,11 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, path: str, level: in
             key = scalar(key_node)
             dotted = f"{path}.{key}" if path else str(key)
             if not isinstance(key, str):
+                is_scalar = isinstance(key_node, yaml.ScalarNode)
                 raise ConfigError(f"keys are words, not {key!r}",
                                   where=f"{origin(key_node)} {dotted}",
                                   hint=f'A word that looks like a value needs quotes: '
-                                       f'"{key_node.value}"')
+                                       f'"{key_node.value}"' if is_scalar else None)
             if key == "<<":
                 raise ConfigError("merge keys are not read", where=f"{origin(key_node)} {dotted}",
                                   hint=f"Put what is shared into a file and name it in {BASE}.")
@@ -800,7 +806,8 @@ def _conform_key(value: Any, spec: Key, where: str, problems: list[ConfigError])
         expected = {bool: "true or false", int: "a whole number", float: "a number",
                     str: "a word"}[kind]
     if not is_right:
-        shown = f"the word {value!r}" if isinstance(value, str) else repr(plain(value))
+        shown = (f"the word {value!r}" if isinstance(value, str)
+                 else json.dumps(plain(value), ensure_ascii=False))
         fix = f"Write [{value}]. " if kind is list and isinstance(value, str) else ""
         problems.append(ConfigError(f"expected {expected}, not {shown}", where=where,
                                     hint=f"{fix}{spec.doc[0].upper()}{spec.doc[1:]}."))

@@ -377,9 +377,10 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("METRICS: [Accuracy]\n", "a.yaml:4 METRICS.0: expected a node {NAME: …}"),
     ("TRAIN:\n\tEPOCHS: 3\n", "YAML does not allow tabs"),
     ("TRAIN: {EPOCHS: 3\n", "not valid YAML"),
-    ("OUTPUT_DIR: \x07\n", "not valid YAML"),
+    ("OUTPUT_DIR: \x07\n", "a.yaml:4: not valid YAML: the character U+0007 is not allowed"),
+    ("TRAIN: {EPOCHS: null}\n", "expected a whole number, not null"),
     ("? [a]\n: b\n", "keys are words"),
-    ("1: b\n", "keys are words, not 1"),
+    ("1: b\n", 'A word that looks like a value needs quotes: "1"'),
     ("LOSS: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ("LOSS: {NAME: X, a: !new tag}\n", "not valid YAML"),
     ("LOSS: &x {NAME: X, a: *x}\n", "an alias that contains itself"),
@@ -426,6 +427,10 @@ def test_files_that_cannot_be_read(write, tmp_path):
 def test_bad_overrides(write, overrides, expected):
     found = message(write(""), overrides)
     assert expected in found and "command line" in found
+
+
+def test_a_key_that_is_a_list_is_not_told_to_be_quoted(write):
+    assert "quotes" not in message(write("? [a]\n: b\n"))
 
 
 def test_paths_that_cannot_be_are_refused(write, tmp_path):
