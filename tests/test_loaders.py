@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import paint
 from PIL import Image
 
 from cvkit.config import load_config
@@ -267,3 +268,12 @@ def test_an_own_transform_may_have_a_batched_form(tiny, monkeypatch):
     shown = made.train.denormalise(next(iter(made.train)).images)
     assert made.input.startswith("batched") and len(np.unique(shown)) > 20
     assert all((image == image[0, 0, 0]).all() for image in shown)
+
+
+def test_constants_of_the_data_set_that_do_not_fit_are_placed(tiny, tmp_path):
+    paint(tmp_path / "x", "train", 2, np.random.default_rng(0))
+    config = load_config(tiny, {"DATA.LIMIT": 0, "DATA.DATASET": {
+        "NAME": "ImageFolder", "root": str(tmp_path / "x" / "train"), "mean": [0, 8, 1]},
+        "DATA.TRAIN_TRANSFORMS": []})
+    with pytest.raises(ConfigError, match="Python DATA.DATASET.mean: mean is for pixels scaled"):
+        build_loaders(config, build_data(config), torch.device("cpu"))

@@ -236,7 +236,9 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
                                   std=[float(np.mean(data.std))] * train_shape[2])
         mean, std = normalisation or normalize.constants(train_shape[2])
     except ValueError as error:
-        place = next((where_in(item, "NAME") for item in nodes if item.NAME == "Normalize"), None)
+        own = next((key for key in ("mean", "std") if key in node.DATASET), "NAME")
+        place = next((where_in(item, "NAME") for item in nodes if item.NAME == "Normalize"),
+                     where_in(node.DATASET, own))
         raise ConfigError(str(error), where=place) from None
     build = _Builder(config, data, device, mean, std)
     train = build.loader(data.train, train_pipeline, is_training=True)
