@@ -3,9 +3,13 @@ import os
 import runpy
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+# What hypothesis knows of unicode and of the code; its default is a folder in the repository.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY",
+                      str(Path(tempfile.gettempdir(), "hypothesis")))
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, one thread each
     os.environ["OMP_NUM_THREADS"] = "1"
 

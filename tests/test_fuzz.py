@@ -634,7 +634,7 @@ def test_trainers_of_odd_configs(tmp_path, less_memory, part):
         with contextlib.redirect_stdout(io.StringIO()):
             Trainer(config).check()
 
-    hunt(f"trainers {part}", 40 if part == "quick" else 120, case, share=0.03)
+    hunt(f"trainers {part}", 40 if part == "quick" else 90, case, share=0.03)
 
 
 # -- command lines -------------------------------------------------------------------------
@@ -780,7 +780,7 @@ def test_image_files_with_garbage(tmp_path, part, less_memory):
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == channels
         assert pixels.size
 
-    hunt(f"image files {part}", 1500 if part == "quick" else 8000, case)
+    hunt(f"image files {part}", 1500 if part == "quick" else 4000, case)
 
 
 def test_what_is_no_file_but_is_called_like_an_image(tmp_path):
