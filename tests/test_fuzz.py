@@ -383,7 +383,7 @@ def test_configs_with_random_edits(trees, configs, part):
             return
         load_and_dump(path)
 
-    hunt(f"config trees {part}", 250 if part == "quick" else 900, case)
+    hunt(f"config trees {part}", 250 if part == "quick" else 600, case)
 
 
 @pytest.mark.parametrize("part", ["quick", pytest.param("more", marks=pytest.mark.slow)])
@@ -422,7 +422,7 @@ def test_configs_with_damaged_text(configs, part):
         path.write_bytes(bytes(content))
         load_and_dump(path)
 
-    hunt(f"config texts {part}", 250 if part == "quick" else 700, case)
+    hunt(f"config texts {part}", 250 if part == "quick" else 450, case)
 
 
 # -- components and trainers ---------------------------------------------------------------
@@ -830,4 +830,4 @@ def test_damaged_results_are_told_and_never_taken_for_others(run, name, part, le
             if not same(before, getattr(found, field)):
                 raise AssertionError(f"{field} has changed unnoticed")
 
-    hunt(f"{path.name} {part}", 150 if part == "quick" else 800, case, share=0.1)
+    hunt(f"{path.name} {part}", 150 if part == "quick" else 500, case, share=0.1)
