@@ -714,11 +714,11 @@ def unknown_flag(flag: str, usage: str = "") -> ConfigError:
         flag: that is unknown.
         usage: of the tool, whose flags may be meant.
     """
-    own = difflib.get_close_matches(flag.split("=")[0], re.findall(r"--[\w-]+", usage), n=1)
-    if own:
-        return ConfigError(f"no flag {flag}", where=COMMAND_LINE, hint=f"Did you mean {own[0]}?")
     word = flag.strip("-").replace("-", "_").upper()
     meant = [key for key in _all_keys(SCHEMA) if key.split(".")[-1] == word]
+    own = difflib.get_close_matches(flag.split("=")[0], re.findall(r"--[\w-]+", usage), n=1)
+    if own and not meant:
+        return ConfigError(f"no flag {flag}", where=COMMAND_LINE, hint=f"Did you mean {own[0]}?")
     hint = "Settings are KEY VALUE pairs: TRAIN.EPOCHS 5 OPTIMIZER.lr 0.05"
     return ConfigError(f"no flag {flag}", where=COMMAND_LINE,
                        hint=f"Did you mean {meant[0]}? {hint}" if meant else hint)

@@ -50,6 +50,10 @@ class RunError(UserError):
     """A run folder is absent, damaged or cannot be written; or training cannot go on."""
 
 
+class DivergenceError(RunError):
+    """The loss is no longer finite."""
+
+
 def visible(text: str, keep: str = "") -> str:
     """Return text with control characters as `\\x1b`: names of files may hold any.
 

@@ -344,7 +344,7 @@ class Run(Experiment):
         return self.checkpoint()
 
     def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Return "last", "best", or the one whose results count.
+        """Return "last", "previous", "best", or the one whose results count.
 
         By default that is best where it was chosen on validation data. Chosen on the test set
         itself, best would flatter the test accuracy, so it is last then.
@@ -352,15 +352,15 @@ class Run(Experiment):
         if name is None:
             last = self.checkpoint("last")
             return last if last.monitored == "test" else self.checkpoint("best")
-        path = self.checkpoints / f"{name}.pt"
+        return Checkpoint.load(self.checkpoints / f"{name}.pt")
+
+    def last_whole_checkpoint(self) -> Checkpoint:
+        """Return the last checkpoint or, if it is damaged, the one before it, and say so."""
         try:
-            return Checkpoint.load(path)
+            return self.checkpoint("last")
         except CheckpointError as error:
-            before = self.checkpoints / "previous.pt"
-            if name != "last" or not before.is_file():
-                raise
             try:
-                checkpoint = Checkpoint.load(before)
+                checkpoint = self.checkpoint("previous")
             except CheckpointError:
                 raise error from None  # that of the one which was asked for
             print(f"note       {error.problem}; taking the one before it, previous.pt, saved "
@@ -587,9 +587,10 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
         return Run(runs[-1], overrides)
     path = Path(run).parent if Path(run).name == "config.yaml" else Path(run)
     for folder in (path, Path(output_dir) / path):
-        if (folder / "config.yaml").is_file():
+        if os.path.isfile(folder / "config.yaml"):  # which takes what no path can be as well
             return Run(folder, overrides)
-        newest = find_runs(folder.parent, folder.name)  # the folder of a config's runs
+        is_folder = folder.name and os.path.isdir(folder)
+        newest = is_folder and find_runs(folder.parent, folder.name)  # a config's runs
         if newest:
             return Run(newest[-1], overrides)
     raise RunError(f"no run {run}", hint=suggest(run, map(str, reversed(runs))) or None)

@@ -28,6 +28,7 @@ from cvkit.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DivergenceError,
     RunError,
     UserError,
     suggest,
@@ -130,7 +131,7 @@ class Trainer:
         self.values: dict[str, float] = {}  # the metrics of the last of them
         self.best: dict[str, float] | None = None  # and of the best
         self.now = EpochState()  # of the epoch that is under way
-        self.is_between_steps = True  # then all can be saved
+        self.is_between_steps, self.saved = True, ""  # so all can be saved; when it was, in words
         self.run: Run | None = None  # that it writes, in the first process
         self.signals, self.pace = StopSignals(), Pace(config.TRAIN.CHECKPOINT_EVERY)
         self.warn = Warner(self.log.both)
@@ -294,6 +295,9 @@ class Trainer:
             if self.is_between_steps and distributed.size() == 1:
                 self._save()
             self._say_stopped(error)
+            raise
+        except DivergenceError as error:  # which going on would only repeat
+            self.log.write(f"Stopped: {error}")
             raise
         except UserError as error:
             self._say_stopped(error)
@@ -465,9 +469,10 @@ class Trainer:
                         deterministic=self.config.DETERMINISTIC)
 
     def _stop_for_non_finite(self, batch: int, batches: int) -> None:
-        raise RunError(
+        saved = f" The weights saved {self.saved} are in last.pt." if self.saved else ""
+        raise DivergenceError(
             f"the loss is no longer finite in epoch {self.epoch + 1}, batch {batch} of {batches}, "
-            f"at a learning rate of about {self.schedule.rate:.3g}",
+            f"at a learning rate of about {self.schedule.rate:.3g}.{saved}",
             hint="Lower the learning rate, warm up (TRAIN.WARMUP_EPOCHS 1), clip gradients "
                  "(TRAIN.CLIP_GRAD_NORM 1) or compute in full precision (TRAIN.PRECISION fp32).")
 
@@ -497,6 +502,7 @@ class Trainer:
                 self._stop_for_non_finite(self.now.batches, len(self.loaders.train))
         if self.run is not None:
             self.run.save(self._checkpoint(self._training_state(within)))
+        self.saved = in_words(self.epoch, self.now.batches)
         self.pace.restart()
 
     def _training_state(self, within: dict[str, Any] | None) -> dict[str, Any]:
@@ -535,15 +541,15 @@ class Trainer:
             raise CheckpointError("the checkpoint's training state does not fit: "
                                   f"{type(error).__name__}: {error}") from error
         self.epoch, self.values, self.best = checkpoint.epoch, checkpoint.metrics, state["best"]
+        self.best = distributed.from_main(lambda: self._with_best_file(run, checkpoint))
         if run is not None:
-            self._mend_best(run, checkpoint)
             for part in ("model", "_trained"):  # will be others
                 vars(run).pop(part, None)
             JsonLines.keep_epochs(run.folder, self.epoch)
 
     def _read(self, run: Run) -> tuple[Checkpoint, Config]:
         """Return a run's last checkpoint, if it fits, and the config to go on with."""
-        checkpoint, config = run.checkpoint("last"), as_begun(self.config, run)
+        checkpoint, config = run.last_whole_checkpoint(), as_begun(self.config, run)
         refuse_changes(config, run)
         if list(self.classes) != checkpoint.classes:
             raise CheckpointError(f"{run.folder} was trained on other classes: "
@@ -560,20 +566,23 @@ class Trainer:
                            hint=f"Add DATA.BACKEND {backend} to go on as it was.")
         return checkpoint, config
 
-    def _mend_best(self, run: Run, checkpoint: Checkpoint) -> None:
-        """Write best.pt again if the run ended before it could, or if it was damaged since."""
+    def _with_best_file(self, run: Run, checkpoint: Checkpoint) -> dict[str, float] | None:
+        """Return the best epoch's metrics, with best.pt written again if it was lost.
+
+        That is possible if the checkpoint is of that epoch; else None, and the best is found anew.
+        """
         try:
             if self.best is None or run.checkpoint("best").epoch >= self.best["epoch"]:
-                return
+                return self.best
             damage = "best.pt is of an earlier epoch"
         except CheckpointError as error:
             damage = error.problem
         if self.best["epoch"] == checkpoint.epoch and not checkpoint.batches:
             run.save(self._checkpoint(), "best")
-        else:
-            self.log.both(f"note       {damage}; the best epoch is looked for anew from "
-                          f"{self.epoch + 1} on")
-            self.best = None
+            return self.best
+        self.log.both(f"note       {damage}; the best epoch is looked for anew from "
+                      f"{self.epoch + 1} on")
+        return None
 
     # -- beginning and end ---------------------------------------------------------------
 
@@ -709,7 +718,7 @@ class Trainer:
         """Say what does not fit, and by trying, what would; None if it is not a matter of size."""
         device, node = describe(self.device), self.config.DATA
         traceback.clear_frames(error.__traceback__)  # which hold the tensors of what failed
-        if self.is_between_steps:  # then it was evaluating
+        if self.now.batches == len(self.loaders.train):  # then it was evaluating
             size = self.loaders.monitored.batch_sizes[0] // distributed.size()
             return RunError(f"out of memory on {device}, evaluating batches of {size}",
                             hint=f"Try DATA.EVAL_BATCH_SIZE {max(1, size // 4)}; it changes no "
@@ -754,3 +763,4 @@ class Trainer:
         guess = f"guessing gives ln {len(self.classes)} = {math.log(len(self.classes)):.4f}"
         self.log.show(f"check      one batch of {len(batch.labels)}: loss {float(loss):.4f} "
                       f"({guess}), gradient norm {norm:.3g}. All is well; nothing was written.")
+        distributed.stop()

@@ -262,7 +262,7 @@ def test_yaml_is_data_and_not_more_than_a_config_needs(tmp_path, text, expected)
 
 def test_an_endless_base_is_read_no_further(tmp_path):
     (tmp_path / "a.yaml").write_text("_BASE_: /dev/zero")
-    with pytest.raises(ConfigError, match="/dev/zero: not valid YAML"):
+    with pytest.raises(ConfigError, match="/dev/zero:1: not valid YAML"):
         load_config("a.yaml")
 
 

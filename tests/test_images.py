@@ -63,7 +63,7 @@ def test_unreadable_files_are_named(tmp_path, content, expected):
 
 @pytest.mark.parametrize("error", [TypeError("'IFDRational' object"), MemoryError(), KeyError(7)])
 def test_whatever_a_reader_of_images_stumbles_over_names_the_file(tmp_path, monkeypatch, error):
-    def stumble(path):
+    def stumble(path, formats):
         raise error
 
     monkeypatch.setattr(Image, "open", stumble)

@@ -125,6 +125,12 @@ def test_a_run_can_be_opened_with_other_places_but_no_other_network(run):
         open_run(run.folder, overrides=["DEVICES", "cpu"])
 
 
+@pytest.mark.parametrize("word", ["", " ", "/", "..", "a" * 5000, "a\0b", "*", "[", "runs/**"])
+def test_what_no_run_can_be_called_is_no_run(run, word):
+    with pytest.raises(RunError, match="no run "):
+        open_run(word)
+
+
 def test_hyperparameters_are_plain_and_say_what_was_computed_not_where(run):
     values = run.hyperparameters
     assert values["MODEL.width"] == 4 and values["OPTIMIZER.lr"] == 0.05
