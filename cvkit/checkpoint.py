@@ -109,7 +109,7 @@ class Checkpoint:
     @property
     def place(self) -> str:
         """When in the training it was saved, in words."""
-        return in_words(self.epoch, self.batches)
+        return moment_of(self.epoch, self.batches)
 
     def read_config(self, source: str = "checkpoint") -> Config:
         """Return the config the weights were trained with."""
@@ -144,7 +144,7 @@ class Checkpoint:
         return model.eval()
 
 
-def in_words(epoch: int, batches: int) -> str:
+def moment_of(epoch: int, batches: int) -> str:
     """Return a place in a training: finished epochs, and batches of the next one."""
     return f"in epoch {epoch + 1}, after batch {batches}" if batches else f"after epoch {epoch}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def evaluate(run: Run | str | Path | None = None) -> Predictions:
     run.refuse_links()
     classes, loader = run.data.classes, run.loaders.test
     loss = build_loss(run.config.LOSS, len(classes)).to(run.device)
+    checkpoint = run.checkpoint()
     predictions, _ = predict(run.model, loader, loss, build_metrics([], classes), classes,
-                             run.precision, run.checkpoint().epoch,
+                             run.precision, checkpoint.epoch,
                              Progress("Test", len(loader), Log().is_live))
+    predictions = replace(predictions, batches=checkpoint.batches)
     predictions.save(run.folder / "predictions.npz")
     return predictions

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cvkit.checkpoint import Checkpoint, is_text, verify_archive
+from cvkit.checkpoint import Checkpoint, is_text, moment_of, verify_archive
 from cvkit.config import Config, read_config
 from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
@@ -57,6 +57,7 @@ class Predictions:
         epoch: of the checkpoint.
         loss: mean over the images.
         images: their fingerprint, see `ImageSet`; empty where it was not noted.
+        batches: of the epoch after that, which the checkpoint had seen; 0 at the end of an epoch.
     """
 
     index: np.ndarray
@@ -67,6 +68,7 @@ class Predictions:
     epoch: int
     loss: float
     images: str = ""
+    batches: int = 0
 
     def __repr__(self) -> str:
         return f"<Predictions of {len(self.true)} images, {100 * self.accuracy:.2f}% right>"
@@ -80,6 +82,11 @@ class Predictions:
         """Part of the images that were predicted right, 0 to 1."""
         return self.correct / len(self.true)
 
+    @property
+    def place(self) -> str:
+        """When in the training its checkpoint was saved, in words."""
+        return moment_of(self.epoch, self.batches)
+
     def table(self) -> str:
         """Return total and per-class accuracy as text."""
         names = [visible(name) for name in self.classes]
@@ -91,7 +98,7 @@ class Predictions:
             share = f"{100 * hits / count:6.2f} %" if count else "     –"
             lines.append(f"{name:<{width}}  {hits:7d}  {count:6d}  {share}")
         lines.append(test_line(self.loss, self.correct, len(self.true))
-                     + f" after epoch {self.epoch}")
+                     + f" {self.place}")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -108,14 +115,15 @@ class Predictions:
         Raises:
             RunError: absent, damaged, or not what `save` writes.
         """
-        again = f"Write it anew: python tools/evaluate.py --run {shlex.quote(str(path.parent))}"
+        again = _write_anew(path)
         if not path.is_file():
             raise RunError(f"no {path}", hint=again)
         try:
             verify_archive(path)
             content = {name: _read_array(path, name) for name in cls.__dataclass_fields__}
             content |= {"classes": content["classes"].tolist(), "epoch": int(content["epoch"]),
-                        "loss": float(content["loss"]), "images": str(content["images"])}
+                        "loss": float(content["loss"]), "images": str(content["images"]),
+                        "batches": int(content["batches"])}
             found = cls(**content)
             found._check()
         except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
@@ -138,16 +146,20 @@ class Predictions:
         if self.probabilities.dtype != np.float32 or (self.probabilities < 0).any() or (
                 self.probabilities > 1.001).any():
             raise ValueError("probabilities are not float32 from 0 to 1")
-        if not 0 <= self.epoch < 2**53:
-            raise ValueError(f"epoch is {self.epoch}")
+        for name in ("epoch", "batches"):
+            if not 0 <= getattr(self, name) < 2**53:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+
+
+_ADDED = {"images": "", "batches": 0}  # what older versions did not write
 
 
 def _read_array(path: Path, name: str) -> np.ndarray:
     """Return an array of an npz, without pickle, once its header claims no more than there is."""
     with zipfile.ZipFile(path) as archive:
         entry = f"{name}.npy"
-        if name == "images" and entry not in archive.namelist():  # of older versions
-            return np.asarray("")
+        if name in _ADDED and entry not in archive.namelist():
+            return np.asarray(_ADDED[name])
         with archive.open(entry) as file:
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -155,6 +167,10 @@ def _read_array(path: Path, name: str) -> np.ndarray:
             raise ValueError(f"{name} claims to be {dtype} {shape}, more than the file holds")
         with archive.open(entry) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _write_anew(path: Path) -> str:
+    return f"Write it anew: python tools/evaluate.py --run {shlex.quote(str(path.parent))}"
 
 
 def test_line(loss: float, correct: int, count: int) -> str:
@@ -301,8 +317,17 @@ class Run(Experiment):
 
     @property
     def predictions(self) -> Predictions:
-        """What the run's model says of the test images."""
-        return Predictions.load(self.folder / "predictions.npz")
+        """What the run's model says of the test images.
+
+        Raises:
+            RunError: absent, damaged, or what it said at another time of the training.
+        """
+        path, model = self.folder / "predictions.npz", self._trained
+        found = Predictions.load(path)
+        if (found.epoch, found.batches) != (model.epoch, model.batches):
+            raise RunError(f"{path} is of the model {found.place}; the checkpoint was saved "
+                           f"{model.place}", hint=_write_anew(path))
+        return found
 
     @property
     def run(self) -> Run:
@@ -502,7 +527,7 @@ class Runs(Subject):
 
         return [row("test accuracy", lambda run: f"{100 * run.predictions.accuracy:.2f} %"),
                 row("test loss", lambda run: f"{run.predictions.loss:.4f}"),
-                row("of epoch", lambda run: str(run.predictions.epoch)),
+                row("of the model", lambda run: run.predictions.place),
                 row("best accuracy", best),
                 row("train accuracy (%)", trained("accuracy", 100, ".2f")),
                 row("train loss", trained("loss", 1, ".4f")),

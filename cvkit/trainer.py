@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cvkit import __version__, distributed
-from cvkit.checkpoint import Checkpoint, in_words, load_weights
+from cvkit.checkpoint import Checkpoint, load_weights, moment_of
 from cvkit.config import Config, check_components
 from cvkit.data.loaders import Batch
 from cvkit.ema import EMA
@@ -321,9 +321,10 @@ class Trainer:
         else:
             longer = "raise TRAIN.EPOCHS"
         self.log.show(f"{run.folder} is finished: {self.epoch} epochs. To train longer, {longer}.")
-        path = run.folder / "predictions.npz"
-        if not path.is_file() or run.predictions.epoch != run.checkpoint().epoch:
-            evaluate(run)  # it was interrupted at its very end
+        try:
+            _ = run.predictions
+        except RunError:  # it was interrupted at its very end
+            evaluate(run)
 
     def _is_finished(self) -> bool:
         patience = self.config.TRAIN.EARLY_STOP
@@ -502,7 +503,7 @@ class Trainer:
                 self._stop_for_non_finite(self.now.batches, len(self.loaders.train))
         if self.run is not None:
             self.run.save(self._checkpoint(self._training_state(within)))
-        self.saved = in_words(self.epoch, self.now.batches)
+        self.saved = moment_of(self.epoch, self.now.batches)
         self.pace.restart()
 
     def _training_state(self, within: dict[str, Any] | None) -> dict[str, Any]:
@@ -594,7 +595,7 @@ class Trainer:
         shape = "×".join(map(str, self.loaders.image_shape))
         both(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
         if run is not None:
-            both(f"resumed    {run.folder} {in_words(self.epoch, self.now.batches)}")
+            both(f"resumed    {run.folder} {moment_of(self.epoch, self.now.batches)}")
         if config.DATA.LIMIT:
             counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
         both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
@@ -683,7 +684,7 @@ class Trainer:
         self.log.show(f"Pictures:  python tools/visualize.py --run {folder}")
 
     def _words_for_interruption(self, error: KeyboardInterrupt) -> str:
-        place = in_words(self.epoch, self.now.batches)
+        place = moment_of(self.epoch, self.now.batches)
         if isinstance(error, Interrupted):
             return f"Interrupted {place}, and saved. Go on: {self._resume_command()}"
         words = f"Stopped at once {place}"

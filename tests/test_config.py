@@ -449,6 +449,20 @@ def test_imports_that_cannot_be_are_refused(write, word):
             check_components(make())
 
 
+@pytest.mark.parametrize("word", ["epoch", "1 step", "500 steps", "500steps", "10 min", "10 minutes",
+                                  "1 minute"])
+def test_when_checkpoints_are_saved(write, word):
+    assert load_config(write(f"TRAIN: {{CHECKPOINT_EVERY: {word}}}\n")).TRAIN.CHECKPOINT_EVERY == word
+
+
+@pytest.mark.parametrize("word", ["500", "0 steps", "'500'", "10 parsecs", "1.5 minutes", "steps", "''"])
+def test_when_checkpoints_cannot_be_saved(write, word):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(f"TRAIN: {{CHECKPOINT_EVERY: {word}}}\n"))
+    assert "a.yaml:4 TRAIN.CHECKPOINT_EVERY" in str(caught.value)
+    assert "every '500 steps' or '10 minutes'" in str(caught.value)
+
+
 def test_an_empty_section_lacks_components_of_the_file(write):
     assert re.search(r"a\.yaml: DATA\.DATASET is missing", message(
         write("DATA: {}\n", head=HEAD.replace("DATA: {DATASET: {NAME: Digits}}\n", ""))))

@@ -224,6 +224,7 @@ def pairs(settings):
             for part in pair]
 
 
+@pytest.mark.slow
 def test_two_machines_train_what_one_process_does(noisy):
     """Two of torchrun's agents meet on the loopback; the second has a folder of its own."""
     port = free_port()
@@ -241,6 +242,7 @@ def test_two_machines_train_what_one_process_does(noisy):
     agree(whole, Run(find_runs(written[0])[-1]))
 
 
+@pytest.mark.slow
 def test_the_first_cause_is_shown_once(tmp_path):
     paint(tmp_path / "painted", "train", 40, np.random.default_rng(0))
     paint(tmp_path / "painted", "test", 4, np.random.default_rng(1))

@@ -352,6 +352,7 @@ runpy.run_path({tool!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_told_with_a_batch_that_fits(tiny):
     code = OUT_OF_MEMORY.format(method="train_epoch", room=400, tool=str(ROOT / "tools/train.py"))
     command = [sys.executable, "-c", code, str(tiny), "DATA.LIMIT", "512", "DATA.BATCH_SIZE", "512",

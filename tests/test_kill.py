@@ -15,6 +15,7 @@ from test_trainer import EVERYTHING, equal, without_times
 
 from cvkit.checkpoint import Checkpoint
 from cvkit.config import load_config
+from cvkit.errors import RunError
 from cvkit.registry import MODELS
 from cvkit.run import Run, find_runs
 from cvkit.signals import Interrupted
@@ -342,3 +343,23 @@ def test_best_is_written_again_if_it_was_lost(config, damage):
     else:
         path.write_bytes(path.read_bytes()[:-100])
     same(whole, train(longer, resume=run.folder))
+
+
+def test_an_interrupted_run_is_evaluated_as_it_is_and_older_predictions_are_not_shown(
+        config, monkeypatch, tool):
+    config = load_config(config, {"DATA.VAL_FRACTION": 0.0})
+    for call, place in ((13, "in epoch 2, after batch 4"), (3, "in epoch 2, after batch 8")):
+        with monkeypatch.context() as patched:
+            signal_at(patched, "train_step", call, signal.SIGTERM)
+            with pytest.raises(Interrupted):
+                train(config, resume="auto")
+        run = Run(find_runs("runs")[-1])
+        if call == 3:  # there are those of before
+            with pytest.raises(RunError) as caught:
+                run.visualize("misclassified")
+            assert ("predictions.npz is of the model in epoch 2, after batch 4; the checkpoint was "
+                    "saved in epoch 2, after batch 8") in str(caught.value)
+            assert "tools/evaluate.py --run" in str(caught.value)
+        code, out, err = tool("evaluate.py")
+        assert code == 0 and place in out, err
+        assert Run(run.folder).predictions.place == place

@@ -56,7 +56,7 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     figure = Picture(x + bar_left + 3.4, max(top + side + 0.15, below + 0.25 + 0.17 * len(listed)))
     figure.headline("Confusion matrix",
                     f"{predictions.correct:,} of {len(predictions.true):,} test images right "
-                    f"({100 * predictions.accuracy:.2f} %), after epoch {predictions.epoch}")
+                    f"({100 * predictions.accuracy:.2f} %), {predictions.place}")
     _draw_matrix(figure.panel(left, top, side, side), matrix, predictions.classes)
     _draw_accuracy(figure.panel(x + bar_left, 1.0, 3.0, bars), matrix, predictions.classes)
     lines = [f"{shorten(true, 20)} → {shorten(predicted, 20)}: {images} ({100 * part:.1f} %)"

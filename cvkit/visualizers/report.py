@@ -199,8 +199,8 @@ def _results(run: Run) -> list[Block]:
                if split == "test" else "those of the epoch that was best on validation images")
     return [
         Text(f"Test accuracy {100 * predictions.accuracy:.2f} %: {predictions.correct:,} of "
-             f"{len(predictions.true):,} images, loss {predictions.loss:.4f}, after epoch "
-             f"{predictions.epoch} ({watched})."),
+             f"{len(predictions.true):,} images, loss {predictions.loss:.4f}, "
+             f"{predictions.place} ({watched})."),
         Table(["", *(title for _, title, _ in columns)], rows),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
              f"{last['epoch']}, in {duration(run.seconds)}. Parameters: "
