@@ -309,6 +309,7 @@ class Trainer:
             self._say_stopped(explained)
             raise explained from error
         finally:
+            self.loaders.close()
             for writer in writers:
                 writer.close()
 

@@ -197,6 +197,11 @@ class Loaders:
         for loader in filter(None, (self.train, self.test, self.val)):
             loader.layout = layout
 
+    def close(self) -> None:
+        """End worker processes."""
+        for loader in filter(None, (self.train, self.test, self.val)):
+            loader.source.close()
+
 
 def build_loaders(config: Config, data: ImageData, device: torch.device,
                   normalisation: tuple[list[float], list[float]] | None = None) -> Loaders:

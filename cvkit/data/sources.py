@@ -102,6 +102,9 @@ class BatchedSource:
                 images, [[values[batch] for values in group] for group in drawn])
             yield images, labels.index_select(0, chosen), index.index_select(0, chosen)
 
+    def close(self) -> None:
+        """Do nothing: there are no processes to end."""
+
     def take(self, places: Sequence[int], epoch: int) -> Pixels:
         """Return the images at these places of an epoch."""
         places = np.asarray(places)
@@ -153,6 +156,15 @@ class PerImageSource:
             raise DataError(f"a process that makes batches died: {error}",
                             hint="Memory may have run out: DATA.WORKERS with a smaller number "
                                  "takes less, 0 makes batches without such processes.") from error
+
+    def close(self) -> None:
+        """End the worker processes; another epoch would start new ones.
+
+        Left to the garbage collector, each may be waited for in vain for seconds.
+        """
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if self._loader.num_workers and iterator is not None:
+            iterator._shutdown_workers()
 
     def take(self, places: Sequence[int], epoch: int) -> Pixels:
         """Return the images at these places of an epoch, as they are in their batches."""
