@@ -71,6 +71,8 @@ class Checkpoint:
             os.replace(part, path)
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
+            if "DataLoader worker" in str(error):  # which torch may say at any moment
+                raise
             # Torch may speak of what came of it only.
             reason = error if isinstance(error, OSError) else error.__context__ or error
             raise CheckpointError(f"cannot write {path}: {reason}",

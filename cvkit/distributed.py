@@ -146,13 +146,31 @@ def from_main(make: Any) -> Any:
     return box[0]
 
 
-def average_gradients(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model so that a backward pass averages its gradients over all processes."""
+def from_all(value: Any) -> list[Any]:
+    """Return each process's value, by rank."""
+    if _store is None:
+        return [value]
+    from torch import distributed
+
+    values = [None] * size()
+    distributed.all_gather_object(values, value, group=_patient)
+    return values
+
+
+def average_gradients(model: nn.Module, device: torch.device, has_unused: bool) -> nn.Module:
+    """Return the model so that a backward pass averages its gradients over all processes.
+
+    Args:
+        model: on the device.
+        device: of this process.
+        has_unused: whether some parameters get no gradient.
+    """
     if _store is None:
         return model
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    return DistributedDataParallel(model, [device] if device.type == "cuda" else None,
+                                   find_unused_parameters=has_unused)
 
 
 def share_buffers(*models: nn.Module) -> None:
@@ -169,7 +187,10 @@ def is_first_to_fail() -> bool:
     """Note that this process fails; whether it is the first, whose error is the cause."""
     if _store is None:
         return local_rank() == 0  # nothing was begun: all fail in the same way
-    return _store.add("failed", 1) == 1
+    try:
+        return _store.add("failed", 1) == 1
+    except RuntimeError:  # the machine that kept these notes is gone
+        return local_rank() == 0
 
 
 def is_loss_of_contact(error: BaseException) -> bool:

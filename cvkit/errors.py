@@ -8,8 +8,7 @@ import re
 import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -90,16 +89,6 @@ def raise_together(problems: list[UserError]) -> None:
     if problems:
         lines = [f"{len(problems)} problems", *(str(problem) for problem in problems)]
         raise type(problems[0])("\n".join(lines))
-
-
-@contextmanager
-def writing(path: object) -> Iterator[None]:
-    """Turn what the system says against writing a file into a `RunError` that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}",
-                       hint="Is the disk full, or may you not write there?") from error
 
 
 def run_tool(main: Callable[[], int | None], is_shared: bool = False) -> None:

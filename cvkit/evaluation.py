@@ -13,6 +13,7 @@ from torch import nn
 
 from cvkit import distributed
 from cvkit.data.loaders import BatchLoader
+from cvkit.errors import ConfigError
 from cvkit.hardware import autocast
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss
@@ -25,6 +26,21 @@ def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
     """Return accuracy and the config's METRICS, at zero."""
     return [Accuracy(), *(METRICS.build(node, classes=list(classes), num_classes=len(classes))
                           for node in nodes if node["NAME"] != "Accuracy")]
+
+
+def values_of(metric: Any) -> dict[str, float]:
+    """Return what a metric computes, as plain numbers, which alone can be saved.
+
+    Raises:
+        ConfigError: it returns something else.
+    """
+    values = metric.compute()
+    try:
+        return {name: float(value) for name, value in values.items()}
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"metric {type(metric).__name__} computes {values!r}",
+                          hint="compute() returns numbers by name, such as "
+                               "{'recall': 0.5}.") from None
 
 
 @torch.no_grad()
@@ -67,7 +83,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     model.train(was_training)
     values = {"loss": mean_loss.compute()}
     for metric in metrics:
-        values |= metric.compute()
+        values |= values_of(metric)
     true, index, probabilities = (torch.cat(parts).cpu().numpy()
                                   for parts in (labels, index, probabilities))
     return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes),

@@ -191,16 +191,16 @@ def lock_file(file: IO) -> None:
     except ModuleNotFoundError:  # Windows
         import msvcrt
 
-        file.seek(0)
+        file.seek(2**30)  # not what the owner writes into it, which others read
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
             raise BlockingIOError(*error.args) from None
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which forked workers do not inherit
+    except (BlockingIOError, PermissionError):
+        raise BlockingIOError from None
     except OSError as error:  # a network drive without locks, such as Google Drive in Colab
         print(f"note       {file.name} cannot be locked here ({error.strerror}): take care that "
               "no second process trains in this folder")

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from cvkit import distributed
-from cvkit.errors import writing
+from cvkit.files import writing
 
 
 class Log:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cvkit.errors import RunError, writing
+from cvkit.errors import RunError
+from cvkit.files import write_whole
 
 RULE = "half the rate at which the averaged loss is lowest"
 _WINDOW = 14  # a loss is averaged over a 14th of the steps
@@ -38,8 +39,7 @@ class RangeTest:
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        with writing(path):
-            path.write_text(json.dumps({**asdict(self), "rule": RULE}) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps({**asdict(self), "rule": RULE}) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> RangeTest:

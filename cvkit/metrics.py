@@ -35,7 +35,7 @@ class Mean:
         self._counts.append(images)
 
     def compute(self) -> float:
-        if not self._counts:
+        if not sum(self._counts):  # of several processes, one may have had no image yet
             return 0.0
         return float(self._values() @ torch.tensor(self._counts).double()) / sum(self._counts)
 
@@ -62,10 +62,13 @@ class Mean:
         return self._values().tolist()
 
     def first_non_finite(self) -> int | None:
-        """Return the number of the first batch whose mean is infinite or NaN, from 0, or None."""
+        """Return the number of the first batch whose mean is infinite or NaN, or None.
+
+        Batches count from 0, without those from before a resumption.
+        """
         new, self._seen = self._means[self._seen:], len(self._means)
         bad = torch.stack(new).isfinite().logical_not().nonzero() if new else ()
-        return len(self._counts) - len(new) + int(bad[0]) if len(bad) else None
+        return self._seen - len(new) + int(bad[0]) if len(bad) else None
 
 
 @METRICS.register()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cvkit import distributed
 from cvkit.errors import ConfigError, UserError, raise_together, suggest, visible
 
 NAME = "NAME"
@@ -429,7 +430,7 @@ def _import_file(path: Path, where: object) -> None:
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
-        print(f"imported   {visible(str(path))}")
+        _say_imported(str(path))
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -467,15 +468,29 @@ def _import_module(name: str, where: object) -> None:
         for place in (spec.origin, *(spec.submodule_search_locations or ())):
             if place:
                 _refuse_run_folder(Path(place), where)
-        print(f"imported   {visible(spec.origin or whole)}")
+        _say_imported(spec.origin or whole)
         importlib.import_module(whole)
+
+
+def _say_imported(what: str) -> None:
+    if distributed.is_main():
+        print(f"imported   {visible(what)}")
+
+
+_opened: set[Path] = set()  # folders that were opened as runs, whatever they hold
+
+
+def take_no_code_from(folder: Path) -> None:
+    """Let no code be imported from a folder from now on."""
+    _opened.add(folder.resolve())
 
 
 def run_folder_of(path: Path) -> Path | None:
     """Return the run folder that a path lies in, as it is written or as its links lead, or None."""
     for start in (Path(os.path.abspath(path)), path.resolve()):
         for folder in (start, *start.parents):
-            if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            is_like_one = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+            if folder in _opened or is_like_one:
                 return folder
     return None
 

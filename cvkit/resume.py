@@ -12,7 +12,7 @@ import torch
 
 from cvkit import distributed
 from cvkit.config import Config
-from cvkit.errors import RunError
+from cvkit.errors import RunError, UserError
 from cvkit.hardware import random_state, set_random_state
 from cvkit.metrics import Accuracy, Mean
 from cvkit.registry import SCHEDULERS
@@ -112,7 +112,11 @@ class Pace:
 def newest_run_of(config: Config) -> Run | None:
     """Return the newest run that can be continued with this config, or None."""
     for folder in reversed(find_runs(config.OUTPUT_DIR, config.name)):
-        run = Run(folder)
+        try:
+            run = Run(folder)
+        except UserError as error:
+            print(f"note       {folder} is left out: {error.problem}")
+            continue
         if not _changes(as_begun(config, run), run):
             return run
     return None

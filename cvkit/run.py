@@ -11,7 +11,7 @@ import shlex
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -26,13 +26,14 @@ from cvkit.checkpoint import Checkpoint, is_text, moment_of, verify_archive
 from cvkit.config import Config, read_config
 from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
-from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, visible, writing
+from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, visible
 from cvkit.experiment import Experiment, Subject
+from cvkit.files import write_whole, writing
 from cvkit.hardware import lock_file
 from cvkit.lr_finder import RangeTest
 from cvkit.metrics import is_lower_better
 from cvkit.models import count_parameters
-from cvkit.registry import NAME
+from cvkit.registry import NAME, take_no_code_from
 from cvkit.writers import read_metrics
 
 # What may be set differently when a run is opened again: where it runs, not what it computed.
@@ -197,6 +198,7 @@ class Run(Experiment):
 
     def __init__(self, folder: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()):
         self.folder = Path(folder)
+        take_no_code_from(self.folder)
         path = self.folder / "config.yaml"
         try:
             text = path.read_text(encoding="utf-8")
@@ -322,11 +324,14 @@ class Run(Experiment):
         Raises:
             RunError: absent, damaged, or what it said at another time of the training.
         """
-        path, model = self.folder / "predictions.npz", self._trained
+        path = self.folder / "predictions.npz"
         found = Predictions.load(path)
-        if (found.epoch, found.batches) != (model.epoch, model.batches):
+        if found.place != self._trained.place:
+            for part in ("model", "_trained"):  # they may have been read before it was resumed
+                vars(self).pop(part, None)
+        if found.place != self._trained.place:
             raise RunError(f"{path} is of the model {found.place}; the checkpoint was saved "
-                           f"{model.place}", hint=_write_anew(path))
+                           f"{self._trained.place}", hint=_write_anew(path))
         return found
 
     @property
@@ -380,7 +385,10 @@ class Run(Experiment):
         return Checkpoint.load(self.checkpoints / f"{name}.pt")
 
     def last_whole_checkpoint(self) -> Checkpoint:
-        """Return the last checkpoint or, if it is damaged, the one before it, and say so."""
+        """Return the last checkpoint; if it is damaged, the one before it, which takes its place.
+
+        A line says so.
+        """
         try:
             return self.checkpoint("last")
         except CheckpointError as error:
@@ -390,7 +398,14 @@ class Run(Experiment):
                 raise error from None  # that of the one which was asked for
             print(f"note       {error.problem}; taking the one before it, previous.pt, saved "
                   f"{checkpoint.place}")
+            with writing(self.checkpoints / "last.pt"):  # or the next would take its place
+                os.replace(self.checkpoints / "previous.pt", self.checkpoints / "last.pt")
             return checkpoint
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from."""
+        return any((self.checkpoints / f"{name}.pt").is_file() for name in ("last", "previous"))
 
     @property
     def checkpoints(self) -> Path:
@@ -432,17 +447,16 @@ class Run(Experiment):
                     file.flush()
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows removes no open file; it may stay
+                    path.unlink(missing_ok=True)
 
 
 def _write_config(folder: Path, config: Config) -> None:
     again = f"python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}"
     header = (f"# {visible(config.name)}, resolved: everything set here is what the run used.\n"
               f"# Repeat it: {visible(again)}\n")
-    part = folder / "config.yaml.part"
-    with writing(folder / "config.yaml"):
-        part.write_text(header + config.dump(), encoding="utf-8")
-        os.replace(part, folder / "config.yaml")
+    write_whole(folder / "config.yaml", header + config.dump())
+
 
 
 def refuse_links(paths: Iterable[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -49,6 +50,8 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.__exit__()  # the next one does what it did before
-        if distributed.is_main():
-            # Not print: the signal may have come in the middle of one.
-            os.write(2, b"\nStopping after this step, to save it. Again stops at once.\n")
+        words = "\nStopping after this step, to save it. Again stops at once.\n"
+        if "ipykernel" in sys.modules:
+            print(words)
+        elif distributed.is_main():
+            os.write(2, words.encode())  # not print: the signal may have come in the middle of one

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from cvkit import __version__, distributed
 from cvkit.checkpoint import Checkpoint, load_weights, moment_of
 from cvkit.config import Config, check_components
-from cvkit.data.loaders import Batch
+from cvkit.data.loaders import Batch, BatchLoader
+from cvkit.data.sources import death_of_worker, is_death_of_worker
 from cvkit.ema import EMA
 from cvkit.errors import (
     CheckpointError,
@@ -33,7 +34,7 @@ from cvkit.errors import (
     UserError,
     suggest,
 )
-from cvkit.evaluation import build_metrics, evaluate, predict
+from cvkit.evaluation import build_metrics, evaluate, predict, values_of
 from cvkit.experiment import Experiment
 from cvkit.hardware import (
     autocast,
@@ -118,11 +119,11 @@ class Trainer:
                                  config.DATA.where("BATCH_SIZE"))
         if config.TRAIN.SYNC_BATCHNORM and distributed.size() > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.forward = self._parallel(self.model)
         self.classes = self.data.classes
         self.loss = build_loss(config.LOSS, len(self.classes),
                                takes_shares=bool(self.loaders.train.pipeline.mixing))
         self.loss.to(self.device)
+        self.forward = self._parallel(self.model)
         self.steps_per_epoch = math.ceil(len(self.loaders.train) / config.TRAIN.ACCUMULATE)
         self._build_optimizer_and_schedule()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -155,7 +156,17 @@ class Trainer:
         """Return the model as training calls it: compiled, its gradients averaged."""
         if self.config.TRAIN.COMPILE:
             model = compile_model(model, self.device, self.config.TRAIN.where("COMPILE"))
-        return distributed.average_gradients(model, self.device)
+        return distributed.average_gradients(model, self.device, self._has_unused_parameters)
+
+    @property
+    def _has_unused_parameters(self) -> bool:
+        """Whether some get no gradient, which processes have to know before they average."""
+        if distributed.size() == 1:
+            return False
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            twin = self._try_batch(2)
+        return any(parameter.requires_grad and parameter.grad is None
+                   for parameter in twin.parameters())
 
     def _build_optimizer_and_schedule(self) -> None:
         config = self.config
@@ -180,7 +191,8 @@ class Trainer:
         """
         twin = copy.copy(self)
         twin.model, twin.ema = copy.deepcopy(self.model), None
-        twin.forward = distributed.average_gradients(twin.model, self.device)
+        twin.forward = distributed.average_gradients(twin.model, self.device,
+                                                     self._has_unused_parameters)
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
                                          self.config.TRAIN.DECAY_NORM_AND_BIAS)
         twin.schedule = Schedule(twin.optimizer)
@@ -222,7 +234,7 @@ class Trainer:
         values = {"loss": 0.0}
         for metric in build_metrics(self.config.METRICS, self.classes):
             metric.update(torch.zeros(len(classes), len(classes)), classes)
-            values |= metric.compute()
+            values |= values_of(metric)
         if self.config.TRAIN.MONITOR not in values:
             raise ConfigError(f"no metric named {self.config.TRAIN.MONITOR!r}",
                               where=self.config.TRAIN.where("MONITOR"),
@@ -374,7 +386,7 @@ class Trainer:
                 "Test set", "Test set" if monitored == "test" else "Validation set"))
         if is_best and self.run is not None:  # after last.pt, from which it can be made again
             self.run.save(self._checkpoint(), "best")
-        self._say_left_out({*self.loaders.train.left_out, *self.loaders.monitored.left_out})
+        self._say_left_out(self._left_out_of(self.loaders.train, self.loaders.monitored))
         if self.run is not None:
             self.warn(after_epoch(self.config, self.data, self.loss, self.run.metrics,
                                   batch_losses))
@@ -386,8 +398,8 @@ class Trainer:
         Of an epoch that was resumed, on those that it had not come to.
         """
         loader, accumulate = self.loaders.train, self.config.TRAIN.ACCUMULATE
-        now = self.now.begin(self.schedule.rate, self.device)
-        self.now = now
+        now = self.now = self.now.begin(self.schedule.rate, self.device)
+        begun = now.batches
         loader.set_epoch(self.epoch, now.batches)
         self.model.train()
         every = math.ceil(self.steps_per_epoch / _RATES_PER_EPOCH)
@@ -411,7 +423,7 @@ class Trainer:
                 bad = now.loss.first_non_finite()
                 if bad is not None:
                     progress.close()
-                    self._stop_for_non_finite(bad + 1, len(loader))
+                    self._stop_for_non_finite(begun + bad + 1, len(loader))
             if is_due:
                 progress.update(now.loss.compute(), now.accuracy.compute()["accuracy"])
             if is_step:
@@ -430,7 +442,8 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         """Save and stop, if a signal asked for it, in whichever process."""
         if distributed.anywhere(bool(self.signals.received)):
-            self._save()
+            if self.saved != moment_of(self.epoch, self.now.batches):  # just now
+                self._save()
             raise Interrupted(self.signals.received or signal.SIGTERM)
 
     def train_step(self, batch: Batch, weight: float, is_step: bool) -> tuple[Tensor, Tensor]:
@@ -537,7 +550,8 @@ class Trainer:
                     saved["fused"] = group["fused"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # else it was saved in a precision that needs none
+                self.scaler.load_state_dict(state["scaler"])
             self.now = EpochState.of(state.get("within"))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError("the checkpoint's training state does not fit: "
@@ -626,6 +640,11 @@ class Trainer:
         if distributed.is_main():
             self.warn(before_training(config, data, self.loaders, self.steps_per_epoch))
 
+    def _left_out_of(self, *loaders: BatchLoader) -> set[str]:
+        """Return the image files that the loaders' batches lack, in all processes."""
+        names = {name for loader in loaders for name in loader.left_out}
+        return set().union(*distributed.from_all(names))
+
     def _say_left_out(self, names: Iterable[str]) -> None:
         """Log files that cannot be read, those that were not logged before."""
         new = sorted(set(names) - self.left_out)
@@ -652,10 +671,12 @@ class Trainer:
             return predictions
         checkpoint = distributed.from_main(lambda: self.run.checkpoint("best"))
         load_weights(self.evaluated_model, checkpoint.model, "best.pt")
-        return predict(
+        predictions = predict(
             self.evaluated_model, self.loaders.test, self.loss, build_metrics([], self.classes),
             self.classes, self.precision, checkpoint.epoch,
             Progress("Test", len(self.loaders.test), self.log.is_live))[0]
+        self._say_left_out(self._left_out_of(self.loaders.test))
+        return predictions
 
     def _finish(self, run: Run, predictions: Predictions) -> None:
         """Write the predictions and say how it went and where all is."""
@@ -689,13 +710,13 @@ class Trainer:
         if isinstance(error, Interrupted):
             return f"Interrupted {place}, and saved. Go on: {self._resume_command()}"
         words = f"Stopped at once {place}"
-        if (self.run.checkpoints / "last.pt").is_file():
+        if self.run.has_checkpoint:
             return f"{words}. Go on from the last checkpoint: {self._resume_command()}"
         return f"{words}. There is no checkpoint to go on from yet"
 
     def _say_stopped(self, error: UserError) -> None:
         lines = [f"Stopped: {error}"]
-        if self.run is not None and (self.run.checkpoints / "last.pt").is_file():
+        if self.run is not None and self.run.has_checkpoint:
             lines.append(f"Go on from the last checkpoint: {self._resume_command()}")
             self.log.show(lines[-1])
         with contextlib.suppress(RunError):  # a full disk, of which the error speaks already
@@ -703,8 +724,11 @@ class Trainer:
                 self.log.write(line)
 
     def _resume_command(self) -> str:
-        return shlex.join(["python", "tools/train.py", str(self.run.folder / "config.yaml"),
-                           "--resume", str(self.run.folder)])
+        words = ["tools/train.py", str(self.run.folder / "config.yaml"), "--resume",
+                 str(self.run.folder)]
+        count = distributed.local_size()
+        start = f"torchrun --nproc-per-node={count}" if count > 1 else "python"
+        return f"{start} {shlex.join(words)}"
 
     def _explained(self, error: Exception) -> UserError | None:
         """Return in words what a user can do about an error of torch, if that is known."""
@@ -712,6 +736,8 @@ class Trainer:
             return RunError(f"process {distributed.rank()} lost contact with another one, which "
                             "failed, was killed, or whose machine is gone",
                             hint=str(error).strip().split("\n")[0])
+        if is_death_of_worker(error):
+            return death_of_worker(error)
         if is_out_of_memory(error):
             return self._out_of_memory(error)
         return None
@@ -725,6 +751,10 @@ class Trainer:
             return RunError(f"out of memory on {device}, evaluating batches of {size}",
                             hint=f"Try DATA.EVAL_BATCH_SIZE {max(1, size // 4)}; it changes no "
                                  "result.")
+        if distributed.size() > 1 and self.config.TRAIN.SYNC_BATCHNORM:
+            # A trial would wait for the other processes, which have failed in their own ways.
+            return RunError(f"out of memory on {device}, training on batches of {node.BATCH_SIZE}",
+                            hint="Take a smaller DATA.BATCH_SIZE and a larger TRAIN.ACCUMULATE.")
         self.optimizer.zero_grad(set_to_none=True)
         size = largest_that_fits(self._try_batch, node.BATCH_SIZE // distributed.size())
         where = f"out of memory on {device}, training on batches of {node.BATCH_SIZE}"
@@ -739,13 +769,15 @@ class Trainer:
         return RunError(where, hint=f"{size} fit: DATA.BATCH_SIZE {size} TRAIN.ACCUMULATE {times} "
                                     f"makes steps of {size * times} images.")
 
-    def _try_batch(self, size: int) -> None:
+    def _try_batch(self, size: int) -> nn.Module:
+        """Push a batch through a copy of the model, forward and backward, and return the copy."""
         images = torch.zeros(size, *self.loaders.train_shape, device=self.device)
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
         model = copy.deepcopy(self.model).train()
         with autocast(self.device, self.precision):
             loss = self.loss(model(images), labels)
         loss.backward()
+        return model
 
     # -- check ---------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cvkit.errors import RunError, UserError, writing
+from cvkit.errors import RunError, UserError
+from cvkit.files import write_whole, writing
 from cvkit.registry import NAME, WRITERS
 
 PICTURES = ("misclassified", "cam")  # the visualizers whose pictures TensorBoard gets
@@ -48,11 +49,7 @@ class JsonLines:
         """Drop what was written after the epoch a run resumes from."""
         path = folder / "metrics.jsonl"
         kept = [values for values in read_metrics(folder) if values["epoch"] <= last_epoch]
-        part = path.with_suffix(".part")
-        with writing(path):
-            part.write_text("".join(json.dumps(values) + "\n" for values in kept),
-                            encoding="utf-8")
-            part.replace(path)
+        write_whole(path, "".join(json.dumps(values) + "\n" for values in kept))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -151,6 +151,34 @@ def test_a_learning_rate_is_looked_for_together(processes, noisy):
     assert len(run.metrics) == 2
 
 
+def test_parameters_without_gradients_are_no_obstacle(processes, noisy):
+    Path("own.py").write_text(
+        "from torch import nn\n"
+        "from cvkit import MODELS\n\n"
+        "@MODELS.register()\n"
+        "class Partly(nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.used, self.unused = nn.Linear(3, num_classes), nn.Linear(3, 3)\n"
+        "    def forward(self, images):\n"
+        "        return self.used(images.mean((2, 3)))\n")
+    settings = {**{key: value for key, value in GROUPS.items() if not key.startswith("MODEL")},
+                "MODEL": {"NAME": "Partly"}, "IMPORTS": [str(Path("own.py").resolve())]}
+    assert len(end(begin(processes, 2, settings)).metrics) == 2
+
+
+def test_a_process_without_an_image_so_far_goes_on(processes, noisy):
+    """A first batch of four images for six processes, after which the run was stopped."""
+    settings = {**GROUPS, "DATA.BATCH_SIZE": 6, "DATA.LIMIT": 15, "TRAIN.EPOCHS": 2}
+    run = end(begin(processes, 4, settings))
+    assert run.metrics[-1]["train/accuracy"] * 15 % 1 == pytest.approx(0, abs=1e-9)
+    from cvkit.metrics import Mean
+
+    empty = Mean()
+    empty.update(torch.tensor(2.0), 0)
+    assert empty.compute() == 0.0
+
+
 def test_what_the_checkpoint_predicts_is_what_the_processes_predicted(processes, tiny):
     """Batch norms see a part of each batch in each process; one set of statistics counts."""
     run = end(begin(processes, 2, {"TRAIN.EPOCHS": 2, "TRAIN.PRECISION": "fp32", "TRAIN.EMA": 0.5}))

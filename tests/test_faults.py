@@ -170,6 +170,23 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(pictures, monkeypatch):
     same(whole, train(config, resume=True))
 
 
+def test_a_worker_that_dies_while_the_model_computes_is_told_as_well(pictures, monkeypatch):
+    import multiprocessing
+
+    def kill():
+        multiprocessing.active_children()[0].kill()
+        time.sleep(0.5)  # torch hears of it here, in the middle of a step
+        torch.zeros(1) + 1
+
+    config = load_config("../tiny.yaml", {**EACH_TIME, "DATA.WORKERS": 1, "TRAIN.CHECKPOINT_EVERY": "1 step"})
+    whole = train(config)
+    with monkeypatch.context() as patched:
+        at_step(patched, 3, kill)
+        with pytest.raises(DataError, match="a process that makes batches died"):
+            train(config)
+    same(whole, train(config, resume=True))
+
+
 # -- disk ------------------------------------------------------------------------------------------
 
 

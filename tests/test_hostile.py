@@ -677,3 +677,21 @@ def test_resuming_takes_a_stranger_s_imports_from_nowhere_else(run, tool, tmp_pa
     (run.folder / "mine.py").write_text(MINE)
     code, _, err = tool("train.py", "--resume", run.folder)
     assert code == 2 and "supplies no code" in err
+
+
+@pytest.mark.parametrize("name", ["evil.py", "evil"])
+def test_a_folder_that_is_opened_as_a_run_supplies_no_code(tmp_path, tool, monkeypatch, name):
+    folder = tmp_path / "evil_run"
+    folder.mkdir()
+    (folder / "evil.py").write_text("import pathlib\npathlib.Path('/" + str(tmp_path).lstrip("/")
+                                    + "/canary').touch()\n")
+    imports = str(folder / name) if name.endswith(".py") else name
+    (folder / "config.yaml").write_text(
+        f"IMPORTS: [{imports}]\nMODEL: {{NAME: resnet18}}\nDATA: {{DATASET: {{NAME: Digits}}}}\n"
+        "OPTIMIZER: {NAME: SGD, lr: 0.1}\n")
+    monkeypatch.chdir(folder)
+    for arguments in (["visualize.py", "--run", folder, "--dataset"], ["train.py", "--resume", folder],
+                      ["evaluate.py", "--run", folder]):
+        code, _, err = tool(*arguments)
+        assert code == 2 and "Traceback" not in err
+    assert not (tmp_path / "canary").exists()

@@ -363,3 +363,64 @@ def test_an_interrupted_run_is_evaluated_as_it_is_and_older_predictions_are_not_
         code, out, err = tool("evaluate.py")
         assert code == 0 and place in out, err
         assert Run(run.folder).predictions.place == place
+
+
+def test_damage_after_damage_still_finds_a_whole_checkpoint(config, monkeypatch):
+    """What is damaged never takes the place of what is whole."""
+    config = load_config(config, {"TRAIN.EPOCHS": 3})
+    whole = train(config)
+    with monkeypatch.context() as patched:
+        signal_at(patched, "train_step", 14, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(config)
+    run = Run(find_runs("runs")[-1])
+    last = run.checkpoints / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    real = os.replace
+
+    def replace(source, target):
+        if str(source).endswith("last.part"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    # Resumed from the one before it, and killed between the two renames of the next saving.
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resume=True)
+    assert not last.exists() and run.checkpoint("previous").place == "in epoch 2, after batch 2"
+    same(whole, train(config, resume=True))
+
+
+def test_auto_passes_over_a_run_that_cannot_be_opened(config, monkeypatch, capsys):
+    config = load_config(config, {"TRAIN.EPOCHS": 2})
+    with monkeypatch.context() as patched:
+        signal_at(patched, "train_step", 3, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(config)
+    good = Run(find_runs("runs")[-1])
+    bad = shutil.copytree(good.folder, good.folder.with_name("2999-01-01_00-00-00"))
+    (bad / "config.yaml").write_text("MODEL: [")
+    assert train(config, resume="auto").folder == good.folder
+    assert f"{bad} is left out: not valid YAML" in capsys.readouterr().out
+
+
+def test_a_signal_to_the_whole_group_leaves_workers_to_finish_the_step(config):
+    """As clusters, timeout and torchrun end jobs."""
+    import subprocess
+    import sys
+
+    from conftest import ROOT
+
+    job = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools/train.py"), str(config), "DATA.WORKERS", "2",
+         "DATA.BACKEND", "albumentations", "TRAIN.EPOCHS", "400", "SCHEDULER", "null"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while not list(Path("runs").rglob("metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGTERM)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGTERM and "Traceback" not in err, err
+    assert "and saved. Go on: python tools/train.py" in out

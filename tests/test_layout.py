@@ -10,7 +10,7 @@ from conftest import ROOT
 import cvkit
 
 FLOORS = [  # a module imports from lower floors only; within a floor only what is listed below
-    {"errors", "registry", "config", "distributed"},
+    {"errors", "files", "registry", "config", "distributed"},
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
      "hardware", "log", "signals"},
     {"checkpoint", "experiment", "run", "evaluation", "requirements",
@@ -18,7 +18,7 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"trainer", "visualizers"},
     {"benchmark"},
 ]
-WITHIN = {("errors", "distributed"), ("registry", "errors"), ("config", "errors"), ("config", "registry"),
+WITHIN = {("errors", "distributed"), ("registry", "distributed"), ("files", "errors"), ("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
           ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run"),
           ("run", "lr_finder"), ("resume", "run")}

@@ -8,7 +8,7 @@ from torch import nn
 
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, ConfigError, RunError
-from cvkit.registry import DATASETS, LOSSES, MODELS, WRITERS
+from cvkit.registry import DATASETS, LOSSES, METRICS, MODELS, WRITERS
 from cvkit.run import Run, open_run
 from cvkit.trainer import Trainer, train
 
@@ -375,7 +375,8 @@ def test_a_run_interrupted_at_its_very_end_gets_its_predictions(tiny, monkeypatc
     monkeypatch.setattr(Trainer, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=True)
-    assert run.predictions.epoch == 2  # of an earlier end
+    with pytest.raises(RunError, match="is of the model after epoch 2; .* saved after epoch 3"):
+        _ = Run(run.folder).predictions  # of an earlier end
     train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=True)
     assert run.predictions.epoch == 3
 
@@ -487,3 +488,43 @@ def test_a_machine_without_a_compiler_is_told_so(tiny, monkeypatch):
         Trainer(load_config(tiny, ["TRAIN.COMPILE", "true"]))
     assert str(caught.value).startswith(
         "command line TRAIN.COMPILE: torch.compile does not work here: No working C++ compiler found")
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 1, True])
+def test_whatever_number_a_metric_returns_is_saved(tiny, monkeypatch, value):
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+
+    @METRICS.register()
+    class Own:
+        def update(self, logits, labels):
+            pass
+
+        def compute(self):
+            return {"own": value}
+
+    run = train(load_config(tiny, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 1}))
+    assert run.metrics[0]["test/own"] == run.checkpoint("last").metrics["own"] == float(value)
+
+
+@pytest.mark.parametrize("value", [[0.5], "0.5 %", {"own": [1, 2]}, None])
+def test_a_metric_without_numbers_is_told_before_training(tiny, monkeypatch, value):
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+
+    @METRICS.register()
+    class Own:
+        def update(self, logits, labels):
+            pass
+
+        def compute(self):
+            return value
+
+    with pytest.raises(ConfigError, match="metric Own computes"):
+        Trainer(load_config(tiny, {"METRICS": [{"NAME": "Own"}]}))
+
+
+def test_a_run_goes_on_in_a_precision_with_a_gradient_scaler(tiny, monkeypatch):
+    """Begun where there is bf16, resumed on a GPU that has fp16 only."""
+    train(load_config(tiny, {"TRAIN.EPOCHS": 1}))
+    monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
+    resumed = train(load_config(tiny, {"TRAIN.EPOCHS": 2}), resume=True)
+    assert len(resumed.metrics) == 2 and resumed.checkpoint("last").training["scaler"]["scale"] > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -151,11 +152,9 @@ class PerImageSource:
             for item in self._loader:
                 yield _raised(item)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not is_death_of_worker(error):
                 raise
-            raise DataError(f"a process that makes batches died: {error}",
-                            hint="Memory may have run out: DATA.WORKERS with a smaller number "
-                                 "takes less, 0 makes batches without such processes.") from error
+            raise death_of_worker(error) from error
 
     def close(self) -> None:
         """End the worker processes; another epoch would start new ones.
@@ -237,13 +236,28 @@ class _Requests(Sampler):
         return (self.request(positions, self.epoch, number) for number in range(self.start, count))
 
 
+def is_death_of_worker(error: BaseException) -> bool:
+    """Whether torch says that a worker died; it does so wherever this process is just then."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def death_of_worker(error: BaseException) -> DataError:
+    """Return the same in words."""
+    return DataError(f"a process that makes batches died: {error}",
+                     hint="Memory may have run out: DATA.WORKERS with a smaller number takes less, "
+                          "0 makes batches without such processes.")
+
+
 def _nothing_left(reason: str) -> DataError:
     return DataError(f"no image of a whole batch can be read; {reason}",
                      hint="Is the drive that holds them gone?")
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    # Ctrl-C reaches workers as well, and the step that is then finished needs them.
+    # Ctrl-C, and what ends a job, reach all processes of a group, and the step that is then
+    # finished needs its workers.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -1,0 +1,35 @@
+"""Writing files: whole or not at all, and with the file's name in what goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cvkit.errors import RunError
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn what the system says against writing a file into a `RunError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}",
+                       hint="Is the disk full, or may you not write there?") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old content or the new.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with writing(path):
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or the new name could outlive a crash, empty
+        os.replace(part, path)
