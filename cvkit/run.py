@@ -326,7 +326,11 @@ class Run(Experiment):
         """
         path = self.folder / "predictions.npz"
         found = Predictions.load(path)
-        if found.place != self._trained.place:
+        try:
+            is_of_model = found.place == self._trained.place
+        except CheckpointError:  # of a copy of the folder, say, without its largest files
+            return found
+        if not is_of_model:
             for part in ("model", "_trained"):  # they may have been read before it was resumed
                 vars(self).pop(part, None)
         if found.place != self._trained.place:

@@ -315,6 +315,8 @@ class Trainer:
             self._say_stopped(error)
             raise
         except (RuntimeError, MemoryError) as error:
+            if distributed.size() > 1:  # torchrun ends all; the cause has to be said before
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             explained = self._explained(error)
             if explained is None:
                 raise

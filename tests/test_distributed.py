@@ -323,7 +323,7 @@ def test_a_lost_process_ends_the_job_and_another_number_goes_on(noisy, processes
     assert f"error: process {1 - victim} lost contact with another one" in said
     run = Run(find_runs("0/runs")[-1])
     epoch = run.checkpoint("last").epoch
-    assert 0 < epoch < 500
+    assert epoch < 500
     again = {**settings, "TRAIN.EPOCHS": epoch + 1}
     resumed = end(begin(processes, 3, again, resume=True))
     assert [values["epoch"] for values in resumed.metrics] == list(range(1, epoch + 2))

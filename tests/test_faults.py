@@ -22,6 +22,7 @@ from test_kill import same
 
 from cvkit.checkpoint import Checkpoint
 from cvkit.config import load_config
+from cvkit.data import build_data
 from cvkit.errors import CheckpointError, DataError, RunError
 from cvkit.hardware import largest_that_fits
 from cvkit.registry import TRANSFORMS
@@ -262,9 +263,12 @@ def no_rights():
     shutil.rmtree(folder)
 
 
-def test_a_read_only_run_folder_is_refused_before_anything_is_computed(tiny, no_rights):
+def test_a_read_only_run_folder_is_refused_before_anything_is_computed(tiny, no_rights,
+                                                                               monkeypatch):
     folder, become_nobody = no_rights
     config = load_config(tiny, {"OUTPUT_DIR": str(folder / "runs")})
+    data = build_data(config)  # read while it may be
+    monkeypatch.setattr("cvkit.experiment.build_data", lambda config: data)
     run = train(config)
     for path in sorted(folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
