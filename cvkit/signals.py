@@ -49,7 +49,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self.__exit__()  # the next one does what it did before
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         words = "\nStopping after this step, to save it. Again stops at once.\n"
         if "ipykernel" in sys.modules:
             print(words)
