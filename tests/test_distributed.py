@@ -168,7 +168,7 @@ def test_parameters_without_gradients_are_no_obstacle(processes, noisy):
 
 
 def test_a_process_without_an_image_so_far_goes_on(processes, noisy):
-    """A first batch of four images for six processes, after which the run was stopped."""
+    """The last batch has three images for four processes."""
     settings = {**GROUPS, "DATA.BATCH_SIZE": 6, "DATA.LIMIT": 15, "TRAIN.EPOCHS": 2}
     run = end(begin(processes, 4, settings))
     assert run.metrics[-1]["train/accuracy"] * 15 % 1 == pytest.approx(0, abs=1e-9)

@@ -83,6 +83,14 @@ def signal_at(monkeypatch, method, call, number):
     monkeypatch.setattr(Trainer, method, wrapped)
 
 
+def stop_at(monkeypatch, config, call):
+    """Train, and stop while the n-th batch is trained on."""
+    with monkeypatch.context() as patched:
+        signal_at(patched, "train_step", call, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(config)
+
+
 VARIANTS = {
     "plain": {},
     "everything": EVERYTHING,
@@ -177,10 +185,7 @@ def test_skipped_batches_are_not_loaded(config, tmp_path, monkeypatch):
     config = load_config(config, {
         "DATA.DATASET": {"NAME": "ImageFolder", "root": "painted"}, "DATA.VAL_FRACTION": 0.0,
         "DATA.LIMIT": 0, "DATA.CACHE_GB": 0.0, "TRAIN.EPOCHS": 1, "TRAIN.ACCUMULATE": 1})
-    with monkeypatch.context() as patched:
-        signal_at(patched, "train_step", 6, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            train(config)
+    stop_at(monkeypatch, config, 6)
     read, real = [], ImageFiles.__getitem__
     trainer = Trainer(config)
     run = Run(find_runs("runs")[-1])
@@ -298,10 +303,7 @@ def test_a_run_killed_in_the_middle_of_saving_ends_like_the_whole_one(processes,
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(config, monkeypatch, capsys, damage):
     config = load_config(config, {"TRAIN.EPOCHS": 3})
     whole = train(config)
-    with monkeypatch.context() as patched:
-        signal_at(patched, "train_step", 14, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            train(config)
+    stop_at(monkeypatch, config, 14)
     broken = Run(find_runs("runs")[-1])
     path = broken.checkpoints / "last.pt"
     content = bytearray(path.read_bytes())
@@ -372,10 +374,7 @@ def test_damage_after_damage_still_finds_a_whole_checkpoint(config, monkeypatch)
     """What is damaged never takes the place of what is whole."""
     config = load_config(config, {"TRAIN.EPOCHS": 3})
     whole = train(config)
-    with monkeypatch.context() as patched:
-        signal_at(patched, "train_step", 14, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            train(config)
+    stop_at(monkeypatch, config, 14)
     run = Run(find_runs("runs")[-1])
     last = run.checkpoints / "last.pt"
     last.write_bytes(last.read_bytes()[:-1000])
@@ -397,10 +396,7 @@ def test_damage_after_damage_still_finds_a_whole_checkpoint(config, monkeypatch)
 
 def test_auto_passes_over_a_run_that_cannot_be_opened(config, monkeypatch, capsys):
     config = load_config(config, {"TRAIN.EPOCHS": 2})
-    with monkeypatch.context() as patched:
-        signal_at(patched, "train_step", 3, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            train(config)
+    stop_at(monkeypatch, config, 3)
     good = Run(find_runs("runs")[-1])
     bad = shutil.copytree(good.folder, good.folder.with_name("2999-01-01_00-00-00"))
     (bad / "config.yaml").write_text("MODEL: [")

@@ -490,8 +490,7 @@ def test_a_machine_without_a_compiler_is_told_so(tiny, monkeypatch):
         "command line TRAIN.COMPILE: torch.compile does not work here: No working C++ compiler found")
 
 
-@pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 1, True])
-def test_whatever_number_a_metric_returns_is_saved(tiny, monkeypatch, value):
+def register_metric(monkeypatch, computed):
     monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
 
     @METRICS.register()
@@ -500,24 +499,19 @@ def test_whatever_number_a_metric_returns_is_saved(tiny, monkeypatch, value):
             pass
 
         def compute(self):
-            return {"own": value}
+            return computed
 
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 1, True])
+def test_whatever_number_a_metric_returns_is_saved(tiny, monkeypatch, value):
+    register_metric(monkeypatch, {"own": value})
     run = train(load_config(tiny, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 1}))
     assert run.metrics[0]["test/own"] == run.checkpoint("last").metrics["own"] == float(value)
 
 
 @pytest.mark.parametrize("value", [[0.5], "0.5 %", {"own": [1, 2]}, None])
 def test_a_metric_without_numbers_is_told_before_training(tiny, monkeypatch, value):
-    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
-
-    @METRICS.register()
-    class Own:
-        def update(self, logits, labels):
-            pass
-
-        def compute(self):
-            return value
-
+    register_metric(monkeypatch, value)
     with pytest.raises(ConfigError, match="metric Own computes"):
         Trainer(load_config(tiny, {"METRICS": [{"NAME": "Own"}]}))
 
