@@ -156,9 +156,8 @@ class Trainer:
         """Return the model as training calls it: compiled, its gradients averaged."""
         if self.config.TRAIN.COMPILE:
             model = compile_model(model, self.device, self.config.TRAIN.where("COMPILE"))
-        return distributed.average_gradients(model, self.device, self._has_unused_parameters)
+        return distributed.average_gradients(model, self.device, self._has_unused_parameters())
 
-    @property
     def _has_unused_parameters(self) -> bool:
         """Whether some get no gradient, which processes have to know before they average."""
         if distributed.size() == 1:
@@ -192,7 +191,7 @@ class Trainer:
         twin = copy.copy(self)
         twin.model, twin.ema = copy.deepcopy(self.model), None
         twin.forward = distributed.average_gradients(twin.model, self.device,
-                                                     self._has_unused_parameters)
+                                                     self._has_unused_parameters())
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
                                          self.config.TRAIN.DECAY_NORM_AND_BIAS)
         twin.schedule = Schedule(twin.optimizer)
