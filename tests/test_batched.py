@@ -1,6 +1,7 @@
 """The batched transforms against albumentations: the same outcomes, equally likely."""
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -70,9 +71,12 @@ def test_pixels_equal_those_of_albumentations_for_the_same_parameters(name, refe
     images = np.random.default_rng(1).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
     made, drawn = batch_of(build(name), images)
     expected = np.stack([reference(image, *values) for image, values in zip(images, zip(*drawn))])
-    if name == "Rotate":  # rounded differently in some pixels of ten thousand
+    if name == "Rotate":
         difference = np.abs(made.astype(int) - expected)
-        assert difference.max() <= 1 and (difference > 0).mean() < 5e-4
+        if int(cv2.__version__.split(".")[0]) >= 5:  # rounded differently in some of ten thousand
+            assert difference.max() <= 1 and (difference > 0).mean() < 5e-4
+        else:  # OpenCV moved places to a grid of 1/32 pixel: half of it twice, times 255 levels
+            assert difference.max() <= 255 / 32 and difference.mean() < 1
     else:
         assert np.array_equal(made, expected)
 

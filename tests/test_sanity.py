@@ -14,7 +14,7 @@ from cvkit.config import load_config
 from cvkit.data import build_data, build_loaders
 from cvkit.data.images import ImageData, ImageFiles, ImageSet
 from cvkit.losses import build_loss
-from cvkit.registry import DATASETS, LOSSES, SCHEDULERS
+from cvkit.registry import DATASETS, LOSSES, MODELS, SCHEDULERS
 from cvkit.schedulers import build_schedule
 from cvkit.trainer import Trainer, train
 
@@ -38,7 +38,7 @@ def data_of(train, test, val=None, classes=("ant", "bee"), mean=(0.5,) * 3, std=
 @pytest.fixture
 def registries(monkeypatch):
     """Registries that forget what a test adds."""
-    for registry in (DATASETS, LOSSES, SCHEDULERS):
+    for registry in (DATASETS, LOSSES, MODELS, SCHEDULERS):
         assert registry.own is not None  # filled, before what it holds is put aside
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
@@ -347,10 +347,20 @@ def test_a_loss_that_may_be_negative_or_is_zero_is_not_told(loss, value):
 # -- accuracy at chance --------------------------------------------------------------------
 
 
-def test_guessing_while_the_loss_rises_is_told_once(tiny, capsys):
-    line, = trained(tiny, capsys, **{"OPTIMIZER.lr": 5.0, "DATA.BATCH_SIZE": 6, "TRAIN.EPOCHS": 2})
+def test_guessing_while_the_loss_rises_is_told_once(tiny, capsys, registries):
+    @MODELS.register()
+    class Constant(nn.Module):  # so that every processor guesses alike
+        def __init__(self, num_classes):
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(num_classes))
+
+        def forward(self, images):
+            return self.logits.expand(len(images), -1)
+
+    line, = trained(tiny, capsys, MODEL={"NAME": "Constant"}, **{
+        "OPTIMIZER.lr": 5.0, "OPTIMIZER.maximize": True, "DATA.BATCH_SIZE": 6, "TRAIN.EPOCHS": 2})
     assert line.startswith("warning    after epoch 1 the test accuracy of 10.00% is that of guessing "
-                           "(the largest class has 10.00%), and the train loss rises, from 2.")
+                           "(the largest class has 10.00%), and the train loss rises, from 2.3026 to ")
     assert line.endswith("at learning rates up to 5. Lower OPTIMIZER.lr (tools/find_lr.py suggests one), warm up "
                          "(TRAIN.WARMUP_EPOCHS 1) or clip gradients (TRAIN.CLIP_GRAD_NORM 1)")
 

@@ -100,6 +100,8 @@ def RandAugment(num_ops: int = 2, magnitude: int = 9, fill: Fill = 0, data_mean=
     """
     from torchvision.transforms import v2
 
+    if num_ops < 0:  # which torchvision before 0.22 takes for 0
+        raise ValueError(f"num_ops is 0 or more, not {num_ops}")
     if not 0 <= magnitude <= 30:  # the bins that torchvision has; -1 would be the last
         raise ValueError(f"magnitude is 0–30, not {magnitude}")
     fill = _fill(fill, data_mean)
