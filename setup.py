@@ -22,10 +22,10 @@ setup(
         "albumentations>=2.0.8,<2.1",  # the last release under MIT
         "grad-cam>=1.5.5",
         "matplotlib>=3.7",
-        "numpy>=1.24",
+        "numpy>=1.26.4",
         "pillow>=9.4",
         "pyyaml>=6.0",
-        "scikit-learn>=1.2",
+        "scikit-learn>=1.2.2",
         "tensorboard>=2.14",
         "torchinfo>=1.8",
         "tqdm>=4.64",
