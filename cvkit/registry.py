@@ -21,6 +21,7 @@ from typing import Any
 
 from cvkit import distributed
 from cvkit.errors import ConfigError, DataError, UserError, raise_together, suggest, visible
+from cvkit.files import user_path
 
 NAME = "NAME"
 
@@ -252,7 +253,7 @@ class Registry:
         if isinstance(value, (list, tuple)):
             return type(value)(self._build_nested(item, offered) for item in value)
         if isinstance(value, str) and re.match(r"~[\w.-]*/", value):
-            return os.path.expanduser(value)
+            return str(user_path(value))
         return value
 
 
@@ -433,7 +434,7 @@ def import_user_code(names: Iterable[str], where: object = None) -> None:
     """
     for name in names:
         if name.endswith(".py"):
-            _import_file(Path(os.path.expanduser(name)), where)
+            _import_file(user_path(name), where)
         else:
             _import_module(name, where)
 
