@@ -268,7 +268,9 @@ def test_two_spellings_of_one_split_are_refused_until_one_is_named(tmp_path, spl
 
 def test_a_class_called_as_a_split_is_one_among_others(tmp_path):
     fill(tmp_path / "x", {"bus": 3, "car": 3, "train": 3})
-    assert DATASETS.build({"NAME": "ImageFolder", "root": "x"}).classes == ("bus", "car", "train")
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert data.classes == ("bus", "car", "train")
+    assert data.notes == ("train/ is taken for a class: it holds images, not class folders",)
     fill(tmp_path / "y", {"test_passed": 3, "test_failed": 3})
     assert len(DATASETS.build({"NAME": "ImageFolder", "root": "y"}).classes) == 2
 
@@ -292,7 +294,7 @@ def test_splits_with_other_names_are_no_classes_and_can_be_named(tmp_path, tool,
     assert code == 2 and f"DATA.DATASET.train: no folder {train}x in x" in err
     assert f"Did you mean {train}?" in err
     code, _, err = tool("train.py", tiny, "--check", *node, "DATA.DATASET.train", train,
-                        "DATA.DATASET.test", train)
+                        "DATA.DATASET.test", f"{train}/")
     assert code == 2 and f"two splits are the folder {train}" in err
 
 

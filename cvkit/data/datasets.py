@@ -217,6 +217,9 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         listings = {"": _Listing(folder)}
         _refuse_splits_as_classes(listings[""])
         classes = tuple(listings[""].classes)
+        notes += [f"{name}/ is taken for a class: it holds images, not class folders"
+                  for name in classes if any(name.lower() in words
+                                             for words in _SPLIT_WORDS.values())]
         whole = _image_set(listings[""].classes, channels, skip_unreadable)
         few = [name for name in classes if len(listings[""].classes[name]) < 2]
         if few:
@@ -307,7 +310,7 @@ def _split_folders(folder: Path, given: dict[str, str | None]) -> dict[str, str]
                                  "folder of them.")
         if spelled:
             found[split] = spelled[0]
-    if len(set(found.values())) < len(found):
+    if len(set(map(os.path.normpath, found.values()))) < len(found):
         raise DataError(f"two splits are the folder {max(found.values())}: "
                         f"{', '.join(f'{split} {name}' for split, name in found.items())}")
     if not any(given.values()) and not any(_folders_in(folder / name) for name in found.values()):
