@@ -67,15 +67,12 @@ def test_a_tilde_is_the_home_folder_for_every_tool(tool, painted, tiny, home, tm
     new, = (home / "outs" / "tiny").iterdir()
     for name, arguments in (
             ("train.py", ["--resume", f"~/outs/tiny/{new.name}"]),
-            ("train.py", ["~/tiny.yaml", "TRAIN.EPOCHS", "1", "--resume", *folder]),
             ("evaluate.py", [f"--run={run}"]),
             ("visualize.py", ["--run", run, "--curves", "--out", "~/drawn"]),
-            ("visualize.py", ["~/tiny.yaml", "--samples", *folder]),
             ("compare.py", [run, f"~/outs/tiny/{new.name}", "--out", "~/compared"])):
         code, _, err = tool(name, *arguments)
         assert code == 0, f"{name} {arguments}\n{err}"
     assert {"drawn", "compared"} <= {path.name for path in home.iterdir()}
-    assert (home / "outs" / "tiny" / "visuals" / "samples.png").is_file()
     assert not list(tmp_path.glob("~*")) and Run(f"~/outs/tiny/{new.name}").folder == new
     assert open_run(output_dir="~/outs", config_name="tiny").folder == new
 
