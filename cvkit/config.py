@@ -15,6 +15,7 @@ import yaml
 from yacs.config import CfgNode
 
 from cvkit.errors import ConfigError, raise_together, suggest
+from cvkit.files import user_path
 from cvkit.registry import NAME, REGISTRIES, import_user_code
 
 BASE = "_BASE_"
@@ -36,6 +37,7 @@ class Key:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str = ""
+    is_path: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ SCHEMA: dict[str, Any] = {
     "IMPORTS": Key([], "your own .py files (relative to the config) or modules to register"),
     "SEED": Key(0, "seeds weights, shuffling, augmentation and splits", minimum=0),
     "DETERMINISTIC": Key(False, "only deterministic GPU kernels; slower"),
-    "OUTPUT_DIR": Key("runs", "run folders are made in here"),
+    "OUTPUT_DIR": Key("runs", "run folders are made in here", is_path=True),
     "DEVICE": Key("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, mps"),
     "MODEL": Component("model", "the network", required=True),
     "DATA": {
@@ -376,7 +378,7 @@ class Config(CfgNode):
 
     def merge_from_file(self, path: str | Path) -> None:
         """Merge a YAML file with its `_BASE_`s; see the one merge rule in `merge`."""
-        self._merge(_read_file(Path(path)))
+        self._merge(_read_file(user_path(path)))
 
     def merge_from_list(self, pairs: Iterable[Any]) -> None:
         """Merge `["TRAIN.EPOCHS", "3", …]` as the command line does."""
@@ -645,11 +647,13 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
     dict.pop(config, BASE, None)
     if isinstance(config.get("IMPORTS"), list):
         dict.__setitem__(config, "IMPORTS", [
-            os.path.abspath(path.parent / item) if isinstance(item, str) and item.endswith(".py")
-            else item for item in config["IMPORTS"]])
+            os.path.abspath(path.parent / user_path(item))
+            if isinstance(item, str) and item.endswith(".py") else item
+            for item in config["IMPORTS"]])
     merged = Config()
     for base in bases:
-        merged = merge(merged, _read_file(path.parent / base, (*chain, path), base_where))
+        place = path.parent / user_path(base)
+        merged = merge(merged, _read_file(place, (*chain, path), base_where))
     return merge(merged, config)
 
 
@@ -688,8 +692,9 @@ def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
             item = node
         tree = merge(tree, item)
     if isinstance(tree.get("IMPORTS"), list):
-        tree._put("IMPORTS", [os.path.abspath(item) if str(item).endswith(".py") else item
-                              for item in tree["IMPORTS"]], origin)
+        tree._put("IMPORTS", [
+            os.path.abspath(user_path(item)) if str(item).endswith(".py") else item
+            for item in tree["IMPORTS"]], origin)
     return tree
 
 
@@ -796,6 +801,8 @@ def _default(spec: Any) -> Any:
 
 def _conform_key(value: Any, spec: Key, where: str, problems: list[ConfigError]) -> Any:
     kind = type(spec.default)
+    if spec.is_path and isinstance(value, str) and value.startswith("~"):
+        value = str(user_path(value))
     if kind is float and type(value) is int:
         value = float(value)
     if kind is list:
@@ -863,12 +870,13 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     Raises:
         ConfigError: the file cannot be read or something in it is wrong.
     """
-    config = _read_file(Path(path))
+    path = user_path(path)
+    config = _read_file(path)
     if not isinstance(overrides, Mapping):
         overrides = list(overrides)
     config = _conform_root(merge(config, _read_overrides(overrides)))
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
-    path = Path(path).resolve()
+    path = path.resolve()
     is_of_a_run = (path.parent / "checkpoints").is_dir()
     config.__dict__["_name"] = path.parent.parent.name if is_of_a_run else path.stem
     config.freeze()

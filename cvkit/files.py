@@ -10,6 +10,14 @@ from pathlib import Path
 from cvkit.errors import RunError
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path, a leading `~` in it as the home folder."""
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # ~ and what no user can be called
+        return Path(path)
+
+
 @contextmanager
 def writing(path: object) -> Iterator[None]:
     """Turn what the system says against writing a file into a `RunError` that names it."""

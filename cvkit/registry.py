@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from cvkit import distributed
-from cvkit.errors import ConfigError, UserError, raise_together, suggest, visible
+from cvkit.errors import ConfigError, DataError, UserError, raise_together, suggest, visible
+from cvkit.files import user_path
 
 NAME = "NAME"
 
@@ -46,6 +47,9 @@ class Registry:
     A name not registered is looked up in the library that `module` adds with
     `add_library`; the library's own path ("torchvision.models.resnet18") reaches an
     entry that a registered name hides.
+
+    Attributes:
+        way_to: given a name that is no entry, returns a hint of how it could be one, or None.
     """
 
     def __init__(self, kind: str, module: str, offers: tuple[str, ...] = (),
@@ -55,6 +59,7 @@ class Registry:
         self._entries: dict[str, Callable] = {}
         self._library: Library | None = None
         self._library_entries: dict[str, Callable] | None = None
+        self.way_to: Callable[[str], str | None] = lambda name: None
         REGISTRIES[kind] = self
 
     # -- filling ---------------------------------------------------------------------
@@ -127,7 +132,7 @@ class Registry:
         entry = self.find(name)
         if entry is None:
             raise ConfigError(f"no {self.kind} named {name!r}", where=where,
-                              hint=suggest(name, self))
+                              hint=self.way_to(str(name)) or suggest(name, self))
         return entry
 
     def __contains__(self, name: str) -> bool:
@@ -220,27 +225,42 @@ class Registry:
         facts = {key: value for key, value in offered.items()
                  if key in parameters and key not in arguments}
         # A library's constructor is taken to be right and the value wrong, and so is cvkit's,
-        # which hands values on to one; in your own code only a ValueError says so, the rest may
-        # be a bug and keeps its traceback.
+        # which hands values on to one; in your own code only a ValueError says so, or a file that
+        # an argument names; the rest may be a bug and keeps its traceback.
         is_own_code = name in self._entries and not entry.__module__.startswith("cvkit.")
-        refusals = ValueError if is_own_code else Exception
         try:
             return entry(**facts, **arguments)
         except UserError as error:
-            error.where = error.where or where_in(node, NAME)
+            if error.where is None or error.where in parameters:
+                named = error.where or (
+                    isinstance(error, DataError) and _path_in(error.problem, arguments))
+                error.where = where_in(node, named if named in arguments else NAME)
             raise
-        except refusals as error:
+        except Exception as error:
+            path = isinstance(error, OSError) and _path_in(str(error.filename), arguments)
+            if is_own_code and not (path or isinstance(error, ValueError)):
+                raise
             reason = _reason(error)
             named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", reason)]
-            raise ConfigError(f"{self.kind} {name} cannot be built: {reason}",
-                              where=where_in(node, named[0] if named else NAME)) from error
+            raise ConfigError(f"{self.kind} {name} cannot be built: {reason}", where=where_in(
+                node, path or (named[0] if named else NAME))) from error
 
     def _build_nested(self, value: Any, offered: dict[str, Any]) -> Any:
         if _is_node(value):
             return self.build(value, **offered)
         if isinstance(value, (list, tuple)) and any(_is_node(item) for item in value):
             return [self.build(item, **offered) for item in value]
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._build_nested(item, offered) for item in value)
+        if isinstance(value, str) and re.match(r"~[\w.-]*/", value):
+            return str(user_path(value))
         return value
+
+
+def _path_in(text: str, arguments: Mapping[str, Any]) -> str | None:
+    """Return the argument whose value, a path, stands in a message, or None."""
+    return next((key for key, value in arguments.items() if isinstance(value, str) and re.search(
+        rf"(?<!\w){re.escape(str(Path(value)))}(?!\w)", text)), None)
 
 
 def _reason(error: Exception) -> str:
@@ -414,7 +434,7 @@ def import_user_code(names: Iterable[str], where: object = None) -> None:
     """
     for name in names:
         if name.endswith(".py"):
-            _import_file(Path(name), where)
+            _import_file(user_path(name), where)
         else:
             _import_module(name, where)
 

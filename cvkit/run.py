@@ -28,7 +28,7 @@ from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
 from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, visible
 from cvkit.experiment import Experiment, Subject
-from cvkit.files import write_whole, writing
+from cvkit.files import user_path, write_whole, writing
 from cvkit.hardware import lock_file
 from cvkit.lr_finder import RangeTest
 from cvkit.metrics import is_lower_better
@@ -197,7 +197,7 @@ class Run(Experiment):
     what, instead = "one run", "Name them: --run A B"
 
     def __init__(self, folder: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()):
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         take_no_code_from(self.folder)
         path = self.folder / "config.yaml"
         try:
@@ -621,6 +621,7 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
     Raises:
         RunError: there is none.
     """
+    output_dir = user_path(output_dir)
     runs = find_runs(output_dir, config_name)
     if run is None:
         if not runs:
@@ -628,8 +629,9 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
             raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
                            hint="Train one: python tools/train.py CONFIG")
         return Run(runs[-1], overrides)
-    path = Path(run).parent if Path(run).name == "config.yaml" else Path(run)
-    for folder in (path, Path(output_dir) / path):
+    path = user_path(run)
+    path = path.parent if path.name == "config.yaml" else path
+    for folder in (path, output_dir / path):
         if os.path.isfile(folder / "config.yaml"):  # which takes what no path can be as well
             return Run(folder, overrides)
         is_folder = folder.name and os.path.isdir(folder)

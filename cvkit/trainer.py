@@ -616,6 +616,8 @@ class Trainer:
             counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
         both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
              f"{shape}")
+        for note in data.notes:
+            both(f"data       {note}")
         self._say_left_out(data.left_out)
         if self.loaders.train_shape != self.loaders.image_shape:
             sizes = "×".join(map(str, self.loaders.train_shape))

@@ -47,6 +47,16 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder of the test's own, which `~` stands for."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    return folder
+
+
+@pytest.fixture
 def tiny(tmp_path):
     """The path of a config that trains in seconds."""
     path = tmp_path / "tiny.yaml"

@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -346,6 +347,23 @@ def test_imports_are_relative_to_the_config_that_lists_them(write):
     write("IMPORTS: [mine.py, package.module]\n", "sub/base.yaml", head="")
     path = write("_BASE_: sub/base.yaml\n")
     assert load_config(path).IMPORTS == (str(path.parent / "sub" / "mine.py"), "package.module")
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(write, home, tmp_path):
+    write("OUTPUT_DIR: ~/outs\n", "home/base.yaml")
+    write("_BASE_: ~/base.yaml\nIMPORTS: [~/mine.py]\n", "home/a.yaml", head="")
+    config = load_config("~/a.yaml")
+    assert config.name == "a" and config.OUTPUT_DIR == str(home / "outs")
+    assert config.IMPORTS == (str(home / "mine.py"),)
+    config = load_config("~/a.yaml", ["OUTPUT_DIR", "~/others", "IMPORTS", "[~/yours.py]"])
+    assert config.OUTPUT_DIR == str(home / "others") and config.IMPORTS == (str(home / "yours.py"),)
+    config = config.clone()
+    config.defrost()
+    config.OUTPUT_DIR = Path("~")
+    assert config.OUTPUT_DIR == str(home)
+    config.merge_from_file("~/base.yaml")
+    assert config.OUTPUT_DIR == str(home / "outs")
+    assert read_config(config.dump(), "x").OUTPUT_DIR == str(home / "outs")
 
 
 def test_the_name_of_a_resolved_config_is_that_of_its_run(write):

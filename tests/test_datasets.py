@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import re
 import struct
 import urllib.error
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from cvkit.config import load_config
 from cvkit.data import build_data
-from cvkit.errors import ConfigError, DataError
+from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.registry import DATASETS
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
@@ -23,7 +24,7 @@ def fill(folder, counts, size=(8, 8)):
     """Make class folders with as many images each; every class has a colour of its own."""
     random = np.random.default_rng(0)
     for number, (name, count) in enumerate(counts.items()):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         for image in range(count):
             pixels = random.integers(0, 60, (*size, 3), dtype=np.uint8)
             pixels[..., number % 3] += 150
@@ -206,7 +207,12 @@ def test_given_statistics_are_kept_and_mixed_sizes_are_known(tmp_path):
     ({"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1}}, "different classes: b, c"),
     ({"train": {"a": 1, "b": 0}, "test": {"a": 1, "b": 1}}, "b holds no images"),
     ({".": {"a": 3}}, "has a single class, a"),
-    ({"Train": {"a": 3}, "Test": {"a": 3}}, "has the folders Test, Train, which are no classes"),
+    ({"Train": {"a": 3}, "Test": {"a": 3}}, "x/Train has a single class, a"),
+    ({"val": {"a": 3, "b": 3}, "test": {"a": 3, "b": 3}}, "has val/, test/ but no train/"),
+    ({"train": {"a": 3, "b": 3}, "other": {"a": 3, "b": 3}}, "Say which folder it is: DATA.DATASET.test other."),
+    ({"train": {"a": 1, "b": 1}, "test": {"A": 1, "b": 1}}, "Some differ in upper and lower case alone."),
+    ({"x/": {"a": 3, "b": 3}}, "Is root one folder too high? Then point it at x/x"),
+    ({"cat": {"train": 3, "test": 3}, "dog": {"train": 3, "test": 3}}, "Splits come first, then classes"),
     ({".": {"a": 3, "b": 1}}, "one image only in x/b"),
 ])
 def test_folders_that_do_not_fit_are_refused(tmp_path, layout, expected):
@@ -215,6 +221,238 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, layout, expected):
     with pytest.raises(DataError) as caught:
         DATASETS.build({"NAME": "ImageFolder", "root": "x"})
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("hidden", [
+    ".ipynb_checkpoints", "__MACOSX", "@eaDir", "deeper/.thumbnails", "deeper/.trash/2024"])
+def test_hidden_folders_in_a_class_hold_no_images_of_it(tmp_path, hidden):
+    fill(tmp_path / "x" / "train", {"cat": 4, "ant": 6})
+    fill(tmp_path / "x" / "test", {"cat": 2, "ant": 3})
+    fill(tmp_path / "x" / "train" / "cat", {hidden: 4})
+    fill(tmp_path / "x" / "train" / "cat", {"deeper/seen": 1})
+    for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
+        (tmp_path / "x" / "train" / "cat" / name).write_text("of the system")
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert np.bincount(data.train.labels).tolist() == [6, 5]
+    top = next(part for part in hidden.split("/") if part != "deeper")
+    assert data.notes == (f"4 other files ignored in train/ (in {top} 4)",)
+
+
+@pytest.mark.parametrize("train, val, test", [
+    ("train", "valid", "test"), ("Train", "Validation", "Test"), ("TRAINING", "Val", "testing"),
+    ("training", "VALID", "Testing")])
+def test_the_usual_spellings_of_splits_are_understood(tmp_path, train, val, test):
+    fill(tmp_path / "x" / train, {"a": 4, "b": 4})
+    fill(tmp_path / "x" / val, {"a": 3, "b": 3})
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert data.val is None and (len(data.train), len(data.test)) == (8, 6)
+    assert data.notes == (f"{val}/ is the test set, as there is no other",)
+    fill(tmp_path / "x" / test, {"a": 1, "b": 1})
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert [len(split) for split in (data.train, data.val, data.test)] == [8, 6, 2]
+    assert data.monitored == "val" and data.notes == ()
+
+
+@pytest.mark.parametrize("split, names", [
+    ("train", ["Train", "training"]), ("val", ["val", "valid"]), ("test", ["test", "testing"])])
+def test_two_spellings_of_one_split_are_refused_until_one_is_named(tmp_path, split, names):
+    for name in {"train", "val", "test"} - {split} | set(names):
+        fill(tmp_path / "x" / name, {"a": 1 + (name == names[1]), "b": 2})
+    with pytest.raises(DataError) as caught:
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert f"x has {names[0]}/ and {names[1]}/, which are both called as the {split} split is" in str(caught.value)
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x", split: names[1]})
+    assert len(getattr(data, split)) == 4
+    assert data.notes[0].endswith(f": {names[0]}/")  # ignored beside the others, which is said
+
+
+def test_a_class_called_as_a_split_is_one_among_others(tmp_path):
+    fill(tmp_path / "x", {"bus": 3, "car": 3, "train": 3})
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert data.classes == ("bus", "car", "train")
+    assert data.notes == ("train/ is taken for a class: it holds images, not class folders",)
+    fill(tmp_path / "y", {"test_passed": 3, "test_failed": 3})
+    assert len(DATASETS.build({"NAME": "ImageFolder", "root": "y"}).classes) == 2
+
+
+@pytest.mark.parametrize("train, test", [
+    ("training_set", "test_set"), ("TrainImages", "TestImages"), ("dogs_train", "dogs_test"),
+    ("fold1", "fold2")])
+def test_splits_with_other_names_are_no_classes_and_can_be_named(tmp_path, tool, tiny, train, test):
+    fill(tmp_path / "x" / train, {"a": 4, "b": 4}, size=(32, 32))
+    fill(tmp_path / "x" / test, {"a": 2, "b": 2}, size=(32, 32))
+    node = ["DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.LIMIT", "0"]
+    code, _, err = tool("train.py", tiny, "--check", *node)
+    assert code == 2 and "command line DATA.DATASET.root: the folders" in err
+    assert f"{train}" in err and f"{test}" in err and "hold no images but the folders a, b" in err
+    named = re.search(r"Say which is which: (\{.*\})", err).group(1)
+    assert named == f"{{NAME: ImageFolder, root: x, train: {train}, test: {test}}}"
+    code, out, err = tool("train.py", tiny, "--check", "DATA.DATASET", named, "DATA.LIMIT", "0")
+    assert code == 0 and "data       ImageFolder: 8 train, 4 test, 2 classes" in out, err
+    code, _, err = tool("train.py", tiny, "--check", *node, "DATA.DATASET.train", f"{train}x",
+                        "DATA.DATASET.test", test)
+    assert code == 2 and f"DATA.DATASET.train: no folder {train}x in x" in err
+    assert f"Did you mean {train}?" in err
+    code, _, err = tool("train.py", tiny, "--check", *node, "DATA.DATASET.train", train,
+                        "DATA.DATASET.test", f"{train}/")
+    assert code == 2 and f"two splits are the folder {train}" in err
+
+
+def test_classes_whose_images_lie_in_one_folder_more_are_classes(tmp_path):
+    """As those of Tiny ImageNet: n01443537/images/."""
+    fill(tmp_path / "x", {"ant/images": 3, "bee/images": 3})
+    assert DATASETS.build({"NAME": "ImageFolder", "root": "x"}).classes == ("ant", "bee")
+
+
+@pytest.mark.parametrize("ending, kind", [
+    (".jfif", "JPEG"), (".JPE", "JPEG"), (".jp2", "JPEG2000"), (".tga", "TGA"), (".avif", "AVIF"),
+    (".pbm", "PPM"), (".pnm", "PPM")])
+def test_images_of_other_kinds_are_read(tmp_path, ending, kind):
+    for split in ("train", "test"):
+        fill(tmp_path / "x" / split, {"a": 2, "b": 2})
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255
+    path = tmp_path / "x" / "train" / "a" / f"new{ending}"
+    try:
+        Image.fromarray(pixels).save(path, kind)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert len(data.train) == 5 and data.notes == ()
+    place = [data.train.name(number)[-len(ending):] for number in range(5)].index(ending)
+    assert np.abs(data.train.image(place).astype(int) - pixels).max() < 60
+
+
+def test_what_is_left_out_of_a_folder_is_said_in_a_line(tmp_path, tool, tiny):
+    for split in ("train", "test"):
+        fill(tmp_path / "x" / split, {"a": 4, "b": 4}, size=(32, 32))
+    a, train = tmp_path / "x" / "train" / "a", tmp_path / "x" / "train"
+    for number in range(15):
+        (a / f"{number}.heic").write_text("of a phone")
+    (a / "picture").write_text("")
+    (a / "gone.jpg").symlink_to("nowhere.jpg")
+    (a / "._000.png").write_text("of a file manager")
+    (a / "000.png").rename(train / "lost.png")
+    (tmp_path / "x" / "unlabelled").mkdir()
+    code, out, err = tool("train.py", tiny, "--check", "DATA.DATASET",
+                          "{NAME: ImageFolder, root: x}", "DATA.LIMIT", "0")
+    assert code == 0, err
+    assert [line for line in out.splitlines() if line.startswith("data ")][1:] == [
+        "data       ignored beside train/, test/: unlabelled/",
+        "data       19 other files ignored in train/ (.heic 15, in no class folder 1, hidden 1, "
+        "no ending 1, broken link 1)"]
+
+
+def test_a_class_with_other_files_alone_says_which(tmp_path):
+    fill(tmp_path / "x", {"a": 3, "b": 0})
+    (tmp_path / "x" / "b" / "1.heic").write_text("of a phone")
+    with pytest.raises(DataError, match=r"x/b holds no images, but other files \(.heic 1\)"):
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+
+
+@pytest.mark.parametrize("folder", ["x/train/a", "x/test/a", "y/a"])
+def test_a_class_of_which_no_image_can_be_read_is_refused(tmp_path, folder):
+    for root in ("x/train", "x/test", "y"):
+        fill(tmp_path / root, {"a": 5, "b": 5})
+    node = {"NAME": "ImageFolder", "root": folder[0], "skip_unreadable": True}
+    for number in range(4):
+        (tmp_path / folder / f"{number:03}.png").write_text("no image")
+    data = DATASETS.build(node)
+    assert len(data.left_out) == 4
+    (tmp_path / folder / "004.png").write_text("no image")
+    with pytest.raises(DataError, match=f"none of the 5 images in {folder} can be read"):
+        DATASETS.build(node)
+
+
+def test_linked_folders_are_followed_each_once(tmp_path):
+    fill(tmp_path / "stored", {"a": 3, "more": 2})
+    fill(tmp_path / "x", {"b": 4, "b/inner": 1})
+    (tmp_path / "x" / "a").symlink_to(tmp_path / "stored" / "a")
+    for name in ("first", "second"):
+        (tmp_path / "x" / "b" / name).symlink_to(tmp_path / "stored" / "more")
+    (tmp_path / "x" / "b" / "again").symlink_to("inner")
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    labels = np.concatenate([data.train.labels, data.test.labels])
+    assert np.bincount(labels).tolist() == [3, 4 + 1 + 2]
+
+
+@pytest.mark.parametrize("link, target, expected", [
+    ("x/a/loop", "..", "x/a/loop is a link to .*/x, in which it lies: a loop"),
+    ("x/a/loop", "../../x/a", "x/a/loop is a link to .*/x/a, in which it lies: a loop"),
+    ("x/a/root", "/", "x/a/root is a link to /, in which it lies: a loop"),
+    ("x/c", "b", "x/c and x/b are the same folder: its images would be of two classes"),
+    ("x/a/other", "../b", "x/b and x/a/other are the same folder")])
+def test_links_that_go_in_a_circle_or_to_another_class_are_refused(tmp_path, link, target, expected):
+    fill(tmp_path / "x", {"a": 3, "b": 3})
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(DataError, match=expected):
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+
+
+@pytest.mark.parametrize("layout, table", [
+    ({".": {".": 5}}, "labels.csv"), ({".": {"images": 5}}, "labels.csv"),
+    ({".": {"train": 5, "test": 5}}, "train.csv"), ({"train": {".": 5}, "test": {"a": 2, "b": 2}}, "train.csv")])
+def test_images_with_a_table_of_labels_are_told_the_way(tmp_path, layout, table):
+    for split, counts in layout.items():
+        fill(tmp_path / "x" / split, counts)
+    (tmp_path / "x" / table).write_text("file,label\n")
+    with pytest.raises(DataError) as caught:
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert f"If {table} has the labels, an own data set of 10 lines" in str(caught.value)
+    assert "docs/add_a_dataset.md" in str(caught.value)
+
+
+@pytest.mark.parametrize("name, known", [
+    ("SVHN", "SVHN"), ("gtsrb", "GTSRB"), ("flowers_102", "Flowers102"),
+    ("torchvision.datasets.Food101", "Food101")])
+def test_a_data_set_of_torchvision_is_told_the_way(name, known):
+    with pytest.raises(ConfigError) as caught:
+        DATASETS.build({"NAME": name})
+    assert f"torchvision.datasets has {known}" in str(caught.value)
+    assert "docs/add_a_dataset.md" in str(caught.value)
+    with pytest.raises(ConfigError, match="Did you mean CIFAR10?"):
+        DATASETS.build({"NAME": "cifar-10"})
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_names_that_look_the_same_are_said_to(tmp_path, split):
+    """On a file system that tells them apart."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    fill(tmp_path / "x" / "train", {composed: 2, "tea": 2})
+    fill(tmp_path / "x" / "test", {decomposed: 2, "tea": 2})
+    if split == "train":
+        fill(tmp_path / "x" / "train", {decomposed: 2})
+        expected = "x/train has two classes caf"
+    else:
+        expected = "x/test and x/train have different classes: "
+    if len(list((tmp_path / "x" / "train").iterdir())) != 2 + (split == "train"):
+        pytest.skip("they are one name here")
+    with pytest.raises(DataError) as caught:
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert expected in str(caught.value) and "look the same and are not" in str(caught.value)
+    assert "'caf\\xe9'" in str(caught.value) and "'cafe\\u0301'" in str(caught.value)
+
+
+@pytest.mark.parametrize("node, key", [
+    ("{NAME: ImageFolder, root: nowhere}", "root"),
+    ("{NAME: ImageFolder, root: ./nowhere/}", "root"),
+    ("{NAME: ImageFolder, root: tiny.yaml}", "root"),
+    ("{NAME: ImageFolder, root: ., train: nowhere}", "train"),
+    ("{NAME: MNIST, root: nowhere, download: false}", "root"),
+    ("{NAME: Mine, root: ., table: nowhere.csv}", "table"),
+    ("{NAME: Mine, root: nowhere, table: tiny.yaml}", "root")])
+def test_a_path_that_is_not_there_names_its_key(tiny, node, key, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+
+    @DATASETS.register()
+    def Mine(root: str, table: str):
+        if root == "nowhere":
+            raise DataError(f"{root}/ holds no images")
+        open(table).close()
+
+    with pytest.raises(UserError) as caught:
+        build_data(load_config(tiny, ["DATA.DATASET", node]))
+    assert str(caught.value).startswith(f"command line DATA.DATASET.{key}: "), str(caught.value)
 
 
 def test_an_empty_folder_is_refused(tmp_path):

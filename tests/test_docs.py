@@ -10,7 +10,7 @@ from PIL import Image
 
 from cvkit.benchmark import measure
 from cvkit.config import SCHEMA
-from cvkit.registry import REGISTRIES
+from cvkit.registry import DATASETS, REGISTRIES
 from cvkit.requirements import FACTS
 
 DOCS = ROOT / "docs"
@@ -33,6 +33,11 @@ def clone(tmp_path, monkeypatch):
         (tmp_path / "mixed_images" / name).mkdir(parents=True)
         for size in range(32, 40):
             Image.radial_gradient("L").resize((size, 32)).save(tmp_path / "mixed_images" / name / f"{size}.png")
+    (tmp_path / "labelled_images").mkdir()
+    for number in range(20):
+        Image.new("RGB", (32, 32), (9 * number, number, 90 - number)).save(tmp_path / "labelled_images" / f"{number}.png")
+    (tmp_path / "labelled_images" / "labels.csv").write_text("file,label\n" + "".join(
+        f"{number}.png,{'dark' if number < 10 else 'light'}\n" for number in range(20)))
     for registry in REGISTRIES.values():
         assert registry.own is not None  # filled, before what it holds is put aside
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
@@ -116,6 +121,25 @@ def test_files_commands_and_output_are_as_the_page_says(path, clone, tool):
         elif kind == "yaml":
             raise AssertionError(f"a config without a name in {path.name}")
     assert commands >= 2
+
+
+def test_the_page_on_data_sets_reads_one_of_torchvision(clone, monkeypatch):
+    """With made-up pixels: the data set itself has to be downloaded."""
+    class Made:
+        def __init__(self, root, split, download):
+            count = {"train": 20, "test": 10}[split]
+            self.data = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), np.uint8)
+            self.labels = np.arange(count) % 10
+
+    monkeypatch.setattr("torchvision.datasets.SVHN", Made)
+    code = next(content for _, content in BLOCK.findall((DOCS / "add_a_dataset.md").read_text())
+                if content.startswith("# svhn_data.py"))
+    exec(compile(code, "svhn_data.py", "exec"), {"__name__": "svhn_data"})
+    data = DATASETS.build({"NAME": "SVHN"})
+    pixels = Made("data", "train", True).data
+    assert data.classes == tuple("0123456789") and data.test.labels.tolist() == list(range(10))
+    assert np.array_equal(data.train.images, pixels.transpose(0, 2, 3, 1))
+    assert np.allclose(data.mean, pixels.mean((0, 2, 3)) / 255)
 
 
 def test_the_page_on_configs_names_every_fact_that_can_be_required():

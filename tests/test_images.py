@@ -139,6 +139,75 @@ def test_a_changed_file_is_scanned_again(tmp_path):
     assert scan_files(ImageFiles([path]), "Reading")["mean"] == (1.0, 1.0, 1.0)
 
 
+def refuse(self, position):
+    raise AssertionError("read again")
+
+
+def some_files(folder, count=9):
+    random = np.random.default_rng(0)
+    return ImageFiles([save(folder / f"{number}.png", random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+                       for number in range(count)])
+
+
+def test_a_scan_is_kept_for_any_part_of_the_files_and_from_any_folder(tmp_path, monkeypatch):
+    files = some_files(tmp_path)
+    part = files.take(np.array([7, 2]))
+    pixels = np.stack([part[0], part[1]]) / 255
+    scan_files(files, "Reading")
+    monkeypatch.setattr(ImageFiles, "__getitem__", refuse)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    part = ImageFiles(["../7.png", "../2.png"], skip_unreadable=True)
+    assert np.allclose(scan_files(part, "Reading")["mean"], pixels.mean((0, 1, 2)))
+
+
+def test_what_was_scanned_before_a_stop_or_an_unreadable_file_is_not_read_again(tmp_path, monkeypatch):
+    files, read, real = some_files(tmp_path), [], ImageFiles.__getitem__
+    (tmp_path / "8.png").write_text("no image")
+
+    def stopped(self, position):
+        if position == 6:
+            raise KeyboardInterrupt
+        return real(self, position)
+
+    def counted(self, position):
+        read.append(position)
+        return real(self, position)
+
+    monkeypatch.setattr(ImageFiles, "__getitem__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        scan_files(files, "Reading")
+    monkeypatch.setattr(ImageFiles, "__getitem__", counted)
+    for expected in ([6, 7, 8], [8]):
+        read.clear()
+        with pytest.raises(DataError, match="8.png cannot be read as an image"):
+            scan_files(files, "Reading")
+        assert sorted(read) == expected
+
+
+def test_a_word_comes_before_many_files_are_read_and_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    """There is no terminal here, which has a bar instead."""
+    monkeypatch.setattr("cvkit.data.images._MANY_FILES", 9)
+    monkeypatch.setattr("cvkit.data.images._FIRST_LINE", 0)
+    files = some_files(tmp_path)
+    monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, position, real=ImageFiles.__getitem__: (
+        print("decoded"), real(self, position))[1])
+    scan_files(files, "Reading train images")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "reading    9 image files for their sizes, mean and deviation, once"
+    assert "Reading train images: 4 of 9" in lines
+    scan_files(files, "Reading train images")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("value", [1, 77, 254])
+def test_images_of_one_colour_have_no_deviation(tmp_path, value):
+    images = np.full((3, 7, 5, 3), value, np.uint8)
+    files = ImageFiles([save(tmp_path / f"{number}.png", image) for number, image in enumerate(images)])
+    for facts in (statistics(images), (scan_files(files, "Reading")["mean"], scan_files(files, "Reading")["std"])):
+        assert facts == ((value / 255,) * 3, (0.0,) * 3)
+
+
 @pytest.mark.parametrize("as_files", [True, False])
 def test_a_split_is_measured_by_its_own_images(tmp_path, as_files):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)

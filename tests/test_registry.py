@@ -234,6 +234,23 @@ def test_a_bug_in_registered_code_keeps_its_traceback(registry):
         registry.build("broken")
 
 
+def test_a_tilde_is_the_home_folder_in_arguments_that_are_paths(registry, home):
+    @registry.register()
+    def toy(path, paths, inner=None):
+        return path, paths, inner
+
+    node = {"NAME": "toy", "path": "~/a", "paths": ["~/b", "~", "~c", "d~/e", 5],
+            "inner": {"NAME": "toy", "path": "~nobody at all/f", "paths": ("~/g",)}}
+    assert registry.build(node) == (f"{home}/a", [f"{home}/b", "~", "~c", "d~/e", 5],
+                                    ("~nobody at all/f", (f"{home}/g",), None))
+
+
+def test_own_code_named_by_a_tilde_is_imported(home, capsys):
+    (home / "tilde_code.py").write_text("")
+    import_user_code(["~/tilde_code.py"])
+    assert capsys.readouterr().out == f"imported   {home / 'tilde_code.py'}\n"
+
+
 def test_nodes_within_arguments_are_built():
     node = {"NAME": "OneOf", "p": 1.0, "transforms": [
         {"NAME": "HorizontalFlip", "p": 1.0}, {"NAME": "VerticalFlip", "p": 1.0}]}

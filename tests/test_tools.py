@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, TINY
 
 from cvkit.registry import REGISTRIES, VISUALIZERS
-from cvkit.run import find_runs, open_run
+from cvkit.run import Run, find_runs, open_run
 from cvkit.visualizers.flags import arguments_of
 
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
@@ -52,6 +52,29 @@ def test_train_then_evaluate(tool, tiny):
     assert f"Accuracy: {before.correct}/150 ({100 * before.accuracy:.2f}%)" in out
     assert run.predictions.probabilities.tolist() == before.probabilities.tolist()
     assert tool("evaluate.py")[0] == 0
+
+
+def test_a_tilde_is_the_home_folder_for_every_tool(tool, painted, tiny, home, tmp_path):
+    """Where no shell has put it in: in quotes, after `=`, in a notebook or a config."""
+    shutil.copytree(tmp_path / "runs", home / "outs")
+    shutil.copytree(painted.config.DATA.DATASET.root, home / "images")
+    tiny.rename(home / "tiny.yaml")
+    run = f"~/outs/painted/{painted.folder.name}"
+    places = ["OUTPUT_DIR", "~/outs", "DATA.DATASET.root", "~/images"]
+    folder = ["DATA.DATASET", "{NAME: ImageFolder}", "DATA.LIMIT", "0", *places]
+    code, _, err = tool("train.py", "~/tiny.yaml", "TRAIN.EPOCHS", "1", *folder)
+    assert code == 0, err
+    new, = (home / "outs" / "tiny").iterdir()
+    for name, arguments in (
+            ("train.py", ["--resume", f"~/outs/tiny/{new.name}"]),
+            ("evaluate.py", [f"--run={run}"]),
+            ("visualize.py", ["--run", run, "--curves", "--out", "~/drawn"]),
+            ("compare.py", [run, f"~/outs/tiny/{new.name}", "--out", "~/compared"])):
+        code, _, err = tool(name, *arguments)
+        assert code == 0, f"{name} {arguments}\n{err}"
+    assert {"drawn", "compared"} <= {path.name for path in home.iterdir()}
+    assert not list(tmp_path.glob("~*")) and Run(f"~/outs/tiny/{new.name}").folder == new
+    assert open_run(output_dir="~/outs", config_name="tiny").folder == new
 
 
 def test_visualize_draws_the_cam_of_the_same_ten(tool, painted):

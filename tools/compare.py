@@ -4,9 +4,9 @@
 """
 
 import argparse
-from pathlib import Path
 
 from cvkit.errors import DataError, RunError, run_tool
+from cvkit.files import user_path
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more run folders")
     parser.add_argument("--count", type=int, default=20, help="images to show; default 20")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/compare/…")
+    parser.add_argument("--out", metavar="FOLDER", type=user_path, help="default: runs/compare/…")
     args = parser.parse_args()
     if len(args.runs) < 2:
         parser.error("there is nothing to compare one run with; name two or more")

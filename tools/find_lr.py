@@ -7,10 +7,10 @@
 """
 
 import argparse
-from pathlib import Path
 
 from cvkit.config import load_config, unknown_flag
 from cvkit.errors import ConfigError, run_tool
+from cvkit.files import user_path
 
 
 def main() -> None:
@@ -21,7 +21,8 @@ def main() -> None:
     parser.add_argument("--lowest", type=float, default=1e-5, help="first rate; default 1e-5")
     parser.add_argument("--highest", type=float, default=10.0, help="last rate; default 10")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps; default 100")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/CONFIG/visuals")
+    parser.add_argument("--out", metavar="FOLDER", type=user_path,
+                        help="default: runs/CONFIG/visuals")
     args, unknown = parser.parse_known_intermixed_args()
     if unknown:
         raise unknown_flag(unknown[0], parser.format_usage())

@@ -11,9 +11,9 @@ pictures (--list shows the flags of each, such as --cam-method LayerCAM):
 
 import argparse
 import sys
-from pathlib import Path
 
 from cvkit.errors import run_tool
+from cvkit.files import user_path
 
 # How many values each flag takes that is not of a picture; None for one or more.
 OWN = {"--run": None, "--list": 0, "--all": 0, "--report": 0, "--out": 1, "--format": 1, "--dpi": 1}
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the pictures and their flags")
     parser.add_argument("--all", action="store_true", help="draw everything there is")
     parser.add_argument("--report", action="store_true", help="write report.html and README.md")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: visuals/ of the run")
+    parser.add_argument("--out", metavar="FOLDER", type=user_path, help="default: visuals/ of RUN")
     parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png")
     parser.add_argument("--dpi", type=int, default=150, help="dots per inch of a png; default 150")
     return parser

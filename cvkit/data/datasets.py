@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
+import re
 import tarfile
+import unicodedata
 import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cvkit.data.images import (
+    IMAGE_ENDINGS,
     ImageData,
     ImageFiles,
     ImageSet,
@@ -20,12 +25,17 @@ from cvkit.data.images import (
     statistics,
     stratified_split,
 )
-from cvkit.errors import DataError, visible
+from cvkit.errors import DataError, suggest, visible
 from cvkit.registry import DATASETS
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-_SPLIT_WORDS = ("train", "training", "val", "valid", "validation", "test", "testing")
+_SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
+                "test": ("test", "testing")}
+_WORDS_BESIDE = {"set", "data", "dataset", "split", "folder", "image", "images", "img", "imgs",
+                 "picture", "pictures", "photo", "photos"}  # training_set, images-test
+# Of file managers, archives and notebooks; folders that begin with a dot or with __ are as well.
+_SYSTEM_NAMES = ("@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
+                 "ehthumbs.db", "desktop.ini")
+_LAYOUT = f"Images lie in one folder per class and end in {' '.join(IMAGE_ENDINGS)}."
 
 
 @DATASETS.register()
@@ -107,6 +117,23 @@ def _torchvision(name: str, root: str, download: bool, mean: tuple[float, ...],
     return ImageData(classes, train, test, arrays[0].shape[3], arrays[0].shape[1:3], mean, std)
 
 
+def _way_to_torchvision(name: str) -> str | None:
+    """Return how to get a data set that torchvision has and cvkit does not."""
+    import torchvision.datasets
+
+    def key(name: str) -> str:
+        return re.sub(r"[\W_]", "", name.removeprefix("torchvision.datasets.")).lower()
+
+    known = {key(each): each for each in torchvision.datasets.__all__}
+    if key(name) not in known or key(name) in map(key, DATASETS.own):
+        return None
+    return (f"torchvision.datasets has {known[key(name)]}: an own data set of 10 lines reads it, "
+            "see docs/add_a_dataset.md")
+
+
+DATASETS.way_to = _way_to_torchvision
+
+
 def _remove_empty_folders(root: Path) -> None:
     for folder in sorted([root, *root.rglob("*")], reverse=True):
         if folder.is_dir() and not any(folder.iterdir()):
@@ -143,12 +170,14 @@ def Digits(size: int = 32, channels: int = 3, test_fraction: float = 0.2) -> Ima
 @DATASETS.register()
 def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                 mean: list[float] | None = None, std: list[float] | None = None,
-                skip_unreadable: bool = False, seed: int = 0) -> ImageData:
+                skip_unreadable: bool = False, seed: int = 0, train: str | None = None,
+                val: str | None = None, test: str | None = None) -> ImageData:
     """Your own images, a folder for each class.
 
     `root` holds `train/` and `test/` or `val/`, each with one folder per class; or only the
     class folders, and a part of every class is set aside as test. With all three, `val/` is
-    monitored during training and `test/` kept for the end. Other files are ignored.
+    monitored during training and `test/` kept for the end. The usual spellings are known
+    (`Training`, `valid`, `validation`). Other files are ignored and counted, links are followed.
 
     Args:
         root: the folder.
@@ -158,6 +187,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
             once, and cached.
         skip_unreadable: leave out files that cannot be read, now or later, and say which.
         seed: of the split; the run's SEED by default.
+        train, val, test: folders of the splits in `root`, where they have other names.
 
     Raises:
         DataError: no such folder, no images, classes that differ between splits, or files
@@ -165,80 +195,342 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     """
     _check_choice("channels", channels, (1, 3))
     _check_fraction("test_fraction", test_fraction)
+    folder = _existing_folder(root)
+    names = _split_folders(folder, {"train": train, "val": val, "test": test})
+    listings = {split: _Listing(folder / name) for split, name in names.items()}
+    notes = []
+    if listings:
+        classes = tuple(listings["train"].classes)
+        for listing in listings.values():
+            _refuse_other_classes(listing, listings["train"])
+        splits = {split: _image_set(listing.classes, channels, skip_unreadable)
+                  for split, listing in listings.items()}
+        if "test" not in splits:
+            splits["test"] = splits.pop("val")
+            notes.append(f"{names['val']}/ is the test set, as there is no other")
+        used = {Path(name).parts[0] for name in names.values()}
+        beside = [name for name in _folders_in(folder) if name not in used]
+        if beside:
+            notes.append(f"ignored beside {', '.join(f'{name}/' for name in names.values())}: "
+                         f"{_first([f'{name}/' for name in beside])}")
+    else:
+        listings = {"": _Listing(folder)}
+        _refuse_splits_as_classes(listings[""])
+        classes = tuple(listings[""].classes)
+        notes += [f"{name}/ is taken for a class: it holds images, not class folders"
+                  for name in classes if any(name.lower() in words
+                                             for words in _SPLIT_WORDS.values())]
+        whole = _image_set(listings[""].classes, channels, skip_unreadable)
+        few = [name for name in classes if len(listings[""].classes[name]) < 2]
+        if few:
+            raise DataError(f"one image only in {folder / few[0]}",
+                            hint="To be split into train and test, a class needs two at least.")
+        rest, held_out = stratified_split(whole.labels, test_fraction, seed)
+        splits = {"train": whole.take(rest), "test": whole.take(held_out)}
+    facts = {name: scan_files(split.images.take(split.index), f"Reading {name} images")
+             for name, split in splits.items()}
+    left_out = {path for fact in facts.values() for path in fact["unreadable"]}
+    if left_out:
+        for listing in listings.values():
+            listing.refuse_lost_classes(left_out)
+        splits = {name: split.take(np.flatnonzero(
+            ~np.isin(split.images.paths[split.index], list(left_out))))
+            for name, split in splits.items()}
+    notes += filter(None, (listing.note for listing in listings.values()))
+    sizes = {size for fact in facts.values() for size in fact["sizes"]}
+    size = tuple(int(side) for side in sizes.pop().split("x")) if len(sizes) == 1 else None
+    return ImageData(classes, splits["train"], splits["test"], channels, size,
+                     tuple(mean or facts["train"]["mean"]), tuple(std or facts["train"]["std"]),
+                     splits.get("val"), tuple(sorted(left_out)),
+                     tuple(visible(note) for note in notes))
+
+
+def _existing_folder(root: str) -> Path:
     folder = Path(root)
+    if os.path.isfile(root):
+        raise DataError(f"{root} is a file, not a folder",
+                        hint="Unpack it, and name the folder that this makes.")
     if not folder.is_dir():
         beside = [str(path) for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(root, beside, n=1)
         raise DataError(f"no folder {root} (looked in {Path.cwd()})",
                         hint=f"Did you mean {near[0]}?" if near else None)
-    names = {path.name for path in folder.iterdir() if path.is_dir()}
-    split_names = [name for name in ("train", "val", "test") if name in names]
-    if "train" in names and len(split_names) > 1:
-        listings = {name: _list_classes(folder / name) for name in split_names}
-        classes = tuple(listings["train"])
-        for name, listing in listings.items():
-            if tuple(listing) != classes:
-                differ = sorted(set(listing) ^ set(classes))
-                raise DataError(f"{folder / name} and {folder / 'train'} have different classes: "
-                                f"{', '.join(differ[:8])}",
-                                hint="Every split needs a folder, with images, for every class.")
-        splits = {name: _image_set(listing, channels, skip_unreadable)
-                  for name, listing in listings.items()}
-        splits.setdefault("test", splits.get("val"))
-        if "test" not in listings:
-            splits["val"] = None
-    elif "train" in names:
-        raise DataError(f"{root} has train/ but neither test/ nor val/",
-                        hint=f"Add one, or point root at {folder / 'train'} to have "
+    return folder
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without those of the system."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()
+                      and not _is_hidden(path.name) and not path.name.startswith("__"))
+    except OSError as error:
+        raise _unreadable_folder(folder, error) from None
+
+
+def _unreadable_folder(folder: object, error: OSError) -> DataError:
+    return DataError(f"cannot read the folder {folder}: {error.strerror or error}")
+
+
+def _first(names: Sequence[str], most: int = 8) -> str:
+    """Return names in a line, of many the first ones."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+# -- which folders are splits ----------------------------------------------------------
+
+
+def _split_folders(folder: Path, given: dict[str, str | None]) -> dict[str, str]:
+    """Return the folder of each split that there is; none if `folder` holds classes at once.
+
+    Args:
+        given: names that the user gave, by split.
+
+    Raises:
+        DataError: a given folder is not there, a split has two folders, or there is no train, or
+            train alone.
+    """
+    names, found = _folders_in(folder), {}
+    for split, words in _SPLIT_WORDS.items():
+        spelled = [name for name in names
+                   if name.lower() in words and name not in given.values()]
+        if given[split] is not None:
+            if not given[split] or not os.path.isdir(folder / given[split]):
+                raise DataError(f"no folder {given[split]} in {folder}", where=split,
+                                hint=suggest(given[split], names) or None)
+            spelled = [given[split]]
+        if len(spelled) > 1:
+            raise DataError(f"{folder} has {' and '.join(f'{name}/' for name in spelled)}, which "
+                            f"are both called as the {split} split is",
+                            hint=f"Say which it is, DATA.DATASET.{split} {spelled[0]}, or make one "
+                                 "folder of them.")
+        if spelled:
+            found[split] = spelled[0]
+    if len(set(map(os.path.normpath, found.values()))) < len(found):
+        raise DataError(f"two splits are the folder {max(found.values())}: "
+                        f"{', '.join(f'{split} {name}' for split, name in found.items())}")
+    if not any(given.values()) and not any(_folders_in(folder / name) for name in found.values()):
+        return {}  # a class may be called train, among buses and cars
+    others = [name for name in names if name not in found.values()]
+    if "train" not in found:
+        raise DataError(f"{folder} has {_first([f'{name}/' for name in found.values()])} but no "
+                        "train/", hint=_say_which("train", others))
+    if len(found) == 1:
+        hint = _say_which("test", others) if others else "Add one."
+        raise DataError(f"{folder} has {found['train']}/ but neither test/ nor val/",
+                        hint=f"{hint} Or point root at {folder / found['train']} to have "
                              "test_fraction of it set aside.")
-    else:
-        listing = _list_classes(folder)
-        classes = tuple(listing)
-        whole = _image_set(listing, channels, skip_unreadable)
-        few = [name for name in classes if len(listing[name]) < 2]
-        if few:
-            raise DataError(f"one image only in {folder / few[0]}",
-                            hint="To be split into train and test, a class needs two at least.")
-        train, test = stratified_split(whole.labels, test_fraction, seed)
-        splits = {"train": whole.take(train), "test": whole.take(test)}
-    facts = {name: scan_files(split.images.take(split.index), f"Reading {name} images")
-             for name, split in splits.items() if split is not None}
-    left_out = {path for fact in facts.values() for path in fact["unreadable"]}
-    if left_out:
-        splits = {name: split and split.take(np.flatnonzero(
-            ~np.isin(split.images.paths[split.index], list(left_out))))
-            for name, split in splits.items()}
-    sizes = {size for fact in facts.values() for size in fact["sizes"]}
-    size = tuple(int(side) for side in sizes.pop().split("x")) if len(sizes) == 1 else None
-    return ImageData(classes, splits["train"], splits["test"], channels, size,
-                     tuple(mean or facts["train"]["mean"]), tuple(std or facts["train"]["std"]),
-                     splits.get("val"), tuple(sorted(left_out)))
+    return found
 
 
-def _list_classes(folder: Path) -> dict[str, list[str]]:
-    """Return the image paths of every class folder, classes and files in alphabetical order."""
-    listing = {}
-    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if not child.name.startswith((".", "__")):  # of file managers and archives: __MACOSX
-            listing[child.name] = sorted(
-                str(path) for path in child.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS
-                and not path.name.startswith(".") and path.is_file())
-    empty = [name for name, paths in listing.items() if not paths]
-    if empty or not listing:
-        what = f"{folder / empty[0]} holds no images" if empty else f"{folder} has no class folders"
-        raise DataError(what, hint="Images lie in one folder per class and end in "
-                                   f"{' '.join(IMAGE_ENDINGS)}.")
-    odd = [name for name in listing if visible(name) != name]
-    if odd:
-        raise DataError(f"{folder / odd[0]} has control characters in its name",
-                        hint="Rename it: a class is called as its folder, and that on one line.")
-    if all(name.lower() in _SPLIT_WORDS for name in listing):
-        raise DataError(f"{folder} has the folders {', '.join(listing)}, which are no classes",
-                        hint="Splits are called train and test, or train and val, in lower case.")
-    if len(listing) < 2:
-        raise DataError(f"{folder} has a single class, {next(iter(listing))}",
-                        hint="Classification needs two; is root one folder too high or too low?")
-    return listing
+def _say_which(split: str, names: Sequence[str]) -> str:
+    """Return how to tell which folder is a split."""
+    likely = [name for name in names if split in _splits_in(name)] or list(names) or ["NAME"]
+    return f"Say which folder it is: DATA.DATASET.{split} {likely[0]}."
+
+
+def _words_of(name: str) -> set[str]:
+    return set(re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())) - {""}
+
+
+def _splits_in(name: str) -> list[str]:
+    """Return the splits that a folder is called after: of training_set, train."""
+    return [split for split, words in _SPLIT_WORDS.items() if _words_of(name) & set(words)]
+
+
+def _are_splits(names: Sequence[str]) -> bool:
+    """Tell dogs_train and dogs_test from classes, such as test_passed and test_failed."""
+    known = {word for words in _SPLIT_WORDS.values() for word in words} | _WORDS_BESIDE
+    return (all(map(_splits_in, names)) and len({tuple(_splits_in(name)) for name in names}) > 1
+            and len({frozenset(_words_of(name) - known) for name in names}) == 1)
+
+
+def _refuse_splits_as_classes(listing: _Listing) -> None:
+    """Refuse a root that is one folder too high, whose splits would become the classes."""
+    folder, names = listing.folder, list(listing.classes)
+    inner = [{path[len(str(folder / name)) + 1:].rpartition(os.sep)[0].split(os.sep)[0]
+              for path in paths} for name, paths in listing.classes.items()]
+    below = sorted(set().union(*inner) - {""})
+    are_same = len(below) > 1 and all(part == set(below) for part in inner)
+    shown = _first(names)
+    if are_same and _are_splits(below):
+        raise DataError(f"the folders {shown} of {folder} each hold {_first(below)}, which are "
+                        "splits", hint="Splits come first, then classes: train/cat, test/cat.")
+    if _are_splits(names) and not below:
+        raise DataError(f"the folders {shown} of {folder} are splits, it seems, and hold images "
+                        "without class folders", hint=_way_for_flat(folder))
+    if _are_splits(names) or are_same:
+        train = next((name for name in names if "train" in _splits_in(name)), names[0])
+        rest = [name for name in names if name != train]
+        test = next((name for name in rest if "test" in _splits_in(name)), rest[0])
+        raise DataError(
+            f"the folders {shown} of {folder} hold no images but the folders {_first(below)}: "
+            "splits, it seems, of these classes",
+            hint=f"Say which is which: {{NAME: ImageFolder, root: {folder}, train: {train}, "
+                 f"test: {test}}}\n  If they are classes indeed, put their images directly into "
+                 "them.")
+
+
+def _refuse_other_classes(listing: _Listing, train: _Listing) -> None:
+    """Refuse a split whose classes are not those of the training images."""
+    if list(listing.classes) == list(train.classes):
+        return
+    differ = sorted(set(listing.classes) ^ set(train.classes))
+    hint = "Every split needs a folder, with images, for every class."
+    alike = _alike(differ)
+    if alike:
+        hint = _words_for_alike(alike)
+    elif len({name.lower() for name in differ}) < len(differ):
+        hint = f"Some differ in upper and lower case alone. {hint}"
+    raise DataError(f"{listing.folder} and {train.folder} have different classes: "
+                    f"{_first(differ)}", hint=hint)
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """Return two names that look the same, as their accents are written in two ways, or none."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            return [other, name]
+    return []
+
+
+def _words_for_alike(names: list[str]) -> str:
+    return (f"{' and '.join(names)} look the same and are not: {' and '.join(map(ascii, names))}. "
+            "Accents can be written in two ways (NFC and NFD). Rename one of the folders as the "
+            "other is called.")
+
+
+def _way_for_flat(folder: Path) -> str:
+    """Return what to do with images that lie in no class folders."""
+    tables = [path.name for place in (folder, folder.parent) for path in sorted(place.glob("*"))
+              if path.suffix.lower() in (".csv", ".tsv", ".json") and path.is_file()]
+    labels = f"{_first(tables, 3)} has" if tables else "a table or their names have"
+    return (f"Images lie in one folder per class; is root one folder too low? If {labels} the "
+            "labels, an own data set of 10 lines reads them: docs/add_a_dataset.md")
+
+
+class _Listing:
+    """The class folders of a folder, and the images in them.
+
+    Attributes:
+        folder: that was listed.
+        classes: image paths by class, both in alphabetical order.
+        others: how many files are ignored, by kind.
+
+    Raises:
+        DataError: no classes, a class without images, or names that cannot be.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.others = folder, Counter()
+        self._seen: dict[str, tuple[str, str]] = {}  # real path: the class and the path it had
+        names = _folders_in(folder)
+        odd = [name for name in names if visible(name) != name]
+        if odd:
+            raise DataError(f"{folder / odd[0]} has control characters in its name",
+                            hint="Rename it: a class is called as its folder, and that on one "
+                                 "line.")
+        above = (os.path.realpath(folder),)
+        loose = self._images_in(str(folder), None, above)
+        if not names and loose:
+            raise DataError(f"{folder} has {len(loose):,} image{'s' * (len(loose) > 1)} and no "
+                            "class folders", hint=_way_for_flat(folder))
+        self.others["in no class folder"] += len(loose)
+        self.classes: dict[str, list[str]] = {}
+        for name in names:
+            before = self.others.copy()
+            self.classes[name] = sorted(self._images_in(str(folder / name), name, above))
+            if not self.classes[name]:
+                raise self._no_images(folder / name, self.others - before)
+        if not names:
+            raise DataError(f"{folder} has no class folders", hint=_LAYOUT)
+        alike = _alike(names)
+        if alike:
+            raise DataError(f"{folder} has two classes {alike[0]}", hint=_words_for_alike(alike))
+        if len(names) < 2:
+            inner = folder / names[0]
+            hint = (f"Is root one folder too high? Then point it at {inner}"
+                    if len(_folders_in(inner)) > 1 else _way_for_flat(inner))
+            raise DataError(f"{folder} has a single class, {names[0]}",
+                            hint=f"Classification needs two. {hint}")
+
+    @property
+    def note(self) -> str | None:
+        """What was ignored, in a line, or None."""
+        kinds = [f"{kind} {count:,}" for kind, count in (+self.others).most_common()]
+        total = sum(self.others.values())
+        return (f"{total:,} other file{'s' * (total > 1)} ignored in {self.folder.name or '.'}/ "
+                f"({_first(kinds, 6)})") if total else None
+
+    def refuse_lost_classes(self, unreadable: set[str]) -> None:
+        """Refuse a class of which no image can be read.
+
+        Raises:
+            DataError: names it.
+        """
+        for name, paths in self.classes.items():
+            if unreadable.issuperset(paths):
+                raise DataError(f"none of the {len(paths):,} images in {self.folder / name} can be "
+                                f"read, among them {paths[0]}",
+                                hint="Replace them, or take the class out of all splits.")
+
+    @staticmethod
+    def _no_images(folder: Path, others: Counter) -> DataError:
+        kinds = _first([f"{kind} {count:,}" for kind, count in others.most_common()], 6)
+        what = f"{folder} holds no images{f', but other files ({kinds})' if kinds else ''}"
+        return DataError(what, hint=_LAYOUT)
+
+    def _images_in(self, folder: str, name: str | None, above: tuple[str, ...]) -> list[str]:
+        """Return the image files in a folder and, of a class, in those below; count the others.
+
+        Args:
+            name: the class; None looks at no folders.
+            above: the real paths of the folders that were gone through to get here.
+        """
+        if name is not None:
+            real = os.path.realpath(folder)
+            if any(path == real or path.startswith(os.path.join(real, "")) for path in above):
+                raise DataError(f"{folder} is a link to {real}, in which it lies: a loop",
+                                hint="Remove the link.")
+            owner, path = self._seen.setdefault(real, (name, folder))
+            if owner != name:
+                raise DataError(f"{folder} and {path} are the same folder: its images would be of "
+                                "two classes", hint="Remove the link that leads there.")
+            if path != folder:
+                return []  # linked twice, taken once
+            above = (*above, real)
+        try:
+            with os.scandir(folder) as found:
+                # What links lead to comes last: where it lies in the class it has its own name.
+                entries = sorted(found, key=lambda entry: (entry.is_symlink(), entry.name))
+        except OSError as error:
+            raise _unreadable_folder(folder, error) from None
+        paths = []
+        for entry in entries:
+            ending = os.path.splitext(entry.name)[1].lower()
+            is_link = entry.is_symlink()
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                if _is_hidden(entry.name) or entry.name.startswith("__"):
+                    self.others[f"in {entry.name}"] += sum(
+                        os.path.splitext(file)[1].lower() in IMAGE_ENDINGS
+                        for _, _, files in os.walk(entry.path) for file in files)
+                elif name is not None:
+                    paths += self._images_in(entry.path, name, above)
+            elif _is_hidden(entry.name):  # which a folder may have many of: .DS_Store
+                self.others["hidden"] += ending in IMAGE_ENDINGS
+            elif not (os.path.isfile(entry.path) if is_link else entry.is_file()):
+                self.others["broken link" if is_link else "no file"] += 1
+            elif ending in IMAGE_ENDINGS:
+                paths.append(entry.path)
+            else:
+                self.others[ending[:12] or "no ending"] += 1
+        return paths
 
 
 def _image_set(listing: dict[str, list[str]], channels: int, skip_unreadable: bool) -> ImageSet:

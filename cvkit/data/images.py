@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +17,29 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from tqdm.auto import tqdm
 
+from cvkit import distributed
 from cvkit.errors import DataError
 
 Result = TypeVar("Result")
 
 # Not all that Pillow knows: for what looks like PostScript, whatever its name, it runs Ghostscript.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# TGA has no mark that tells it from other files, so it is tried last.
+_ENDINGS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "BMP": (".bmp",),
+            "GIF": (".gif",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff"),
+            "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "AVIF": (".avif",),
+            "JPEG2000": (".jp2", ".j2k"), "TGA": (".tga",)}
+_LIBRARIES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # not in every Pillow
+_FORMATS = tuple(
+    name for name in _ENDINGS if name not in _LIBRARIES
+    or (_LIBRARIES[name] in {*features.modules, *features.codecs}
+        and features.check(_LIBRARIES[name])))
+IMAGE_ENDINGS = tuple(ending for name in _FORMATS for ending in _ENDINGS[name])
+# Seconds until a line says how far reading is, then twice as long and so on; and how many files
+# are so many that a word comes before they are read.
+_FIRST_LINE, _MANY_FILES = 10, 100
 _SKIP_HINT = "DATA.DATASET.skip_unreadable true leaves such files out, and says so."
 
 
@@ -143,6 +159,7 @@ class ImageData:
         train, test: the splits.
         val: images to monitor training on, where the data set or the config has them.
         left_out: files that belong to a split and cannot be read, where that was allowed.
+        notes: what was skipped or guessed, a line each, which a training says at its beginning.
         channels: 3 or 1.
         image_size: (height, width) in pixels, or None where sizes are mixed.
         mean, std: of the training images, per channel, pixels scaled to 0–1.
@@ -157,6 +174,7 @@ class ImageData:
     std: tuple[float, ...]
     val: ImageSet | None = None
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Checkpoints hold plain values only, and NumPy's scalars are none.
@@ -187,18 +205,24 @@ def in_threads(read: Callable[[int], Result], count: int, title: str,
                threads: int) -> Iterator[Result]:
     """Yield `read(0)`, `read(1)`, … `read(count - 1)`, computed by several threads ahead of use.
 
-    Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds.
+    Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds,
+    elsewhere a line is printed after ten and then seldom.
     """
     bar = tqdm(total=count, desc=title, unit="img", delay=2, leave=False, disable=None)
+    wait, due = _FIRST_LINE, time.monotonic() + _FIRST_LINE
     with bar, ThreadPoolExecutor(threads) as pool:
         ahead, rest = deque(), iter(range(count))
         try:
-            for _ in range(count):
+            for number in range(count):
                 # Not more at once: all that is decoded and waits may not fit in memory.
                 ahead.extend(pool.submit(read, position)
                              for position in itertools.islice(rest, 64 - len(ahead)))
                 yield ahead.popleft().result()
                 bar.update()
+                if bar.disable and time.monotonic() >= due and distributed.is_main():
+                    print(f"{title}: {number + 1:,} of {count:,}", flush=True)
+                    wait = min(2 * wait, 300)
+                    due = time.monotonic() + wait
         finally:
             for future in ahead:
                 future.cancel()
@@ -250,26 +274,23 @@ def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel, over all pixels, scaled to 0–1."""
-    sums = _Sums(images.shape[-1])
-    for start in range(0, len(images), 1024):
-        sums.add(images[start:start + 1024])
-    return sums.statistics()
+    return _mean_and_std(sum(_sums(images[start:start + 1024])
+                             for start in range(0, len(images), 1024)))
 
 
-class _Sums:
-    def __init__(self, channels: int):
-        self.histogram = np.zeros((channels, 256), dtype=np.int64)
+def _sums(pixels: np.ndarray) -> np.ndarray:
+    """Return int64 (C, 3): how many pixels, their sum and the sum of their squares, exact."""
+    powers = np.arange(256)[:, None] ** np.arange(3)
+    return np.stack([np.bincount(pixels[..., channel].ravel(), minlength=256) @ powers
+                     for channel in range(pixels.shape[-1])])
 
-    def add(self, pixels: np.ndarray) -> None:
-        for channel in range(len(self.histogram)):
-            self.histogram[channel] += np.bincount(pixels[..., channel].ravel(), minlength=256)
 
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        values = np.arange(256) / 255
-        weights = self.histogram / self.histogram.sum(axis=1, keepdims=True)
-        mean = weights @ values
-        std = np.sqrt(weights @ values**2 - mean**2)
-        return tuple(map(float, mean)), tuple(map(float, std))
+def _mean_and_std(sums: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    rows = sums.tolist()  # whole numbers of any size: nothing is lost in the difference
+    mean = tuple(total / count / 255 for count, total, _ in rows)
+    std = tuple(math.sqrt(count * squares - total**2) / count / 255
+                for count, total, squares in rows)
+    return mean, std
 
 
 def measure(images: ImageSet, title: str) -> dict:
@@ -287,8 +308,9 @@ def measure(images: ImageSet, title: str) -> dict:
 def scan_files(files: ImageFiles, title: str) -> dict:
     """Decode every file once: mean, std, and how many images there are of each size.
 
-    The result is cached under `~/.cache/cvkit` (or `XDG_CACHE_HOME`), keyed by the files'
-    names, sizes and times of change.
+    What a file holds is kept under `~/.cache/cvkit` (or `XDG_CACHE_HOME`) until its name, size or
+    time of change is another, whichever split it is in then. A word is printed before many are
+    read.
 
     Returns:
         {"mean": […], "std": […], "sizes": {"32x32": count}, "unreadable": [path, …]}, sizes as
@@ -298,45 +320,92 @@ def scan_files(files: ImageFiles, title: str) -> dict:
         DataError: files that cannot be read as images, unless these may be skipped; the first five
             are named.
     """
-    key = hashlib.sha1(f"2 {files.channels} {files.skip_unreadable}".encode())
-    for path in files.paths:
-        stat = os.stat(path)
-        key.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvkit"
-    cache = folder / f"{key.hexdigest()}.json"
-    if cache.is_file():
-        try:
-            return json.loads(cache.read_text())
-        except ValueError:
-            cache.unlink()  # left half-written by a crash
+    kept = _KeptFacts(f"3 {files.channels}")
+    facts = [kept.find(path) for path in files.paths.tolist()]
+    unknown = [place for place, known in enumerate(facts) if known is None]
+    unreadable: dict[int, DataError] = {}
 
-    sums, sizes, unreadable, left_out = _Sums(files.channels), Counter(), [], []
-
-    def read(position: int) -> np.ndarray | DataError:
+    def read(number: int) -> list | DataError:
         try:
-            return files[position]
+            pixels = files[unknown[number]]
         except DataError as error:
             return error
+        return [*pixels.shape[:2], _sums(pixels).tolist()]
 
-    for place, pixels in enumerate(in_threads(read, len(files), title, usable_cores())):
-        if isinstance(pixels, DataError):
-            unreadable.append(pixels)
-            left_out.append(str(files.paths[place]))
-        else:
-            sums.add(pixels)
-            sizes[f"{pixels.shape[0]}x{pixels.shape[1]}"] += 1
-    if unreadable and not (files.skip_unreadable and sizes):
-        shown = "\n".join(str(error) for error in unreadable[:5])
-        rest = f"\nand {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
-        raise DataError(shown + rest)
-    mean, std = sums.statistics()
-    result = {"mean": mean, "std": std, "sizes": dict(sizes.most_common()),
-              "unreadable": left_out}
+    if len(unknown) >= _MANY_FILES and distributed.is_main():
+        print(f"reading    {len(unknown):,} image files for their sizes, mean and deviation, once",
+              flush=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = cache.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(result))
-        part.replace(cache)
-    except OSError:  # a cache that cannot be kept costs time, nothing else
-        pass
-    return result
+        for number, found in enumerate(in_threads(read, len(unknown), title, usable_cores())):
+            place = unknown[number]
+            if isinstance(found, DataError):
+                unreadable[place] = found
+            else:
+                facts[place] = found
+                kept.add(str(files.paths[place]), found)
+    finally:  # of an interruption as well: what was read need not be read again
+        kept.save()
+    readable = [found for found in facts if found is not None]
+    if unreadable and not (files.skip_unreadable and readable):
+        errors = list(unreadable.values())
+        rest = f"\nand {len(errors) - 5} more" if len(errors) > 5 else ""
+        raise DataError("\n".join(map(str, errors[:5])) + rest)
+    mean, std = _mean_and_std(sum(np.array(sums) for _, _, sums in readable))
+    sizes = Counter(f"{height}x{width}" for height, width, _ in readable)
+    return {"mean": mean, "std": std, "sizes": dict(sizes.most_common()),
+            "unreadable": [str(files.paths[place]) for place in unreadable]}
+
+
+class _KeptFacts:
+    """What was found in image files, kept in one file for each folder of them.
+
+    Args:
+        kind: what the facts depend on besides the files.
+    """
+
+    def __init__(self, kind: str):
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self._kind, self._root = kind, Path(root, "cvkit")
+        self._folders: dict[str, dict[str, list]] = {}
+        self._states: dict[str, list[int]] = {}  # of files before they are read
+        self._changed: set[str] = set()
+
+    def find(self, path: str) -> list | None:
+        """Return a file's facts, or None if they are not known of it as it is now."""
+        try:
+            stat = os.stat(path)
+            state = self._states[path] = [stat.st_size, stat.st_mtime_ns]
+        except OSError:  # gone: reading it says so
+            return None
+        entry = self._entries(os.path.dirname(path)).get(os.path.basename(path))
+        return entry[1] if entry and entry[0] == state else None
+
+    def add(self, path: str, facts: list) -> None:
+        """Note the facts of a file that was looked for."""
+        folder = os.path.dirname(path)
+        self._entries(folder)[os.path.basename(path)] = [self._states.get(path), facts]
+        self._changed.add(folder)
+
+    def save(self) -> None:
+        """Write what was added."""
+        for folder in self._changed:
+            cache = self._cache(folder)
+            part = cache.with_suffix(f".{os.getpid()}")
+            try:
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                part.write_text(json.dumps(self._folders[folder]))
+                part.replace(cache)
+            except OSError:  # a cache that cannot be kept costs time, nothing else
+                pass
+
+    def _cache(self, folder: str) -> Path:
+        key = f"{self._kind} {os.path.abspath(folder)}"
+        return self._root / f"{hashlib.sha1(os.fsencode(key)).hexdigest()}.json"
+
+    def _entries(self, folder: str) -> dict[str, list]:
+        if folder not in self._folders:
+            try:
+                self._folders[folder] = dict(json.loads(self._cache(folder).read_text()))
+            except (OSError, ValueError, TypeError):  # none, or one that is damaged
+                self._folders[folder] = {}
+        return self._folders[folder]
