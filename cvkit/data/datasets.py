@@ -143,7 +143,8 @@ def Digits(size: int = 32, channels: int = 3, test_fraction: float = 0.2) -> Ima
 @DATASETS.register()
 def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                 mean: list[float] | None = None, std: list[float] | None = None,
-                skip_unreadable: bool = False, seed: int = 0) -> ImageData:
+                skip_unreadable: bool = False, background: int | list[int] = 255,
+                seed: int = 0) -> ImageData:
     """Your own images, a folder for each class.
 
     `root` holds `train/` and `test/` or `val/`, each with one folder per class; or only the
@@ -157,7 +158,9 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         mean, std: per channel, pixels in 0–1; computed from the training images by default,
             once, and cached.
         skip_unreadable: leave out files that cannot be read, now or later, and say which.
-        seed: of the split; the run's SEED by default.
+        background: what transparent pixels are laid on, 0–255, one number or one per channel;
+            white by default. A line says how many images have such pixels.
+        seed: of the split; DATA.SPLIT_SEED by default.
 
     Raises:
         DataError: no such folder, no images, classes that differ between splits, or files
@@ -182,7 +185,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                 raise DataError(f"{folder / name} and {folder / 'train'} have different classes: "
                                 f"{', '.join(differ[:8])}",
                                 hint="Every split needs a folder, with images, for every class.")
-        splits = {name: _image_set(listing, channels, skip_unreadable)
+        splits = {name: _image_set(listing, channels, skip_unreadable, background)
                   for name, listing in listings.items()}
         splits.setdefault("test", splits.get("val"))
         if "test" not in listings:
@@ -194,7 +197,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     else:
         listing = _list_classes(folder)
         classes = tuple(listing)
-        whole = _image_set(listing, channels, skip_unreadable)
+        whole = _image_set(listing, channels, skip_unreadable, background)
         few = [name for name in classes if len(listing[name]) < 2]
         if few:
             raise DataError(f"one image only in {folder / few[0]}",
@@ -208,11 +211,14 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         splits = {name: split and split.take(np.flatnonzero(
             ~np.isin(split.images.paths[split.index], list(left_out))))
             for name, split in splits.items()}
+    transparent = sum(fact["transparent"] for fact in facts.values())
+    notes = (f"{transparent:,} image{'s' * (transparent > 1)} with transparent pixels, laid on "
+             f"background {str(background).strip('[()]')}",) if transparent else ()
     sizes = {size for fact in facts.values() for size in fact["sizes"]}
     size = tuple(int(side) for side in sizes.pop().split("x")) if len(sizes) == 1 else None
     return ImageData(classes, splits["train"], splits["test"], channels, size,
                      tuple(mean or facts["train"]["mean"]), tuple(std or facts["train"]["std"]),
-                     splits.get("val"), tuple(sorted(left_out)))
+                     splits.get("val"), tuple(sorted(left_out)), notes)
 
 
 def _list_classes(folder: Path) -> dict[str, list[str]]:
@@ -241,10 +247,11 @@ def _list_classes(folder: Path) -> dict[str, list[str]]:
     return listing
 
 
-def _image_set(listing: dict[str, list[str]], channels: int, skip_unreadable: bool) -> ImageSet:
+def _image_set(listing: dict[str, list[str]], channels: int, skip_unreadable: bool,
+               background: int | list[int]) -> ImageSet:
     labels = [number for number, paths in enumerate(listing.values()) for _ in paths]
     paths = [path for paths in listing.values() for path in paths]
-    return ImageSet.of(ImageFiles(paths, channels, skip_unreadable), labels)
+    return ImageSet.of(ImageFiles(paths, channels, skip_unreadable, background), labels)
 
 
 def _check_choice(name: str, value: Any, allowed: tuple) -> None:
