@@ -89,9 +89,8 @@ def test_odd_exif_tags_beside_the_orientation_do_not_matter(tmp_path, tags):
     assert scan_files(ImageFiles([path]), "Reading")["sizes"] == {"30x20": 1}
 
 
-@pytest.mark.parametrize("data", [exif(0), exif(9), exif(65535), exif(6, kind=2), b"Exif\0\0no exif at all", b"Exif\0\0II*\0",
-                                  b"Exif\0\0"],
-                         ids=["0", "9", "65535", "a word", "no EXIF", "cut off", "empty"])
+@pytest.mark.parametrize("data", [exif(0), exif(9), exif(65535), exif(6, kind=2), b"Exif\0\0no exif at all", b"Exif\0\0"],
+                         ids=["0", "9", "65535", "a word", "no EXIF", "empty"])
 def test_an_orientation_that_means_nothing_leaves_the_picture_as_it_lies(tmp_path, data):
     path = save(tmp_path / "x.jpg", np.zeros((20, 30, 3), np.uint8), exif=data)
     assert ImageFiles([path])[0].shape == (20, 30, 3)

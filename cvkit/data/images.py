@@ -83,10 +83,11 @@ class ImageFiles(Sequence):
                     raise DataError(f"{path} has {image.mode} pixels, more than 8 bits a channel",
                                     hint="Convert such images to 8 bits; "
                                          "how to scale them is for you to say.")
-                if image.format == "TIFF":
+                is_tiff = image.format == "TIFF"
+                if is_tiff:
                     image.filename = ""  # or it is mapped, by sides that Pillow has turned before
-                image.load()  # which turns a TIFF already, and reads what PNGs have at the end
-                turn = _TURNS.get(_orientation(image))
+                image.load()  # which turns a TIFF, and reads what PNGs have at the end
+                turn = None if is_tiff else _TURNS.get(_orientation(image))
                 if _may_be_transparent(image):
                     image = self._grounded(image.convert("RGBA"), position)
                 image = image.convert("RGB" if self.channels == 3 else "L")
