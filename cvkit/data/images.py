@@ -121,7 +121,7 @@ def _orientation(image: Image.Image) -> object:
 
     Other tags are passed over: cameras write some in ways that Pillow stumbles over.
     """
-    data = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    data = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     try:
         if order:
