@@ -19,6 +19,7 @@ from cvkit.files import user_path
 from cvkit.registry import NAME, REGISTRIES, import_user_code
 
 BASE = "_BASE_"
+RESOLVED = "resolved: everything set here is what the run used."  # in line 1 of a run's config
 
 _MOST_TEXT = 1_000_000  # characters of a config, counted with what its aliases repeat
 _MOST_LEVELS = 40
@@ -61,7 +62,7 @@ class Demands:
 
 SCHEMA: dict[str, Any] = {
     "IMPORTS": Key([], "your own .py files (relative to the config) or modules to register"),
-    "SEED": Key(0, "seeds weights, shuffling, augmentation and splits", minimum=0),
+    "SEED": Key(0, "seeds weights, shuffling and augmentation", minimum=0),
     "DETERMINISTIC": Key(False, "only deterministic GPU kernels; slower"),
     "OUTPUT_DIR": Key("runs", "run folders are made in here", is_path=True),
     "DEVICE": Key("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, mps"),
@@ -72,6 +73,8 @@ SCHEMA: dict[str, Any] = {
         "EVAL_BATCH_SIZE": Key(0, "images per evaluation batch; 0: 2 BATCH_SIZE, on a GPU 8",
                                minimum=0),
         "LIMIT": Key(0, "at most so many images of each split, class-balanced; 0: all", minimum=0),
+        "SPLIT_SEED": Key(0, "seeds what is held out and which images LIMIT takes: runs with other "
+                          "SEEDs are tested on the same images", minimum=0),
         "VAL_FRACTION": Key(0.0, "part of train held out and monitored; 0: test is monitored",
                             minimum=0, maximum=0.9),
         "BACKEND": Key("auto", "auto: whole batches at once where every transform can and images "
@@ -639,6 +642,8 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
     config = Config() if config is None else config
     if not isinstance(config, Config):
         raise ConfigError("a config is a mapping, KEY: value", where=f"{path}:1")
+    if RESOLVED in text.split("\n", 1)[0]:
+        _complete(config)
     bases = config.get(BASE, [])
     base_where = config.where(BASE)
     bases = [bases] if isinstance(bases, str) else bases
@@ -655,6 +660,13 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
         place = path.parent / user_path(base)
         merged = merge(merged, _read_file(place, (*chain, path), base_where))
     return merge(merged, config)
+
+
+def _complete(config: Config) -> None:
+    """Add to a run's config what an older version did not write: its SEED seeded splits as well."""
+    data = config.get("DATA")
+    if isinstance(data, Config) and "SPLIT_SEED" not in data and "SEED" in config:
+        data._put("SPLIT_SEED", config["SEED"], config.origin("SEED"))
 
 
 def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
@@ -889,6 +901,7 @@ def read_config(text: str, source: str, name: str = "run",
     config = _parse(text, source)
     if not isinstance(config, Config):
         raise ConfigError("not a config", where=source)
+    _complete(config)
     if not isinstance(overrides, Mapping):
         overrides = list(overrides)
     config = _conform_root(merge(config, _read_overrides(overrides)))

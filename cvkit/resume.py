@@ -117,8 +117,12 @@ def newest_run_of(config: Config) -> Run | None:
         except UserError as error:
             print(f"note       {folder} is left out: {error.problem}")
             continue
-        if not _changes(as_begun(config, run), run):
+        changes = _changes(as_begun(config, run), run)
+        if not changes:
             return run
+        if list(changes) == ["DATA.SPLIT_SEED"]:  # of an older version, where SEED was that as well
+            print(f"note       {folder} is left out: it was split by another seed; to go on with "
+                  f"it, add DATA.SPLIT_SEED {run.config.DATA.SPLIT_SEED}")
     return None
 
 

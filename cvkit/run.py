@@ -23,7 +23,7 @@ import numpy as np
 from torch import nn
 
 from cvkit.checkpoint import Checkpoint, is_text, moment_of, verify_archive
-from cvkit.config import Config, read_config
+from cvkit.config import RESOLVED, Config, read_config
 from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
 from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, visible
@@ -457,7 +457,7 @@ class Run(Experiment):
 
 def _write_config(folder: Path, config: Config) -> None:
     again = f"python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}"
-    header = (f"# {visible(config.name)}, resolved: everything set here is what the run used.\n"
+    header = (f"# {visible(config.name)}, {RESOLVED}\n"
               f"# Repeat it: {visible(again)}\n")
     write_whole(folder / "config.yaml", header + config.dump())
 

@@ -22,6 +22,8 @@ from cvkit.losses import ClassificationLoss, torch_form
 from cvkit.registry import NAME
 from cvkit.schedulers import Schedule, build_schedule, is_to_find
 
+DUPLICATES = "duplicates.txt"  # in a run folder
+
 Key = Callable[[int], Hashable]
 
 
@@ -43,10 +45,15 @@ class Warner:
                 self._said.add(kind)
 
 
-def before_training(config: Config, data: ImageData, loaders: Loaders,
-                    steps_per_epoch: int) -> dict[str, str]:
-    """Return what is wrong with the images, their normalisation and the plan of the rate."""
-    return {**overlaps(config, data), **missing_classes(config, data),
+def before_training(config: Config, data: ImageData, loaders: Loaders, steps_per_epoch: int,
+                    found: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
+    """Return what is wrong with the images, their normalisation and the plan of the rate.
+
+    Args:
+        config, data, loaders, steps_per_epoch: of the training.
+        found: what `duplicates` returns, if that is known.
+    """
+    return {**overlaps(config, data, found), **missing_classes(config, data),
             **odd_normalisation(config, data, loaders), **idle_plan(config, steps_per_epoch)}
 
 
@@ -73,8 +80,28 @@ _OTHER_FILES, _TRAIN_FILES, _FILES_READ, _FILES_TOLD = 2_000, 100_000, 5_000, 10
 _TOLERATED = 0.002
 
 
-def overlaps(config: Config, data: ImageData) -> dict[str, str]:
-    """Warn of test or validation images that are training images too, byte for byte."""
+def overlaps(config: Config, data: ImageData,
+             found: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
+    """Warn of test or validation images that are training images too, byte for byte.
+
+    Args:
+        found: what `duplicates` returns, if that is known.
+    """
+    warnings = {}
+    for split, lines in (duplicates(data) if found is None else found).items():
+        images = getattr(data, split)
+        at_least = "at least " if isinstance(images.images, ImageFiles) else ""
+        more = (f" and {len(lines) - 3:,} more, which a run lists in its {DUPLICATES}"
+                if len(lines) > 3 else "")
+        warnings[f"overlap {split}"] = (
+            f"train holds {at_least}{len(lines):,} of the {len(images):,} {split} images too "
+            f"({', '.join(lines[:3])}{more}): the {split} accuracy counts what was learned by "
+            f"heart. Take them out of one split of {_dataset(config)}")
+    return warnings
+
+
+def duplicates(data: ImageData) -> dict[str, list[str]]:
+    """Return by split, if there are some to tell, "test 7 is train 11" for each image in both."""
     found = {}
     for split, images in (("val", data.val), ("test", data.test)):
         try:
@@ -82,14 +109,9 @@ def overlaps(config: Config, data: ImageData) -> dict[str, str]:
         except OSError:  # of a file that has gone: reading it for training says which and why
             pairs = []
         is_files = bool(pairs) and isinstance(images.images, ImageFiles)
-        if not pairs or (not is_files and len(pairs) < _TOLERATED * len(images)):
-            continue
-        shown = ", ".join(f"{split} {images.name(theirs)} is train {data.train.name(ours)}"
-                          for ours, theirs in pairs[:2])
-        found[f"overlap {split}"] = (
-            f"train holds {'at least ' if is_files else ''}{len(pairs):,} of the {len(images):,} "
-            f"{split} images too ({shown}): the {split} accuracy counts what was learned by heart. "
-            f"Take them out of one split of {_dataset(config)}")
+        if pairs and (is_files or len(pairs) >= _TOLERATED * len(images)):
+            found[split] = [f"{split} {images.name(theirs)} is train {data.train.name(ours)}"
+                            for ours, theirs in pairs]
     return found
 
 

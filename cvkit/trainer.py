@@ -33,9 +33,11 @@ from cvkit.errors import (
     RunError,
     UserError,
     suggest,
+    visible,
 )
 from cvkit.evaluation import build_metrics, evaluate, predict, values_of
 from cvkit.experiment import Experiment
+from cvkit.files import write_whole
 from cvkit.hardware import (
     autocast,
     compile_model,
@@ -55,7 +57,14 @@ from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
 from cvkit.resume import EpochState, Pace, as_begun, is_planned, newest_run_of, refuse_changes
 from cvkit.run import Predictions, Run, duration, open_run, test_line
-from cvkit.sanity import Warner, after_epoch, before_training, idle_scheduler
+from cvkit.sanity import (
+    DUPLICATES,
+    Warner,
+    after_epoch,
+    before_training,
+    duplicates,
+    idle_scheduler,
+)
 from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
 from cvkit.signals import Interrupted, StopSignals
 from cvkit.writers import JsonLines
@@ -137,6 +146,7 @@ class Trainer:
         self.signals, self.pace = StopSignals(), Pace(config.TRAIN.CHECKPOINT_EVERY)
         self.warn = Warner(self.log.both)
         self.left_out: set[str] = set()  # image files that were logged
+        self.duplicates: dict[str, list[str]] = {}  # images in two splits, a line each
         self._check_monitor()
         self.requirements = check_requirements(config, parts)
         enforce(self.requirements, config)
@@ -276,6 +286,9 @@ class Trainer:
                 if found is not None:
                     run.keep_range_test(found)
                 run.data = self.data  # or what looks at the results would read it again
+                if self.duplicates:
+                    lines = [visible(line) for found in self.duplicates.values() for line in found]
+                    write_whole(run.folder / DUPLICATES, "\n".join([*lines, ""]))
                 self.log.attach(run.folder)
                 self.log.show(f"run        {run.folder}")
             self._train(run)
@@ -641,7 +654,9 @@ class Trainer:
         for demand in self.requirements:
             both(f"required   {demand}")
         if distributed.is_main():
-            self.warn(before_training(config, data, self.loaders, self.steps_per_epoch))
+            self.duplicates = duplicates(data)
+            self.warn(before_training(config, data, self.loaders, self.steps_per_epoch,
+                                      self.duplicates))
 
     def _left_out_of(self, *loaders: BatchLoader) -> set[str]:
         """Return the image files that the loaders' batches lack, in all processes."""

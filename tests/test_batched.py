@@ -157,11 +157,6 @@ def test_images_that_are_not_square_and_grey_ones(name, channels):
         0, 256, images.shape, dtype=np.uint8))  # the data set's own are left as they were
 
 
-def test_a_hole_larger_than_the_image_covers_it():
-    images, _ = batch_of(build("CutOut", size=40, fill=7, p=1.0), np.stack([IMAGE] * 4))
-    assert (images == 7).all()
-
-
 def test_images_of_a_batch_differ_and_a_seed_repeats_them():
     for name in NODES:
         first, again, other = (batch_of(build(name), np.stack([IMAGE] * 64), seed)[0] for seed in (0, 0, 1))

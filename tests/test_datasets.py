@@ -6,13 +6,15 @@ import urllib.error
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 
 from cvkit.config import load_config
-from cvkit.data import build_data
+from cvkit.data import ImageData, ImageSet, build_data, build_loaders
 from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.registry import DATASETS
+from cvkit.trainer import train
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
                    "truck")
@@ -191,6 +193,80 @@ def test_one_folder_is_split_by_its_seed_class_by_class(tmp_path):
     assert np.array_equal(data.test.index, again.test.index)
     assert not np.array_equal(data.test.index, other.test.index)
     assert not set(data.train.index) & set(data.test.index)
+
+
+def test_transparent_images_are_counted_in_one_line_also_where_workers_read_them(tmp_path, tiny, capfd):
+    for split in ("train", "test"):
+        fill(tmp_path / "x" / split, {"a": 6, "b": 6})
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[2:6, 2:6, 3] = 255
+    for place in ("train/a/000.png", "train/b/003.png", "test/b/000.png"):
+        Image.fromarray(pixels).save(tmp_path / "x" / place)
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x, background: [200, 0, 9]}", "DATA.LIMIT", "0",
+                                "DATA.TRAIN_TRANSFORMS", "[]", "DATA.BATCH_SIZE", "12", "TRAIN.EPOCHS", "1",
+                                "DATA.BACKEND", "albumentations", "DATA.CACHE_GB", "0", "DATA.WORKERS", "2"])
+    loaders = build_loaders(config, build_data(config), torch.device("cpu"))
+    batch = next(iter(loaders.train))
+    loaders.close()
+    images = {int(place): image for place, image in zip(batch.index, loaders.train.denormalise(batch.images), strict=True)}
+    for place in (0, 9):
+        assert images[place][0, 0].tolist() == [200, 0, 9] and images[place][3, 3].tolist() == [0] * 3
+    run = train(config)
+    line = "data       3 images with transparent pixels, laid on background 200, 0, 9"
+    out, err = capfd.readouterr()
+    assert [text.splitlines().count(line) for text in (out, (run.folder / "train.log").read_text())] == [1, 1]
+    assert "ransparen" not in err and (out + err).count("transparent") == 1
+
+
+def test_opaque_images_get_no_line_and_a_wrong_background_is_placed(tmp_path):
+    fill(tmp_path / "x", {"a": 4, "b": 4})
+    assert DATASETS.build({"NAME": "ImageFolder", "root": "x"}).notes == ()
+    for background in (300, [1, 2]):
+        with pytest.raises(ConfigError, match="background is 0–255, one number or one for each of 3 channels"):
+            DATASETS.build({"NAME": "ImageFolder", "root": "x", "background": background})
+
+
+@pytest.mark.parametrize("overrides", [
+    {}, {"DATA.LIMIT": 10}, {"DATA.VAL_FRACTION": 0.3}, {"DATA.VAL_FRACTION": 0.3, "DATA.LIMIT": 10}],
+    ids=["split", "LIMIT", "VAL_FRACTION", "both"])
+def test_runs_with_other_seeds_have_the_same_images_and_another_split_seed_has_others(tmp_path, tiny, overrides):
+    fill(tmp_path / "x", {"a": 40, "b": 60})
+
+    def places(**keys):
+        config = load_config(tiny, {"DATA.DATASET": {"NAME": "ImageFolder", "root": "x"}, "DATA.LIMIT": 0,
+                                    **overrides, **{key.replace("_SPLIT", ".SPLIT"): value for key, value in keys.items()}})
+        data = build_data(config)
+        return [split.index.tolist() for split in (data.train, data.val, data.test) if split]
+
+    assert places(SEED=0) == places(SEED=1) == places(SEED=7, DATA_SPLIT_SEED=0)
+    first, second = places(SEED=0), places(SEED=0, DATA_SPLIT_SEED=1)
+    assert all(ours != theirs for ours, theirs in zip(first, second, strict=True))
+
+
+def test_a_data_set_of_one_s_own_is_given_the_seed_of_splits(tiny, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    given = []
+
+    @DATASETS.register()
+    def Seeded(seed: int):
+        given.append(seed)
+        return DATASETS.build({"NAME": "Digits"})
+
+    for keys in ({"SEED": 5}, {"SEED": 5, "DATA.SPLIT_SEED": 2}):
+        build_data(load_config(tiny, {"DATA.DATASET": {"NAME": "Seeded"}, **keys}))
+    assert given == [0, 2]
+
+
+def test_what_is_wrong_with_a_data_set_of_one_s_own_is_placed(tiny, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+
+    @DATASETS.register()
+    def Graded():
+        split = ImageSet.of(np.zeros((4, 8, 8, 3), np.uint8), [0.0, 1.5, 1.0, 0.0])
+        return ImageData(("a", "b"), split, split, 3, (8, 8), (0.5,) * 3, (0.2,) * 3)
+
+    with pytest.raises(DataError, match=r"DATA\.DATASET\.NAME: 1 of 4 labels that are no whole numbers, such as 1\.5"):
+        build_data(load_config(tiny, ["DATA.DATASET", "{NAME: Graded}"]))
 
 
 def test_given_statistics_are_kept_and_mixed_sizes_are_known(tmp_path):

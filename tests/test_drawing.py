@@ -137,3 +137,17 @@ def test_predictions_of_other_images_are_refused(run):
 
 def test_every_picture_is_a_figure_of_its_own():
     assert isinstance(Picture(2, 1), matplotlib.figure.Figure) and Picture(2, 1).table == ""
+
+
+@pytest.mark.parametrize("size, place", [(120, 0.4), (32, 0.15)])
+def test_a_thumbnail_of_a_fine_pattern_is_grey(size, place):
+    board = np.repeat((np.indices((size, size)).sum(0) % 2 * 255)[..., None], 3, axis=2).astype(np.uint8)
+    figure = Picture(4, 4)
+    axes = figure.panel(1, 1, place, place)
+    axes.axis("off")
+    show_image(axes, board)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    side = int(place * 150)
+    drawn = np.asarray(Image.open(file).convert("L"))[152:148 + side, 152:148 + side].astype(int)
+    assert np.abs(drawn - 127.5).max() < 40  # was 0 or 255

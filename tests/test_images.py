@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,6 +48,124 @@ def test_the_rotation_a_phone_notes_is_applied(tmp_path):
     exif[0x0112] = 6  # turn by 90° clockwise to see it upright
     path = save(tmp_path / "x.png", pixels, exif=exif)
     assert ImageFiles([path])[0][..., 0].tolist() == [[0, 255], [0, 0], [0, 0]]
+
+
+# Where the corner of an image that is not square lies once it is turned, and which side is which.
+UPRIGHT = np.zeros((20, 30), np.uint8)
+UPRIGHT[:10, :10], UPRIGHT[:10, 10:20] = 255, 128
+AS_STORED = {1: UPRIGHT, 2: UPRIGHT[:, ::-1], 3: UPRIGHT[::-1, ::-1], 4: UPRIGHT[::-1], 5: UPRIGHT.T,
+             6: UPRIGHT.T[::-1], 7: UPRIGHT.T[::-1, ::-1], 8: UPRIGHT.T[:, ::-1]}
+
+
+def exif(orientation, tags=(), kind=3):
+    """Return EXIF of an orientation and further (tag, type, count, value), in the order of tags."""
+    tags = sorted([(0x0112, kind, 1, orientation), *tags])
+    entries = b"".join(tag.to_bytes(2, "little") + kind.to_bytes(2, "little") + count.to_bytes(4, "little")
+                       + value.to_bytes(4, "little") for tag, kind, count, value in tags)
+    return b"Exif\0\0II*\0\x08\0\0\0" + len(tags).to_bytes(2, "little") + entries + bytes(4)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_eight_orientations_are_turned_upright(tmp_path, orientation, ending):
+    options = {"quality": 100} if ending == "jpg" else {"lossless": True} if ending == "webp" else {}
+    noted = Image.Exif()
+    noted[0x0112] = orientation
+    path = save(tmp_path / f"x.{ending}", np.ascontiguousarray(AS_STORED[orientation]), exif=noted, **options)
+    files = ImageFiles([path])
+    assert files[0].shape == (20, 30, 3)
+    assert np.abs(files[0][..., 0].astype(int) - UPRIGHT).max() < 30  # a JPEG is not exact
+    assert scan_files(files, "Reading")["sizes"] == {"20x30": 1}
+
+
+@pytest.mark.parametrize("tags", [
+    [(0x011A, 7, 4, 72)],  # XResolution as UNDEFINED
+    [(0x010F, 5, 1, 0)],  # Make as RATIONAL, of what stands at byte 0
+    [(0x010F, 5, 1, 0xFFFFFF)],  # or of what lies beyond the file
+    [(0x8769, 4, 1, 0xFFFFFF), (0x9999, 99, 9, 9)]], ids=["XResolution", "Make", "beyond", "unknown"])
+def test_odd_exif_tags_beside_the_orientation_do_not_matter(tmp_path, tags):
+    path = save(tmp_path / "x.jpg", np.zeros((20, 30, 3), np.uint8), exif=exif(6, tags))
+    assert ImageFiles([path])[0].shape == (30, 20, 3)
+    assert scan_files(ImageFiles([path]), "Reading")["sizes"] == {"30x20": 1}
+
+
+@pytest.mark.parametrize("data", [exif(0), exif(9), exif(65535), exif(6, kind=2), b"Exif\0\0no exif at all", b"Exif\0\0"],
+                         ids=["0", "9", "65535", "a word", "no EXIF", "empty"])
+def test_an_orientation_that_means_nothing_leaves_the_picture_as_it_lies(tmp_path, data):
+    path = save(tmp_path / "x.jpg", np.zeros((20, 30, 3), np.uint8), exif=data)
+    assert ImageFiles([path])[0].shape == (20, 30, 3)
+
+
+def drawing(mode):
+    """Return a black square on a transparent ground, half transparent in the middle, in that mode."""
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[2:6, 2:6, 3] = 255
+    image = Image.fromarray(pixels)
+    if mode in ("RGBA", "LA"):
+        return image.convert(mode), {}
+    if mode == "P":  # its first colour is transparent, by a byte for each
+        image = Image.fromarray(np.uint8(pixels[..., 3] > 0))
+        image.putpalette([90, 90, 90, 0, 0, 0])
+        return image, {"transparency": bytes([0, 255])}
+    key = 90  # the colour key of RGB and L
+    image = Image.fromarray(np.where(pixels[..., 3] > 0, 0, key).astype(np.uint8)).convert(mode)
+    return image, {"transparency": (key,) * 3 if mode == "RGB" else key}
+
+
+@pytest.mark.parametrize("background, ground", [(None, [255] * 3), (0, [0] * 3), ([10, 200, 30], [10, 200, 30])])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparent_images_are_laid_on_the_ground(tmp_path, mode, background, ground):
+    image, options = drawing(mode)
+    image.save(tmp_path / "x.png", **options)
+    files = ImageFiles([str(tmp_path / "x.png")], **({} if background is None else {"background": background}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow has one of its own
+        pixels = files.take(np.array([0]))[0]
+    assert pixels[0, 0].tolist() == pixels[7, 5].tolist() == ground
+    assert (pixels[2:6, 2:6] == 0).all() and (pixels[:2] == ground).all()
+    facts = scan_files(files, "Reading")
+    assert facts["transparent"] == 1
+    assert np.allclose(facts["mean"], np.array(ground) / 255 * 48 / 64)
+
+
+def test_transparent_images_read_as_grey_are_laid_on_a_grey(tmp_path):
+    drawing("RGBA")[0].save(tmp_path / "x.png")
+    pixels = ImageFiles([str(tmp_path / "x.png")], channels=1, background=77)[0]
+    assert pixels.shape == (8, 8, 1) and pixels[0, 0, 0] == 77 and pixels[3, 3, 0] == 0
+
+
+def test_half_transparent_pixels_are_mixed_and_gifs_and_webps_are_composed_too(tmp_path):
+    half = Image.new("RGBA", (4, 4), (100, 0, 200, 128))
+    half.save(tmp_path / "x.png")
+    half.save(tmp_path / "x.webp", lossless=True)
+    image, _ = drawing("P")
+    image.save(tmp_path / "x.gif", transparency=0)
+    files = ImageFiles([str(tmp_path / f"x.{ending}") for ending in ("png", "webp", "gif")])
+    for number in (0, 1):
+        assert np.abs(files[number][0, 0].astype(int) - [177, 127, 227]).max() <= 1
+    assert files[2][0, 0].tolist() == [255] * 3 and files[2][3, 3].tolist() == [0] * 3
+    assert files.transparent == {0, 1, 2}
+
+
+def test_an_opaque_image_with_an_alpha_channel_is_not_counted_as_transparent(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    path = save(tmp_path / "x.png", np.dstack([colour, np.full((5, 7), 255, np.uint8)]))
+    assert np.array_equal(ImageFiles([path])[0], colour)
+    assert scan_files(ImageFiles([path]), "Reading")["transparent"] == 0
+
+
+def test_a_transparent_picture_that_lies_on_its_side_is_turned(tmp_path):
+    noted = Image.Exif()
+    noted[0x0112] = 6
+    Image.new("RGBA", (30, 20)).save(tmp_path / "x.png", exif=noted)
+    pixels = ImageFiles([str(tmp_path / "x.png")])[0]
+    assert pixels.shape == (30, 20, 3) and (pixels == 255).all()
+
+
+@pytest.mark.parametrize("background, channels", [(256, 3), (-1, 3), ([1, 2], 3), ([1, 2, 3], 1)])
+def test_a_background_is_a_number_or_one_for_each_channel(background, channels):
+    with pytest.raises(ValueError, match="background is 0–255, one number or one for each of"):
+        ImageFiles(["x.png"], channels, background=background)
 
 
 @pytest.mark.parametrize("content, expected", [
@@ -236,3 +356,60 @@ def test_what_a_data_set_declares_becomes_plain_values():
     assert data.mean == (0.5,) and data.std == (0.25,)
     for value in (*data.classes, *data.image_size, *data.mean, *data.std):
         assert type(value) in (str, int, float)
+
+
+# -- what a data set of one's own gives ------------------------------------------------------------
+
+IMAGES = np.zeros((8, 16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize("labels, expected", [
+    ([0.0, 1.5, 2.7, 0, 0, 0, 0, 0], "2 of 8 labels that are no whole numbers, such as 1.5"),
+    (np.arange(8) % 4 + 0.9, "8 of 8 labels that are no whole numbers, such as 0.9"),
+    ([np.nan] + [0] * 7, "1 of 8 labels that are no whole numbers, such as nan"),
+    ([np.inf] + [0] * 7, "1 of 8 labels that are no whole numbers, such as inf"),
+    ([0, 1, -100, 0, 1, -1, 0, 1], "2 of 8 labels below 0, such as -100"),
+    (np.eye(4)[np.arange(8) % 4], r"labels are \(8, 4\), and each image has one class\n  Of one-hot rows take"),
+    (np.zeros((8, 1), int), r"labels are \(8, 1\), and each image has one class\n  .*ravel"),
+    ([[0], [1, 2]] * 4, "labels are words or other objects, such as"),
+    (["cat", "dog"] * 4, "labels are words or other objects, such as cat"),
+    ([None] * 8, "labels are words or other objects, such as None"),
+    ([0] * 7, "8 images and 7 labels"), ([0] * 9, "8 images and 9 labels")])
+def test_labels_that_are_no_class_numbers_are_refused(labels, expected):
+    with pytest.raises(DataError, match=expected):
+        ImageSet.of(IMAGES, labels)
+
+
+@pytest.mark.parametrize("labels", [
+    [0.0, 1.0, 2.0, 3.0] * 2, np.arange(8, dtype=np.float32) % 4, np.arange(8, dtype=np.uint8) % 4, list(range(4)) * 2])
+def test_labels_that_are_whole_numbers_are_taken_as_they_are(labels):
+    taken = ImageSet.of(IMAGES, labels).labels
+    assert taken.tolist() == [0, 1, 2, 3] * 2 and taken.dtype == np.int64
+
+
+@pytest.mark.parametrize("images, expected", [
+    (IMAGES / np.float32(255), r"images are float\d\d, not uint8, 0–255\n  Of pixels in 0–1: \(255"),
+    (IMAGES.astype(np.float32) + 200, "images are float32, not uint8, 0–255\n  Bring them to 0–255"),
+    (IMAGES.astype(np.int64), "images are int64, not uint8"),
+    (IMAGES[..., 0], r"each image is \(16, 16\), not \(height, width, channels\)\n  Grey ones need .*None\]"),
+    (IMAGES.transpose(0, 3, 1, 2), r"each image is \(3, 16, 16\), channels first"),
+    (list(IMAGES[..., 0]), r"each image is \(16, 16\)"),
+    (IMAGES.tolist(), "images are list, not NumPy arrays"),
+    ([Image.new("RGB", (4, 4))] * 8, "images are Image, not NumPy arrays")],
+    ids=["floats", "large floats", "int64", "no channel", "channels first", "list", "lists", "Pillow"])
+def test_images_of_another_form_are_refused(images, expected):
+    with pytest.raises(DataError, match=expected):
+        ImageSet.of(images, [0, 1] * 4)
+
+
+@pytest.mark.parametrize("labels, channels, expected", [
+    (np.arange(8) % 4 + 1, 3, "the train labels go up to 4, and 4 classes have the numbers 0 to 3\n  Subtract 1"),
+    ([0, 7] * 4, 3, "the train labels go up to 7, .*\n  Name all classes"),
+    ([0, 1] * 4, 1, "the train images have 3 channels, and the data set says 1")])
+def test_a_data_set_that_contradicts_itself_is_refused(labels, channels, expected):
+    split, mean = ImageSet.of(IMAGES, labels), (0.5,) * channels
+    with pytest.raises(DataError, match=expected):
+        ImageData(tuple("abcd"), split, split, channels, (16, 16), mean, mean)
+    files = ImageSet.of(ImageFiles(["x.png"] * 8), labels)
+    with pytest.raises(DataError, match=expected):
+        ImageData(tuple("abcd"), files, files, channels, None, mean, mean)

@@ -277,3 +277,23 @@ def test_constants_of_the_data_set_that_do_not_fit_are_placed(tiny, tmp_path):
         "DATA.TRAIN_TRANSFORMS": []})
     with pytest.raises(ConfigError, match="Python DATA.DATASET.mean: mean is for pixels scaled"):
         build_loaders(config, build_data(config), torch.device("cpu"))
+
+
+@BACKENDS
+@pytest.mark.parametrize("nodes, expected", [
+    ("[{NAME: CutOut, size: [8, 33]}]",
+     r"TRAIN_TRANSFORMS\.0\.NAME: CutOut fails on an image of 32×32×3: its window of 8×33 pixels is larger"),
+    ("[{NAME: HorizontalFlip}, {NAME: CutOut, size: 40, p: 0.1}]",
+     r"TRAIN_TRANSFORMS\.1\.NAME: CutOut fails .*40×40 pixels is larger"),
+    ("[{NAME: RandomCrop, size: 40, padding: 3}]",
+     r"TRAIN_TRANSFORMS\.0\.NAME: RandomCrop fails on an image of 32×32×3: Crop size .*\(40, 40\) vs \(38, 38\)"),
+    ("[{NAME: RandomCrop, size: 24}, {NAME: CutOut, size: 28}]",
+     r"TRAIN_TRANSFORMS\.1\.NAME: CutOut fails on an image of 24×24×3: .*28×28 pixels")])
+def test_a_window_larger_than_the_image_is_refused_however_batches_are_made(tiny, backend, nodes, expected):
+    with pytest.raises(ConfigError, match=expected):
+        loaders(tiny, "DATA.TRAIN_TRANSFORMS", nodes, "DATA.BACKEND", backend)
+
+
+def test_a_window_of_the_whole_image_is_fine(tiny):
+    loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 32, fill: 7}]").train
+    assert (loader.denormalise(next(iter(loader)).images) == 7).all()

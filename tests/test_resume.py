@@ -1,10 +1,14 @@
 """resume="auto": which run is gone on with. That it then ends alike to the bit, test_trainer tells."""
 
+import numpy as np
+import pytest
 import torch
 
 from cvkit.config import load_config
+from cvkit.errors import RunError
 from cvkit.registry import SCHEDULERS
-from cvkit.run import find_runs
+from cvkit.resume import newest_run_of
+from cvkit.run import Run, find_runs
 from cvkit.trainer import Trainer, train
 
 
@@ -63,3 +67,25 @@ def test_a_run_that_was_looked_at_shows_its_new_weights_when_it_went_on(tiny):
     Trainer(load_config(tiny)).train(run)
     assert torch.equal(run.model.conv1.weight.cpu(), run.checkpoint().model["conv1.weight"])
     assert not torch.equal(run.model.conv1.weight, before)
+
+
+def test_a_run_from_when_seed_made_the_split_too_keeps_its_split(tiny, capsys):
+    settings = {"SEED": 3, "DATA.VAL_FRACTION": 0.2, "DATA.LIMIT": 60}
+    part = interrupted(load_config(tiny, {**settings, "DATA.SPLIT_SEED": 3}))
+    path = part.folder / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("  SPLIT_SEED: 3\n", ""))  # which it did not have then
+    opened = Run(part.folder)
+    assert "SPLIT_SEED" not in path.read_text() and opened.config.DATA.SPLIT_SEED == 3
+    assert load_config(path, {"SEED": 5}).DATA.SPLIT_SEED == 3
+    for name in ("train", "val", "test"):
+        assert np.array_equal(getattr(opened.data, name).index, getattr(part.data, name).index)
+    # Under the config that it began with it would be split by the new key.
+    with pytest.raises(RunError, match=r"DATA\.SPLIT_SEED: 3 in the run, 0 now\n.*config\.yaml --resume"):
+        train(load_config(tiny, settings), resume=part.folder)
+    capsys.readouterr()
+    assert newest_run_of(load_config(tiny, settings)) is None
+    assert f"note       {part.folder} is left out: it was split by another seed; to go on with it, add " \
+           "DATA.SPLIT_SEED 3" in capsys.readouterr().out
+    again = train(load_config(path), resume=part.folder)
+    assert len(again.metrics) == 2 and "  SPLIT_SEED: 3\n" in path.read_text()

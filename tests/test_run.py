@@ -169,7 +169,7 @@ def test_runs_are_named_by_what_tells_them_apart(run, painted, config):
     assert run_names([run, painted]) == ["tiny", "painted"]
     text = (run.folder / "config.yaml").read_text()
     for name, new in (("layer", text.replace("width: 4", "width: 4\n  norm: layer")),
-                      ("seed", text.replace("SEED: 0", "SEED: 1").replace("norm: layer", ""))):
+                      ("seed", text.replace("\nSEED: 0", "\nSEED: 1").replace("norm: layer", ""))):
         set_otherwise = run.folder.parent / name
         set_otherwise.mkdir()
         (set_otherwise / "config.yaml").write_text(new)

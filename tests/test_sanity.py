@@ -123,6 +123,21 @@ def test_files_are_compared_by_content_whatever_they_are_called(tiny, tmp_path):
         f"DATA.DATASET.root {tmp_path / 'x'}")}
 
 
+def test_of_many_duplicates_three_are_shown_and_the_run_lists_them_all(tiny, capsys, registries):
+    @DATASETS.register()
+    def copied():
+        train, test = pixels(60, 0), pixels(40, 1)
+        test[:25] = train[10:35]
+        return data_of(train, test)
+
+    line, = trained(tiny, capsys, **{"DATA.DATASET": {"NAME": "copied"}, "DATA.LIMIT": 0,
+                                     "DATA.TRAIN_TRANSFORMS": []})
+    assert ("25 of the 40 test images too (test 0 is train 10, test 1 is train 11, test 2 is train 12 and 22 more, "
+            "which a run lists in its duplicates.txt): the test accuracy") in line
+    path, = tiny.parent.glob("runs/tiny/*/duplicates.txt")
+    assert path.read_text().splitlines() == [f"test {n} is train {n + 10}" for n in range(25)]
+
+
 def test_bitmaps_of_one_size_are_told_apart_and_a_whole_copied_folder_is_found_quickly(tmp_path, monkeypatch):
     def files(name, images):
         (tmp_path / name).mkdir()

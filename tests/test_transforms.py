@@ -1,3 +1,4 @@
+import pickle
 import random
 
 import albumentations
@@ -12,7 +13,7 @@ from cvkit.data import build_data, build_loaders
 from cvkit.data.images import ImageData, ImageSet
 from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
 from cvkit.errors import ConfigError
-from cvkit.registry import TRANSFORMS
+from cvkit.registry import TRANSFORMS, describe
 
 MEAN = (0.4914, 0.4822, 0.4465)
 IMAGE = np.random.default_rng(0).integers(1, 256, (32, 32, 3), dtype=np.uint8)
@@ -324,3 +325,85 @@ def test_a_random_size_before_a_resize_is_fine():
 def test_the_data_s_constants_are_not_the_config_s_to_set(key):
     with pytest.raises(ConfigError, match=f"Normalize has no argument '{key}'"):
         build_pipeline([{"NAME": "Normalize", key: 255}], data_of())
+
+
+# -- images that become smaller --------------------------------------------------------------------
+
+
+def squares(height, width):
+    """Return a chequerboard whose squares are single pixels, 0 and 255."""
+    board = np.indices((height, width)).sum(0) % 2 * 255
+    return np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("node, shape", [
+    ({"NAME": "Resize", "height": 64, "width": 64}, (64, 64)),
+    ({"NAME": "Resize", "height": 85, "width": 61}, (85, 61)),
+    ({"NAME": "albumentations.Resize", "height": 85, "width": 61}, (85, 61)),
+    ({"NAME": "SmallestMaxSize", "max_size": 70}, (70, 70)),
+    ({"NAME": "LongestMaxSize", "max_size": 90}, (90, 90)),
+    ({"NAME": "RandomScale", "scale_limit": [-0.7, -0.6], "p": 1.0}, None),
+    ({"NAME": "RandomResizedCrop", "size": [50, 60], "scale": [0.8, 1.0]}, (50, 60)),
+    ({"NAME": "RandomSizedCrop", "min_max_height": [200, 240], "size": [50, 60]}, (50, 60)),
+    ({"NAME": "OneOf", "p": 1.0, "transforms": [{"NAME": "Resize", "height": 85, "width": 61}]}, (85, 61))],
+    ids=lambda value: value["NAME"] if isinstance(value, dict) else "")
+def test_a_fine_chequerboard_becomes_grey_without_a_pattern_when_it_shrinks(node, shape):
+    for seed in range(5):
+        small = apply(node, squares(256, 256), seed).astype(int)
+        assert shape in (None, small.shape[:2]) and max(small.shape[:2]) < 110
+        assert abs(small.mean() - 127.5) < 1 and np.abs(small - 127.5).max() < 16
+
+
+@pytest.mark.parametrize("node", [
+    {"NAME": "Resize", "height": 64, "width": 100},
+    {"NAME": "RandomResizedCrop", "size": [64, 100], "scale": [0.99, 1.0], "ratio": [11, 13]}],
+    ids=lambda node: node["NAME"])
+def test_a_side_that_shrinks_is_averaged_while_the_other_grows(node):
+    stripes = np.zeros((20, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = apply(node, stripes).astype(int)
+    assert small.shape == (64, 100, 3) and np.abs(small - 127.5).max() < 40  # was 0 to 255
+
+
+@pytest.mark.parametrize("name", ["Resize", "RandomResizedCrop"])
+def test_an_interpolation_that_is_given_is_taken_and_growing_is_as_albumentations_does_it(name):
+    size = {"height": 24, "width": 40} if name == "Resize" else {"size": [24, 40], "ratio": [1, 1.0001]}
+    for image, more in ((squares(60, 60), {"interpolation": 1}), (squares(60, 60), {"interpolation": 0}),
+                        (squares(60, 60), {"area_for_downscale": None}), (IMAGE[:9, :9], {})):
+        library = getattr(albumentations, name)(**size, **more, p=1.0)
+        pipeline = Pipeline([library])
+        pipeline.seed(3)
+        assert np.array_equal(apply({"NAME": name, **size, **more}, image, seed=3), pipeline(image))
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_of_other_channels_shrink_as_well(channels):
+    image = np.repeat(squares(64, 64)[..., :1], channels, axis=2)
+    small = apply({"NAME": "Resize", "height": 16, "width": 16}, image)
+    assert small.shape == (16, 16, channels) and np.abs(small.astype(int) - 127.5).max() < 1
+
+
+@pytest.mark.parametrize("backend", ["batched", "albumentations"])
+def test_training_and_test_images_shrink_alike_however_batches_are_made(tiny, tmp_path, backend):
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "x" / split / name).mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(squares(64, 48 + 16 * number)).save(tmp_path / "x" / split / name / f"{number}.png")
+    resize = "[{NAME: Resize, height: 20, width: 12}]"
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.LIMIT", "0", "DATA.BACKEND", backend,
+                                "DATA.TRAIN_TRANSFORMS", resize, "DATA.TEST_TRANSFORMS", resize])
+    loaders = build_loaders(config, build_data(config), torch.device("cpu"))
+    train, test = (loader.denormalise(next(iter(loader)).images).astype(int) for loader in (loaders.train, loaders.test))
+    assert np.array_equal(np.sort(train, 0), np.sort(test, 0)) and np.abs(train - 127.5).max() < 12
+
+
+def test_transforms_that_shrink_say_so_and_can_be_sent_to_worker_processes():
+    assert "averaged over areas, unless an interpolation is given" in describe(TRANSFORMS, "Resize")
+    for node in ({"NAME": "Resize", "height": 8, "width": 8}, {"NAME": "RandomResizedCrop", "size": [8, 8]}):
+        pipeline, _ = build_pipeline([node], data_of())
+        again = pickle.loads(pickle.dumps(pipeline))
+        for each in (pipeline, again):
+            each.seed(1)
+        assert np.array_equal(pipeline(IMAGE), again(IMAGE))
+        assert pipeline.unbatched in ([], ["RandomResizedCrop"])

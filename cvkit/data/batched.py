@@ -93,7 +93,7 @@ class CutOut:
 
     def draw(self, random: np.random.Generator, count: int,
              size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        top, left = (random.integers(0, max(side - window, 0), count, endpoint=True)
+        top, left = (random.integers(0, side - window, count, endpoint=True)
                      for side, window in zip(size, self.size, strict=True))
         return np.where(random.random(count) < self.p, top, size[0]), left  # or below the image
 

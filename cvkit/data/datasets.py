@@ -170,8 +170,9 @@ def Digits(size: int = 32, channels: int = 3, test_fraction: float = 0.2) -> Ima
 @DATASETS.register()
 def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                 mean: list[float] | None = None, std: list[float] | None = None,
-                skip_unreadable: bool = False, seed: int = 0, train: str | None = None,
-                val: str | None = None, test: str | None = None) -> ImageData:
+                skip_unreadable: bool = False, background: int | list[int] = 255, seed: int = 0,
+                train: str | None = None, val: str | None = None, test: str | None = None,
+                ) -> ImageData:
     """Your own images, a folder for each class.
 
     `root` holds `train/` and `test/` or `val/`, each with one folder per class; or only the
@@ -186,7 +187,9 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         mean, std: per channel, pixels in 0–1; computed from the training images by default,
             once, and cached.
         skip_unreadable: leave out files that cannot be read, now or later, and say which.
-        seed: of the split; the run's SEED by default.
+        background: what transparent pixels are laid on, 0–255, one number or one per channel;
+            white by default. A line says how many images have such pixels.
+        seed: of the split; DATA.SPLIT_SEED by default.
         train, val, test: folders of the splits in `root`, where they have other names.
 
     Raises:
@@ -203,7 +206,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         classes = tuple(listings["train"].classes)
         for listing in listings.values():
             _refuse_other_classes(listing, listings["train"])
-        splits = {split: _image_set(listing.classes, channels, skip_unreadable)
+        splits = {split: _image_set(listing.classes, channels, skip_unreadable, background)
                   for split, listing in listings.items()}
         if "test" not in splits:
             splits["test"] = splits.pop("val")
@@ -220,7 +223,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         notes += [f"{name}/ is taken for a class: it holds images, not class folders"
                   for name in classes if any(name.lower() in words
                                              for words in _SPLIT_WORDS.values())]
-        whole = _image_set(listings[""].classes, channels, skip_unreadable)
+        whole = _image_set(listings[""].classes, channels, skip_unreadable, background)
         few = [name for name in classes if len(listings[""].classes[name]) < 2]
         if few:
             raise DataError(f"one image only in {folder / few[0]}",
@@ -237,6 +240,10 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
             ~np.isin(split.images.paths[split.index], list(left_out))))
             for name, split in splits.items()}
     notes += filter(None, (listing.note for listing in listings.values()))
+    transparent = sum(fact["transparent"] for fact in facts.values())
+    if transparent:
+        notes.append(f"{transparent:,} image{'s' * (transparent > 1)} with transparent pixels, "
+                     f"laid on background {str(background).strip('[()]')}")
     sizes = {size for fact in facts.values() for size in fact["sizes"]}
     size = tuple(int(side) for side in sizes.pop().split("x")) if len(sizes) == 1 else None
     return ImageData(classes, splits["train"], splits["test"], channels, size,
@@ -533,10 +540,11 @@ class _Listing:
         return paths
 
 
-def _image_set(listing: dict[str, list[str]], channels: int, skip_unreadable: bool) -> ImageSet:
+def _image_set(listing: dict[str, list[str]], channels: int, skip_unreadable: bool,
+               background: int | list[int]) -> ImageSet:
     labels = [number for number, paths in enumerate(listing.values()) for _ in paths]
     paths = [path for paths in listing.values() for path in paths]
-    return ImageSet.of(ImageFiles(paths, channels, skip_unreadable), labels)
+    return ImageSet.of(ImageFiles(paths, channels, skip_unreadable, background), labels)
 
 
 def _check_choice(name: str, value: Any, allowed: tuple) -> None:

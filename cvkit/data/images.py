@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 from tqdm.auto import tqdm
 
 from cvkit import distributed
@@ -40,6 +41,12 @@ IMAGE_ENDINGS = tuple(ending for name in _FORMATS for ending in _ENDINGS[name])
 # Seconds until a line says how far reading is, then twice as long and so on; and how many files
 # are so many that a word comes before they are read.
 _FIRST_LINE, _MANY_FILES = 10, 100
+_ORIENTATION = 0x0112  # the EXIF tag; what each value but 1 asks for
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+_WHOLE = {1: "B", 3: "H", 4: "L"}  # EXIF's types of whole numbers, as struct has them
 _SKIP_HINT = "DATA.DATASET.skip_unreadable true leaves such files out, and says so."
 
 
@@ -50,22 +57,39 @@ class UnreadableError(DataError):
 class ImageFiles(Sequence):
     """Image files, decoded when asked for: `files[i]` is uint8 (H, W, C).
 
+    They are turned as their EXIF orientation says, and laid on a ground where they are transparent.
+
     Args:
         paths: the files.
         channels: 3 reads everything as RGB, 1 as grey.
         skip_unreadable: whether batches may leave out files that cannot be read.
+        background: that ground, 0–255, one number or one per channel; white by default.
+
+    Attributes:
+        transparent: the places, of those read so far, of images with transparent pixels.
+
+    Raises:
+        ValueError: `background` is something else.
     """
 
-    def __init__(self, paths: Sequence[str], channels: int = 3, skip_unreadable: bool = False):
+    def __init__(self, paths: Sequence[str], channels: int = 3, skip_unreadable: bool = False,
+                 background: int | Sequence[int] = 255):
         self.paths, self.channels = np.asarray(paths), channels
-        self.skip_unreadable = skip_unreadable
+        self.skip_unreadable, self.background = skip_unreadable, background
+        self.transparent: set[int] = set()
+        values = (background,) if isinstance(background, int) else tuple(background)
+        if len(values) not in (1, channels) or not all(0 <= value <= 255 for value in values):
+            raise ValueError(f"background is 0–255, one number or one for each of {channels} "
+                             f"channels, not {background}")
+        self._ground = (values if len(values) == 3 else values[:1] * 3) + (255,)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, places: np.ndarray) -> ImageFiles:
         """Return the files at these places."""
-        return ImageFiles(self.paths[places], self.channels, self.skip_unreadable)
+        return ImageFiles(self.paths[places], self.channels, self.skip_unreadable,
+                          self.background)
 
     def __getitem__(self, position: int) -> np.ndarray:
         path = str(self.paths[position])
@@ -75,8 +99,15 @@ class ImageFiles(Sequence):
                     raise DataError(f"{path} has {image.mode} pixels, more than 8 bits a channel",
                                     hint="Convert such images to 8 bits; "
                                          "how to scale them is for you to say.")
-                image = ImageOps.exif_transpose(image).convert("RGB" if self.channels == 3 else "L")
-                pixels = np.asarray(image)
+                is_tiff = image.format == "TIFF"
+                if is_tiff:
+                    image.filename = ""  # or it is mapped, by sides that Pillow has turned before
+                image.load()  # which turns a TIFF, and reads what PNGs have at the end
+                turn = None if is_tiff else _TURNS.get(_orientation(image))
+                if _may_be_transparent(image):
+                    image = self._grounded(image.convert("RGBA"), position)
+                image = image.convert("RGB" if self.channels == 3 else "L")
+                pixels = np.asarray(image if turn is None else image.transpose(turn))
         except DataError:
             raise
         except FileNotFoundError:
@@ -88,6 +119,37 @@ class ImageFiles(Sequence):
             raise UnreadableError(f"{path} cannot be read as an image: {reason}",
                                   hint=f"Replace or remove it. {_SKIP_HINT}") from error
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+    def _grounded(self, image: Image.Image, position: int) -> Image.Image:
+        """Return an RGBA image on the ground."""
+        if image.getchannel("A").getextrema()[0] < 255:
+            self.transparent.add(int(position))
+            image = Image.alpha_composite(Image.new("RGBA", image.size, self._ground), image)
+        return image
+
+
+def _may_be_transparent(image: Image.Image) -> bool:
+    return image.getbands()[-1] in "Aa" or "transparency" in image.info
+
+
+def _orientation(image: Image.Image) -> object:
+    """Return the EXIF orientation, 1 to 8, or whatever stands there; None if nothing can be read.
+
+    Other tags are passed over: cameras write some in ways that Pillow stumbles over.
+    """
+    data = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    try:
+        if order:
+            start, = struct.unpack_from(f"{order}L", data, 4)
+            count, = struct.unpack_from(f"{order}H", data, start)
+            for at in range(start + 2, start + 2 + 12 * count, 12):
+                tag, kind = struct.unpack_from(f"{order}HH", data, at)
+                if tag == _ORIENTATION and kind in _WHOLE:
+                    return struct.unpack_from(order + _WHOLE[kind], data, at + 8)[0]
+        return image.getexif().get(_ORIENTATION)  # which is looked for in other places as well
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return None  # what is no EXIF says nothing; the picture is there all the same
 
 
 @dataclass(frozen=True)
@@ -106,10 +168,21 @@ class ImageSet:
 
     @classmethod
     def of(cls, images: np.ndarray | ImageFiles, labels: Sequence[int]) -> ImageSet:
-        """Return a whole split."""
+        """Return a whole split.
+
+        Raises:
+            DataError: images or labels of another form than above. Labels may be floats if they
+                are whole numbers.
+        """
         if isinstance(images, np.ndarray):
             images = np.ascontiguousarray(images)  # of BGR turned into RGB by [..., ::-1], say
-        return cls(images, np.asarray(labels, dtype=np.int64), np.arange(len(labels)))
+        labels = _class_numbers(labels)
+        if len(images) != len(labels):
+            raise DataError(f"{len(images):,} images and {len(labels):,} labels",
+                            hint="Each image needs one, in the same order.")
+        if len(images) and not isinstance(images, ImageFiles):
+            _check_image(images[0])
+        return cls(images, labels, np.arange(len(labels)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,6 +219,57 @@ class ImageSet:
         return ImageSet(self.images, self.labels[positions], self.index[positions])
 
 
+def _class_numbers(labels: Sequence[int]) -> np.ndarray:
+    """Return labels as int64 (N,), if they are such numbers."""
+    try:
+        labels = np.asarray(labels)
+    except ValueError:  # lists of different lengths
+        labels = np.asarray(labels, dtype=object)
+    if labels.ndim != 1:
+        axis = labels.shape[-1] if labels.ndim else 0
+        raise DataError(f"labels are {_shape(labels.shape)}, and each image has one class",
+                        hint="Of one-hot rows take labels.argmax(axis=1)." if axis > 1 else
+                             "Give one number for each image, labels.ravel() perhaps.")
+    if labels.dtype.kind not in "biuf":
+        raise DataError(f"labels are words or other objects, such as {labels[0]}",
+                        hint="They are numbers into the classes: classes, labels = "
+                             "numpy.unique(labels, return_inverse=True)")
+    with np.errstate(invalid="ignore"):  # of NaN, which is found all the same
+        numbers = labels.astype(np.int64)
+    for is_wrong, what, hint in (
+            (numbers != labels, "that are no whole numbers",
+             "They are the numbers of classes; cvkit classifies, it does not predict quantities."),
+            (numbers < 0, "below 0", "Classes are numbered from 0. Leave out images that have "
+                                     "none; no number stands for that.")):
+        if is_wrong.any():
+            raise DataError(f"{is_wrong.sum():,} of {len(labels):,} labels {what}, such as "
+                            f"{labels[is_wrong][0]}", hint=hint)
+    return numbers
+
+
+def _check_image(image: np.ndarray) -> None:
+    """Refuse what is not uint8 (H, W, C)."""
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"images are {type(image).__name__}, not NumPy arrays",
+                        hint="Give one array (N, height, width, channels).")
+    if image.dtype != np.uint8:
+        is_unit = image.dtype.kind == "f" and image.size and 0 <= image.min() <= image.max() <= 1
+        raise DataError(f"images are {image.dtype}, not uint8, 0–255",
+                        hint="Of pixels in 0–1: (255 * images).round().astype(numpy.uint8)"
+                             if is_unit else "Bring them to 0–255, then .astype(numpy.uint8).")
+    if image.ndim != 3:
+        raise DataError(f"each image is {_shape(image.shape)}, not (height, width, channels)",
+                        hint="Grey ones need the axis too: images[..., None]"
+                             if image.ndim == 2 else None)
+    if image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
+        raise DataError(f"each image is {_shape(image.shape)}, channels first",
+                        hint="They stand last: images.transpose(0, 2, 3, 1)")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
 def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.exists(path) else -1
 
@@ -159,10 +283,14 @@ class ImageData:
         train, test: the splits.
         val: images to monitor training on, where the data set or the config has them.
         left_out: files that belong to a split and cannot be read, where that was allowed.
-        notes: what was skipped or guessed, a line each, which a training says at its beginning.
+        notes: what was skipped, guessed or changed, a line each, which a training says at its
+            beginning.
         channels: 3 or 1.
         image_size: (height, width) in pixels, or None where sizes are mixed.
         mean, std: of the training images, per channel, pixels scaled to 0–1.
+
+    Raises:
+        DataError: labels beyond the classes, or images of other channels than declared.
     """
 
     classes: tuple[str, ...]
@@ -182,6 +310,24 @@ class ImageData:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(map(kind, value)))
+        for name in ("train", "val", "test"):
+            if getattr(self, name) is not None:
+                self._check(name, getattr(self, name))
+
+    def _check(self, name: str, split: ImageSet) -> None:
+        count, highest = len(self.classes), int(split.labels.max(initial=0))
+        if highest >= count:
+            from_one = highest == count and split.labels.min(initial=1) == 1
+            raise DataError(f"the {name} labels go up to {highest}, and {count} classes have the "
+                            f"numbers 0 to {count - 1}",
+                            hint="Subtract 1: they are counted from 1." if from_one else
+                                 "Name all classes, or leave out what belongs to none.")
+        images = split.images
+        channels = (images.channels if isinstance(images, ImageFiles) else
+                    images.shape[3] if isinstance(images, np.ndarray) else self.channels)
+        if channels != self.channels:
+            raise DataError(f"the {name} images have {channels} channels, and the data set says "
+                            f"{self.channels}", hint=f"Give ImageData channels={channels}.")
 
     @property
     def monitored(self) -> str:
@@ -313,24 +459,25 @@ def scan_files(files: ImageFiles, title: str) -> dict:
     read.
 
     Returns:
-        {"mean": […], "std": […], "sizes": {"32x32": count}, "unreadable": [path, …]}, sizes as
-        height x width, of those that can be read.
+        {"mean": […], "std": […], "sizes": {"32x32": count}, "unreadable": [path, …],
+        "transparent": count}, sizes as height x width, of those that can be read.
 
     Raises:
         DataError: files that cannot be read as images, unless these may be skipped; the first five
             are named.
     """
-    kept = _KeptFacts(f"3 {files.channels}")
+    kept = _KeptFacts(f"4 {files.channels} {files.background}")
     facts = [kept.find(path) for path in files.paths.tolist()]
     unknown = [place for place, known in enumerate(facts) if known is None]
     unreadable: dict[int, DataError] = {}
 
     def read(number: int) -> list | DataError:
+        place = unknown[number]
         try:
-            pixels = files[unknown[number]]
+            pixels = files[place]
         except DataError as error:
             return error
-        return [*pixels.shape[:2], _sums(pixels).tolist()]
+        return [*pixels.shape[:2], _sums(pixels).tolist(), place in files.transparent]
 
     if len(unknown) >= _MANY_FILES and distributed.is_main():
         print(f"reading    {len(unknown):,} image files for their sizes, mean and deviation, once",
@@ -350,10 +497,11 @@ def scan_files(files: ImageFiles, title: str) -> dict:
         errors = list(unreadable.values())
         rest = f"\nand {len(errors) - 5} more" if len(errors) > 5 else ""
         raise DataError("\n".join(map(str, errors[:5])) + rest)
-    mean, std = _mean_and_std(sum(np.array(sums) for _, _, sums in readable))
-    sizes = Counter(f"{height}x{width}" for height, width, _ in readable)
+    mean, std = _mean_and_std(sum(np.array(sums) for _, _, sums, _ in readable))
+    sizes = Counter(f"{height}x{width}" for height, width, *_ in readable)
     return {"mean": mean, "std": std, "sizes": dict(sizes.most_common()),
-            "unreadable": [str(files.paths[place]) for place in unreadable]}
+            "unreadable": [str(files.paths[place]) for place in unreadable],
+            "transparent": sum(is_transparent for *_, is_transparent in readable)}
 
 
 class _KeptFacts:

@@ -27,19 +27,19 @@ def build_data(config: Config) -> ImageData:
     Raises:
         ConfigError, DataError: as the data set says; both a val split and VAL_FRACTION.
     """
-    data = DATASETS.build(config.DATA.DATASET, seed=config.SEED)
+    data = DATASETS.build(config.DATA.DATASET, seed=config.DATA.SPLIT_SEED)
     fraction, limit = config.DATA.VAL_FRACTION, config.DATA.LIMIT
     if fraction > 0:
         if data.val is not None:
             raise ConfigError("this data set has a val split already",
                               where=config.DATA.where("VAL_FRACTION"), hint="Set it to 0.")
-        rest, held_out = stratified_split(data.train.labels, fraction, config.SEED)
+        rest, held_out = stratified_split(data.train.labels, fraction, config.DATA.SPLIT_SEED)
         data = data.with_splits(train=data.train.take(rest), val=data.train.take(held_out))
     if limit > 0:
         splits = {"train": data.train, "val": data.val, "test": data.test}
         try:
             data = data.with_splits(**{
-                name: split.take(balanced_subset(split.labels, limit, config.SEED))
+                name: split.take(balanced_subset(split.labels, limit, config.DATA.SPLIT_SEED))
                 for name, split in splits.items() if split is not None})
         except DataError as error:
             raise ConfigError(str(error), where=config.DATA.where("LIMIT")) from None

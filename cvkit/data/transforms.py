@@ -7,10 +7,11 @@ after it, to whole batches on the device that trains. Fill values are therefore 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
+from albumentations.augmentations.geometric.functional import resize
 from PIL import Image
 
 from cvkit.data import batched
@@ -52,15 +54,16 @@ def CutOut(size: int | list[int], fill: Fill = "mean", p: float = 1.0, data_mean
     """Cover one window at a random place (DeVries & Taylor, 2017), always within the image.
 
     Args:
-        size: of the window, in pixels; one number or [height, width].
+        size: of the window, in pixels; one number or [height, width]. The image has to be as
+            large.
         fill: 0–255, one number or one per channel; "mean" for the data's, which is 0 after
             normalisation.
         p: probability.
     """
     (height, width), fill = _pair(size), _fill(fill, data_mean)
     return _with_batched(
-        A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=(height, height),
-                        hole_width_range=(width, width), fill=fill, p=p),
+        _Window(num_holes_range=(1, 1), hole_height_range=(height, height),
+                hole_width_range=(width, width), fill=fill, p=p),
         batched.CutOut((height, width), fill, p))
 
 
@@ -181,14 +184,79 @@ def _fill(fill: Fill, data_mean: Sequence[float] | None) -> tuple[float, ...] | 
     return tuple(map(float, values)) if len(values) > 1 else float(values[0])
 
 
-def _albumentations() -> dict[str, type]:
-    return {name: entry for name, entry in vars(A).items()
-            if inspect.isclass(entry) and issubclass(entry, (A.BasicTransform, A.BaseCompose))
-            and entry not in (A.BasicTransform, A.BaseCompose, A.Compose, A.DualTransform,
-                              A.ImageOnlyTransform, A.Transform3D)}
+class _Window(A.CoarseDropout):
+    """Holes that lie within the image; albumentations cuts off what does not."""
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict[str, Any]:
+        window = self.hole_height_range[1], self.hole_width_range[1]
+        if any(side < hole for side, hole in zip(params["shape"], window)):
+            raise ValueError(f"its window of {_words(window)} pixels is larger")
+        return super().get_params_dependent_on_data(params, data)
+
+
+# -- albumentations ----------------------------------------------------------------------
+
+
+def _albumentations() -> dict[str, Callable]:
+    found = {name: entry for name, entry in vars(A).items()
+             if inspect.isclass(entry) and issubclass(entry, (A.BasicTransform, A.BaseCompose))
+             and entry not in (A.BasicTransform, A.BaseCompose, A.Compose, A.DualTransform,
+                               A.ImageOnlyTransform, A.Transform3D)}
+    return found | {name: _antialiased(found[name]) for name in (
+        "LongestMaxSize", "RandomResizedCrop", "RandomScale", "RandomSizedCrop", "Resize",
+        "SmallestMaxSize")}
 
 
 TRANSFORMS.add_library("albumentations", _albumentations)
+
+
+def _antialiased(entry: type) -> Callable:
+    """Return the constructor of a transform that averages over areas what it makes smaller.
+
+    By default it takes single pixels out of a large image and leaves out the rest: what is fine in
+    the image becomes a pattern. Other ways, and what becomes larger, are as they were.
+    """
+
+    @functools.wraps(entry)
+    def build(**arguments: Any) -> A.BasicTransform:
+        if {"interpolation", "area_for_downscale"} & set(arguments):
+            return entry(**arguments)
+        return _BY_SIDES.get(entry, entry)(area_for_downscale="image", **arguments)
+
+    build.__doc__ = ("What becomes smaller is averaged over areas, unless an interpolation is "
+                     f"given.\n\n{inspect.getdoc(entry)}")
+    return build
+
+
+class _Resize(A.Resize):
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        return super().apply(_shrunk(img, (self.height, self.width)), **params)
+
+
+class _CropAndResize:
+    def apply(self, img: np.ndarray, crop_coords: Sequence[int], **params: Any) -> np.ndarray:
+        left, top, right, bottom = crop_coords
+        crop = _shrunk(img[top:bottom, left:right], self.size)
+        return super().apply(crop, (0, 0, crop.shape[1], crop.shape[0]), **params)
+
+
+class _RandomResizedCrop(_CropAndResize, A.RandomResizedCrop):
+    pass
+
+
+class _RandomSizedCrop(_CropAndResize, A.RandomSizedCrop):
+    pass
+
+
+# Those that can make one side smaller and the other larger, where OpenCV averages neither.
+_BY_SIDES = {A.Resize: _Resize, A.RandomResizedCrop: _RandomResizedCrop,
+             A.RandomSizedCrop: _RandomSizedCrop}
+
+
+def _shrunk(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return the image with the sides averaged that are larger than (height, width)."""
+    smaller = tuple(min(sides) for sides in zip(image.shape, size))
+    return resize(image, smaller, cv2.INTER_AREA)
 
 
 class _Augment(A.ImageOnlyTransform):
@@ -295,7 +363,7 @@ class Pipeline:
 
 
 # Those of albumentations that draw nothing, where they are always applied.
-_FIXED = (A.CenterCrop, A.LongestMaxSize, A.Resize, A.SmallestMaxSize, A.ToRGB)
+_FIXED = (A.CenterCrop, A.LongestMaxSize, A.Resize, A.SmallestMaxSize, A.ToRGB, _Resize)
 
 
 def _is_fixed(transform: Any) -> bool:
@@ -313,7 +381,7 @@ def _apply(compose: A.Compose | None, image: np.ndarray) -> np.ndarray:
 def _name(transform: Any) -> str:
     """Return the name of a transform as a config has it, not that of what wraps it."""
     inner = getattr(transform, "function", getattr(transform, "augment", transform))
-    return getattr(inner, "__name__", type(inner).__name__)
+    return getattr(inner, "__name__", type(inner).__name__.removeprefix("_"))
 
 
 def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = False,
@@ -372,7 +440,8 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
             error.where = error.where or where_in(node, NAME)
             raise
         except Exception as error:  # whatever albumentations, OpenCV or NumPy may raise
-            if not type(built).__module__.startswith("albumentations"):
+            is_own = type(built).__module__.startswith(("albumentations", __name__))
+            if isinstance(built, _Function) or not is_own:
                 raise  # a bug in the user's own code
             size = "×".join(map(str, extremes[0].shape))
             raise ConfigError(f"{name} fails on an image of {size}: {error}",
