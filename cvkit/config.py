@@ -630,7 +630,7 @@ def merge(base: Any, over: Any) -> Any:
     merged = type(base)()
     replaced = {**base.replaced, **over.replaced}
     if is_replaced:
-        replaced |= {key: f"{key} {_flow(value)} of {base.origin(key)}"
+        replaced |= {key: f"{_flow(key)} {_flow(value)} of {base.origin(key)}"
                      for key, value in base.items() if key != NAME}
     merged.__dict__.update(base.__dict__, _origins={}, _replaced=replaced)
     if not is_replaced:
