@@ -70,7 +70,8 @@ def visible(text: str, keep: str = "") -> str:
 # What an argument's name says beside the thing that it sets, and the names that the thing has had.
 _QUALIFIERS = {"min", "max", "lower", "upper", "limit", "range", "rate", "always"}
 _RENAMED = {"value": "fill", "val": "fill", "cval": "fill", "var": "std", "height": "size",
-            "width": "size", "apply": "p", "prob": "p", "probability": "p", "learning": "lr"}
+            "width": "size", "apply": "p", "prob": "p", "probability": "p", "learning": "lr",
+            "wd": "decay"}
 
 
 def _likeness(name: str, other: str) -> float:

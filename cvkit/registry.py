@@ -220,7 +220,8 @@ class Registry:
     def makes(self, kind: type) -> bool:
         """Tell whether entries are classes of that kind, so that a node stands for one."""
         entries = [*self._entries.values(), *self._from_library().values()]
-        return kind is not object and any(
+        is_general = kind.__module__ in ("builtins", "typing", "collections.abc")
+        return not is_general and any(
             inspect.isclass(entry) and issubclass(entry, kind) for entry in entries)
 
     def _problems(self, node: Any) -> Iterator[ConfigError]:
@@ -280,7 +281,7 @@ class Registry:
         if not isinstance(value, str) and not accepts(annotation, [value], self):
             kinds -= {list}  # one of several numbers
         return ConfigError(f"{argument} takes {takes}, not {shown}", where=where,
-                           hint=correction(value, kinds) or None)
+                           hint=correction(value, kinds) or _nearest_choice(annotation, value))
 
     def build(self, node: Any, **offered: Any) -> Any:
         """Construct what a node names, with its arguments and the facts it asks for.
@@ -493,7 +494,7 @@ def accepts(annotation: Any, value: Any, registry: Registry | None = None) -> bo
         return isinstance(value, kind)
     if _is_tensor(kind):  # lists of numbers become tensors where they are used
         return isinstance(value, (list, tuple)) and all(accepts(float, item) for item in value)
-    if registry and registry.makes(kind):
+    if kind is collections.abc.Callable or (registry and registry.makes(kind)):
         return _is_node(value)
     return True
 
@@ -576,6 +577,14 @@ def _suggest_choice(annotation: Any, value: Any) -> str | None:
                      if not accepts(arguments[0], item)), None)
     is_choice = typing.get_origin(annotation) is typing.Literal
     return suggest(value, arguments, listed=20) if is_choice else None
+
+
+def _nearest_choice(annotation: Any, value: Any) -> str | None:
+    """Return which of the words was meant that stand beside other values: `find` by "Find"."""
+    words = [word for item in typing.get_args(annotation)
+             if typing.get_origin(item) is typing.Literal for word in typing.get_args(item)]
+    near = nearest(value, map(str, words)) if isinstance(value, str) else []
+    return f"Did you mean {near[0]}?" if near else None
 
 
 # -- a user's own files ----------------------------------------------------------------
@@ -717,9 +726,9 @@ def get_registry(kind: str) -> Registry:
     for registry in REGISTRIES.values():
         if kind.lower() in (registry.kind, f"{registry.kind}s", f"{registry.kind}es"):
             return registry
-    owners = [registry.kind for registry in REGISTRIES.values() if kind in registry.own]
-    hint = (f"It is a {owners[0]}: python tools/registry.py {owners[0]} {kind}" if owners
-            else suggest(kind, REGISTRIES))
+    owner = next((registry.kind for registry in REGISTRIES.values() if kind in registry), None)
+    hint = (f"It is {'an' if owner == 'optimizer' else 'a'} {owner}: python tools/registry.py "
+            f"{owner} {kind}" if owner else suggest(kind, REGISTRIES))
     raise ConfigError(f"no registry of {kind!r}", hint=hint)
 
 

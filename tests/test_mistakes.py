@@ -215,6 +215,7 @@ def test_several_mistakes_are_told_at_once(tool, tmp_path):
     (["train.py", "--resume", "auto", "TRAIN.EPOCHS", "3"], "CONFIG is missing"),
     (["find_lr.py", "a.yaml", "--step", "3"], "Did you mean --steps?"),
     (["registry.py", "--import", "."], "'.' cannot be a module of yours"),
+    (["registry.py", "SGD"], "It is an optimizer: python tools/registry.py optimizer SGD"),
     (["registry.py", "modell"], "Did you mean model?"),
     (["registry.py", "CutOut"], "It is a transform: python tools/registry.py transform CutOut"),
     (["registry.py", "model", "resnet81"], "Did you mean resnet18?"),
