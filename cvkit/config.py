@@ -562,7 +562,14 @@ def _child_nodes(value: Any, path: str) -> Iterator[tuple[str, Config]]:
             yield from _child_nodes(item, f"{path}.{number}")
 
 
+_PLAIN_WORD = re.compile(r"(?!(?:true|false|null)$)[a-z_][a-z0-9_]*", re.IGNORECASE | re.ASCII)
+
+
 def _flow(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int)):  # most values: without an emitter for each
+        return json.dumps(value)
+    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value):
+        return value
     text = yaml.dump(plain(value), Dumper=_Dumper, default_flow_style=True, sort_keys=False,
                      width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")

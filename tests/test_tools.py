@@ -87,7 +87,7 @@ def test_visualize_draws_a_config_without_training_it(tool, tiny):
 
 
 def test_visualize_all_draws_all(tool, painted):
-    code, out, err = tool("visualize.py", "--all")
+    code, out, err = tool("visualize.py", "--all", "--dpi", "30")
     assert code == 0 and "left out: disagreements, which needs two or more runs" in out, err
     names = {path.stem for path in (painted.folder / "visuals").glob("*.png")}
     assert names == set(VISUALIZERS.own) - {"disagreements", "lr_finder"}
