@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from cvkit.errors import ConfigError, raise_together, suggest
+from cvkit.errors import ConfigError, correction, raise_together, suggest
 from cvkit.files import user_path
 from cvkit.registry import NAME, REGISTRIES, import_user_code
 
@@ -169,38 +170,66 @@ _Dumper.add_representer(float, lambda dumper, value: dumper.represent_scalar(
         repr(value), repr(value))))
 
 
-def parse_value(text: str) -> Any:
-    """Read one value as YAML, as it would be read in a config file."""
-    return _parse(text, COMMAND_LINE.source)
+def parse_value(text: str, path: str = "") -> Any:
+    """Read one value as YAML, as it would be read in a config file.
+
+    Args:
+        path: the dotted key that it is for.
+    """
+    return _parse(text, COMMAND_LINE.source, path)
 
 
-def _parse(text: str, source: str) -> Any:
+# What is said in words of YAML's grammar, and what was probably meant. True: it begins earlier.
+_YAML_HINTS = [
+    (r"'\\t'", False, "YAML does not allow tabs: indent with spaces."),
+    (r"could not find expected ':'", True, "Write KEY: value, with a colon and a space."),
+    (r"flow (mapping|sequence)", True, "A bracket is not closed, or a comma is missing."),
+    (r"quoted scalar expected escape", False,
+     "Within double quotes \\ begins an escape; single quotes keep it."),
+    (r"quoted scalar found unexpected end", True, "A quote is not closed."),
+    (r"block (collection|mapping)", False, "What belongs together is indented alike; an item of a "
+     "list begins with '- ', a key ends with ': '."),
+    (r"mapping values are not allowed", False,
+     "Is the line indented like its neighbours? A value with ': ' in it needs quotes."),
+    (r"cannot start any token|alias|anchor|tag", False, "A value that begins with one of "
+     "* & ! % @ ` needs quotes."),
+]
+
+
+def _parse(text: str, source: str, path: str = "") -> Any:
     """Return YAML text as plain values, its mappings as open `Config` nodes with places."""
     loader = None
+    on_command_line = f"{source} {path}".strip() if source == COMMAND_LINE.source else None
     try:
         loader = _Loader(text)
         loader.room = _MOST_TEXT
         if len(text) > loader.room:
             raise ConfigError(_TOO_LARGE, where=source)
         node = loader.get_single_node()
-        return None if node is None else _convert(loader, node, source, "")
+        return None if node is None else _convert(loader, node, source, path)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        hint = ("YAML does not allow tabs: indent with spaces." if "'\\t'" in str(error.problem)
-                else None)
-        where = Origin(source, mark.line + 1) if mark and source != COMMAND_LINE.source else source
         problem = " ".join(filter(None, [error.context, error.problem]))
+        begins_earlier, hint = next(((earlier, hint) for pattern, earlier, hint in _YAML_HINTS
+                                     if re.search(pattern, problem)), (False, None))
+        mark = error.context_mark if begins_earlier else None
+        mark = mark or error.problem_mark or error.context_mark
+        where = on_command_line or (Origin(source, mark.line + 1) if mark else source)
+        if blank := re.search(r"[^\S \t\r\n\x85\u2028\u2029]", text):  # pasted from a page
+            hint = (f"Line {text.count(chr(10), 0, blank.start()) + 1} has a blank that YAML takes "
+                    f"for a letter, U+{ord(blank[0]):04X}: type it again.")
+        if on_command_line and re.search("flow|quoted", problem):
+            hint = f"{hint} A value with spaces goes into quotes: {path or 'KEY'} '{{NAME: …}}'"
         raise ConfigError(f"not valid YAML: {problem}", where=where, hint=hint) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"not valid YAML: the character U+{error.character:04X} is not allowed",
-                          where=source if source == COMMAND_LINE.source else Origin(source, line),
+                          where=on_command_line or Origin(source, line),
                           hint="Is it a text file? Within quotes write \\x07 or \\u2028.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}",
-                          where=source) from None
+                          where=on_command_line or source) from None
     except RecursionError:
-        raise ConfigError(_TOO_DEEP, where=source) from None
+        raise ConfigError(_TOO_DEEP, where=on_command_line or source) from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -247,11 +276,10 @@ def _convert(loader: _Loader, node: yaml.Node, source: str, path: str, level: in
             key = scalar(key_node)
             dotted = f"{path}.{key}" if path else str(key)
             if not isinstance(key, str):
-                is_scalar = isinstance(key_node, yaml.ScalarNode)
                 raise ConfigError(f"keys are words, not {key!r}",
                                   where=f"{origin(key_node)} {dotted}",
                                   hint=f'A word that looks like a value needs quotes: '
-                                       f'"{key_node.value}"' if is_scalar else None)
+                                       f'"{key_node.value}". A list is written [1, 2].')
             if key == "<<":
                 raise ConfigError("merge keys are not read", where=f"{origin(key_node)} {dotted}",
                                   hint=f"Put what is shared into a file and name it in {BASE}.")
@@ -282,7 +310,8 @@ class Config(CfgNode):
     def __init__(self, values: Mapping[str, Any] | None = None):
         dict.__init__(self)
         self.__dict__.update({CfgNode.IMMUTABLE: False, "_origins": {}, "_path": "",
-                              "_schema": None, "_closed": False, "_name": "run"})
+                              "_schema": None, "_closed": False, "_name": "run",
+                              "_replaced": {}})
         for key, value in (values or {}).items():
             self._put(key, _adopt(value, PYTHON), PYTHON)
 
@@ -306,6 +335,18 @@ class Config(CfgNode):
         known = key if key in self else next(iter(self), None)
         return f"{self.origin(known)} {self.path(key)}".strip()
 
+    @property
+    def replaced(self) -> dict[str, str]:
+        """What changes of NAME took from this node: {"lr": "lr 0.1 of a.yaml:9"}."""
+        return self._replaced
+
+    def _whence(self, key: str) -> str:
+        """Return where a key's value was set and, with a changed NAME, what that dropped."""
+        dropped = [text for name, text in self._replaced.items() if name not in self]
+        is_told = key == NAME and dropped
+        return f"{self.origin(key)}, dropped {', '.join(dropped)}" if is_told else str(
+            self.origin(key))
+
     def _put(self, key: str, value: Any, origin: Origin) -> None:
         dict.__setitem__(self, key, value)
         self._origins[key] = origin
@@ -313,8 +354,11 @@ class Config(CfgNode):
     def _set_path(self, path: str) -> None:
         self.__dict__["_path"] = path
         for key, value in self.items():
-            for dotted, node in _child_nodes(value, f"{path}.{key}" if path else key):
-                node._set_path(dotted)
+            self._place(key, value)
+
+    def _place(self, key: str, value: Any) -> None:
+        for dotted, node in _child_nodes(value, self.path(key)):
+            node._set_path(dotted)
 
     # -- every way to change it
 
@@ -330,9 +374,11 @@ class Config(CfgNode):
             problems: list[ConfigError] = []
             if key not in self._schema:
                 raise _unknown_key(key, self._path, self._schema, PYTHON)
+            self._place(key, value)
             value = _conform(value, self._schema[key], self.path(key), PYTHON, problems)
             raise_together(problems)
         self._put(key, value, PYTHON)
+        self._place(key, value)
 
     def __setattr__(self, key: str, value: Any) -> None:
         self[key] = value
@@ -404,6 +450,7 @@ class Config(CfgNode):
         self.__dict__[CfgNode.IMMUTABLE] = is_immutable
         for key, value in self.items():
             dict.__setitem__(self, key, _frozen(value) if is_immutable else _thawed(value))
+            self._place(key, self[key])  # also what was put into a list by hand
 
     # -- copies
 
@@ -520,7 +567,14 @@ def _child_nodes(value: Any, path: str) -> Iterator[tuple[str, Config]]:
             yield from _child_nodes(item, f"{path}.{number}")
 
 
+_PLAIN_WORD = re.compile(r"(?!(?:true|false|null)$)[a-z_][a-z0-9_]*", re.IGNORECASE | re.ASCII)
+
+
 def _flow(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int)):  # most values: without an emitter for each
+        return json.dumps(value)
+    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value):
+        return value
     text = yaml.dump(plain(value), Dumper=_Dumper, default_flow_style=True, sort_keys=False,
                      width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
@@ -541,11 +595,11 @@ def _dump_lines(config: Config, indent: str = "") -> Iterator[tuple[str, str]]:
         elif isinstance(value, Config) and value:
             yield f"{indent}{key}:", ""
             yield from ((f"{indent}  {_key(name, f'{indent}  ')}: {_flow(item)}",
-                         str(value.origin(name))) for name, item in value.items())
+                         value._whence(name)) for name, item in value.items())
         elif isinstance(value, (list, tuple)) and any(isinstance(item, Config) for item in value):
             yield f"{indent}{key}:", ""
             for item in value:
-                places = [str(item.origin(name)) for name in item] if isinstance(
+                places = [item._whence(name) for name in item] if isinstance(
                     item, Config) else [origin]
                 yield f"{indent}  - {_flow(item)}", ", ".join(dict.fromkeys(places))
         else:
@@ -586,7 +640,11 @@ def merge(base: Any, over: Any) -> Any:
         return over
     is_replaced = NAME in over and NAME in base and over[NAME] != base[NAME]
     merged = type(base)()
-    merged.__dict__.update(base.__dict__, _origins={})
+    replaced = {**base.replaced, **over.replaced}
+    if is_replaced:
+        replaced |= {key: f"{_flow(key)} {_flow(value)} of {base.origin(key)}"
+                     for key, value in base.items() if key != NAME}
+    merged.__dict__.update(base.__dict__, _origins={}, _replaced=replaced)
     if not is_replaced:
         for key, value in base.items():
             merged._put(key, value, base.origin(key))
@@ -675,18 +733,24 @@ def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
     if isinstance(overrides, Mapping):
         origin = PYTHON
         overrides = [item for pair in overrides.items() for item in pair]
-    for word in overrides[::2]:
-        if isinstance(word, str) and re.match(r"[A-Z_a-z.0-9]+=", word):
-            key, value = word.split("=", 1)
-            raise ConfigError(f"{word!r} is not a key", where=origin,
-                              hint=f"Write KEY VALUE with a space: {key} {value}")
+    for word, following in itertools.zip_longest(overrides[::2], overrides[1::2], fillvalue=""):
+        sign = re.match(r"([A-Z_a-z.0-9]+)([=:])(.*)", word) if isinstance(word, str) else None
+        if sign or following == "=":
+            key, value = (sign[1], sign[3] or following) if sign else (word, "VALUE")
+            raise ConfigError(f"{word!r} is not a key" if sign else "= is not a value",
+                              where=origin, hint=f"Write KEY VALUE with a space: {key} {value}")
     if len(overrides) % 2:
         raise ConfigError(f"{overrides[-1]} has no value; overrides are pairs, KEY VALUE",
-                          where=origin)
+                          where=origin, hint="A value with spaces goes into quotes: "
+                                             "MODEL '{NAME: resnet18}'")
     pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
     for key, _ in pairs:
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
+        if re.search(r"\[\d+\]", key):
+            written = re.sub(r"\[(\d+)\]", r".\1", key)
+            raise ConfigError(f"{key!r} is not a key", where=origin,
+                              hint=f"Items of a list are addressed by number: {written}")
     tree = Config()
     # A whole list or node first, then its NAME, which drops what the node had, then what else is
     # set within it, in whichever order they came.
@@ -696,7 +760,7 @@ def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
     for key, value in sorted(pairs, key=rank):
         parts = key.split(".")
         is_text = isinstance(value, str) and origin is COMMAND_LINE
-        item = _adopt(parse_value(value) if is_text else value, origin)
+        item = _adopt(parse_value(value, key) if is_text else value, origin)
         for depth in reversed(range(len(parts))):
             node = _ByNumber() if parts[depth].isdecimal() and depth else Config()
             node.__dict__["_path"] = ".".join(parts[:depth])
@@ -717,8 +781,15 @@ def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: Origin)
     dotted = f"{path}.{key}" if path else key
     elsewhere = [full for full in _all_keys(SCHEMA)
                  if full.split(".")[-1] == key.upper() and full != dotted]
-    if key.upper() in schema:
+    name = key.split(":")[0]
+    if key.strip("_").upper() == BASE.strip("_"):
+        hint = f"{BASE} stands at the top of a file: {BASE}: other.yaml"
+    elif name != key and name in schema:
+        hint = f"Write {name}: {key[len(name) + 1:]}, with a space after the colon."
+    elif key.upper() in schema:
         hint = f"Did you mean {key.upper()}? Keys of a run are in upper case."
+    elif key in SCHEMA:
+        hint = f"{key} stands at the top of a config, not in {path}."
     else:
         hint = (f"Did you mean {elsewhere[0]}?" if elsewhere else suggest(key, schema, listed=20))
     return ConfigError(f"unknown key {key}", where=f"{origin} {dotted}", hint=hint)
@@ -748,15 +819,20 @@ def _all_keys(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
             yield from _all_keys(spec, f"{path}{key}.")
 
 
-def _conform_root(config: Config, schema: Mapping[str, Any] = SCHEMA, path: str = "") -> Config:
+def _conform_root(config: Config, schema: Mapping[str, Any] = SCHEMA, path: str = "",
+                  source: str | None = None) -> Config:
     """Return a closed, typed config with all defaults filled in.
+
+    Args:
+        source: the file that lacks what no other file can be named for.
 
     Raises:
         ConfigError: unknown keys, wrong types, missing components, all in one message.
     """
     problems: list[ConfigError] = []
     _refuse_numbers(config)
-    file = _files(config)
+    config._set_path(path)
+    file = _files(config) or source
     config = _conform(config, schema, path, DEFAULT, problems)
     for problem in problems:  # of a section that is empty or absent
         problem.where = problem.where or file
@@ -779,7 +855,7 @@ def _conform(value: Any, spec: Any, path: str, origin: Origin,
         return value
     if not isinstance(value, Config):
         if value is not None:
-            problems.append(ConfigError(f"{path} holds keys, not {value!r}", where=where,
+            problems.append(ConfigError(f"{path} holds keys, not {plain(value)!r}", where=where,
                                         hint=f"Its keys are {', '.join(spec)}."))
         value = Config()
     closed = Config()
@@ -824,50 +900,56 @@ def _conform_key(value: Any, spec: Key, where: str, problems: list[ConfigError])
         is_right = type(value) is kind
         expected = {bool: "true or false", int: "a whole number", float: "a number",
                     str: "a word"}[kind]
+    doc = _sentence(spec)
     if not is_right:
         shown = (f"the word {value!r}" if isinstance(value, str)
                  else json.dumps(plain(value), ensure_ascii=False))
-        fix = f"Write [{value}]. " if kind is list and isinstance(value, str) else ""
+        fix = (f"Write [{value}]." if kind is list and isinstance(value, str)
+               else correction(value, {kind}))
         problems.append(ConfigError(f"expected {expected}, not {shown}", where=where,
-                                    hint=f"{fix}{spec.doc[0].upper()}{spec.doc[1:]}."))
+                                    hint=f"{fix} {doc}".strip()))
     elif spec.choices and value not in spec.choices:
         problems.append(ConfigError(f"{value!r} is not possible", where=where,
                                     hint=suggest(value, spec.choices)))
     elif spec.pattern and not re.fullmatch(spec.pattern, value):
-        problems.append(ConfigError(f"{value!r} is not possible", where=where,
-                                    hint=f"{spec.doc[0].upper()}{spec.doc[1:]}."))
+        problems.append(ConfigError(f"{value!r} is not possible", where=where, hint=doc))
     elif (spec.minimum is not None and not value >= spec.minimum) or (
             spec.maximum is not None and not value <= spec.maximum):
         upper = f" to {spec.maximum:g}" if spec.maximum is not None else " or more"
         problems.append(ConfigError(f"{value!r} is out of range; {spec.minimum:g}{upper} is "
-                                    "possible", where=where,
-                                    hint=f"{spec.doc[0].upper()}{spec.doc[1:]}."))
+                                    "possible", where=where, hint=doc))
     return value
+
+
+def _sentence(spec: Key) -> str:
+    """Return what a key means as a sentence; values that it begins with stay as they are."""
+    begins_with_value = isinstance(spec.default, str) and spec.doc.startswith(spec.default)
+    return f"{spec.doc if begins_with_value else spec.doc[0].upper() + spec.doc[1:]}."
 
 
 def _conform_component(value: Any, spec: Component, where: str,
                        problems: list[ConfigError]) -> Any:
-    def problem(item: Any, place: str) -> ConfigError | None:
-        if isinstance(item, Config) and isinstance(item.get(NAME), str):
-            return None
-        hint = f"Write {{NAME: {item}}}." if isinstance(item, str) else (
-            f"See `python tools/registry.py {spec.kind}` for what can be named.")
-        if isinstance(item, Config):
-            place = item.where() if len(item) else place
-            return ConfigError(f"this {spec.kind} has no NAME", where=place, hint=hint)
-        shown = json.dumps(plain(item), default=str)
-        return ConfigError(f"expected a node {{NAME: …}}, not {shown}", where=place, hint=hint)
-
-    if spec.is_list:
-        if not isinstance(value, (list, tuple)):
-            problems.append(ConfigError(f"expected a list of {spec.kind}s, each {{NAME: …}}",
-                                        where=where))
-            return value
-        found = [problem(item, f"{where}.{number}") for number, item in enumerate(value)]
-    else:
-        is_optional = spec.default is None and not spec.required
-        found = [] if value is None and is_optional else [problem(value, where)]
-    problems.extend(filter(None, found))
+    registry = REGISTRIES[spec.kind]
+    if spec.is_list and not isinstance(value, (list, tuple)):
+        example = _flow(value) if isinstance(value, Config) and NAME in value else (
+            f"{{NAME: {value}}}" if isinstance(value, str) else "")
+        hint = f"Write [{example}]." if value is None or example else None
+        if isinstance(value, Config) and not example:
+            hint = f"Its items are addressed by number: {where.split()[-1]}.0"
+        problems.append(ConfigError(f"expected a list of {spec.kind}s, each {{NAME: …}}",
+                                    where=where, hint=hint))
+    elif spec.is_list:
+        refusals = [registry.refusal_of(item, f"{where}.{number}")
+                    for number, item in enumerate(value)]
+        problems.extend(filter(None, refusals))
+    elif spec.required or spec.default is not None or value is not None:
+        refusal = registry.refusal_of(value, where)
+        is_none = refusal and not spec.required and spec.default is None
+        if is_none and (fix := correction(value, {type(None)})):
+            refusal.hint = fix
+        if refusal and isinstance(value, Config) and NAME not in value and spec.default:
+            refusal.hint = f"{NAME}: {spec.default[NAME]} is the default. {refusal.hint}"
+        problems.extend([refusal] if refusal else [])
     return value
 
 
@@ -886,7 +968,7 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     config = _read_file(path)
     if not isinstance(overrides, Mapping):
         overrides = list(overrides)
-    config = _conform_root(merge(config, _read_overrides(overrides)))
+    config = _conform_root(merge(config, _read_overrides(overrides)), source=str(path))
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
     path = path.resolve()
     is_of_a_run = (path.parent / "checkpoints").is_dir()

@@ -16,9 +16,6 @@ from torch.nn import functional as F
 from cvkit.errors import ConfigError
 from cvkit.registry import LOSSES, NAME, where_in
 
-LOSSES.add_library("torch.nn", lambda: {
-    name: entry for name, entry in vars(nn).items() if name.endswith("Loss")})
-
 # What torch's losses take: the form of the model's output, and of the targets.
 _FORMS = {
     "CrossEntropyLoss": ("logits", "classes"),
@@ -34,6 +31,11 @@ _FORMS = {
     "SmoothL1Loss": ("probabilities", "one-hot"),
     "HuberLoss": ("probabilities", "one-hot"),
 }
+_NO_FORM = "is not a loss of logits and classes"
+
+LOSSES.add_library("torch.nn", lambda: {name: getattr(nn, name) for name in _FORMS},
+                   left_out={name: _NO_FORM for name in vars(nn)
+                             if "Loss" in name and name not in _FORMS})
 
 
 class ClassificationLoss(nn.Module):
@@ -100,7 +102,7 @@ def _build_loss(node: Any, num_classes: int) -> nn.Module:
         return criterion
     name = type(criterion).__name__
     if name not in _FORMS:
-        raise ConfigError(f"{name} is not a loss of logits and classes", where=where_in(node, NAME),
+        raise ConfigError(f"{name} {_NO_FORM}", where=where_in(node, NAME),
                           hint=f"Those are {', '.join(_FORMS)}.")
     if criterion.reduction not in ("mean", "batchmean"):
         raise ConfigError(f"reduction {criterion.reduction!r} does not give a mean over images",

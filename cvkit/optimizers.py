@@ -11,13 +11,12 @@ from torch import nn
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME, OPTIMIZERS, where_in
 
-# LBFGS calls the loss again within a step; SparseAdam takes sparse gradients only.
-_UNSUITABLE = ("Optimizer", "LBFGS", "SparseAdam")
-
 OPTIMIZERS.add_library("torch.optim", lambda: {
     name: entry for name, entry in vars(torch.optim).items()
-    if inspect.isclass(entry) and issubclass(entry, torch.optim.Optimizer)
-    and name not in _UNSUITABLE})
+    if inspect.isclass(entry) and issubclass(entry, torch.optim.Optimizer)},
+    left_out={"Optimizer": "is what optimizers are derived from",
+              "LBFGS": "calls the loss again within a step",
+              "SparseAdam": "takes sparse gradients only"})
 
 
 def build_optimizer(node: Any, model: nn.Module,

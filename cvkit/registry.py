@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import collections.abc
 import difflib
+import enum
+import functools
 import importlib
 import importlib.util
 import inspect
+import json
+import operator
 import os
 import re
 import sys
@@ -20,7 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from cvkit import distributed
-from cvkit.errors import ConfigError, DataError, UserError, raise_together, suggest, visible
+from cvkit.errors import (
+    ConfigError,
+    DataError,
+    UserError,
+    correction,
+    nearest,
+    raise_together,
+    suggest,
+    visible,
+)
 from cvkit.files import user_path
 
 NAME = "NAME"
@@ -28,10 +41,17 @@ NAME = "NAME"
 
 @dataclass(frozen=True)
 class Library:
-    """A library's namespace behind a registry: its module path and a reader of its entries."""
+    """A library's namespace behind a registry.
+
+    Args:
+        module: its path.
+        read: returns its entries by name.
+        left_out: names that it has besides, and why they are no entries.
+    """
 
     module: str
     read: Callable[[], dict[str, Callable]]
+    left_out: Mapping[str, str]
 
 
 class Registry:
@@ -85,9 +105,16 @@ class Registry:
 
         return add
 
-    def add_library(self, module: str, read: Callable[[], dict[str, Callable]]) -> None:
-        """Let names that are not registered fall back to those that `read()` returns."""
-        self._library = Library(module, read)
+    def add_library(self, module: str, read: Callable[[], dict[str, Callable]],
+                    left_out: Mapping[str, str] | None = None) -> None:
+        """Let names that are not registered fall back to those that `read()` returns.
+
+        Args:
+            left_out: names of the module that are not offered, and why: "takes functions".
+        """
+        left_out = left_out or {}
+        self._library = Library(module, lambda: {
+            name: entry for name, entry in read().items() if name not in left_out}, left_out)
 
     def _fill(self) -> None:
         importlib.import_module(self.module)
@@ -131,8 +158,12 @@ class Registry:
         """
         entry = self.find(name)
         if entry is None:
-            raise ConfigError(f"no {self.kind} named {name!r}", where=where,
-                              hint=self.way_to(str(name)) or suggest(name, self))
+            hint = self.way_to(str(name)) or suggest(name, self)
+            if self._library and isinstance(name, str):
+                module = self._library.module
+                reason = self._library.left_out.get(name.removeprefix(module + "."))
+                hint = f"That of {module} {reason}. {hint}" if reason else hint
+            raise ConfigError(f"no {self.kind} named {name!r}", where=where, hint=hint)
         return entry
 
     def __contains__(self, name: str) -> bool:
@@ -164,6 +195,41 @@ class Registry:
         name, arguments = _split(node, self.kind)
         return fact in parameters_of(self.get(name))[0] and fact not in arguments
 
+    def refusal_of(self, item: Any, where: object) -> ConfigError | None:
+        """Return what keeps a config's value from being a node of this kind, or None.
+
+        Args:
+            where: its place, for what does not know its own.
+        """
+        if _is_node(item) and isinstance(item[NAME], str):
+            return None
+        hint = f"See `python tools/registry.py {self.kind}` for what can be named."
+        shown = _as_written(item)
+        if not isinstance(item, Mapping):
+            if isinstance(item, str) and item.isidentifier():
+                hint = f"Write {{NAME: {item}}}."
+            return ConfigError(f"expected a node {{NAME: …}}, not {_in_yaml(shown)}", where=where,
+                               hint=hint)
+        where = (where_in(item) if item else None) or where
+        if NAME in item:
+            return ConfigError(f"the NAME of a {self.kind} is a word, not {_in_yaml(shown[NAME])}",
+                               where=where, hint=hint)
+        for key in item:
+            if key.startswith(f"{NAME}:"):
+                hint = f"Write {NAME}: {key[5:]}, with a space after the colon."
+            elif key.lower() in ("name", "type", "class"):
+                hint = f"Write {NAME}, not {key}."
+            elif len(item) == 1 and key in self:
+                hint = f"Write {{NAME: {key}, …}}, with its arguments beside the name."
+        return ConfigError(f"this {self.kind} has no NAME", where=where, hint=hint)
+
+    def makes(self, kind: type) -> bool:
+        """Tell whether entries are classes of that kind, so that a node stands for one."""
+        entries = [*self._entries.values(), *self._from_library().values()]
+        is_general = kind.__module__ in ("builtins", "typing", "collections.abc")
+        return not is_general and any(
+            inspect.isclass(entry) and issubclass(entry, kind) for entry in entries)
+
     def _problems(self, node: Any) -> Iterator[ConfigError]:
         name, arguments = _split(node, self.kind)
         try:
@@ -176,16 +242,15 @@ class Registry:
         for key, value in arguments.items():
             if key in self.reserved or (key not in parameters and not is_open):
                 hint = suggest(key, settable) or f"{name} takes no arguments."
+                meant = next(iter(nearest(key, settable)), None)
+                annotation = parameters[meant].annotation if meant else None
+                if meant and not accepts(annotation, value, self):
+                    hint = hint.replace("? ", f"? It takes {describe_type(annotation, self)}. ", 1)
                 yield ConfigError(f"{self.kind} {name} has no argument {key!r}",
                                   where=where_in(node, key), hint=hint)
-            elif key in parameters and not accepts(parameters[key].annotation, value):
-                annotation = parameters[key].annotation
-                hint = _suggest_choice(annotation, value)
-                shown = repr(_as_written(value))
-                problem = (f"cannot be {shown}" if hint  # which lists what it can be
-                           else f"takes {describe_type(annotation)}, not {shown}")
-                yield ConfigError(f"{key} of {self.kind} {name} {problem}",
-                                  where=where_in(node, key), hint=hint)
+            elif key in parameters and not accepts(parameters[key].annotation, value, self):
+                yield self._wrong_value(f"{key} of {self.kind} {name}", parameters[key].annotation,
+                                        value, where_in(node, key))
             for nested in _nested_nodes(value):
                 yield from self._problems(nested)
         missing = [key for key, parameter in parameters.items()
@@ -197,8 +262,32 @@ class Registry:
             facts = difflib.get_close_matches(missing[0], self.offers)
             if facts and name in self._entries:
                 hint = f"Is {facts[0]} meant, which it is given by itself? {hint}"
+            replaced = getattr(node, "replaced", {})
+            dropped = [replaced[key] for key in missing if key in replaced]
+            if dropped:
+                hint = f"Changing NAME dropped {', '.join(dropped)}. {hint}"
             yield ConfigError(f"{self.kind} {name} needs {', '.join(missing)}",
                               where=where_in(node, NAME), hint=hint)
+
+    def _wrong_value(self, argument: str, annotation: Any, value: Any,
+                     where: str | None) -> ConfigError:
+        kinds = plain_kinds(annotation)
+        if not kinds and isinstance(value, (list, tuple)):  # of nodes
+            for number, item in enumerate(value):
+                place = where and f"{where}.{number}"
+                if refusal := self.refusal_of(item, place):
+                    return refusal
+        shown = repr(_as_written(value))
+        hint = _suggest_choice(annotation, value)
+        if hint:  # which lists what it can be
+            return ConfigError(f"{argument} cannot be {shown}", where=where, hint=hint)
+        takes = describe_type(annotation, self)
+        if isinstance(value, (list, tuple)) and kinds & {int, float} and list not in kinds:
+            takes = f"one number ({takes})"
+        if not isinstance(value, str) and not accepts(annotation, [value], self):
+            kinds -= {list}  # one of several numbers
+        return ConfigError(f"{argument} takes {takes}, not {shown}", where=where,
+                           hint=correction(value, kinds) or _nearest_choice(annotation, value))
 
     def build(self, node: Any, **offered: Any) -> Any:
         """Construct what a node names, with its arguments and the facts it asks for.
@@ -283,6 +372,10 @@ def _as_written(value: Any) -> Any:
     return [_as_written(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def _in_yaml(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
 def _nested_nodes(value: Any) -> list[Any]:
     items = value if isinstance(value, (list, tuple)) else [value]
     return [item for item in items if _is_node(item)]
@@ -329,14 +422,17 @@ def parameters_of(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     that class (as torchvision's model functions do): the class's optional parameters count.
     """
     entry = inspect.unwrap(entry, stop=lambda wrapped: hasattr(wrapped, "__signature__"))
-    try:
-        signature = inspect.signature(entry, eval_str=True)
-    except (NameError, AttributeError, TypeError, SyntaxError):  # names known to type checkers only
-        signature = inspect.signature(entry)
+    signature = inspect.signature(entry)
+    maker = entry.__init__ if inspect.isclass(entry) else entry
+    names = {**vars(sys.modules.get(entry.__module__, typing)), **getattr(maker, "__globals__", {})}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = {key: value for key, value in signature.parameters.items() if value.kind in kinds}
+    found = {key: value.replace(annotation=_resolved(value.annotation, names))
+             for key, value in signature.parameters.items() if value.kind in kinds}
+    if entry.__module__.startswith("torch.optim"):
+        found = {key: value.replace(annotation=_of_one_group(value.annotation))
+                 for key, value in found.items()}
     is_open = any(value.kind is value.VAR_KEYWORD for value in signature.parameters.values())
-    returned = signature.return_annotation
+    returned = _resolved(signature.return_annotation, names)
     if is_open and inspect.isclass(returned) and returned is not signature.empty:
         inner, _ = parameters_of(returned)
         found |= {key: value for key, value in inner.items()
@@ -345,20 +441,57 @@ def parameters_of(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     return found, is_open
 
 
+def _resolved(annotation: Any, names: dict[str, Any]) -> Any:
+    """Return what an annotation in quotes stands for; as it is, if only type checkers know."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, {**vars(collections.abc), **names})
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return annotation
+
+
+def _of_one_group(annotation: Any) -> Any:
+    """Return an annotation of torch.optim without what is for several groups of weights.
+
+    A rate may also be a tensor, or a list with one for each group; a config has one for all.
+    """
+    items = typing.get_args(annotation)
+    if _is_union(annotation) and float in items:
+        return functools.reduce(operator.or_, [
+            item for item in items if not _is_tensor(item) and item != list[float]])
+    if typing.get_origin(annotation) is tuple:
+        return tuple[tuple(map(_of_one_group, items))]
+    return annotation
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _is_tensor(annotation: Any) -> bool:
+    return getattr(annotation, "__name__", "") == "Tensor"
+
+
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+_LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 
 
-def accepts(annotation: Any, value: Any) -> bool:
+def accepts(annotation: Any, value: Any, registry: Registry | None = None) -> bool:
     """Tell whether a value from a config can be meant for a parameter so annotated.
 
     Only what is surely wrong is refused (a word for a number); an annotation that says
     nothing about plain values accepts everything.
+
+    Args:
+        registry: whose nodes may stand for objects.
     """
     if annotation is inspect.Parameter.empty or annotation is Any:
         return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return any(accepts(item, value) for item in arguments)
+    if _is_union(annotation):
+        known = [item for item in arguments if not isinstance(item, (str, typing.ForwardRef))]
+        return any(accepts(item, value, registry) for item in known or arguments)
     if origin is typing.Literal:
         return value in arguments
     kind = origin or annotation
@@ -370,15 +503,20 @@ def accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if kind in (list, tuple, collections.abc.Sequence):
+    if kind in _LISTS:
         if not isinstance(value, (list, tuple)):
             return False
-        items = arguments * len(value) if len(arguments) == 1 else arguments
-        return all(accepts(item, part) for item, part in zip(items, value))
+        is_fixed = kind is tuple and arguments and arguments[-1] is not Ellipsis
+        if is_fixed and len(value) != len(arguments):
+            return False
+        items = arguments if is_fixed else arguments[:1] * len(value)
+        return all(accepts(item, part, registry) for item, part in zip(items, value))
     if kind in _PLAIN:
         return isinstance(value, kind)
-    if kind.__name__ == "Tensor":  # lists of numbers become tensors where they are used
+    if _is_tensor(kind):  # lists of numbers become tensors where they are used
         return isinstance(value, (list, tuple)) and all(accepts(float, item) for item in value)
+    if kind is collections.abc.Callable or (registry and registry.makes(kind)):
+        return _is_node(value)
     return True
 
 
@@ -387,27 +525,69 @@ def _as_tensor(value: Any, parameter: inspect.Parameter | None) -> Any:
     if parameter is None or not isinstance(value, (list, tuple)):
         return value
     kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
-    if not any(getattr(kind, "__name__", "") == "Tensor" for kind in kinds):
+    if not any(map(_is_tensor, kinds)):
         return value
     import torch
 
     return torch.tensor(value, dtype=torch.float32)
 
 
-def describe_type(annotation: Any) -> str:
-    """Return an annotation as a user would say it: "float or None", "one of cos, linear"."""
+def describe_type(annotation: Any, registry: Registry | None = None) -> str:
+    """Return what a config can write for an annotation: "float or null", "[int, int]".
+
+    Args:
+        registry: whose nodes may stand for objects.
+    """
+    forms = dict.fromkeys(_forms(annotation, registry))
+    return " or ".join(forms) or "what a config cannot write"
+
+
+def _forms(annotation: Any, registry: Registry | None) -> list[str]:
+    """Return the alternatives that an annotation leaves to a config."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe_type(item) for item in arguments))
+    if _is_union(annotation):
+        plain = [item for item in arguments if not _is_tensor(item)]
+        are_numbers = {int, float} & set(plain)
+        return [form for item in (plain if are_numbers else arguments)
+                for form in _forms(item, registry)]
     if origin is typing.Literal:
-        return "one of " + ", ".join(str(item) for item in arguments)
-    if origin is list and typing.get_origin(arguments[0]) is typing.Literal:
-        return f"a list, each {describe_type(arguments[0])}"
-    if annotation is type(None):
-        return "null"
-    if inspect.isclass(annotation) and origin is None:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+        words = ["null" if item is None else str(item) for item in arguments]
+        return [f"one of {', '.join(words)}" if len(words) > 1 else words[0]]
+    kind = origin or annotation
+    if kind is None or kind is type(None):
+        return ["null"]
+    if kind in _LISTS:
+        items = [" or ".join(dict.fromkeys(_forms(item, registry)))
+                 for item in arguments if item is not Ellipsis]
+        if not items:
+            return ["list"]
+        if not all(items):
+            return []
+        if kind is tuple and Ellipsis not in arguments:
+            return [f"[{', '.join(items)}]"]
+        if items[0].startswith("one of "):
+            return [f"a list, each {items[0]}"]
+        return [f"list[{items[0]}]"]
+    if kind in _PLAIN:
+        return ["mapping" if kind is dict else kind.__name__]
+    if _is_tensor(kind):
+        return ["list[float]"]
+    if inspect.isclass(kind) and issubclass(kind, (Path, os.PathLike)):
+        return ["str"]
+    if inspect.isclass(kind) and issubclass(kind, enum.Enum):
+        return ["one of " + ", ".join(kind.__members__)]
+    is_made = registry and inspect.isclass(kind) and registry.makes(kind)
+    return ["{NAME: …}"] if is_made else []
+
+
+def plain_kinds(annotation: Any) -> set[type]:
+    """Return the types of plain values that an annotation leaves; `list` for every list."""
+    if _is_union(annotation):
+        return set().union(*map(plain_kinds, typing.get_args(annotation)))
+    kind = typing.get_origin(annotation) or annotation
+    if kind in _LISTS:
+        return {list} if _forms(annotation, None) else set()
+    return {plain for plain in _PLAIN if plain is (type(None) if kind is None else kind)}
 
 
 def _suggest_choice(annotation: Any, value: Any) -> str | None:
@@ -418,6 +598,14 @@ def _suggest_choice(annotation: Any, value: Any) -> str | None:
                      if not accepts(arguments[0], item)), None)
     is_choice = typing.get_origin(annotation) is typing.Literal
     return suggest(value, arguments, listed=20) if is_choice else None
+
+
+def _nearest_choice(annotation: Any, value: Any) -> str | None:
+    """Return which of the words was meant that stand beside other values: `find` by "Find"."""
+    words = [word for item in typing.get_args(annotation)
+             if typing.get_origin(item) is typing.Literal for word in typing.get_args(item)]
+    near = nearest(value, map(str, words)) if isinstance(value, str) else []
+    return f"Did you mean {near[0]}?" if near else None
 
 
 # -- a user's own files ----------------------------------------------------------------
@@ -559,9 +747,9 @@ def get_registry(kind: str) -> Registry:
     for registry in REGISTRIES.values():
         if kind.lower() in (registry.kind, f"{registry.kind}s", f"{registry.kind}es"):
             return registry
-    owners = [registry.kind for registry in REGISTRIES.values() if kind in registry.own]
-    hint = (f"It is a {owners[0]}: python tools/registry.py {owners[0]} {kind}" if owners
-            else suggest(kind, REGISTRIES))
+    owner = next((registry.kind for registry in REGISTRIES.values() if kind in registry), None)
+    hint = (f"It is {'an' if owner == 'optimizer' else 'a'} {owner}: python tools/registry.py "
+            f"{owner} {kind}" if owner else suggest(kind, REGISTRIES))
     raise ConfigError(f"no registry of {kind!r}", hint=hint)
 
 
@@ -589,7 +777,7 @@ def describe(registry: Registry, name: str) -> str:
         default = ("offered by the run" if key in registry.offers
                    else "required" if needs_value else f"default {parameter.default!r}")
         kind = ("" if parameter.annotation is parameter.empty
-                else f" ({describe_type(parameter.annotation)})")
+                else f" ({describe_type(parameter.annotation, registry)})")
         lines.append(f"  {key}{kind}: {default}")
     if is_open:
         lines.append("  and others, unchecked")

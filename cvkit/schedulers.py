@@ -17,9 +17,12 @@ from cvkit.registry import NAME, SCHEDULERS, where_in
 SCHEDULERS.add_library("torch.optim.lr_scheduler", lambda: {
     name: entry for name, entry in vars(lr_scheduler).items()
     if inspect.isclass(entry) and issubclass(entry, lr_scheduler.LRScheduler)
-    and not name.startswith("_") and name != "LRScheduler"})
+    and not name.startswith("_")},
+    left_out={"LRScheduler": "is what schedulers are derived from",
+              "LambdaLR": "takes a function, which a config cannot hold",
+              "MultiplicativeLR": "takes a function, which a config cannot hold"})
 
-Rate = float | list[float] | Literal["find"]
+Rate = float | Literal["find"]
 
 
 @SCHEDULERS.register()
@@ -38,7 +41,7 @@ def OneCycleLR(optimizer, max_lr: Rate, **arguments) -> lr_scheduler.OneCycleLR:
 
 
 @SCHEDULERS.register()
-def CyclicLR(optimizer, base_lr: float | list[float], max_lr: Rate,
+def CyclicLR(optimizer, base_lr: float, max_lr: Rate,
              **arguments) -> lr_scheduler.CyclicLR:
     """Move the rate between `base_lr` and `max_lr` (Smith, 2015), a step per batch; torch's.
 

@@ -281,6 +281,72 @@ def test_an_adamw_is_asked_for_its_lr(write):
         check_components(cfg)
 
 
+@pytest.mark.parametrize("how", ["file", "command line", "whole node", "two changes", "Python"])
+def test_a_changed_name_says_which_arguments_it_dropped(write, how):
+    base = write("")
+    if how in ("file", "two changes"):
+        path = write("OPTIMIZER: {NAME: AdamW}\n", "top.yaml", head="_BASE_: a.yaml\n")
+        cfg = load_config(path, ["OPTIMIZER.NAME", "NAdam"] if how == "two changes" else [])
+    elif how == "Python":
+        cfg = load_config(base).clone()
+        cfg.defrost()
+        cfg.merge_from_list(["OPTIMIZER.NAME", "AdamW"])
+    else:
+        cfg = load_config(base, ["OPTIMIZER", "{NAME: AdamW}"] if how == "whole node"
+                          else ["OPTIMIZER.NAME", "AdamW"])
+    for copy_of in (cfg, pickle.loads(pickle.dumps(cfg))):
+        with pytest.raises(ConfigError) as caught:
+            check_components(copy_of)
+        assert caught.value.hint == (f"Changing NAME dropped lr 0.1 of {base}:3. "
+                                     "Set OPTIMIZER.lr.")
+    assert f", dropped lr 0.1 of {base}:3\n" in cfg.dump(origins=True)
+    assert "dropped" not in cfg.dump()
+
+
+def test_any_argument_of_any_node_that_a_changed_name_dropped_is_told(write):
+    path = write("SCHEDULER: {NAME: StepLR, step_size: 3, gamma: 0.1}\n"
+                 "METRICS: [{NAME: TopKAccuracy, k: 3}]\nDATA:\n  DATASET: {NAME: CIFAR10, root: x}\n"
+                 "  TRAIN_TRANSFORMS: [{NAME: RandomCrop, size: 32}]\n",
+                 head=HEAD.replace("DATA: {DATASET: {NAME: Digits}}\n", ""))
+    cfg = load_config(path, ["DATA.TRAIN_TRANSFORMS.0.NAME", "CutOut", "DATA.DATASET.NAME",
+                             "ImageFolder", "SCHEDULER.NAME", "ExponentialLR"])
+    with pytest.raises(ConfigError) as caught:
+        check_components(cfg)
+    for dropped in (f"size 32 of {path}:7", f"root x of {path}:6", f"gamma 0.1 of {path}:3"):
+        assert f"Changing NAME dropped {dropped}. Set " in str(caught.value)
+    assert "step_size" not in str(caught.value)  # which ExponentialLR does not need
+    cfg = load_config(path, ["SCHEDULER", "{NAME: ExponentialLR, gamma: 0.9}"])
+    line, = (line for line in cfg.dump(origins=True).splitlines() if "ExponentialLR" in line)
+    assert line.endswith(f"# command line, dropped step_size 3 of {path}:3")
+
+
+@pytest.mark.parametrize("node", ["{size: 8}", "{NAME: CutOut, sise: 8, size: 8}",
+                                  "{NAME: OneOf, transforms: [{p: 1}]}"])
+def test_a_transform_in_a_list_is_named_by_its_whole_key(write, node):
+    text = f"TRAIN: {{EPOCHS: 1}}\n_BASE_: b.yaml\n{HEAD}"
+    write(f"DATA:\n  TRAIN_TRANSFORMS:\n    - {node}\n", "b.yaml", head="")
+    path = write(text, head="")
+    key = "DATA.TRAIN_TRANSFORMS.0" + (".transforms.0" if "OneOf" in node else
+                                       ".sise" if "sise" in node else "")
+    for source, make in (
+            (f"{path.parent / 'b.yaml'}:3", lambda: load_config(path)),
+            ("command line", lambda: load_config(path, ["DATA.TRAIN_TRANSFORMS", f"[{node}]"])),
+            ("command line", lambda: load_config(path, ["DATA", f"{{TRAIN_TRANSFORMS: [{node}]}}"])),
+            ("Python", lambda: assigned(load_config(write("")), [parse_value(node).to_dict()])),
+            ("Python", lambda: load_config(
+                path, {"DATA.TRAIN_TRANSFORMS": [parse_value(node).to_dict()]}))):
+        with pytest.raises(ConfigError) as caught:
+            check_components(make())
+        assert str(caught.value).startswith(f"{source} {key}: ")
+
+
+def assigned(cfg, transforms):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATA.TRAIN_TRANSFORMS = transforms
+    return cfg
+
+
 def test_lists_are_replaced_whole_and_addressed_by_number(write):
     write("DATA: {TRAIN_TRANSFORMS: [{NAME: RandomCrop, size: 32, padding: 4}, "
           "{NAME: CutOut, size: 16}]}\n", "base.yaml", head="")
@@ -390,7 +456,36 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("TRAIN: 3\n", "TRAIN holds keys, not 3"),
     ("LOSS: MSELoss\n", "Write {NAME: MSELoss}"),
     ("LOSS: null\n", "expected a node {NAME: …}, not null"),
-    ("LOSS: {weight: [1]}\n", "this loss has no NAME"),
+    ("LOSS: {weight: [1]}\n", "this loss has no NAME\n  NAME: CrossEntropyLoss is the default."),
+    ("LOSS: {name: MSELoss}\n", "Write NAME, not name."),
+    ("LOSS: {type: MSELoss}\n", "Write NAME, not type."),
+    ("LOSS: {NAME:MSELoss}\n", "Write NAME: MSELoss, with a space after the colon."),
+    ("LOSS: {NAME: 3}\n", "the NAME of a loss is a word, not 3"),
+    ("METRICS: [{Accuracy: {}}]\n", "Write {NAME: Accuracy, …}, with its arguments"),
+    ("METRICS: {NAME: TopKAccuracy, k: 3}\n", "Write [{NAME: TopKAccuracy, k: 3}]."),
+    ("METRICS: Accuracy\n", "Write [{NAME: Accuracy}]."),
+    ("METRICS:\n", "Write []."),
+    ("SCHEDULER: None\n", "Write null."),
+    ("TRAIN: {EPOCHS:3}\n", "Write EPOCHS: 3, with a space after the colon."),
+    ("TRAIN: {TRAIN: {EPOCHS: 3}}\n", "TRAIN stands at the top of a config, not in TRAIN."),
+    ("TRAIN: {_BASE_: b.yaml}\n", "_BASE_ stands at the top of a file"),
+    ("BASE: b.yaml\n", "a.yaml:4 BASE: unknown key BASE\n  _BASE_ stands at the top of a file"),
+    ("TRAIN: {EMA: 90%}\n", "Write 0.9."),
+    ("TRAIN: {EMA: '0,9'}\n", "Write 0.9."),
+    ("TRAIN: {EPOCHS: '3'}\n", "Write 3 without quotes."),
+    ("TRAIN: {EPOCHS: 3.0}\n", "Write 3."),
+    ("SEED: '1,000'\n", "Write 1000."),
+    ("TRAIN: {COMPILE: yes}\n", "Write true."),
+    ("OUTPUT_DIR runs\nSEED: 3\n", "a.yaml:4: not valid YAML"),
+    ("OUTPUT_DIR runs\nSEED: 3\n", "Write KEY: value, with a colon and a space."),
+    ("TRAIN: {EPOCHS: 3\nSEED: 1\n", "a.yaml:4: not valid YAML"),
+    ("TRAIN: {EPOCHS: 3\nSEED: 1\n", "A bracket is not closed, or a comma is missing."),
+    ("OUTPUT_DIR: 'runs\nSEED: 1\n", "a.yaml:4: not valid YAML"),
+    ("OUTPUT_DIR: \"C:\\Users\"\n", "single quotes keep it"),
+    ("OUTPUT_DIR: @runs\n", "needs quotes"),
+    ("TRAIN:\n  EPOCHS: 3\n   SEED: 3\n", "indented like its neighbours"),
+    ("TRAIN:\n   EPOCHS: 3\n  SEED: 3\n", "is indented alike"),
+    ("TRAIN:\n\u00a0 EPOCHS: 3\n  EMA: 0.9\n", "Line 5 has a blank that YAML takes for a letter, U+00A0"),
     ("METRICS: {NAME: Accuracy}\n", "expected a list of metrics"),
     ("METRICS: [Accuracy]\n", "a.yaml:4 METRICS.0: expected a node {NAME: …}"),
     ("TRAIN:\n\tEPOCHS: 3\n", "YAML does not allow tabs"),
@@ -414,7 +509,7 @@ def test_bad_files_are_refused_in_one_message(write, text, expected):
 
 @pytest.mark.parametrize("content", ["", "# only a comment\n"])
 def test_an_empty_file_lacks_components(write, content):
-    assert "MODEL is missing" in message(write(content, head=""))
+    assert "a.yaml: MODEL is missing" in message(write(content, head=""))
 
 
 def test_a_list_is_no_config(write):
@@ -434,7 +529,14 @@ def test_files_that_cannot_be_read(write, tmp_path):
     (["TRAIN.EPOCHS=3"], "Write KEY VALUE with a space: TRAIN.EPOCHS 3"),
     (["TRAIN..EPOCHS", "3"], "is not a key such as TRAIN.EPOCHS"),
     (["TRAIN.EPOCHS.deeper", "3"], "expected a whole number"),
-    (["TRAIN.EPOCHS", "[1"], "not valid YAML"),
+    (["TRAIN.EPOCHS", "[1"], "command line TRAIN.EPOCHS: not valid YAML"),
+    (["MODEL.strides", "[1,", "1,", "2]"], "A value with spaces goes into quotes"),
+    (["MODEL", "{NAME:", "resnet18}", "3"], "A value with spaces goes into quotes: MODEL '{"),
+    (["TRAIN.EPOCHS:", "3"], "Write KEY VALUE with a space: TRAIN.EPOCHS 3"),
+    (["TRAIN.EPOCHS", "=", "3"], "Write KEY VALUE with a space"),
+    (["DATA.TRAIN_TRANSFORMS[1].p", "3"], "by number: DATA.TRAIN_TRANSFORMS.1.p"),
+    (["DATA.TRAIN_TRANSFORMS.CutOut.p", "3"], "Its items are addressed by number"),
+    (["_BASE_", "b.yaml"], "_BASE_ stands at the top of a file"),
     (["MODEL.0.x", "3"], "MODEL is not a list"),
     (["MODEL.0.x", "3", "MODEL.1.x", "3"], "MODEL is not a list"),
     (["SCHEDULER", "{NAME: StepLR}", "SCHEDULER.steps.0", "3"], "SCHEDULER.steps is not a list"),

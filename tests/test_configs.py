@@ -97,6 +97,7 @@ def test_it_resolves_and_all_its_components_are_right(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_one_batch_goes_through_it_as_it_is(path, cifar_images, own_folder, capsys):
     more = {"MODEL.weights": None} if "weights" in load_config(path).MODEL else {}
+    more["DATA.BATCH_SIZE"] = 4
     Trainer(small(path, cifar_images, own_folder, **more)).check()
     assert "All is well" in capsys.readouterr().out
 

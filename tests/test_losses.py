@@ -15,10 +15,10 @@ def loss_of(name, **arguments):
     return build_loss({"NAME": name, **arguments}, num_classes=10)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(name for name in vars(nn) if name.endswith("Loss")))
 def test_every_loss_of_torch_works_on_logits_and_classes_or_is_refused(name):
     if name not in _FORMS:
-        with pytest.raises(ConfigError, match=r"is not a loss of logits and classes|needs|built"):
+        with pytest.raises(ConfigError, match="is not a loss of logits and classes"):
             loss_of(name)
         return
     loss = loss_of(name)
@@ -32,7 +32,7 @@ def test_every_loss_of_torch_works_on_logits_and_classes_or_is_refused(name):
 
 
 def test_the_number_of_losses_that_fit():
-    assert len(_FORMS) == 12 and set(_FORMS) <= set(LOSSES)
+    assert len(_FORMS) == 12 and set(_FORMS) == set(LOSSES)
 
 
 def test_nll_on_logits_equals_cross_entropy_and_is_never_negative():
@@ -78,7 +78,7 @@ def test_class_weights_are_a_list_in_the_config():
 @pytest.mark.parametrize("name, arguments, expected", [
     ("CrossEntropyLoss", {"label_smoothing": 2}, "cannot be used"),
     ("HuberLoss", {"delta": -1}, "cannot be used"),
-    ("CrossEntropyLoss", {"weight": ["a"] * 10}, "takes Tensor or null"),
+    ("CrossEntropyLoss", {"weight": ["a"] * 10}, r"takes list\[float\] or null"),
     ("KLDivLoss", {"log_target": True}, "targets are probabilities here")])
 def test_values_that_torch_refuses_only_when_it_computes(name, arguments, expected):
     with pytest.raises(ConfigError, match=expected):

@@ -121,7 +121,40 @@ MISTAKES = {
                         ["command line TRAIN.MONITOR", "Did you mean accuracy?"]),
     "old argument of albumentations": (
         lambda p: [config(p, "{NAME: CutOut, size: 8}", "{NAME: CoarseDropout, max_holes: 1}")],
-        ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.max_holes", "transform CoarseDropout has no argument"]),
+        ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.max_holes", "transform CoarseDropout has no argument",
+         "Did you mean num_holes_range? It takes [int, int]."]),
+    "a transform without NAME": (
+        lambda p: [config(p), "DATA.TRAIN_TRANSFORMS", "[{NAME: HorizontalFlip}, {size: 8}]"],
+        ["command line DATA.TRAIN_TRANSFORMS.1: this transform has no NAME"]),
+    "another optimizer without its rate": (
+        lambda p: [config(p), "OPTIMIZER.NAME", "AdamW"],
+        ["OPTIMIZER.NAME: optimizer AdamW needs lr",
+         "Changing NAME dropped lr 0.05 of tiny.yaml:10. Set OPTIMIZER.lr."]),
+    "two rates": (lambda p: [config(p), "OPTIMIZER.lr", "[0.1, 0.01]"],
+                  ["command line OPTIMIZER.lr: lr of optimizer SGD takes one number (float), not [0.1"]),
+    "one rate as a list": (lambda p: [config(p), "OPTIMIZER.lr", "[0.1]"], ["takes one number (float)"]),
+    "a rate with a comma": (lambda p: [config(p), "OPTIMIZER.lr", "0,05"],
+                            ["lr of optimizer SGD takes float, not '0,05'", "Write 0.05."]),
+    "a mistyped loss": (lambda p: [config(p), "LOSS.NAME", "TripletLoss"],
+                        ["no loss named 'TripletLoss'", "Allowed: BCELoss, BCEWithLogitsLoss, "
+                         "CrossEntropyLoss, HuberLoss, KLDivLoss, L1Loss, MSELoss, "
+                         "MultiLabelSoftMarginLoss, MultiMarginLoss, NLLLoss, SmoothL1Loss, "
+                         "SoftMarginLoss."]),
+    "a schedule that is a function": (
+        lambda p: [config(p), "SCHEDULER", "{NAME: LambdaLR, lr_lambda: 0.9}"],
+        ["no scheduler named 'LambdaLR'", "takes a function, which a config cannot hold"]),
+    "a word within OneOf": (
+        lambda p: [config(p, "{NAME: CutOut, size: 8}", "{NAME: OneOf, transforms: [CutOut]}")],
+        ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.transforms.0", "Write {NAME: CutOut}."]),
+    "no colon": (lambda p: [config(p, "LIMIT: 150", "LIMIT 150")],
+                 ["tiny.yaml:5: not valid YAML", "Write KEY: value, with a colon and a space."]),
+    "an open brace": (lambda p: [config(p, "size: 8}", "size: 8")],
+                      ["tiny.yaml:9: not valid YAML", "A bracket is not closed"]),
+    "an open brace on the command line": (
+        lambda p: [config(p), "MODEL", "{NAME: resnet18"],
+        ["command line MODEL: not valid YAML", "A value with spaces goes into quotes: MODEL '{"]),
+    "a file that is a list": (lambda p: [config(p, text="- MODEL\n")], ["tiny.yaml:1: a config is a mapping"]),
+    "no scheduler, in Python's words": (lambda p: [config(p), "SCHEDULER", "None"], ["Write null."]),
     "black CutOut": (lambda p: [config(p, "size: 8", "size: 8, fill: 0.4914")],
                      ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.fill", "fill is in pixel values, 0–255"]),
     "a loss that is none": (lambda p: [config(p, new="LOSS: {NAME: TripletMarginLoss}\n")],
@@ -142,7 +175,7 @@ MISTAKES = {
 
 
 def test_there_are_at_least_25():
-    assert len(MISTAKES) >= 41
+    assert len(MISTAKES) >= 54
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -182,6 +215,7 @@ def test_several_mistakes_are_told_at_once(tool, tmp_path):
     (["train.py", "--resume", "auto", "TRAIN.EPOCHS", "3"], "CONFIG is missing"),
     (["find_lr.py", "a.yaml", "--step", "3"], "Did you mean --steps?"),
     (["registry.py", "--import", "."], "'.' cannot be a module of yours"),
+    (["registry.py", "SGD"], "It is an optimizer: python tools/registry.py optimizer SGD"),
     (["registry.py", "modell"], "Did you mean model?"),
     (["registry.py", "CutOut"], "It is a transform: python tools/registry.py transform CutOut"),
     (["registry.py", "model", "resnet81"], "Did you mean resnet18?"),

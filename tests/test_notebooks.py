@@ -3,6 +3,7 @@
 import ast
 import base64
 import io
+import os
 import re
 
 import nbformat
@@ -19,8 +20,8 @@ CHANGES = {"DATA.LIMIT": 100, "TRAIN.EPOCHS": 2, "MODEL.width": 8, "WRITERS": []
 
 
 def code_of(cell):
-    """Return a cell's Python, without the lines that are the shell's or IPython's."""
-    return "\n".join(line for line in cell.source.splitlines() if not line.startswith(("!", "%")))
+    """Return a cell's Python, with `pass` in place of what is the shell's or IPython's."""
+    return re.sub(r"^( *)[!%].*", r"\1pass", cell.source, flags=re.M)
 
 
 def cells_of(notebook, kind="code"):
@@ -53,10 +54,32 @@ def test_it_opens_in_colab_and_installs_itself(path):
     url = re.search(r'url="https://github\.com/([\w.-]+/[\w.-]+)"', (ROOT / "setup.py").read_text()).group(1)
     first = cells_of(notebook, "markdown")[0].source
     assert (f"https://colab.research.google.com/github/{url}/blob/main/notebooks/{path.name}") in first
-    setup = tagged(notebook, "setup").source.splitlines()
-    assert setup == [f"!git clone -q https://github.com/{url}", f"%cd {url.split('/')[1]}", "%pip install -q -e ."]
+    setup = tagged(notebook, "setup").source
+    assert re.findall(r"^ *([!%].*)", setup, re.M) == [
+        f"!git clone -q https://github.com/{url}", f"%cd {url.split('/')[1]}", "%pip install -q -e ."]
     assert cells_of(notebook)[0] == tagged(notebook, "setup")
     assert f'CONFIG = "configs/{path.stem}.yaml"' in tagged(notebook, "parameters").source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_its_setup_ends_in_the_clone_however_often_it_is_run(path, tmp_path, monkeypatch):
+    git = tmp_path / "bin" / "git"  # in place of the network: clones what a clone begins with
+    git.parent.mkdir()
+    git.write_text('#!/bin/sh\necho "$@" >> git.log\n'
+                   'mkdir -p cvkit/cvkit && touch cvkit/setup.py cvkit/cvkit/__init__.py\n')
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+    notebook = nbformat.read(path, as_version=4)
+    setup = tagged(notebook, "setup").source.replace("%pip install -q -e .",
+                                                     "print(os.getcwd() + '/' + 'setup.py')")
+    restart = f"os.chdir({str(tmp_path)!r})"  # where a new kernel begins
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in (setup, setup, restart, setup)]
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for cell in notebook.cells:
+        printed = "".join(output.get("text", "") for output in cell.outputs)
+        assert cell.source == restart or f"{tmp_path}/cvkit/setup.py" in printed
+    assert (tmp_path / "git.log").read_text().count("clone") == 1
+    assert not (tmp_path / "cvkit" / "git.log").exists()
 
 
 @pytest.mark.slow

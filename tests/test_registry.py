@@ -1,6 +1,9 @@
 import inspect
+import re
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from cvkit.registry import (
     Registry,
     accepts,
     describe,
+    describe_type,
     import_user_code,
     overview,
     parameters_of,
@@ -44,7 +48,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
 }
 LIBRARIES = {  # how many names each library lends at least, and one of them
     TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"),
-    LOSSES: (20, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (13, "StepLR")}
+    LOSSES: (12, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (11, "StepLR")}
 
 
 @pytest.fixture
@@ -78,11 +82,15 @@ def test_library_names(kind):
 @pytest.mark.parametrize("kind, name", [
     (kind, name) for kind in (DATASETS, TRANSFORMS, MODELS, LOSSES, OPTIMIZERS, SCHEDULERS,
                               METRICS, WRITERS, VISUALIZERS) for name in kind])
-def test_every_entry_can_be_described_and_accepts_its_own_defaults(kind, name):
+def test_every_entry_can_be_described_and_accepts_its_own_defaults(monkeypatch, kind, name):
+    # Python parses a whole module to find the line of a class.
+    monkeypatch.setattr("cvkit.registry.place_of", lambda entry: f"{entry.__module__}:1")
     text = describe(kind, name)
-    assert text.startswith(f"{kind.kind} {name}\ndefined in ")
+    assert text.startswith(f"{kind.kind} {name}\ndefined in {kind.get(name).__module__}:1\n")
+    arguments = text.split("arguments:\n")[1].split("\n\n")[0]
     for key, parameter in parameters_of(kind.get(name))[0].items():
-        assert key in text
+        line, = re.findall(rf"^  {key}(?: \(.*\))?: ", arguments, re.M)
+        assert not re.search(r"Tensor|Callable|ForwardRef|Union|Literal|Sequence|tuple\[", line)
         plain = isinstance(parameter.default, (bool, int, float, str, list, tuple))
         if plain and parameter.default is not parameter.empty:
             assert accepts(parameter.annotation, parameter.default)
@@ -169,13 +177,34 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
     (SCHEDULERS, {"NAME": "StepLR"}, "scheduler StepLR needs step_size"),
     (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": 1, "anneal_strategy": "sin"},
      "anneal_strategy of scheduler OneCycleLR cannot be 'sin'\n  Allowed: cos, linear."),
-    (TRANSFORMS, {"NAME": "CoarseDropout", "max_holes": 1}, "has no argument 'max_holes'"),
+    (TRANSFORMS, {"NAME": "CoarseDropout", "max_holes": 1}, "has no argument 'max_holes'\n"
+     "  Did you mean num_holes_range? It takes [int, int]."),
     (TRANSFORMS, {"NAME": "OneOf", "transforms": [{"NAME": "HorizontalFlipp"}]},
      "Did you mean HorizontalFlip?"),
     (LOSSES, {"NAME": "CrossEntropyLoss", "label_smoothin": 0.1}, "Did you mean label_smoothing?"),
     (DATASETS, {"NAME": "ImageFolder"}, "dataset ImageFolder needs root"),
     (OPTIMIZERS, {"NAME": "SGD", "lr": 1, "params": 3}, "has no argument 'params'"),
     (OPTIMIZERS, {"NAME": "AdamW", "lr": 1, "betas": [0.9, "b"]}, "betas of optimizer AdamW takes"),
+    (OPTIMIZERS, {"NAME": "Adam", "lr": [0.1, 0.01]},
+     "lr of optimizer Adam takes one number (float), not [0.1, 0.01]"),
+    (SCHEDULERS, {"NAME": "StepLR", "step_size": [3, 5]}, "step_size of scheduler StepLR takes one"),
+    (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": [0.1, 0.2]}, "takes one number (float or find)"),
+    (SCHEDULERS, {"NAME": "ReduceLROnPlateau", "min_lr": [0, 1]}, "min_lr of scheduler ReduceLROnP"),
+    (SCHEDULERS, {"NAME": "MultiStepLR", "milestones": 3}, "takes list[int], not 3\n  Write [3]."),
+    (OPTIMIZERS, {"NAME": "AdamW", "lr": 1, "betas": [0.9]}, "takes [float, float], not [0.9]"),
+    (TRANSFORMS, {"NAME": "CutOut", "size": 8, "p": "50%"}, "takes float, not '50%'\n  Write 0.5."),
+    (TRANSFORMS, {"NAME": "CoarseDropout", "p": "0.5"}, "not '0.5'\n  Write 0.5 without quotes."),
+    (SCHEDULERS, {"NAME": "CyclicLR", "base_lr": 0.1, "max_lr": 1, "step_size_down": "None"},
+     "takes int or null, not 'None'\n  Write null."),
+    (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": "Find"}, "Did you mean find?"),
+    (MODELS, {"NAME": "mobilenet_v3_small", "norm_layer": "LayerNorm"}, "takes null, not 'LayerNo"),
+    (TRANSFORMS, {"NAME": "CutOut", "size": [8, 8, 8]}, "takes int or [int, int], not [8, 8, 8]"),
+    (OPTIMIZERS, {"NAME": "SGD", "lr": 1, "wd": 1}, "Did you mean weight_decay?"),
+    (OPTIMIZERS, {"NAME": "SGD", "learning_rate": 1}, "Did you mean lr?"),
+    (TRANSFORMS, {"NAME": "OneOf", "transforms": ["HorizontalFlip"]}, "Write {NAME: HorizontalFlip}."),
+    (TRANSFORMS, {"NAME": "OneOf", "transforms": [{"p": 1}]}, "this transform has no NAME"),
+    (TRANSFORMS, {"NAME": "OneOf", "transforms": {"NAME": "HorizontalFlip"}},
+     "takes list[{NAME: …}], not {'NAME': 'HorizontalFlip'}"),
     (MODELS, {"nAME": "x"}, "a model is a node {NAME: …}"),
     (VISUALIZERS, {"NAME": "cam", "method": "GradCam"}, "Did you mean GradCAM?"),
     (VISUALIZERS, {"NAME": "cam_matrix", "methods": ["GradCAM", "HiresCAM"]},
@@ -196,7 +225,7 @@ def test_check_names_the_mistake(kind, node, expected):
     (TRANSFORMS, {"NAME": "CoarseDropout", "p": 2.0}, {}, "transform CoarseDropout cannot be built"),
     (MODELS, {"NAME": "resnet18", "norm": "instance"}, {}, "norm is batch, layer or group"),
     (MODELS, {"NAME": "resnet18", "width": -1}, {}, "are 1 or more"),
-    (OPTIMIZERS, {"NAME": "AdamW", "lr": 1, "betas": [0.9]}, {"params": [torch.zeros(1)]},
+    (OPTIMIZERS, {"NAME": "AdamW", "lr": 1, "betas": [0.9, 7]}, {"params": [torch.zeros(1)]},
      "optimizer AdamW cannot be built"),
 ])
 def test_a_refused_value_is_the_users_error(kind, node, offered, expected):
@@ -210,8 +239,8 @@ def test_a_refused_value_is_the_users_error(kind, node, offered, expected):
      {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)}, "scheduler CyclicLR cannot be built: "),
     (MODELS, {"NAME": "resnet18", "width": 2**40}, {}, "model resnet18 cannot be built: "),
     (DATASETS, {"NAME": "ImageFolder", "root": "x" * 3000}, {}, "dataset ImageFolder cannot be built: "),
-    (TRANSFORMS, {"NAME": "Affine", "p": 2, "interpolation": 77}, {},
-     "transform Affine cannot be built: p: Input should be less than or equal to 1, not 2; interp")])
+    (TRANSFORMS, {"NAME": "GaussNoise", "p": 2, "std_range": [3, 2]}, {},
+     "transform GaussNoise cannot be built: p: Input should be less than or equal to 1, not 2; std_")])
 def test_what_cvkit_hands_on_to_a_library_is_the_users_error_too(kind, node, offered, expected):
     with pytest.raises(ConfigError) as caught:
         kind.build(node, **offered)
@@ -262,9 +291,70 @@ def test_nodes_within_arguments_are_built():
     (float, 1, True), (float, True, False), (float, "1", False), (int, 1.5, False),
     (int, True, False), (bool, 1, False), (str, 1, False), (tuple[int, int], [1, 2], True),
     (int | None, None, True), (int | None, "a", False), (torch.Tensor | None, [1.0], True),
-    (float | torch.Tensor, "fast", False), (inspect.Parameter.empty, object(), True)])
+    (float | torch.Tensor, "fast", False), (inspect.Parameter.empty, object(), True),
+    (tuple[int, int], [1, 2, 3], False), (tuple[int, ...], [1, 2, 3], True),
+    (tuple[int, ...], [1, "b"], False), (Iterable[int], 1, False)])
 def test_accepts(annotation, value, expected):
     assert accepts(annotation, value) is expected
+
+
+@pytest.mark.parametrize("annotation, expected", [
+    (float | torch.Tensor, "float"), (torch.Tensor | None, "list[float] or null"),
+    (tuple[float, float] | float, "[float, float] or float"), (tuple[int, ...], "list[int]"),
+    (Iterable[int], "list[int]"), (Callable[[int], int] | None, "null"), (str | Path, "str"),
+    (list[Callable[[int], int]] | None, "null"), (float | Literal["find"], "float or find"),
+    (Literal["a", None], "one of a, null"), (dict[str, int] | None, "mapping or null"),
+    (Callable[[int], int], "what a config cannot write")])
+def test_types_are_told_as_a_config_can_write_them(annotation, expected):
+    assert describe_type(annotation) == expected
+
+
+# Arguments that albumentations 1.x had: {transform: {old: new}}
+OLD = {
+    "CoarseDropout": {"max_holes": "num_holes_range", "min_holes": "num_holes_range",
+                      "max_height": "hole_height_range", "min_width": "hole_width_range",
+                      "fill_value": "fill", "mask_fill_value": "fill_mask", "always_apply": "p"},
+    "GridDropout": {"unit_size_min": "unit_size_range", "holes_number_x": "holes_number_xy",
+                    "fill_value": "fill", "mask_fill_value": "fill_mask"},
+    "RandomResizedCrop": {"height": "size", "width": "size"},
+    "RandomSizedCrop": {"height": "size", "width": "size"},
+    "GaussNoise": {"var_limit": "std_range", "mean": "mean_range"},
+    "ShiftScaleRotate": {"value": "fill", "mask_value": "fill_mask"},
+    "PadIfNeeded": {"value": "fill", "mask_value": "fill_mask"},
+    "SafeRotate": {"value": "fill", "always_apply": "p"},
+    "Affine": {"cval": "fill", "cval_mask": "fill_mask", "mode": "border_mode"},
+    "Perspective": {"pad_val": "fill", "pad_mode": "border_mode"},
+    "Downscale": {"scale_min": "scale_range", "scale_max": "scale_range"},
+    "ImageCompression": {"quality_lower": "quality_range", "quality_upper": "quality_range"},
+    "RandomShadow": {"num_shadows_lower": "num_shadows_limit"},
+    "RandomFog": {"fog_coef_lower": "fog_coef_range", "fog_coef_upper": "fog_coef_range"},
+    "RandomSnow": {"snow_point_lower": "snow_point_range"},
+    "RandomRain": {"slant_upper": "slant_range"}, "Solarize": {"threshold": "threshold_range"},
+    "RandomCrop": {"height": "size", "width": "size"}, "Rotate": {"value": "fill"}}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_old_arguments_of_albumentations_name_the_new_ones(name):
+    for old, new in OLD[name].items():
+        with pytest.raises(ConfigError, match=f"no argument '{old}'\n  Did you mean {new}\\?"):
+            TRANSFORMS.check({"NAME": name, "size": [8, 8], "limit": 3, old: 1} if name in (
+                "RandomCrop", "Rotate") else {"NAME": name, old: 1})
+
+
+@pytest.mark.parametrize("kind, name, reason", [
+    (LOSSES, "TripletMarginLoss", "is not a loss of logits and classes"),
+    (LOSSES, "torch.nn.CTCLoss", "is not a loss of logits and classes"),
+    (OPTIMIZERS, "LBFGS", "calls the loss again within a step"),
+    (SCHEDULERS, "LambdaLR", "takes a function, which a config cannot hold"),
+    (SCHEDULERS, "MultiplicativeLR", "takes a function")])
+def test_what_cannot_be_taken_is_not_listed_and_says_why(kind, name, reason):
+    short = name.split(".")[-1]
+    with pytest.raises(ConfigError) as caught:
+        kind.get(name)
+    assert f"That of {kind.library[0]} {reason}" in caught.value.hint
+    with pytest.raises(ConfigError) as caught:
+        kind.get(short[:-1])
+    assert short not in caught.value.hint and short not in overview(kind)
 
 
 def test_imports_register_files_and_modules(tmp_path, monkeypatch):
@@ -352,8 +442,7 @@ def test_any_arguments_build_or_are_one_error(toys, arguments, name):
 def test_no_value_is_too_odd_to_be_checked(value):
     for registry, name in ((OPTIMIZERS, "AdamW"), (TRANSFORMS, "OneOf"), (SCHEDULERS, "OneCycleLR"),
                            (LOSSES, "CrossEntropyLoss"), (VISUALIZERS, "cam_matrix")):
-        for key in parameters_of(registry.get(name))[0]:
-            try:
-                registry.check({"NAME": name, key: value})
-            except ConfigError as error:
-                assert str(error).strip()
+        try:
+            registry.check({"NAME": name, **dict.fromkeys(parameters_of(registry.get(name))[0], value)})
+        except ConfigError as error:
+            assert str(error).strip()

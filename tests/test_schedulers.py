@@ -6,7 +6,7 @@ from cvkit.registry import SCHEDULERS
 from cvkit.schedulers import Schedule, build_schedule, unit_of
 
 NODES = {  # the least each needs in a config
-    "ChainedScheduler": None, "SequentialLR": None, "LambdaLR": None, "MultiplicativeLR": None,
+    "ChainedScheduler": None, "SequentialLR": None,
     "ConstantLR": {}, "LinearLR": {}, "PolynomialLR": {}, "StepLR": {"step_size": 2},
     "MultiStepLR": {"milestones": [2, 4]}, "ExponentialLR": {"gamma": 0.5},
     "CosineAnnealingLR": {}, "CosineAnnealingWarmRestarts": {"T_0": 2},

@@ -110,7 +110,7 @@ def test_visualize_draws_a_config_without_training_it(tool, tiny):
 
 
 def test_visualize_all_draws_all(tool, painted):
-    code, out, err = tool("visualize.py", "--all")
+    code, out, err = tool("visualize.py", "--all", "--dpi", "30")
     assert code == 0 and "left out: disagreements, which needs two or more runs" in out, err
     names = {path.stem for path in (painted.folder / "visuals").glob("*.png")}
     assert names == set(VISUALIZERS.own) - {"disagreements", "lr_finder"}
@@ -247,7 +247,7 @@ def test_the_registry_is_listed_and_described(tool):
     assert "norm: batch, layer (GroupNorm with one group) or group" in tool(
         "registry.py", "model", "resnet18")[1]
     code, out, _ = tool("registry.py", "transform", "CutOut")
-    assert code == 0 and "size (int or list[int]): required" in out
+    assert code == 0 and "size (int or [int, int]): required" in out
     assert "fill (float or list[float] or str): default 'mean'" in out
     assert "data_mean: offered by the run" in out and "DeVries & Taylor, 2017" in out
     assert re.search(r"defined in \S+cvkit/data/transforms\.py:\d+", out)

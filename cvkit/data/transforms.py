@@ -34,7 +34,7 @@ Fill = float | list[float] | str
 
 
 @TRANSFORMS.register()
-def RandomCrop(size: int | list[int], padding: int = 0, fill: Fill = 0, data_mean=None):
+def RandomCrop(size: int | tuple[int, int], padding: int = 0, fill: Fill = 0, data_mean=None):
     """Pad all four sides, then cut out a window at a random place.
 
     Args:
@@ -50,7 +50,7 @@ def RandomCrop(size: int | list[int], padding: int = 0, fill: Fill = 0, data_mea
 
 
 @TRANSFORMS.register()
-def CutOut(size: int | list[int], fill: Fill = "mean", p: float = 1.0, data_mean=None):
+def CutOut(size: int | tuple[int, int], fill: Fill = "mean", p: float = 1.0, data_mean=None):
     """Cover one window at a random place (DeVries & Taylor, 2017), always within the image.
 
     Args:
