@@ -16,7 +16,7 @@ from cvkit.data.loaders import BatchLoader
 from cvkit.errors import ConfigError
 from cvkit.hardware import autocast
 from cvkit.log import Log, Progress
-from cvkit.losses import build_loss
+from cvkit.losses import build_loss, weight_of
 from cvkit.metrics import Accuracy, Mean
 from cvkit.registry import METRICS
 from cvkit.run import Predictions, Run, open_run
@@ -69,7 +69,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         # same as in a single one.
         logits, true, places = (distributed.gather(part[:count])
                                 for part in (logits.float(), batch.labels, batch.index))
-        mean_loss.update(loss(logits, true), len(true))
+        mean_loss.update(loss(logits, true), len(true), weight_of(loss, true))
         for metric in metrics:
             metric.update(logits, true)
         labels.append(true)

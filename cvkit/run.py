@@ -308,7 +308,7 @@ class Run(Experiment):
         if not self.metrics:
             raise RunError(f"{self.folder} has no finished epoch")
         monitor = self.config.TRAIN.MONITOR
-        choose = min if is_lower_better(monitor) else max
+        choose = min if is_lower_better(monitor, self.metrics[-1]) else max
         key = f"{self.monitored}/{monitor}"
         return choose(self.metrics, key=lambda epoch: epoch[key])
 

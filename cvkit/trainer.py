@@ -46,9 +46,9 @@ from cvkit.hardware import (
     seed_everything,
 )
 from cvkit.log import Log, Progress
-from cvkit.losses import build_loss
+from cvkit.losses import build_loss, weight_of
 from cvkit.lr_finder import RULE, RangeTest, range_test
-from cvkit.metrics import is_lower_better
+from cvkit.metrics import is_lower_better, is_part, lower_is_better
 from cvkit.models import count_parameters, refuse_single_images
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import WRITERS
@@ -229,15 +229,20 @@ class Trainer:
         return self.model if self.ema is None else self.ema.model
 
     def _check_monitor(self) -> None:
-        classes = torch.arange(len(self.classes))
-        values = {"loss": 0.0}
+        """Note which values are better when lower, and who assumes so of the monitored one."""
+        classes, monitor = torch.arange(len(self.classes)), self.config.TRAIN.MONITOR
+        self.lower, self.assuming, known = ["loss"], None, ["loss"]
         for metric in build_metrics(self.config.METRICS, self.classes):
             metric.update(torch.zeros(len(classes), len(classes)), classes)
-            values |= values_of(metric)
-        if self.config.TRAIN.MONITOR not in values:
-            raise ConfigError(f"no metric named {self.config.TRAIN.MONITOR!r}",
+            values = values_of(metric)
+            self.lower += lower_is_better(metric, values)
+            known += values
+            if monitor in values and not (is_part(monitor) or hasattr(metric, "lower_is_better")):
+                self.assuming = type(metric).__name__
+        if monitor not in known:
+            raise ConfigError(f"no metric named {monitor!r}",
                               where=self.config.TRAIN.where("MONITOR"),
-                              hint=suggest(self.config.TRAIN.MONITOR, values))
+                              hint=suggest(monitor, known))
 
     # -- the whole ---------------------------------------------------------------------
 
@@ -368,7 +373,7 @@ class Trainer:
                   "images_per_second": round(len(self.data.train) / seconds, 1),
                   **{f"train/{name}": value for name, value in train_values.items()},
                   **{f"{monitored}/{name}": value for name, value in values.items()},
-                  "rates": rates}
+                  "lower_is_better": self.lower, "rates": rates}
         if is_best:
             self.best = {"epoch": self.epoch, **values}
         for writer in writers:
@@ -417,7 +422,7 @@ class Trainer:
             # Averaging gradients divides by the number of processes; each has a part of the batch.
             weight = count * distributed.size() / sum(group)
             loss, logits = self.train_step(batch, weight, is_step)
-            now.loss.update(loss, count)
+            now.loss.update(loss, count, weight_of(self.loss, batch.targets[:count]))
             now.accuracy.update(logits[:count], batch.labels[:count])
             is_due = progress.step()  # twice a second, for each look waits for a GPU's work
             if is_due or self.device.type == "cpu":
@@ -496,7 +501,7 @@ class Trainer:
         monitor = self.config.TRAIN.MONITOR
         if self.best is None:
             return True
-        if is_lower_better(monitor):
+        if monitor in self.lower:
             return values[monitor] < self.best[monitor]
         return values[monitor] > self.best[monitor]
 
@@ -588,13 +593,19 @@ class Trainer:
 
         That is possible if the checkpoint is of that epoch; else None, and the best is found anew.
         """
+        monitor, records = self.config.TRAIN.MONITOR, run.metrics
+        is_turned = records and is_lower_better(monitor, records[-1]) != (monitor in self.lower)
         try:
-            if self.best is None or run.checkpoint("best").epoch >= self.best["epoch"]:
+            if is_turned:
+                end = "lowest" if monitor in self.lower else "highest"
+                damage = f"the {end} {monitor} is the best now, before it was the other way round"
+            elif self.best is None or run.checkpoint("best").epoch >= self.best["epoch"]:
                 return self.best
-            damage = "best.pt is of an earlier epoch"
+            else:
+                damage = "best.pt is of an earlier epoch"
         except CheckpointError as error:
             damage = error.problem
-        if self.best["epoch"] == checkpoint.epoch and not checkpoint.batches:
+        if not is_turned and self.best["epoch"] == checkpoint.epoch and not checkpoint.batches:
             run.save(self._checkpoint(), "best")
             return self.best
         self.log.both(f"note       {damage}; the best epoch is looked for anew from "
@@ -629,6 +640,9 @@ class Trainer:
                  "not the best's")
         else:
             both("monitored  validation images; results are those of the best epoch on them")
+        if self.assuming:
+            both(f"note       metric {self.assuming} has no lower_is_better: the highest "
+                 f"{config.TRAIN.MONITOR} is taken as the best")
         both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""
         both(f"training   {config.TRAIN.EPOCHS} epochs of {len(self.loaders.train)} batches of "
@@ -690,7 +704,7 @@ class Trainer:
              + f" after epoch {predictions.epoch}")
         monitor = self.config.TRAIN.MONITOR
         value = self.best[monitor]
-        shown = f"{value:.4f}" if is_lower_better(monitor) else f"{100 * value:.2f}%"
+        shown = f"{100 * value:.2f}%" if is_part(monitor) else f"{value:.4f}"
         both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
              f"{epochs} epochs, {duration(run.seconds)} of training")
         self.warn(idle_scheduler(self.config, self.schedule, run.metrics))

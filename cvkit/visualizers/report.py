@@ -18,6 +18,7 @@ import cvkit
 from cvkit.errors import RunError, visible
 from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
+from cvkit.metrics import is_part
 from cvkit.models import count_parameters
 from cvkit.registry import MODELS, NAME
 from cvkit.requirements import check_requirements, summary
@@ -180,8 +181,7 @@ def _results(run: Run) -> list[Block]:
         if not isinstance(number, (int, float)):
             return str(number)
         # Of cvkit's own metrics these are parts of one; what others mean is theirs to know.
-        is_part = re.fullmatch(r"(accuracy(/.*)?|top\d+)", key.partition("/")[2])
-        return f"{100 * number:.2f} %" if is_part else f"{number:.4f}"
+        return f"{100 * number:.2f} %" if is_part(key.partition("/")[2]) else f"{number:.4f}"
 
     columns = [("train", f"train, epoch {last['epoch']}", last),
                (split, f"{split}, epoch {last['epoch']}", last)]
