@@ -58,6 +58,7 @@ from cvkit.run import Predictions, Run, duration, open_run, test_line
 from cvkit.sanity import Warner, after_epoch, before_training, idle_scheduler
 from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
 from cvkit.signals import Interrupted, StopSignals
+from cvkit.trial import try_training
 from cvkit.writers import JsonLines
 
 _RATES_PER_EPOCH = 100  # at most so many learning rates of an epoch are noted
@@ -126,8 +127,7 @@ class Trainer:
         self.forward = self._parallel(self.model)
         self.steps_per_epoch = math.ceil(len(self.loaders.train) / config.TRAIN.ACCUMULATE)
         self._build_optimizer_and_schedule()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.ema = EMA(self.model, config.TRAIN.EMA) if config.TRAIN.EMA > 0 else None
+        self._build_scaler_and_ema()
         self.epoch = 0  # finished ones
         self.values: dict[str, float] = {}  # the metrics of the last of them
         self.best: dict[str, float] | None = None  # and of the best
@@ -176,6 +176,20 @@ class Trainer:
         self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
                                        self.steps_per_epoch, config.TRAIN.WARMUP_EPOCHS)
 
+    def _build_scaler_and_ema(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        decay = self.config.TRAIN.EMA
+        self.ema = EMA(self.model, decay) if decay > 0 else None
+
+    def twin(self) -> Trainer:
+        """Return a trainer of copies: its steps leave this one as it is."""
+        twin = copy.copy(self)
+        twin.model, twin.loss = copy.deepcopy((self.model, self.loss))
+        twin.forward = twin._parallel(twin.model)
+        twin._build_optimizer_and_schedule()
+        twin._build_scaler_and_ema()
+        return twin
+
     def find_lr(self, lowest: float = 1e-5, highest: float = 10.0, steps: int = 100) -> RangeTest:
         """Look for a learning rate: train a copy of the model for some steps at rising rates.
 
@@ -189,13 +203,14 @@ class Trainer:
             RunError: the loss does not fall at any of the rates.
         """
         twin = copy.copy(self)
-        twin.model, twin.ema = copy.deepcopy(self.model), None
+        twin.model, twin.loss = copy.deepcopy((self.model, self.loss))
+        twin._build_scaler_and_ema()
+        twin.ema = None
         twin.forward = distributed.average_gradients(twin.model, self.device,
                                                      self._has_unused_parameters())
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
                                          self.config.TRAIN.DECAY_NORM_AND_BIAS)
         twin.schedule = Schedule(twin.optimizer)
-        twin.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         twin.model.train()
         accumulate = self.config.TRAIN.ACCUMULATE
         bar = tqdm(total=steps, desc="Finding the learning rate", file=sys.stdout, leave=False,
@@ -391,7 +406,7 @@ class Trainer:
             values["loss"], predictions.correct, len(predictions.true)).replace(
                 "Test set", "Test set" if monitored == "test" else "Validation set"))
         if is_best and self.run is not None:  # after last.pt, from which it can be made again
-            self.run.save(self._checkpoint(), "best")
+            self.run.save(self.checkpoint(), "best")
         self._say_left_out(self._left_out_of(self.loaders.train, self.loaders.monitored))
         if self.run is not None:
             self.warn(after_epoch(self.config, self.data, self.loss, self.run.metrics,
@@ -472,16 +487,20 @@ class Trainer:
                 loss = self.loss(logits, batch.targets)
             self.scaler.scale(loss * weight).backward()
         if is_step:
-            if self.config.TRAIN.CLIP_GRAD_NORM > 0:
-                self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.TRAIN.CLIP_GRAD_NORM)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.schedule.after_step()
-            if self.ema is not None:
-                self.ema.update()
+            self.optimizer_step()
         return loss.detach(), logits.detach()
+
+    def optimizer_step(self) -> None:
+        """Change the weights by the gradients there are."""
+        if self.config.TRAIN.CLIP_GRAD_NORM > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.TRAIN.CLIP_GRAD_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.after_step()
+        if self.ema is not None:
+            self.ema.update()
 
     def _seed(self, epoch: int) -> None:
         """Seed what is random in an epoch; each process has random numbers of its own."""
@@ -507,7 +526,8 @@ class Trainer:
 
     # -- checkpoints -------------------------------------------------------------------
 
-    def _checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
+    def checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
+        """Return what is saved: as it is now, or with `training_state` to go on from."""
         return Checkpoint(
             model=self.evaluated_model.state_dict(), config=self.config.dump(),
             classes=list(self.classes), mean=list(self.loaders.mean), std=list(self.loaders.std),
@@ -522,11 +542,11 @@ class Trainer:
             if self.now.loss.first_non_finite() is not None or not weights.isfinite().all():
                 self._stop_for_non_finite(self.now.batches, len(self.loaders.train))
         if self.run is not None:
-            self.run.save(self._checkpoint(self._training_state(within)))
+            self.run.save(self.checkpoint(self.training_state(within)))
         self.saved = moment_of(self.epoch, self.now.batches)
         self.pace.restart()
 
-    def _training_state(self, within: dict[str, Any] | None) -> dict[str, Any]:
+    def training_state(self, within: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what, besides the evaluated weights, the rest of the training depends on.
 
         At the end of an epoch random numbers are no part of it: each seeds its own from
@@ -544,6 +564,19 @@ class Trainer:
         checkpoint, self.config = distributed.from_main(lambda: self._read(run))
         if was_to_find:
             self._build_optimizer_and_schedule()
+        self.restore(checkpoint)
+        self.best = distributed.from_main(lambda: self._with_best_file(run, checkpoint))
+        if run is not None:
+            for part in ("model", "_trained"):  # will be others
+                vars(run).pop(part, None)
+            JsonLines.keep_epochs(run.folder, self.epoch)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up the training where a checkpoint left it.
+
+        Raises:
+            CheckpointError: its state does not fit what the config names.
+        """
         state = checkpoint.training
         try:
             load_weights(self.evaluated_model, checkpoint.model, "the checkpoint")
@@ -563,11 +596,6 @@ class Trainer:
             raise CheckpointError("the checkpoint's training state does not fit: "
                                   f"{type(error).__name__}: {error}") from error
         self.epoch, self.values, self.best = checkpoint.epoch, checkpoint.metrics, state["best"]
-        self.best = distributed.from_main(lambda: self._with_best_file(run, checkpoint))
-        if run is not None:
-            for part in ("model", "_trained"):  # will be others
-                vars(run).pop(part, None)
-            JsonLines.keep_epochs(run.folder, self.epoch)
 
     def _read(self, run: Run) -> tuple[Checkpoint, Config]:
         """Return a run's last checkpoint, if it fits, and the config to go on with."""
@@ -606,7 +634,7 @@ class Trainer:
         except CheckpointError as error:
             damage = error.problem
         if not is_turned and self.best["epoch"] == checkpoint.epoch and not checkpoint.batches:
-            run.save(self._checkpoint(), "best")
+            run.save(self.checkpoint(), "best")
             return self.best
         self.log.both(f"note       {damage}; the best epoch is looked for anew from "
                       f"{self.epoch + 1} on")
@@ -797,19 +825,7 @@ class Trainer:
     # -- check ---------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Push one batch forward and backward and say how it went. Writes nothing."""
+        """Try a step, a save, a load and an evaluation, and say how it went. Writes nothing."""
         self._log_beginning(None)
-        self.model.train()
-        batch = self.loaders.train.first_batch()
-        loss, _ = self.train_step(batch, 1.0, is_step=False)
-        gradients = [parameter.grad for parameter in self.model.parameters()
-                     if parameter.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack(
-            [torch.linalg.vector_norm(gradient.float()) for gradient in gradients])))
-        if not (torch.isfinite(loss) and math.isfinite(norm)):
-            raise RunError(f"loss {float(loss)} and gradient norm {norm} of the first batch are "
-                           "not finite", hint="Try TRAIN.PRECISION fp32.")
-        guess = f"guessing gives ln {len(self.classes)} = {math.log(len(self.classes)):.4f}"
-        self.log.show(f"check      one batch of {len(batch.labels)}: loss {float(loss):.4f} "
-                      f"({guess}), gradient norm {norm:.3g}. All is well; nothing was written.")
+        self.log.show(f"check      {try_training(self)}. All is well; nothing was written.")
         distributed.stop()
