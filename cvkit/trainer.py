@@ -715,8 +715,9 @@ class Trainer:
         checkpoint = distributed.from_main(lambda: self.run.checkpoint("best"))
         load_weights(self.evaluated_model, checkpoint.model, "best.pt")
         predictions = predict(
-            self.evaluated_model, self.loaders.test, self.loss, build_metrics([], self.classes),
-            self.classes, self.precision, checkpoint.epoch,
+            self.evaluated_model, self.loaders.test, self.loss,
+            build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
+            checkpoint.epoch,
             Progress("Test", len(self.loaders.test), self.log.is_live))[0]
         self._say_left_out(self._left_out_of(self.loaders.test))
         return predictions
