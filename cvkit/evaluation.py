@@ -124,6 +124,9 @@ def evaluate(run: Run | str | Path | None = None,
                              classes, run.precision, checkpoint.epoch,
                              Progress("Test", len(loader), Log().is_live))
     predictions = replace(predictions, batches=checkpoint.batches)
+    other = run.other_best(predictions)
+    if other:
+        print(other)
     path = run.folder / "predictions.npz"
     reason = _why_not_kept(run, predictions, path)
     if reason is None:

@@ -327,6 +327,17 @@ class Run(Experiment):
         key = f"{self.monitored}/{monitor}"
         return choose(self.metrics, key=lambda epoch: epoch[key])
 
+    def other_best(self, predictions: Predictions) -> str | None:
+        """Return in words of which epochs results and best.pt are, if not of the same one."""
+        try:
+            best = self.checkpoint("best").epoch
+        except CheckpointError:
+            return None
+        if best == predictions.epoch and not predictions.batches:
+            return None
+        return (f"Results and pictures are of the model {predictions.place} (last.pt); best.pt is "
+                f"of epoch {best}, chosen by its {self.monitored} {self.config.TRAIN.MONITOR}")
+
     @property
     def seconds(self) -> float:
         """Time spent on training, without evaluation."""
@@ -570,15 +581,21 @@ class Runs(Subject):
         def parameters(run: Run) -> str:
             return f"{count_parameters(run.checkpoint().build_model()):,}"
 
-        def trained(name: str, scale: float, form: str) -> Callable[[Run], str]:
-            return lambda run: format(scale * run.metrics[-1][f"train/{name}"], form)
+        def tested(run: Run, value: str) -> str:
+            return f"{value} ({run.predictions.place})"
 
-        return [row("test accuracy", lambda run: f"{100 * run.predictions.accuracy:.2f} %"),
-                row("test loss", lambda run: f"{run.predictions.loss:.4f}"),
-                row("of the model", lambda run: run.predictions.place),
-                row("best accuracy", best),
-                row("train accuracy (%)", trained("accuracy", 100, ".2f")),
-                row("train loss", trained("loss", 1, ".4f")),
+        def trained(run: Run, value: str) -> str:
+            return f"{value} (epoch {run.metrics[-1]['epoch']})"
+
+        def percent(value: float) -> str:
+            return f"{100 * value:.2f} %"
+
+        return [row("test accuracy", lambda run: tested(run, percent(run.predictions.accuracy))),
+                row("test loss", lambda run: tested(run, f"{run.predictions.loss:.4f}")),
+                row("accuracy of best.pt", best),
+                row("train accuracy",
+                    lambda run: trained(run, percent(run.metrics[-1]["train/accuracy"]))),
+                row("train loss", lambda run: trained(run, f"{run.metrics[-1]['train/loss']:.4f}")),
                 row("epochs", lambda run: str(len(run.metrics))),
                 row("training time", lambda run: duration(run.seconds)),
                 row("images per second", rate),

@@ -727,7 +727,7 @@ class Trainer:
         predictions.save(run.folder / "predictions.npz")
         both, epochs = self.log.both, self.epoch
         if epochs < self.config.TRAIN.EPOCHS:
-            both(f"Stopped early: no better {self.config.TRAIN.MONITOR} for "
+            both(f"Stopped early after epoch {epochs}: no better {self.config.TRAIN.MONITOR} for "
                  f"{self.config.TRAIN.EARLY_STOP} epochs")
         both(test_line(predictions.loss, predictions.correct, len(predictions.true))
              + f" after epoch {predictions.epoch}")
@@ -736,6 +736,9 @@ class Trainer:
         shown = f"{100 * value:.2f}%" if is_part(monitor) else f"{value:.4f}"
         both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
              f"{epochs} epochs, {duration(run.seconds)} of training")
+        other = run.other_best(predictions)
+        if other:
+            both(other)
         self.warn(idle_scheduler(self.config, self.schedule, run.metrics))
         if self.requirements:
             demands = check_requirements(self.config, run)

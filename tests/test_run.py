@@ -201,8 +201,10 @@ def test_the_table_of_runs_has_what_differs_and_the_results(run, painted):
     assert cells["OPTIMIZER.lr"] == ["0.05", "0.0001"]
     assert cells["DATA.DATASET.NAME"] == ["Digits", "ImageFolder"]
     assert "SEED" not in cells and "DATA.TRAIN_TRANSFORMS" not in cells
-    assert cells["test accuracy"] == [f"{100 * item.predictions.accuracy:.2f} %"
+    assert cells["test accuracy"] == [f"{100 * item.predictions.accuracy:.2f} % (after epoch 2)"
                                       for item in (run, painted)]
+    assert cells["train loss"] == [f"{item.metrics[-1]['train/loss']:.4f} (epoch 2)"
+                                   for item in (run, painted)]
     assert cells["epochs"] == ["2", "2"]
     assert cells["parameters"] == [
         f"{sum(weight.numel() for weight in item.model.parameters()):,}" for item in (run, painted)]

@@ -9,9 +9,11 @@ from torch import nn
 from cvkit.config import load_config
 from cvkit.data import ImageData, ImageSet
 from cvkit.errors import CheckpointError, ConfigError, RunError
+from cvkit.evaluation import evaluate
 from cvkit.registry import DATASETS, LOSSES, METRICS, MODELS, WRITERS
-from cvkit.run import Run, open_run
+from cvkit.run import Run, Runs, open_run
 from cvkit.trainer import Trainer, train
+from cvkit.visualizers.report import _results
 
 EVERYTHING = {  # what a resumed run depends on, all at once
     "TRAIN.EMA": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
@@ -205,7 +207,7 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(tiny):
     assert equal(checkpoint.training["ema"]["model"], dict(trained))
 
 
-def test_early_stop_ends_the_run_and_best_is_the_best_epoch(tiny):
+def test_early_stop_ends_the_run_and_every_figure_says_its_epoch(tiny, capsys):
     overrides = {"TRAIN.EARLY_STOP": 2, "TRAIN.EPOCHS": 30, "OPTIMIZER.lr": 1e-9,
                  "TRAIN.MONITOR": "accuracy"}
     run = train(load_config(tiny, overrides))
@@ -213,8 +215,21 @@ def test_early_stop_ends_the_run_and_best_is_the_best_epoch(tiny):
     best = accuracies.index(max(accuracies))
     assert len(accuracies) == best + 3 < 30
     assert run.checkpoint("best").epoch == best + 1
-    assert "Stopped early: no better accuracy for 2 epochs" in (run.folder / "train.log").read_text()
+    log = (run.folder / "train.log").read_text()
+    assert f"Stopped early after epoch {len(run.metrics)}: no better accuracy for 2 epochs" in log
     assert train(load_config(tiny, overrides), resume=True).metrics == run.metrics  # and stays so
+    of_both = (f"Results and pictures are of the model after epoch {best + 3} (last.pt); best.pt is "
+               f"of epoch {best + 1}, chosen by its test accuracy")
+    evaluate(run)
+    assert of_both in log and of_both in capsys.readouterr().out
+    assert f"{of_both}." in [getattr(block, "text", "") for block in _results(run)]
+    rows = {line.split("  ")[0]: line for line in Runs([run, run]).table().splitlines()}
+    for name, epoch in (("test accuracy", f"(after epoch {best + 3})"),
+                        ("test loss", f"(after epoch {best + 3})"),
+                        ("accuracy of best.pt", f"(test, epoch {best + 1})"),
+                        ("train accuracy", f"(epoch {best + 3})"),
+                        ("train loss", f"(epoch {best + 3})")):
+        assert rows[name].count(epoch) == 2
 
 
 @pytest.mark.parametrize("monitor, better", [("loss", min), ("accuracy", max), ("top3", max)])
@@ -255,7 +270,8 @@ def test_the_run_folder_has_what_it_should(tiny):
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]) == {"epoch", "lr", "seconds", "images_per_second", "train/loss",
-                               "train/accuracy", "test/loss", "test/accuracy", "rates"}
+                               "train/accuracy", "test/loss", "test/accuracy", "lower_is_better",
+                               "rates"}
     assert [record["rates"] for record in records] == [
         [[step, 0.05] for step in range(5)], [[step, 0.05] for step in range(5, 10)]]
     lines = (run.folder / "train.log").read_text().splitlines()

@@ -170,6 +170,7 @@ def _requirements(run: Run) -> list[Section]:
 def _results(run: Run) -> list[Block]:
     last, best, split = run.metrics[-1], run.best, run.monitored
     predictions = run.predictions
+    other = run.other_best(predictions)
     names = [name.removeprefix("train/") for name in last if name.startswith("train/")]
     names += [name.removeprefix(f"{split}/") for name in last
               if name.startswith(f"{split}/") and name.removeprefix(f"{split}/") not in names]
@@ -202,9 +203,10 @@ def _results(run: Run) -> list[Block]:
              f"{len(predictions.true):,} images, loss {predictions.loss:.4f}, "
              f"{predictions.place} ({watched})."),
         Table(["", *(title for _, title, _ in columns)], rows),
+        *([Text(f"{other}.")] if other else []),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
-             f"{last['epoch']}, in {duration(run.seconds)}. Parameters: "
-             f"{count_parameters(run.model):,}."),
+             f"{last['epoch']} of {run.config.TRAIN.EPOCHS}, in {duration(run.seconds)}. "
+             f"Parameters: {count_parameters(run.model):,}."),
     ]
 
 
