@@ -49,6 +49,11 @@ class Checkpoint:
     training: dict[str, Any] | None = None
     format: int = FORMAT
 
+    def content(self) -> dict[str, Any]:
+        """Return what is saved: the attributes by name."""
+        # dataclasses.asdict would copy every tensor.
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
     def save(self, path: Path, keep: Path | None = None) -> None:
         """Write the file whole or not at all, also where the machine is switched off meanwhile.
 
@@ -62,8 +67,7 @@ class Checkpoint:
         part = path.with_suffix(".part")
         try:
             with part.open("wb") as file:
-                # dataclasses.asdict would copy every tensor.
-                torch.save({name: getattr(self, name) for name in self.__dataclass_fields__}, file)
+                torch.save(self.content(), file)
                 file.flush()
                 os.fsync(file.fileno())  # or the new name could outlive a crash, empty
             if keep is not None and path.is_file():
@@ -86,7 +90,15 @@ class Checkpoint:
         Raises:
             CheckpointError: absent, damaged, or not written by cvkit.
         """
-        content = read_verified(path)
+        return cls.of(read_verified(path), path)
+
+    @classmethod
+    def of(cls, content: Any, path: object) -> Checkpoint:
+        """Return what was read from a path, once all of it is checked.
+
+        Raises:
+            CheckpointError: it is not what cvkit writes.
+        """
         known = {field.name: field.default is MISSING for field in fields(cls)}
         if (not isinstance(content, dict) or type(content.get("format")) is not int
                 or content["format"] != FORMAT or not set(content) <= set(known)

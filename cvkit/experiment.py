@@ -114,6 +114,10 @@ class Experiment(Subject):
 
     def _placed(self, model: nn.Module) -> nn.Module:
         """Return the model on the device; it and all batches in the layout that suits it."""
-        layout = choose_layout(self.config.TRAIN.CHANNELS_LAST, model, self.device)
-        self.loaders.set_layout(layout)
+        layout = self._layout(model)
+        if "loaders" in vars(self):
+            self.loaders.set_layout(layout)
         return model.to(self.device, memory_format=layout)
+
+    def _layout(self, model: nn.Module) -> torch.memory_format:
+        return choose_layout(self.config.TRAIN.CHANNELS_LAST, model, self.device)

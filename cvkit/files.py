@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cvkit.errors import RunError
 
@@ -41,3 +43,17 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())  # or the new name could outlive a crash, empty
         os.replace(part, path)
+
+
+def reread(state: Any) -> Any:
+    """Return what a state comes to once it is saved and loaded, without a file: on the CPU.
+
+    Raises:
+        Exception: of pickle or torch, if it holds more than tensors and plain values.
+    """
+    import torch
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)

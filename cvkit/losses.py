@@ -39,11 +39,22 @@ LOSSES.add_library("torch.nn", lambda: {name: getattr(nn, name) for name in _FOR
 
 
 class ClassificationLoss(nn.Module):
-    """One of torch's losses on logits (N, C) and targets: classes (N,), or their weights (N, C)."""
+    """One of torch's losses on logits (N, C) and targets: classes (N,), or shares of them (N, C).
 
-    def __init__(self, criterion: nn.Module, outputs: str, targets: str):
+    Where its classes weigh differently, it is the sum of the images' weighted losses over N, in
+    units of the mean weight of the classes: the same however images are batched, which torch's own
+    mean over the weights of a batch is not.
+
+    Attributes:
+        weights: of the classes (C,), with the mean 1; None if all are the same.
+    """
+
+    def __init__(self, criterion: nn.Module, outputs: str, targets: str,
+                 weights: Tensor | None = None):
         super().__init__()
         self.criterion, self.outputs, self.targets = criterion, outputs, targets
+        self.register_buffer("weights", None if weights is None else weights / weights.mean())
+        self._unit = 1.0 if weights is None else float(weights.mean())
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.float()
@@ -56,9 +67,22 @@ class ClassificationLoss(nn.Module):
         if self.targets != "classes" and targets.ndim == 1:
             targets = F.one_hot(targets, logits.shape[1]).to(outputs.dtype)
         loss = self.criterion(outputs, 2 * targets - 1 if self.targets == "signs" else targets)
-        # torch divides by the weights that a batch happens to hold; the mean weight of the
-        # classes instead makes the mean over all images the same however they are batched.
-        return loss if loss.ndim == 0 else loss.mean() / self.criterion.weight.mean()
+        return loss if self.weights is None else loss.mean() / self._unit
+
+    def weight_of(self, targets: Tensor) -> Tensor | None:
+        """Return what the images of these targets weigh together; None for their number.
+
+        The sum of all batches' values times their images, over the sum of this, is torch's
+        weighted mean over all images at once. Of mixed images the shares are weighed.
+        """
+        if self.weights is None:
+            return None
+        return self.weights[targets].sum() if targets.ndim == 1 else (targets @ self.weights).sum()
+
+
+def weight_of(loss: nn.Module, targets: Tensor) -> Tensor | None:
+    """Return what images weigh together in the mean of a loss; None for their number."""
+    return loss.weight_of(targets) if isinstance(loss, ClassificationLoss) else None
 
 
 def torch_form(loss: nn.Module) -> tuple[str, str] | None:
@@ -117,12 +141,24 @@ def _build_loss(node: Any, num_classes: int) -> nn.Module:
         if weight is not None and len(weight) != num_classes:
             raise ConfigError(f"{key} has {len(weight)} numbers for {num_classes} classes",
                               where=where_in(node, key))
-    if getattr(criterion, "weight", None) is not None and _FORMS[name][1] == "classes":
+    weights = _class_weights(criterion, num_classes) if _FORMS[name][1] == "classes" else None
+    if weights is not None:
+        if not weights.sum():
+            raise ConfigError(f"no class has a weight in {name}", where=where_in(node, NAME))
         criterion.reduction = "none"
-    loss = ClassificationLoss(criterion, *_FORMS[name])
+    loss = ClassificationLoss(criterion, *_FORMS[name], weights)
     try:
         loss(torch.zeros(2, num_classes), torch.arange(2) % num_classes)
     except Exception as error:  # torch looks at most of a loss's arguments only when it is called
         raise ConfigError(f"loss {name} cannot be used: {error}",
                           where=where_in(node, NAME)) from error
     return loss
+
+
+def _class_weights(criterion: nn.Module, num_classes: int) -> Tensor | None:
+    """Return what the images of each class weigh in torch's mean; None if all are the same."""
+    weights, ignored = criterion.weight, getattr(criterion, "ignore_index", -1)
+    if 0 <= ignored < num_classes:  # torch's mean is over the other images
+        weights = torch.ones(num_classes) if weights is None else weights.clone()
+        weights[ignored] = 0
+    return weights

@@ -1,21 +1,57 @@
 """Metrics. Counts are summed over images on the device and divided once, at the end.
 
 A metric has `update(logits, labels)`, called for each batch, and `compute()`, which returns
-values by name. A name that ends in "loss" or "error" is better when lower.
+values by name. Higher ones are better, unless its attribute `lower_is_better` is True, or holds the
+names of those values that are better when lower.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cvkit import distributed
+from cvkit.errors import ConfigError
 from cvkit.registry import METRICS
 
 
-def is_lower_better(name: str) -> bool:
-    """Tell by its name whether a metric is better when lower."""
-    return name.endswith(("loss", "error"))
+def lower_is_better(metric: Any, values: Iterable[str]) -> list[str]:
+    """Return which of the values that a metric computes are better when lower, as it says itself.
+
+    Raises:
+        ConfigError: its `lower_is_better` is neither a truth value nor some of their names.
+    """
+    said = getattr(metric, "lower_is_better", False)
+    if isinstance(said, bool):
+        return sorted(values) if said else []
+    names = set(said) if isinstance(said, (set, frozenset, list, tuple)) else {said}
+    if not names <= set(values):
+        raise ConfigError(f"lower_is_better of metric {type(metric).__name__} is {said!r}",
+                          hint="It is True, False or a set of names that compute() returns: "
+                               f"{', '.join(sorted(values))}.")
+    return sorted(names)
+
+
+def is_lower_better(name: str, record: Mapping[str, Any]) -> bool:
+    """Tell whether a value is better when lower.
+
+    Args:
+        name: of the value, without its split.
+        record: of an epoch, as `metrics.jsonl` has it, where training notes which those are.
+    """
+    if "lower_is_better" in record:
+        return name in record["lower_is_better"]
+    # Versions that noted nothing went by the ending of names, of cvkit's own metrics as well.
+    return not is_part(name) and name.endswith(("loss", "error"))
+
+
+def is_part(name: str) -> bool:
+    """Tell whether a value is a part of one, by what cvkit's own metrics are called."""
+    return re.fullmatch(r"(accuracy(/.*)?|top\d+)", name, re.DOTALL) is not None
 
 
 class Mean:
@@ -28,34 +64,49 @@ class Mean:
         self._before: list[float] = []  # means from before a resumption
         self._means: list[Tensor] = []
         self._counts: list[int] = []
+        self._weights: list[Tensor | float] = []
         self._seen = 0  # batches that `first_non_finite` has looked at
 
-    def update(self, batch_mean: Tensor, images: int) -> None:
+    def update(self, batch_mean: Tensor, images: int, weight: Tensor | None = None) -> None:
+        """Add a batch: its sum divided by its images, and what these weigh, 1 each by default."""
         self._means.append(batch_mean.detach().reshape(()))
         self._counts.append(images)
+        self._weights.append(images if weight is None else weight.detach())
 
     def compute(self) -> float:
-        if not sum(self._counts):  # of several processes, one may have had no image yet
+        """Return the sum over all images divided by their weights; 0 without any."""
+        weight = sum(self._weights_of_batches())
+        if not weight:  # of several processes, one may have had no image yet
             return 0.0
-        return float(self._values() @ torch.tensor(self._counts).double()) / sum(self._counts)
+        return float(self._values() @ torch.tensor(self._counts).double()) / weight
 
     def _values(self) -> Tensor:
         new = torch.stack(self._means).cpu().double() if self._means else torch.zeros(0)
         return torch.cat([torch.tensor(self._before, dtype=torch.float64), new.double()])
+
+    def _weights_of_batches(self) -> list[float]:
+        on_device = [weight for weight in self._weights if isinstance(weight, Tensor)]
+        if on_device:  # of all batches but those from before a resumption; one look for them all
+            self._weights[-len(on_device):] = torch.stack(on_device).cpu().double().tolist()
+        return self._weights
 
     def everywhere(self) -> Mean:
         """Return that over the images of all processes. All must ask."""
         whole = Mean()
         whole._before = distributed.gather(self._values()).tolist()
         whole._counts = distributed.gather(torch.tensor(self._counts, dtype=torch.int64)).tolist()
+        whole._weights = distributed.gather(
+            torch.tensor(self._weights_of_batches(), dtype=torch.float64)).tolist()
         return whole
 
     def state_dict(self) -> dict[str, list]:
         """Return what `load_state_dict` goes on with."""
-        return {"means": self._values().tolist(), "counts": list(self._counts)}
+        return {"means": self._values().tolist(), "counts": list(self._counts),
+                "weights": list(self._weights_of_batches())}
 
     def load_state_dict(self, state: dict[str, list]) -> None:
         self._before, self._counts = list(state["means"]), list(state["counts"])
+        self._weights = list(state.get("weights", self._counts))  # older versions wrote none
 
     def batches(self) -> list[float]:
         """Return the means over batches, in order."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from cvkit.errors import ConfigError
-from cvkit.registry import NAME, OPTIMIZERS, where_in
+from cvkit.files import reread
+from cvkit.registry import NAME, OPTIMIZERS, place_of, where_in
+
+# Of a trial: some optimizers move slow weights only every 5 or 10 steps.
+_STEPS_BEFORE, _STEPS_AFTER = 3, 20
 
 OPTIMIZERS.add_library("torch.optim", lambda: {
     name: entry for name, entry in vars(torch.optim).items()
@@ -28,6 +34,9 @@ def build_optimizer(node: Any, model: nn.Module,
         model: what is trained.
         decay_norm_and_bias: False spares parameters of one dimension (norms and biases) the
             node's weight_decay (He et al., 2019, "Bag of Tricks").
+
+    Raises:
+        ConfigError: it cannot be built, take a step on such parameters, or be resumed.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": trained}]
@@ -36,7 +45,11 @@ def build_optimizer(node: Any, model: nn.Module,
                   {"params": [parameter for parameter in trained if parameter.ndim <= 1],
                    "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    _try_a_step(node, trained)
+    if isinstance(node.get("lr"), (list, tuple)):  # which torch's annotations would allow
+        raise ConfigError(f"lr of optimizer {node[NAME]} takes one number, not {list(node['lr'])}",
+                          where=where_in(node, "lr"))
+    if groups:
+        _try_steps(node, groups)
     if not _can_be_fused(node, trained):
         return OPTIMIZERS.build(node, params=groups)
     optimizer = OPTIMIZERS.build(node, params=groups, fused=True)
@@ -47,20 +60,94 @@ def build_optimizer(node: Any, model: nn.Module,
     return optimizer
 
 
-def _try_a_step(node: Any, trained: list[nn.Parameter]) -> None:
-    """Refuse arguments that torch's optimizers look at only when they change weights."""
-    if not trained:
-        return
-    twin = nn.Parameter(torch.zeros_like(min(trained, key=torch.numel)))
-    optimizer = OPTIMIZERS.build(node, params=[twin])
-    if not type(optimizer).__module__.startswith("torch."):
-        return
-    twin.grad = torch.zeros_like(twin)
+def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
+    """Refuse what shows only in a step, and one's own optimizer that could not be resumed.
+
+    Raises:
+        ConfigError: it cannot take a step on parameters of these shapes; or it does not go on from
+            its saved state as it would have without.
+    """
+    device = groups[0]["params"][0].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        copies = _copies(groups, lambda parameter: (parameter.shape, parameter.dtype))
+        optimizer = OPTIMIZERS.build(node, params=copies)
+        _step(node, optimizer, copies, 0)
+        if not type(optimizer).__module__.startswith("torch."):
+            _try_to_resume(node, _copies(groups, lambda parameter: parameter.ndim))
+
+
+def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
+    """Save the state of one optimizer into another, and see that both go on in the same way."""
+    first = OPTIMIZERS.build(node, params=[dict(group) for group in groups])
+    for number in range(_STEPS_BEFORE):
+        _step(node, first, groups, number)
+    place, copies = where_in(node, NAME), _copies(groups)
+    second = OPTIMIZERS.build(node, params=[dict(group) for group in copies])
+    try:
+        state = reread(first.state_dict())
+        if not {"state", "param_groups"} <= set(state):
+            raise ValueError("state_dict() has no state and param_groups, as torch's has")
+        second.load_state_dict(state)
+    except Exception as error:  # of pickle, of torch, or of the user's own code
+        raise ConfigError(f"the state of optimizer {node[NAME]} cannot be saved and taken up "
+                          f"again: {type(error).__name__}: {error}", where=place,
+                          hint=_place_in(type(second), error)) from error
+    for number in range(_STEPS_BEFORE, _STEPS_BEFORE + _STEPS_AFTER):
+        for optimizer, params in ((first, groups), (second, copies)):
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * 0.9  # as a scheduler does
+            _step(node, optimizer, params, number)
+        if not all(torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True)
+                   for group, other in zip(groups, copies)
+                   for ours, theirs in zip(group["params"], other["params"])):
+            own = set(vars(first)) - set(vars(torch.optim.SGD([torch.zeros(1)], lr=1)))
+            kept = f": {', '.join(sorted(own))}" if own else ""
+            raise ConfigError(
+                f"optimizer {node[NAME]} could not be resumed: {number + 1 - _STEPS_BEFORE} steps "
+                "after its state is saved and loaded, the weights differ from those without",
+                where=place, hint="What step() goes by has to be in self.state, in param_groups or "
+                                  f"in a state_dict() of its own, not in attributes{kept}.")
+
+
+def _copies(groups: list[dict[str, Any]],
+            kind: Callable[[nn.Parameter], Any] = id) -> list[dict[str, Any]]:
+    """Return copies of the groups that hold the smallest parameter of each kind."""
+    found = []
+    for group in groups:
+        smallest: dict[Any, nn.Parameter] = {}
+        for parameter in sorted(group["params"], key=torch.numel):
+            smallest.setdefault(kind(parameter), parameter)
+        found.append({**group, "params": [nn.Parameter(parameter.detach().clone())
+                                          for parameter in smallest.values()]})
+    return found
+
+
+def _step(node: Any, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]],
+          seed: int) -> None:
+    """Take a step with gradients, and other random numbers, that depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = 0.01 * torch.randn(parameter.shape, dtype=parameter.dtype,
+                                                generator=generator).to(parameter.device)
+    torch.manual_seed(seed)
     try:
         optimizer.step()
-    except Exception as error:
+    except Exception as error:  # of torch, or of the user's own code, each in its own way
+        hint = _place_in(type(optimizer), error)
+        if "closure" in str(error):
+            hint = f"Training computes gradients once and calls step() without a closure. {hint}"
         raise ConfigError(f"optimizer {node[NAME]} cannot take a step: {error}",
-                          where=where_in(node, NAME)) from error
+                          where=where_in(node, NAME), hint=hint) from error
+
+
+def _place_in(own: type, error: Exception) -> str | None:
+    """Return where in a user's file an error came from; None for a class of torch."""
+    if own.__module__.startswith("torch."):
+        return None
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == inspect.getsourcefile(own)]
+    return f"See {lines[-1].filename}:{lines[-1].lineno}" if lines else f"See {place_of(own)}"
 
 
 def _can_be_fused(node: Any, trained: list[nn.Parameter]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import math
 import os
 import platform
@@ -12,7 +13,7 @@ import textwrap
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from itertools import zip_longest
@@ -42,6 +43,9 @@ MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPO
               "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
               "TRAIN.CHECKPOINT_EVERY")
 
+# And for an evaluation, which may be of other images or by other metrics.
+MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TRAIN.PRECISION")
+
 _RANGE_TEST = "lr_finder.json"
 WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")  # in a run folder, besides itself
 
@@ -59,6 +63,7 @@ class Predictions:
         loss: mean over the images.
         images: their fingerprint, see `ImageSet`; empty where it was not noted.
         batches: of the epoch after that, which the checkpoint had seen; 0 at the end of an epoch.
+        metrics: loss, accuracy and those of METRICS, by name.
     """
 
     index: np.ndarray
@@ -70,6 +75,7 @@ class Predictions:
     loss: float
     images: str = ""
     batches: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Predictions of {len(self.true)} images, {100 * self.accuracy:.2f}% right>"
@@ -98,6 +104,8 @@ class Predictions:
             count, hits = int(of_class.sum()), int((self.predicted[of_class] == number).sum())
             share = f"{100 * hits / count:6.2f} %" if count else "     –"
             lines.append(f"{name:<{width}}  {hits:7d}  {count:6d}  {share}")
+        lines += [f"{visible(name)}: {value:.4f}" for name, value in self.metrics.items()
+                  if name not in ("loss", "accuracy")]
         lines.append(test_line(self.loss, self.correct, len(self.true))
                      + f" {self.place}")
         return "\n".join(lines)
@@ -106,7 +114,7 @@ class Predictions:
         """Write `predictions.npz`, whole or not at all."""
         part = path.with_suffix(".part.npz")
         with writing(path):
-            np.savez(part, **vars(self))
+            np.savez(part, **{**vars(self), "metrics": json.dumps(self.metrics)})
             os.replace(part, path)
 
     @classmethod
@@ -124,7 +132,8 @@ class Predictions:
             content = {name: _read_array(path, name) for name in cls.__dataclass_fields__}
             content |= {"classes": content["classes"].tolist(), "epoch": int(content["epoch"]),
                         "loss": float(content["loss"]), "images": str(content["images"]),
-                        "batches": int(content["batches"])}
+                        "batches": int(content["batches"]),
+                        "metrics": json.loads(str(content["metrics"]))}
             found = cls(**content)
             found._check()
         except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
@@ -144,6 +153,9 @@ class Predictions:
                 raise ValueError(f"{name} is {values.dtype} {values.shape}, not int64 ({images},)")
             if not ((values >= 0) & (values < below)).all():
                 raise ValueError(f"{name} has values below 0 or from {below}")
+        if not isinstance(self.metrics, dict) or not all(
+                is_text(name) and isinstance(value, float) for name, value in self.metrics.items()):
+            raise ValueError("metrics are not numbers by name")
         if self.probabilities.dtype != np.float32 or (self.probabilities < 0).any() or (
                 self.probabilities > 1.001).any():
             raise ValueError("probabilities are not float32 from 0 to 1")
@@ -152,7 +164,7 @@ class Predictions:
                 raise ValueError(f"{name} is {getattr(self, name)}")
 
 
-_ADDED = {"images": "", "batches": 0}  # what older versions did not write
+_ADDED = {"images": "", "batches": 0, "metrics": "{}"}  # what older versions did not write
 
 
 def _read_array(path: Path, name: str) -> np.ndarray:
@@ -186,17 +198,20 @@ class Run(Experiment):
     Args:
         folder: its path.
         overrides: as `load_config` takes them, for where it runs now (`DATA.DATASET.root`).
+        may_change: the keys, or their beginnings, that those may set.
 
     Attributes:
         folder: `config.yaml, train.log, metrics.jsonl, environment.txt, predictions.npz,
             checkpoints/, visuals/`.
         config: the resolved config, frozen.
+        changed: the keys that are set otherwise than in the folder.
         range_test: how the learning rate was found; only where `max_lr: find` asked for it.
     """
 
     what, instead = "one run", "Name them: --run A B"
 
-    def __init__(self, folder: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()):
+    def __init__(self, folder: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (),
+                 may_change: tuple[str, ...] = MAY_CHANGE):
         self.folder = user_path(folder)
         take_no_code_from(self.folder)
         path = self.folder / "config.yaml"
@@ -210,11 +225,11 @@ class Run(Experiment):
         named = re.match(r"# (?!\.+,)([^/\\\n]+), resolved: ", text)
         name = named.group(1) if named else self.folder.resolve().parent.name
         super().__init__(read_config(text, str(path), name=name, overrides=overrides))
-        keys = list(overrides) if isinstance(overrides, Mapping) else list(overrides)[::2]
-        fixed = [key for key in keys if not key.startswith(MAY_CHANGE)]
+        self.changed = list(overrides if isinstance(overrides, Mapping) else overrides[::2])
+        fixed = [key for key in self.changed if not key.startswith(may_change)]
         if fixed:
             raise ConfigError(f"{fixed[0]} cannot be changed in a run that was trained",
-                              hint=f"What can be: {', '.join(MAY_CHANGE)}.")
+                              hint=f"What can be: {', '.join(may_change)}.")
         if (self.folder / _RANGE_TEST).is_file():
             self.range_test = RangeTest.load(self.folder / _RANGE_TEST)
 
@@ -308,9 +323,20 @@ class Run(Experiment):
         if not self.metrics:
             raise RunError(f"{self.folder} has no finished epoch")
         monitor = self.config.TRAIN.MONITOR
-        choose = min if is_lower_better(monitor) else max
+        choose = min if is_lower_better(monitor, self.metrics[-1]) else max
         key = f"{self.monitored}/{monitor}"
         return choose(self.metrics, key=lambda epoch: epoch[key])
+
+    def other_best(self, predictions: Predictions) -> str | None:
+        """Return in words of which epochs results and best.pt are, if not of the same one."""
+        try:
+            best = self.checkpoint("best").epoch
+        except CheckpointError:
+            return None
+        if best == predictions.epoch and not predictions.batches:
+            return None
+        return (f"Results and pictures are of the model {predictions.place} (last.pt); best.pt is "
+                f"of epoch {best}, chosen by its {self.monitored} {self.config.TRAIN.MONITOR}")
 
     @property
     def seconds(self) -> float:
@@ -364,13 +390,28 @@ class Run(Experiment):
 
     @cached_property
     def loaders(self) -> Loaders:
-        """Batches of the splits, normalised as the run was trained."""
-        return build_loaders(self.config, self.data, self.device,
-                             (self._trained.mean, self._trained.std))
+        """Batches of the splits, normalised as the run was trained.
+
+        Raises:
+            CheckpointError: they have other channels than those of the training.
+        """
+        loaders = build_loaders(self.config, self.data, self.device,
+                                (self._trained.mean, self._trained.std))
+        now, then = loaders.image_shape, tuple(self._trained.image_shape)
+        if now[0] != then[0]:
+            raise CheckpointError(
+                f"{self.folder} was trained on images with {then[0]} channels, these have {now[0]}",
+                hint="Add {NAME: ToRGB} or {NAME: ToGray} to both lists of transforms.")
+        if now != then:
+            print(f"note       the images are {'×'.join(map(str, now))}, those of the training "
+                  f"were {'×'.join(map(str, then))}")
+        if "model" in vars(self):
+            loaders.set_layout(self._layout(self.model))
+        return loaders
 
     @cached_property
     def model(self) -> nn.Module:
-        """The trained network on the device, in evaluation mode."""
+        """The trained network on the device, in evaluation mode. Needs no images."""
         return self._placed(self._trained.build_model(self.config.IMPORTS))
 
     @cached_property
@@ -540,15 +581,21 @@ class Runs(Subject):
         def parameters(run: Run) -> str:
             return f"{count_parameters(run.checkpoint().build_model()):,}"
 
-        def trained(name: str, scale: float, form: str) -> Callable[[Run], str]:
-            return lambda run: format(scale * run.metrics[-1][f"train/{name}"], form)
+        def tested(run: Run, value: str) -> str:
+            return f"{value} ({run.predictions.place})"
 
-        return [row("test accuracy", lambda run: f"{100 * run.predictions.accuracy:.2f} %"),
-                row("test loss", lambda run: f"{run.predictions.loss:.4f}"),
-                row("of the model", lambda run: run.predictions.place),
-                row("best accuracy", best),
-                row("train accuracy (%)", trained("accuracy", 100, ".2f")),
-                row("train loss", trained("loss", 1, ".4f")),
+        def trained(run: Run, value: str) -> str:
+            return f"{value} (epoch {run.metrics[-1]['epoch']})"
+
+        def percent(value: float) -> str:
+            return f"{100 * value:.2f} %"
+
+        return [row("test accuracy", lambda run: tested(run, percent(run.predictions.accuracy))),
+                row("test loss", lambda run: tested(run, f"{run.predictions.loss:.4f}")),
+                row("accuracy of best.pt", best),
+                row("train accuracy",
+                    lambda run: trained(run, percent(run.metrics[-1]["train/accuracy"]))),
+                row("train loss", lambda run: trained(run, f"{run.metrics[-1]['train/loss']:.4f}")),
                 row("epochs", lambda run: str(len(run.metrics))),
                 row("training time", lambda run: duration(run.seconds)),
                 row("images per second", rate),
@@ -608,7 +655,8 @@ def duration(seconds: float) -> str:
 
 
 def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
-             config_name: str = "*", overrides: Sequence[str] | Mapping[str, Any] = ()) -> Run:
+             config_name: str = "*", overrides: Sequence[str] | Mapping[str, Any] = (),
+             may_change: tuple[str, ...] = MAY_CHANGE) -> Run:
     """Open a run folder.
 
     Args:
@@ -616,7 +664,7 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
             None for the newest of all that has a checkpoint.
         output_dir: where runs are.
         config_name: only runs of this config.
-        overrides: see `Run`.
+        overrides, may_change: see `Run`.
 
     Raises:
         RunError: there is none.
@@ -628,14 +676,14 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
             of = "" if config_name == "*" else f" of {config_name}"
             raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
                            hint="Train one: python tools/train.py CONFIG")
-        return Run(runs[-1], overrides)
+        return Run(runs[-1], overrides, may_change)
     path = user_path(run)
     path = path.parent if path.name == "config.yaml" else path
     for folder in (path, output_dir / path):
         if os.path.isfile(folder / "config.yaml"):  # which takes what no path can be as well
-            return Run(folder, overrides)
+            return Run(folder, overrides, may_change)
         is_folder = folder.name and os.path.isdir(folder)
         newest = is_folder and find_runs(folder.parent, folder.name)  # a config's runs
         if newest:
-            return Run(newest[-1], overrides)
+            return Run(newest[-1], overrides, may_change)
     raise RunError(f"no run {run}", hint=suggest(run, map(str, reversed(runs))) or None)

@@ -48,9 +48,9 @@ from cvkit.hardware import (
     seed_everything,
 )
 from cvkit.log import Log, Progress
-from cvkit.losses import build_loss
+from cvkit.losses import build_loss, weight_of
 from cvkit.lr_finder import RULE, RangeTest, range_test
-from cvkit.metrics import is_lower_better
+from cvkit.metrics import is_lower_better, is_part, lower_is_better
 from cvkit.models import count_parameters, refuse_single_images
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import WRITERS
@@ -67,6 +67,7 @@ from cvkit.sanity import (
 )
 from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
 from cvkit.signals import Interrupted, StopSignals
+from cvkit.trial import try_training
 from cvkit.writers import JsonLines
 
 _RATES_PER_EPOCH = 100  # at most so many learning rates of an epoch are noted
@@ -135,8 +136,7 @@ class Trainer:
         self.forward = self._parallel(self.model)
         self.steps_per_epoch = math.ceil(len(self.loaders.train) / config.TRAIN.ACCUMULATE)
         self._build_optimizer_and_schedule()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.ema = EMA(self.model, config.TRAIN.EMA) if config.TRAIN.EMA > 0 else None
+        self._build_scaler_and_ema()
         self.epoch = 0  # finished ones
         self.values: dict[str, float] = {}  # the metrics of the last of them
         self.best: dict[str, float] | None = None  # and of the best
@@ -186,6 +186,20 @@ class Trainer:
         self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
                                        self.steps_per_epoch, config.TRAIN.WARMUP_EPOCHS)
 
+    def _build_scaler_and_ema(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        decay = self.config.TRAIN.EMA
+        self.ema = EMA(self.model, decay) if decay > 0 else None
+
+    def twin(self) -> Trainer:
+        """Return a trainer of copies: its steps leave this one as it is."""
+        twin = copy.copy(self)
+        twin.model, twin.loss = copy.deepcopy((self.model, self.loss))
+        twin.forward = twin._parallel(twin.model)
+        twin._build_optimizer_and_schedule()
+        twin._build_scaler_and_ema()
+        return twin
+
     def find_lr(self, lowest: float = 1e-5, highest: float = 10.0, steps: int = 100) -> RangeTest:
         """Look for a learning rate: train a copy of the model for some steps at rising rates.
 
@@ -199,13 +213,14 @@ class Trainer:
             RunError: the loss does not fall at any of the rates.
         """
         twin = copy.copy(self)
-        twin.model, twin.ema = copy.deepcopy(self.model), None
+        twin.model, twin.loss = copy.deepcopy((self.model, self.loss))
+        twin._build_scaler_and_ema()
+        twin.ema = None
         twin.forward = distributed.average_gradients(twin.model, self.device,
                                                      self._has_unused_parameters())
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
                                          self.config.TRAIN.DECAY_NORM_AND_BIAS)
         twin.schedule = Schedule(twin.optimizer)
-        twin.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         twin.model.train()
         accumulate = self.config.TRAIN.ACCUMULATE
         bar = tqdm(total=steps, desc="Finding the learning rate", file=sys.stdout, leave=False,
@@ -239,15 +254,20 @@ class Trainer:
         return self.model if self.ema is None else self.ema.model
 
     def _check_monitor(self) -> None:
-        classes = torch.arange(len(self.classes))
-        values = {"loss": 0.0}
+        """Note which values are better when lower, and who assumes so of the monitored one."""
+        classes, monitor = torch.arange(len(self.classes)), self.config.TRAIN.MONITOR
+        self.lower, self.assuming, known = ["loss"], None, ["loss"]
         for metric in build_metrics(self.config.METRICS, self.classes):
             metric.update(torch.zeros(len(classes), len(classes)), classes)
-            values |= values_of(metric)
-        if self.config.TRAIN.MONITOR not in values:
-            raise ConfigError(f"no metric named {self.config.TRAIN.MONITOR!r}",
+            values = values_of(metric)
+            self.lower += lower_is_better(metric, values)
+            known += values
+            if monitor in values and not (is_part(monitor) or hasattr(metric, "lower_is_better")):
+                self.assuming = type(metric).__name__
+        if monitor not in known:
+            raise ConfigError(f"no metric named {monitor!r}",
                               where=self.config.TRAIN.where("MONITOR"),
-                              hint=suggest(self.config.TRAIN.MONITOR, values))
+                              hint=suggest(monitor, known))
 
     # -- the whole ---------------------------------------------------------------------
 
@@ -381,7 +401,7 @@ class Trainer:
                   "images_per_second": round(len(self.data.train) / seconds, 1),
                   **{f"train/{name}": value for name, value in train_values.items()},
                   **{f"{monitored}/{name}": value for name, value in values.items()},
-                  "rates": rates}
+                  "lower_is_better": self.lower, "rates": rates}
         if is_best:
             self.best = {"epoch": self.epoch, **values}
         for writer in writers:
@@ -399,7 +419,7 @@ class Trainer:
             values["loss"], predictions.correct, len(predictions.true)).replace(
                 "Test set", "Test set" if monitored == "test" else "Validation set"))
         if is_best and self.run is not None:  # after last.pt, from which it can be made again
-            self.run.save(self._checkpoint(), "best")
+            self.run.save(self.checkpoint(), "best")
         self._say_left_out(self._left_out_of(self.loaders.train, self.loaders.monitored))
         if self.run is not None:
             self.warn(after_epoch(self.config, self.data, self.loss, self.run.metrics,
@@ -430,7 +450,7 @@ class Trainer:
             # Averaging gradients divides by the number of processes; each has a part of the batch.
             weight = count * distributed.size() / sum(group)
             loss, logits = self.train_step(batch, weight, is_step)
-            now.loss.update(loss, count)
+            now.loss.update(loss, count, weight_of(self.loss, batch.targets[:count]))
             now.accuracy.update(logits[:count], batch.labels[:count])
             is_due = progress.step()  # twice a second, for each look waits for a GPU's work
             if is_due or self.device.type == "cpu":
@@ -480,16 +500,20 @@ class Trainer:
                 loss = self.loss(logits, batch.targets)
             self.scaler.scale(loss * weight).backward()
         if is_step:
-            if self.config.TRAIN.CLIP_GRAD_NORM > 0:
-                self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.TRAIN.CLIP_GRAD_NORM)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.schedule.after_step()
-            if self.ema is not None:
-                self.ema.update()
+            self.optimizer_step()
         return loss.detach(), logits.detach()
+
+    def optimizer_step(self) -> None:
+        """Change the weights by the gradients there are."""
+        if self.config.TRAIN.CLIP_GRAD_NORM > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.TRAIN.CLIP_GRAD_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.after_step()
+        if self.ema is not None:
+            self.ema.update()
 
     def _seed(self, epoch: int) -> None:
         """Seed what is random in an epoch; each process has random numbers of its own."""
@@ -509,13 +533,14 @@ class Trainer:
         monitor = self.config.TRAIN.MONITOR
         if self.best is None:
             return True
-        if is_lower_better(monitor):
+        if monitor in self.lower:
             return values[monitor] < self.best[monitor]
         return values[monitor] > self.best[monitor]
 
     # -- checkpoints -------------------------------------------------------------------
 
-    def _checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
+    def checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
+        """Return what is saved: as it is now, or with `training_state` to go on from."""
         return Checkpoint(
             model=self.evaluated_model.state_dict(), config=self.config.dump(),
             classes=list(self.classes), mean=list(self.loaders.mean), std=list(self.loaders.std),
@@ -530,11 +555,11 @@ class Trainer:
             if self.now.loss.first_non_finite() is not None or not weights.isfinite().all():
                 self._stop_for_non_finite(self.now.batches, len(self.loaders.train))
         if self.run is not None:
-            self.run.save(self._checkpoint(self._training_state(within)))
+            self.run.save(self.checkpoint(self.training_state(within)))
         self.saved = moment_of(self.epoch, self.now.batches)
         self.pace.restart()
 
-    def _training_state(self, within: dict[str, Any] | None) -> dict[str, Any]:
+    def training_state(self, within: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what, besides the evaluated weights, the rest of the training depends on.
 
         At the end of an epoch random numbers are no part of it: each seeds its own from
@@ -552,6 +577,19 @@ class Trainer:
         checkpoint, self.config = distributed.from_main(lambda: self._read(run))
         if was_to_find:
             self._build_optimizer_and_schedule()
+        self.restore(checkpoint)
+        self.best = distributed.from_main(lambda: self._with_best_file(run, checkpoint))
+        if run is not None:
+            for part in ("model", "_trained"):  # will be others
+                vars(run).pop(part, None)
+            JsonLines.keep_epochs(run.folder, self.epoch)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up the training where a checkpoint left it.
+
+        Raises:
+            CheckpointError: its state does not fit what the config names.
+        """
         state = checkpoint.training
         try:
             load_weights(self.evaluated_model, checkpoint.model, "the checkpoint")
@@ -571,11 +609,6 @@ class Trainer:
             raise CheckpointError("the checkpoint's training state does not fit: "
                                   f"{type(error).__name__}: {error}") from error
         self.epoch, self.values, self.best = checkpoint.epoch, checkpoint.metrics, state["best"]
-        self.best = distributed.from_main(lambda: self._with_best_file(run, checkpoint))
-        if run is not None:
-            for part in ("model", "_trained"):  # will be others
-                vars(run).pop(part, None)
-            JsonLines.keep_epochs(run.folder, self.epoch)
 
     def _read(self, run: Run) -> tuple[Checkpoint, Config]:
         """Return a run's last checkpoint, if it fits, and the config to go on with."""
@@ -601,14 +634,20 @@ class Trainer:
 
         That is possible if the checkpoint is of that epoch; else None, and the best is found anew.
         """
+        monitor, records = self.config.TRAIN.MONITOR, run.metrics
+        is_turned = records and is_lower_better(monitor, records[-1]) != (monitor in self.lower)
         try:
-            if self.best is None or run.checkpoint("best").epoch >= self.best["epoch"]:
+            if is_turned:
+                end = "lowest" if monitor in self.lower else "highest"
+                damage = f"the {end} {monitor} is the best now, before it was the other way round"
+            elif self.best is None or run.checkpoint("best").epoch >= self.best["epoch"]:
                 return self.best
-            damage = "best.pt is of an earlier epoch"
+            else:
+                damage = "best.pt is of an earlier epoch"
         except CheckpointError as error:
             damage = error.problem
-        if self.best["epoch"] == checkpoint.epoch and not checkpoint.batches:
-            run.save(self._checkpoint(), "best")
+        if not is_turned and self.best["epoch"] == checkpoint.epoch and not checkpoint.batches:
+            run.save(self.checkpoint(), "best")
             return self.best
         self.log.both(f"note       {damage}; the best epoch is looked for anew from "
                       f"{self.epoch + 1} on")
@@ -644,6 +683,9 @@ class Trainer:
                  "not the best's")
         else:
             both("monitored  validation images; results are those of the best epoch on them")
+        if self.assuming:
+            both(f"note       metric {self.assuming} has no lower_is_better: the highest "
+                 f"{config.TRAIN.MONITOR} is taken as the best")
         both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""
         both(f"training   {config.TRAIN.EPOCHS} epochs of {len(self.loaders.train)} batches of "
@@ -690,8 +732,9 @@ class Trainer:
         checkpoint = distributed.from_main(lambda: self.run.checkpoint("best"))
         load_weights(self.evaluated_model, checkpoint.model, "best.pt")
         predictions = predict(
-            self.evaluated_model, self.loaders.test, self.loss, build_metrics([], self.classes),
-            self.classes, self.precision, checkpoint.epoch,
+            self.evaluated_model, self.loaders.test, self.loss,
+            build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
+            checkpoint.epoch,
             Progress("Test", len(self.loaders.test), self.log.is_live))[0]
         self._say_left_out(self._left_out_of(self.loaders.test))
         return predictions
@@ -701,15 +744,18 @@ class Trainer:
         predictions.save(run.folder / "predictions.npz")
         both, epochs = self.log.both, self.epoch
         if epochs < self.config.TRAIN.EPOCHS:
-            both(f"Stopped early: no better {self.config.TRAIN.MONITOR} for "
+            both(f"Stopped early after epoch {epochs}: no better {self.config.TRAIN.MONITOR} for "
                  f"{self.config.TRAIN.EARLY_STOP} epochs")
         both(test_line(predictions.loss, predictions.correct, len(predictions.true))
              + f" after epoch {predictions.epoch}")
         monitor = self.config.TRAIN.MONITOR
         value = self.best[monitor]
-        shown = f"{value:.4f}" if is_lower_better(monitor) else f"{100 * value:.2f}%"
+        shown = f"{100 * value:.2f}%" if is_part(monitor) else f"{value:.4f}"
         both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
              f"{epochs} epochs, {duration(run.seconds)} of training")
+        other = run.other_best(predictions)
+        if other:
+            both(other)
         self.warn(idle_scheduler(self.config, self.schedule, run.metrics))
         if self.requirements:
             demands = check_requirements(self.config, run)
@@ -800,19 +846,7 @@ class Trainer:
     # -- check ---------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Push one batch forward and backward and say how it went. Writes nothing."""
+        """Try a step, a save, a load and an evaluation, and say how it went. Writes nothing."""
         self._log_beginning(None)
-        self.model.train()
-        batch = self.loaders.train.first_batch()
-        loss, _ = self.train_step(batch, 1.0, is_step=False)
-        gradients = [parameter.grad for parameter in self.model.parameters()
-                     if parameter.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack(
-            [torch.linalg.vector_norm(gradient.float()) for gradient in gradients])))
-        if not (torch.isfinite(loss) and math.isfinite(norm)):
-            raise RunError(f"loss {float(loss)} and gradient norm {norm} of the first batch are "
-                           "not finite", hint="Try TRAIN.PRECISION fp32.")
-        guess = f"guessing gives ln {len(self.classes)} = {math.log(len(self.classes)):.4f}"
-        self.log.show(f"check      one batch of {len(batch.labels)}: loss {float(loss):.4f} "
-                      f"({guess}), gradient norm {norm:.3g}. All is well; nothing was written.")
+        self.log.show(f"check      {try_training(self)}. All is well; nothing was written.")
         distributed.stop()

@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cvkit.config import load_config
-from cvkit.errors import CheckpointError, RunError
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
 from cvkit.evaluation import evaluate
 from cvkit.registry import DATASETS
 from cvkit.run import open_run
@@ -91,6 +92,99 @@ def test_data_that_changed_its_classes_is_refused(run):
     fill(Path("x"), {name: 80 for name in "ab"}, size=(32, 32))
     with pytest.raises(CheckpointError, match="was trained on the classes 0, 1, 2"):
         evaluate(run.folder)
+
+
+def other_images(folder, classes=("blue", "green", "red"), size=(32, 32)):
+    from test_datasets import fill
+
+    for split in ("train", "test"):
+        fill(folder / split, dict.fromkeys(classes, 9), size)
+    return folder
+
+
+def test_a_run_is_evaluated_on_other_images_and_by_other_metrics(painted, tool, tmp_path):
+    other, path = other_images(tmp_path / "other"), painted.folder / "predictions.npz"
+    before = path.read_bytes()
+    code, out, err = tool("evaluate.py", "DATA.DATASET.root", other, "--run", painted.folder,
+                          "METRICS", "[{NAME: TopKAccuracy, k: 2}, {NAME: PerClassAccuracy}]",
+                          "TRAIN.PRECISION", "fp32")
+    assert code == 0, err
+    assert f"Not written to {path}: it holds what the run says without METRICS" in out
+    said = evaluate(painted, {"DATA.DATASET.root": str(other), "TRAIN.PRECISION": "fp32",
+                              "METRICS": [{"NAME": "TopKAccuracy", "k": 2}]})
+    assert path.read_bytes() == before and len(said.true) == 27
+
+    checkpoint = painted.checkpoint()  # its classes and normalisation, by hand
+    test = DATASETS.build({"NAME": "ImageFolder", "root": str(other)}, seed=0).test
+    images = np.stack([test.image(number) for number in range(27)]).astype(np.float32) / 255
+    images = (images - np.float32(checkpoint.mean)) / np.float32(checkpoint.std)
+    with torch.no_grad():
+        logits = checkpoint.build_model()(torch.from_numpy(images).permute(0, 3, 1, 2))
+    labels = torch.from_numpy(test.labels)
+    top2 = float((logits.topk(2).indices == labels[:, None]).any(1).double().mean())
+    assert np.allclose(said.probabilities, logits.softmax(1), atol=1e-5)
+    assert said.metrics["top2"] == pytest.approx(top2)
+    assert f"top2: {top2:.4f}" in out and f"Accuracy: {said.correct}/27" in out
+
+
+def test_the_run_s_own_images_in_another_place_are_written(painted, tmp_path, capsys):
+    place = painted.config.DATA.DATASET.root
+    shutil.copytree(place, tmp_path / "moved")
+    path = painted.folder / "predictions.npz"
+    before = painted.predictions
+    for root, words in ((tmp_path / "moved", f"Written to {path}"),
+                        (other_images(tmp_path / "other"), f"Not written to {path}: it is of other")):
+        evaluate(painted.folder, {"DATA.DATASET.root": str(root)})
+        assert words in capsys.readouterr().out
+    assert np.array_equal(painted.predictions.index, before.index)
+    path.unlink()
+    evaluate(painted.folder, {"DATA.DATASET.root": str(tmp_path / "other")})
+    assert "whether these are the run's images is not known" in capsys.readouterr().out
+    assert not path.exists()
+
+
+GREY = "[{NAME: ToGray, num_output_channels: 1, p: 1.0}]"
+
+
+@pytest.mark.parametrize("classes, words, expected", [
+    (("blue", "green"), [], "was trained on the classes blue, green, red, but .* blue, green$"),
+    (("blue", "green", "teal"), [], "but the data now has blue, green, teal"),
+    (("blue", "green", "red"), ["DATA.TRAIN_TRANSFORMS", GREY, "DATA.TEST_TRANSFORMS", GREY],
+     "was trained on images with 3 channels, these have 1")])
+def test_images_that_the_run_cannot_be_evaluated_on_are_told_in_one_message(painted, tool, tmp_path,
+                                                                            classes, words, expected):
+    other = other_images(tmp_path / "other", classes)
+    code, _, err = tool("evaluate.py", "--run", painted.folder, "DATA.DATASET.root", other, *words)
+    assert code == 2 and re.search(f"^error: .*{expected}", err, re.MULTILINE)
+    assert "Traceback" not in err
+
+
+def test_images_of_another_size_are_said(painted, tmp_path, capsys):
+    other = other_images(tmp_path / "other", size=(48, 48))
+    evaluate(painted.folder, {"DATA.DATASET.root": str(other)})
+    assert "the images are 3×48×48, those of the training were 3×32×32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["MODEL.width", "SEED", "TRAIN.EPOCHS"])
+def test_what_was_trained_cannot_be_changed_for_an_evaluation(painted, key):
+    with pytest.raises(ConfigError, match=f"{key} cannot be changed in a run that was trained"):
+        evaluate(painted.folder, {key: 1})
+
+
+def test_the_model_of_a_run_needs_no_images(painted):
+    gone = open_run(painted.folder, overrides={"DATA.DATASET.root": "gone", "DEVICE": "cpu"})
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(gone.model(images), painted.checkpoint().build_model()(images), atol=1e-5)
+    with pytest.raises(DataError, match="gone"):
+        gone.loaders  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["model", "loaders"])
+def test_images_lie_in_memory_as_the_model_does_whichever_is_asked_for_first(run, monkeypatch, first):
+    monkeypatch.setattr("cvkit.experiment.choose_layout", lambda *_: torch.contiguous_format)
+    getattr(run, first), run.model
+    assert run.loaders.test.layout is torch.contiguous_format
 
 
 def test_a_run_without_checkpoint_is_refused(run):

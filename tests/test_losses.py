@@ -4,7 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cvkit.errors import ConfigError
-from cvkit.losses import _FORMS, build_loss, torch_form
+from cvkit.losses import _FORMS, build_loss, torch_form, weight_of
+from cvkit.metrics import Mean
 from cvkit.registry import LOSSES
 
 LOGITS = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * 4
@@ -33,6 +34,14 @@ def test_every_loss_of_torch_works_on_logits_and_classes_or_is_refused(name):
 
 def test_the_number_of_losses_that_fit():
     assert len(_FORMS) == 12 and set(_FORMS) == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLos", "CTCLoss", "crossentropy", "nonsense"])
+def test_a_mistyped_loss_lists_only_those_that_can_be_taken(name):
+    with pytest.raises(ConfigError, match=f"no loss named '{name}'") as caught:
+        loss_of(name)
+    listed = caught.value.hint.split("Allowed: ")[1].rstrip(".").split(", ")
+    assert sorted(listed) == sorted(_FORMS)
 
 
 def test_nll_on_logits_equals_cross_entropy_and_is_never_negative():
@@ -73,6 +82,42 @@ def test_class_weights_are_a_list_in_the_config():
     assert torch.allclose(ones(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS))
     with pytest.raises(ConfigError, match="weight has 2 numbers for 10 classes"):
         loss_of("CrossEntropyLoss", weight=[1, 2])
+    with pytest.raises(ConfigError, match="no class has a weight in CrossEntropyLoss"):
+        loss_of("CrossEntropyLoss", weight=[0] * 10)
+
+
+UNEVEN = torch.tensor([0] * 40 + [1] * 20 + [9] * 4)  # far from the classes' mean weight
+
+
+@pytest.mark.parametrize("sizes", [[64], [40, 20, 4], [32, 31, 1]])
+@pytest.mark.parametrize("name, arguments", [
+    ("CrossEntropyLoss", {}), ("CrossEntropyLoss", {"weight": [1.0] * 9 + [30.0]}),
+    ("CrossEntropyLoss", {"weight": [0.0] + [2.0] * 9}), ("NLLLoss", {"weight": [5.0] + [1.0] * 9}),
+    ("CrossEntropyLoss", {"weight": [1.0] * 9 + [30.0], "label_smoothing": 0.1}),
+    ("CrossEntropyLoss", {"ignore_index": 0}),
+    ("CrossEntropyLoss", {"weight": [3.0] * 9 + [30.0], "ignore_index": 1, "label_smoothing": 0.1})])
+def test_the_reported_loss_is_torch_s_over_the_whole_set_at_once(name, arguments, sizes):
+    torch_arguments = {key: torch.tensor(value) if key == "weight" else value
+                       for key, value in arguments.items()}
+    logits = LOGITS.log_softmax(1) if name == "NLLLoss" else LOGITS
+    expected = getattr(nn, name)(**torch_arguments)(logits, UNEVEN)
+    loss, mean = loss_of(name, **arguments), Mean()
+    for part, targets in zip(LOGITS.split(sizes), UNEVEN.split(sizes), strict=True):
+        mean.update(loss(part, targets), len(targets), weight_of(loss, targets))
+    assert mean.compute() == pytest.approx(float(expected), rel=1e-5)
+    again = Mean()
+    again.load_state_dict(mean.state_dict())
+    assert again.compute() == mean.compute()
+
+
+def test_of_mixed_images_the_shares_are_weighed():
+    weight = torch.tensor([1.0] * 9 + [30.0])
+    loss, mean = loss_of("CrossEntropyLoss", weight=weight.tolist()), Mean()
+    shares = 0.3 * F.one_hot(UNEVEN, 10) + 0.7 * F.one_hot(UNEVEN.roll(7), 10)
+    for part, targets in zip(LOGITS.split(40), shares.split(40), strict=True):
+        mean.update(loss(part, targets), len(targets), weight_of(loss, targets))
+    weighted = -(shares * weight * LOGITS.log_softmax(1)).sum()
+    assert mean.compute() == pytest.approx(float(weighted / (shares @ weight).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("name, arguments, expected", [

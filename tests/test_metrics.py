@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from cvkit.errors import ConfigError
-from cvkit.metrics import Mean
+from cvkit.metrics import Mean, is_lower_better, lower_is_better
 from cvkit.registry import METRICS
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -55,6 +55,28 @@ def test_per_class_accuracy_is_within_each_class():
         assert found[f"accuracy/{name}"] == pytest.approx(expected)
     only_a = values("PerClassAccuracy", labels=torch.zeros(100, dtype=torch.int64))
     assert math.isnan(only_a["accuracy/b"])
+
+
+@pytest.mark.parametrize("said, expected", [
+    (None, []), (False, []), (True, ["a", "print_error"]), ({"a"}, ["a"]), ("a", ["a"]), ([], [])])
+def test_a_metric_says_itself_whether_lower_is_better(said, expected):
+    metric = type("Own", (), {} if said is None else {"lower_is_better": said})()
+    assert lower_is_better(metric, ["a", "print_error"]) == expected
+
+
+@pytest.mark.parametrize("said", [{"b"}, "b", 1, None])
+def test_names_that_a_metric_does_not_compute_are_refused(said):
+    with pytest.raises(ConfigError, match="lower_is_better of metric Own is "):
+        lower_is_better(type("Own", (), {"lower_is_better": said})(), ["a"])
+
+
+@pytest.mark.parametrize("name, is_lower", [
+    ("loss", True), ("accuracy", False), ("accuracy/print_error", False), ("top5", False),
+    ("accuracy/weight_loss", False), ("own_error", True), ("f1", False)])
+def test_runs_that_noted_nothing_keep_their_best_but_classes_are_no_losses(name, is_lower):
+    assert is_lower_better(name, {"epoch": 1}) == is_lower
+    assert not is_lower_better(name, {"lower_is_better": ["other"]})
+    assert is_lower_better(name, {"lower_is_better": ["loss", name]})
 
 
 @pytest.mark.parametrize("k", [0, 11])

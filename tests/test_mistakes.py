@@ -158,7 +158,7 @@ MISTAKES = {
     "black CutOut": (lambda p: [config(p, "size: 8", "size: 8, fill: 0.4914")],
                      ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.fill", "fill is in pixel values, 0–255"]),
     "a loss that is none": (lambda p: [config(p, new="LOSS: {NAME: TripletMarginLoss}\n")],
-                            ["tiny.yaml:12 LOSS.NAME", "is not a loss of logits and classes"]),
+                            ["tiny.yaml:12 LOSS.NAME", "no loss named 'TripletMarginLoss'", "Allowed: BCELoss, "]),
     "no run to resume": (lambda p: [config(p), "--resume"],
                          ["no run of tiny with a checkpoint in runs/"]),
     "a run that does not exist": (lambda p: [config(p), "--resume", "runs/tiny/gone"],

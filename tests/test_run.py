@@ -164,6 +164,21 @@ def test_the_best_epoch_follows_the_monitor(run):
     assert run.best["epoch"] == 2
 
 
+def test_a_class_called_error_is_best_where_its_accuracy_is_highest(run):
+    lower = {"lower_is_better": ["loss"]}
+    for noted in (lower, {}):  # and in runs that noted nothing
+        epochs = [{**run.metrics[0], "epoch": number, "test/accuracy/print_error": value, **noted}
+                  for number, value in enumerate((0.2, 0.9, 0.4), 1)]
+        if not noted:
+            epochs = [{key: value for key, value in epoch.items() if key not in lower}
+                      for epoch in epochs]
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in epochs))
+        run.config = run.config.clone()
+        run.config.defrost()
+        run.config.TRAIN.MONITOR = "accuracy/print_error"
+        assert run.best["epoch"] == 2
+
+
 def test_runs_are_named_by_what_tells_them_apart(run, painted, config):
     other = make(config)
     assert run_names([run, painted]) == ["tiny", "painted"]
@@ -186,8 +201,10 @@ def test_the_table_of_runs_has_what_differs_and_the_results(run, painted):
     assert cells["OPTIMIZER.lr"] == ["0.05", "0.0001"]
     assert cells["DATA.DATASET.NAME"] == ["Digits", "ImageFolder"]
     assert "SEED" not in cells and "DATA.TRAIN_TRANSFORMS" not in cells
-    assert cells["test accuracy"] == [f"{100 * item.predictions.accuracy:.2f} %"
+    assert cells["test accuracy"] == [f"{100 * item.predictions.accuracy:.2f} % (after epoch 2)"
                                       for item in (run, painted)]
+    assert cells["train loss"] == [f"{item.metrics[-1]['train/loss']:.4f} (epoch 2)"
+                                   for item in (run, painted)]
     assert cells["epochs"] == ["2", "2"]
     assert cells["parameters"] == [
         f"{sum(weight.numel() for weight in item.model.parameters()):,}" for item in (run, painted)]

@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from cvkit.config import load_config
+from cvkit.data import ImageData, ImageSet
 from cvkit.errors import CheckpointError, ConfigError, RunError
+from cvkit.evaluation import evaluate
 from cvkit.registry import DATASETS, LOSSES, METRICS, MODELS, WRITERS
-from cvkit.run import Run, open_run
+from cvkit.run import Run, Runs, open_run
 from cvkit.trainer import Trainer, train
+from cvkit.visualizers.report import _results
 
 EVERYTHING = {  # what a resumed run depends on, all at once
     "TRAIN.EMA": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
@@ -204,7 +207,7 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(tiny):
     assert equal(checkpoint.training["ema"]["model"], dict(trained))
 
 
-def test_early_stop_ends_the_run_and_best_is_the_best_epoch(tiny):
+def test_early_stop_ends_the_run_and_every_figure_says_its_epoch(tiny, capsys):
     overrides = {"TRAIN.EARLY_STOP": 2, "TRAIN.EPOCHS": 30, "OPTIMIZER.lr": 1e-9,
                  "TRAIN.MONITOR": "accuracy"}
     run = train(load_config(tiny, overrides))
@@ -212,8 +215,21 @@ def test_early_stop_ends_the_run_and_best_is_the_best_epoch(tiny):
     best = accuracies.index(max(accuracies))
     assert len(accuracies) == best + 3 < 30
     assert run.checkpoint("best").epoch == best + 1
-    assert "Stopped early: no better accuracy for 2 epochs" in (run.folder / "train.log").read_text()
+    log = (run.folder / "train.log").read_text()
+    assert f"Stopped early after epoch {len(run.metrics)}: no better accuracy for 2 epochs" in log
     assert train(load_config(tiny, overrides), resume=True).metrics == run.metrics  # and stays so
+    of_both = (f"Results and pictures are of the model after epoch {best + 3} (last.pt); best.pt is "
+               f"of epoch {best + 1}, chosen by its test accuracy")
+    evaluate(run)
+    assert of_both in log and of_both in capsys.readouterr().out
+    assert f"{of_both}." in [getattr(block, "text", "") for block in _results(run)]
+    rows = {line.split("  ")[0]: line for line in Runs([run, run]).table().splitlines()}
+    for name, epoch in (("test accuracy", f"(after epoch {best + 3})"),
+                        ("test loss", f"(after epoch {best + 3})"),
+                        ("accuracy of best.pt", f"(test, epoch {best + 1})"),
+                        ("train accuracy", f"(epoch {best + 3})"),
+                        ("train loss", f"(epoch {best + 3})")):
+        assert rows[name].count(epoch) == 2
 
 
 @pytest.mark.parametrize("monitor, better", [("loss", min), ("accuracy", max), ("top3", max)])
@@ -254,7 +270,8 @@ def test_the_run_folder_has_what_it_should(tiny):
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]) == {"epoch", "lr", "seconds", "images_per_second", "train/loss",
-                               "train/accuracy", "test/loss", "test/accuracy", "rates"}
+                               "train/accuracy", "test/loss", "test/accuracy", "lower_is_better",
+                               "rates"}
     assert [record["rates"] for record in records] == [
         [[step, 0.05] for step in range(5)], [[step, 0.05] for step in range(5, 10)]]
     lines = (run.folder / "train.log").read_text().splitlines()
@@ -490,7 +507,7 @@ def test_a_machine_without_a_compiler_is_told_so(tiny, monkeypatch):
         "command line TRAIN.COMPILE: torch.compile does not work here: No working C++ compiler found")
 
 
-def register_metric(monkeypatch, computed):
+def register_metric(monkeypatch, computed, **attributes):
     monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
 
     @METRICS.register()
@@ -499,7 +516,67 @@ def register_metric(monkeypatch, computed):
             pass
 
         def compute(self):
-            return computed
+            return computed() if callable(computed) else computed
+
+    for name, value in attributes.items():
+        setattr(Own, name, value)
+
+
+@pytest.mark.parametrize("attributes, expected", [
+    ({"lower_is_better": {"own_error"}}, 3), ({}, 2)])
+def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(tiny, monkeypatch, attributes,
+                                                                 expected):
+    values = iter([0, 5, 7, 3, 4])  # the first of the check before training
+    register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
+    run = train(load_config(tiny, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
+                                   "TRAIN.MONITOR": "own_error"}))
+    assert run.best["epoch"] == run.checkpoint("best").epoch == expected
+    log = (run.folder / "train.log").read_text()
+    assert ("metric Own has no lower_is_better: the highest own_error is taken" in log) == (
+        not attributes)
+
+
+def test_a_run_that_took_the_wrong_end_for_the_best_looks_for_it_anew(tiny, monkeypatch):
+    config = {"METRICS": [{"NAME": "Own"}], "DATA.LIMIT": 60, "TRAIN.MONITOR": "own_error"}
+    values = iter([0, 7, 0, 6])
+    for epochs, attributes in ((1, {}), (2, {"lower_is_better": True})):
+        register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
+        run = train(load_config(tiny, {**config, "TRAIN.EPOCHS": epochs}), resume=epochs > 1)
+    assert "the lowest own_error is the best now, before it was the other way round" in (
+        run.folder / "train.log").read_text()
+    assert run.best["epoch"] == run.checkpoint("best").epoch == 2
+
+
+def test_the_losses_of_train_and_test_are_one_mean_over_the_weights_of_all_images(tiny, monkeypatch):
+    """On images of which one class has many: two splits alike, that the model sees alike."""
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3), dtype=np.uint8)
+    images = ImageSet.of(pixels, np.array([0] * 70 + [1] * 20))
+    DATASETS.register("Uneven")(lambda: ImageData(("a", "b"), images, images, 3, (8, 8), (0.5,) * 3,
+                                                  (0.3,) * 3))
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    MODELS.register("flat")(lambda num_classes: nn.Sequential(nn.Flatten(),
+                                                              nn.Linear(192, num_classes)))
+    run = train(load_config(tiny, {
+        "DATA.DATASET": {"NAME": "Uneven"}, "DATA.TRAIN_TRANSFORMS": [], "DATA.LIMIT": 0,
+        "MODEL": {"NAME": "flat"}, "TRAIN.EPOCHS": 1, "OPTIMIZER": {"NAME": "SGD", "lr": 0.0},
+        "LOSS": {"NAME": "CrossEntropyLoss", "weight": [1.0, 5.0]}, "TRAIN.PRECISION": "fp32"}))
+    said = run.predictions
+    expected = float(nn.functional.nll_loss(torch.from_numpy(said.probabilities).log(),
+                                            torch.from_numpy(said.true), torch.tensor([1.0, 5.0])))
+    assert run.metrics[0]["test/loss"] == pytest.approx(expected, rel=1e-4)
+    assert run.metrics[0]["train/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_class_called_error_is_better_when_more_of_it_is_right(tiny, monkeypatch):
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+    METRICS.register("Errors")(lambda: METRICS.get("PerClassAccuracy")(
+        [f"{number}_error" for number in range(10)]))
+    trainer = Trainer(load_config(tiny, {"METRICS": [{"NAME": "Errors"}],
+                                         "TRAIN.MONITOR": "accuracy/3_error"}))
+    trainer.best = {"epoch": 1, "accuracy/3_error": 0.5}
+    assert trainer._is_better({"accuracy/3_error": 0.6})
+    assert not trainer._is_better({"accuracy/3_error": 0.4})
 
 
 @pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 1, True])

@@ -1,25 +1,33 @@
-"""Evaluate a run on its test images: rewrites predictions.npz, prints accuracy per class.
+"""Evaluate a run on its test images: prints accuracy per class and METRICS.
 
     python tools/evaluate.py
     python tools/evaluate.py --run runs/resnet18_cifar10/2026-01-31_12-00-00
+    python tools/evaluate.py DATA.DATASET.root other_images METRICS "[{NAME: TopKAccuracy, k: 3}]"
+
+Without KEY VALUE the run's predictions.npz is rewritten. Classes and normalisation are always those
+that the run was trained with.
 """
 
 import argparse
 
+from cvkit.config import unknown_flag
 from cvkit.errors import run_tool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
+                        help="evaluate with other DATA or METRICS")
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest")
-    args = parser.parse_args()
-    from cvkit.evaluation import evaluate, open_run
+    args, unknown = parser.parse_known_intermixed_args()
+    if unknown:
+        raise unknown_flag(unknown[0], parser.format_usage())
+    from cvkit.evaluation import MAY_EVALUATE, evaluate, open_run
 
-    run = open_run(args.run)
+    run = open_run(args.run, overrides=args.overrides, may_change=MAY_EVALUATE)
     print(f"run {run.folder}")
     print(evaluate(run).table())
-    print(f"Written to {run.folder / 'predictions.npz'}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import cvkit
 from cvkit.errors import RunError, visible
 from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
+from cvkit.metrics import is_part
 from cvkit.models import count_parameters
 from cvkit.registry import MODELS, NAME
 from cvkit.requirements import check_requirements, summary
@@ -169,6 +170,7 @@ def _requirements(run: Run) -> list[Section]:
 def _results(run: Run) -> list[Block]:
     last, best, split = run.metrics[-1], run.best, run.monitored
     predictions = run.predictions
+    other = run.other_best(predictions)
     names = [name.removeprefix("train/") for name in last if name.startswith("train/")]
     names += [name.removeprefix(f"{split}/") for name in last
               if name.startswith(f"{split}/") and name.removeprefix(f"{split}/") not in names]
@@ -180,8 +182,7 @@ def _results(run: Run) -> list[Block]:
         if not isinstance(number, (int, float)):
             return str(number)
         # Of cvkit's own metrics these are parts of one; what others mean is theirs to know.
-        is_part = re.fullmatch(r"(accuracy(/.*)?|top\d+)", key.partition("/")[2])
-        return f"{100 * number:.2f} %" if is_part else f"{number:.4f}"
+        return f"{100 * number:.2f} %" if is_part(key.partition("/")[2]) else f"{number:.4f}"
 
     columns = [("train", f"train, epoch {last['epoch']}", last),
                (split, f"{split}, epoch {last['epoch']}", last)]
@@ -202,9 +203,10 @@ def _results(run: Run) -> list[Block]:
              f"{len(predictions.true):,} images, loss {predictions.loss:.4f}, "
              f"{predictions.place} ({watched})."),
         Table(["", *(title for _, title, _ in columns)], rows),
+        *([Text(f"{other}.")] if other else []),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
-             f"{last['epoch']}, in {duration(run.seconds)}. Parameters: "
-             f"{count_parameters(run.model):,}."),
+             f"{last['epoch']} of {run.config.TRAIN.EPOCHS}, in {duration(run.seconds)}. "
+             f"Parameters: {count_parameters(run.model):,}."),
     ]
 
 

@@ -1,0 +1,117 @@
+"""A trial of a training: a step, a save, a load and an evaluation, in memory, of copies."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvkit.checkpoint import Checkpoint
+from cvkit.data.loaders import Batch, BatchLoader
+from cvkit.errors import CheckpointError, ConfigError, RunError
+from cvkit.evaluation import build_metrics, predict
+from cvkit.files import reread
+from cvkit.log import Progress
+from cvkit.registry import NAME, where_in
+
+
+def try_training(trainer: Any) -> str:
+    """Try all that a training does, on copies: the trainer and random numbers stay as they were.
+
+    Args:
+        trainer: a `Trainer`.
+
+    Returns:
+        What came of the step, in words.
+
+    Raises:
+        UserError: what would end the training, or what its checkpoint could not be resumed from.
+    """
+    with _random_numbers_kept(trainer.device):
+        twin = trainer.twin()
+        words = _step(twin)
+        checkpoint = _as_resumed(twin)
+        twin = trainer.twin()
+        twin.restore(checkpoint)
+        _evaluate(twin)
+    return words
+
+
+@contextlib.contextmanager
+def _random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Give torch's, Python's and NumPy's random numbers back their state."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _step(trainer: Any) -> str:
+    trainer.model.train()
+    batch = trainer.loaders.train.first_batch()
+    loss, _ = trainer.train_step(batch, 1.0, is_step=False)
+    gradients = [parameter.grad for parameter in trainer.model.parameters()
+                 if parameter.grad is not None]
+    norm = float(torch.linalg.vector_norm(torch.stack(
+        [torch.linalg.vector_norm(gradient.float()) for gradient in gradients])))
+    norm /= trainer.scaler.get_scale()
+    if not (torch.isfinite(loss) and math.isfinite(norm)):
+        raise RunError(f"loss {float(loss)} and gradient norm {norm} of the first batch are "
+                       "not finite", hint="Try TRAIN.PRECISION fp32.")
+    trainer.optimizer_step()
+    classes = len(trainer.classes)
+    guess = f"guessing gives ln {classes} = {math.log(classes):.4f}"
+    return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} ({guess}), gradient norm "
+            f"{norm:.3g}")
+
+
+def _as_resumed(trainer: Any) -> Checkpoint:
+    """Return the checkpoint of a trainer as a resumed run would read it."""
+    trainer.schedule.after_epoch(1.0, 0.5)
+    checkpoint, config = trainer.checkpoint(trainer.training_state()), trainer.config
+    sources = {"model": config.MODEL, "optimizer": config.OPTIMIZER, "schedule": config.SCHEDULER}
+    for name, state in {"model": checkpoint.model, **checkpoint.training}.items():
+        try:
+            reread(state)
+        except Exception as error:  # of pickle or torch, each in its own words
+            node = sources.get(name)
+            component = f" of {node[NAME]}" if node else ""
+            reason = str(error).strip().split("\n")[0]
+            raise ConfigError(f"the state of the {name}{component} cannot be saved and read again: "
+                              f"{reason}", where=where_in(node, NAME) if node else None,
+                              hint="It has to be tensors and plain values.") from error
+    try:
+        return Checkpoint.of(reread(checkpoint.content()), "the checkpoint")
+    except CheckpointError as error:
+        raise ConfigError(f"what this training saves could not be read again: {error.problem}",
+                          where=where_in(config.MODEL, NAME),
+                          hint="Weights and buffers are tensors of real numbers.") from error
+
+
+def _evaluate(trainer: Any) -> None:
+    """Evaluate as after an epoch, on one batch."""
+    loader = _FirstBatch(trainer.loaders.monitored)
+    predict(trainer.evaluated_model, loader, trainer.loss,
+            build_metrics(trainer.config.METRICS, trainer.classes), trainer.classes,
+            trainer.precision, 1, Progress("Test", 1, False))
+
+
+class _FirstBatch:
+    """A loader of the first batch alone."""
+
+    def __init__(self, loader: BatchLoader):
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self._loader.first_batch()

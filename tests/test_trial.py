@@ -1,0 +1,118 @@
+"""What `--check` finds, and that it leaves nothing behind."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import equal
+from torch import nn
+from torch.optim import lr_scheduler
+
+from cvkit.config import load_config
+from cvkit.errors import UserError
+from cvkit.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
+from cvkit.trainer import Trainer
+
+
+class NeedsClosure(torch.optim.SGD):
+    def __init__(self, params, lr: float):
+        super().__init__(params, lr)
+
+    def step(self, closure):
+        closure()
+
+
+class LambdaInside(lr_scheduler.LRScheduler):
+    def __init__(self, optimizer):
+        self.factor = lambda epoch: 1 / (1 + epoch)
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+
+class Flat(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
+
+
+class Complex(Flat):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.register_buffer("phase", torch.zeros(2, dtype=torch.cfloat))
+
+
+class Calls(Flat):
+    """Keeps more than tensors, in torch's own way."""
+
+    def get_extra_state(self):
+        return {1, 2}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class OnlySmall:
+    """Takes the trial of the names, not a real batch."""
+
+    def update(self, logits, labels):
+        if len(logits) > 10:
+            raise UserError("OnlySmall takes ten images")
+
+    def compute(self):
+        return {"small": 0.5}
+
+
+class Annealed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, logits, labels):
+        self.calls += 1
+        return nn.functional.cross_entropy(logits, labels)
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    for registry, entries in ((OPTIMIZERS, [NeedsClosure]), (SCHEDULERS, [LambdaInside]),
+                              (MODELS, [Flat, Complex, Calls]), (METRICS, [OnlySmall]),
+                              (LOSSES, [Annealed])):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        for entry in entries:
+            registry.register()(entry)
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"OPTIMIZER": {"NAME": "NeedsClosure", "lr": 0.1}}, "NeedsClosure cannot take a step: .*closure"),
+    ({"SCHEDULER": {"NAME": "LambdaInside"}}, "state of the schedule of LambdaInside cannot be saved"),
+    ({"MODEL": {"NAME": "Calls"}}, "what this training saves could not be read again: .*model is"),
+    ({"MODEL": {"NAME": "Complex"}}, "could not be read again: .*model is not tensors"),
+    ({"METRICS": [{"NAME": "OnlySmall"}]}, "OnlySmall takes ten images")])
+def test_check_finds_what_would_end_the_training_or_its_resumption(tiny, capsys, change, expected):
+    with pytest.raises(UserError, match=expected):
+        Trainer(load_config(tiny, {"MODEL": {"NAME": "Flat"}, **change})).check()
+    assert "All is well" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [
+    {"SCHEDULER": {"NAME": "OneCycleLR"}, "TRAIN.EMA": 0.9, "TRAIN.CLIP_GRAD_NORM": 1.0},
+    {"SCHEDULER": {"NAME": "ReduceLROnPlateau"}, "LOSS": {"NAME": "Annealed"}},
+    {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}, "DATA.VAL_FRACTION": 0.2}])
+def test_check_leaves_nothing_behind(tiny, tmp_path, capsys, change):
+    def states():
+        return [trainer.model.state_dict(), trainer.loss.state_dict(), trainer.schedule.state_dict(),
+                trainer.optimizer.state_dict(), trainer.epoch, trainer.best, trainer.values,
+                torch.get_rng_state(), np.random.get_state()[1].tolist(), list(random.getstate()),
+                trainer.ema and [trainer.ema.steps, trainer.ema.model.state_dict()]]
+
+    before = sorted(tmp_path.rglob("*"))
+    trainer = Trainer(load_config(tiny, {"MODEL": {"NAME": "Flat"}, **change}))
+    expected = copy.deepcopy(states())
+    trainer.check()
+    assert "All is well; nothing was written." in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert equal(states(), expected)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
