@@ -617,7 +617,9 @@ class Trainer:
         if list(self.classes) != checkpoint.classes:
             raise CheckpointError(f"{run.folder} was trained on other classes: "
                                   f"{', '.join(checkpoint.classes)}")
-        if (list(self.loaders.mean), list(self.loaders.std)) != (checkpoint.mean, checkpoint.std):
+        # Not to the last bit, which depends on how and where the mean was computed.
+        if not torch.allclose(torch.tensor([self.loaders.mean, self.loaders.std]),
+                              torch.tensor([checkpoint.mean, checkpoint.std]), rtol=1e-6, atol=0):
             raise CheckpointError(f"{run.folder} was trained on other images: their mean was "
                                   f"{checkpoint.mean}, now it is {list(self.loaders.mean)}")
         if checkpoint.training is None:

@@ -1,11 +1,13 @@
 """resume="auto": which run is gone on with. That it then ends alike to the bit, test_trainer tells."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from cvkit.config import load_config
-from cvkit.errors import RunError
+from cvkit.errors import CheckpointError, RunError
 from cvkit.registry import SCHEDULERS
 from cvkit.resume import newest_run_of
 from cvkit.run import Run, find_runs
@@ -32,6 +34,19 @@ def test_auto_begins_a_run_goes_on_with_it_and_opens_it(tiny):
         assert torch.equal(weight, again.checkpoint().model[name]), name
     assert train(load_config(tiny, {"OPTIMIZER.lr": 0.01}), resume="auto").folder not in (
         whole.folder, part.folder, straight.folder)
+
+
+@pytest.mark.parametrize("factor, is_taken", [(1 + 1e-15, True), (1.001, False)])
+def test_a_mean_that_was_rounded_differently_is_the_same_and_another_one_is_refused(
+        tiny, factor, is_taken):
+    run = interrupted(load_config(tiny))
+    checkpoint = run.checkpoint("last")
+    run.save(dataclasses.replace(checkpoint, mean=[value * factor for value in checkpoint.mean]))
+    if is_taken:
+        assert len(train(load_config(tiny), resume=run.folder).metrics) == 2
+    else:
+        with pytest.raises(CheckpointError, match="was trained on other images: their mean was"):
+            train(load_config(tiny), resume=run.folder)
 
 
 def test_auto_takes_up_a_run_whose_rate_was_found(tiny):
