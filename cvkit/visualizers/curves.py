@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from cvkit.errors import RunError
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Run, run_names
-from cvkit.visualizers.drawing import COLOURS, Picture, styled, whole_numbers
+from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled, whole_numbers
 
 
 @VISUALIZERS.register()
@@ -34,6 +34,7 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         if not run.metrics:
             raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
     names = run_names(runs)
+    labels = [shorten(name, 3.3, 8) for name in names]  # two of them in a line of the legend
     is_2x2 = layout == "2x2"
     height = (7.4 if is_2x2 else 5.4) + 0.17 * max(0, len(runs) - 2)
     figure = Picture(9, height)
@@ -59,7 +60,7 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
             colour = colours[(number if len(runs) > 1 else int(is_test)) % len(colours)]
             axes.plot(steps, values, "-" if is_test or len(runs) == 1 else "--", color=colour,
                       marker="." if len(steps) < 3 else None, linewidth=1.5,
-                      label=name if len(runs) == 1 else f"{names[number]}, {name}")
+                      label=name if len(runs) == 1 else f"{labels[number]}, {name}")
             if is_test:
                 axes.plot(best["epoch"], scale * best[f"{name}/{quantity}"], "*", color=colour,
                           markersize=10, markeredgecolor="white", label="best")
