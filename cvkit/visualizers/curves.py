@@ -34,7 +34,7 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         if not run.metrics:
             raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
     names = run_names(runs)
-    labels = [shorten(name, 3.3, 8) for name in names]  # two of them in a line of the legend
+    labels = [shorten(name, 3.6, 8) for name in names]  # two of them in a line of the legend
     is_2x2 = layout == "2x2"
     height = (7.4 if is_2x2 else 5.4) + 0.17 * max(0, len(runs) - 2)
     figure = Picture(9, height)

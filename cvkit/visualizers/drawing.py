@@ -251,7 +251,7 @@ def told_names(classes: Sequence[str]) -> tuple[str, str]:
 
 def whole_numbers() -> MaxNLocator:
     """Return what puts ticks at whole numbers only: there is no epoch 0.95, and no half class."""
-    return MaxNLocator(integer=True, min_n_ticks=1)
+    return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
 def message(text: str) -> Picture:
