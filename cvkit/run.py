@@ -541,7 +541,7 @@ class Runs(Subject):
 
     @property
     def names(self) -> list[str]:
-        """The shortest names that tell the runs apart."""
+        """Names that tell the runs apart, see `run_names`."""
         return run_names(self.runs)
 
     def table(self) -> str:
@@ -612,27 +612,37 @@ class Runs(Subject):
         return self.runs[0].data
 
 
-def run_names(runs: Sequence[Run]) -> list[str]:
-    """Return the shortest names that tell runs apart.
+_SHORT = 40  # characters of settings in a run's name
 
-    Those of their configs; what was set differently, if that is little; or their start times.
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Return names that tell runs apart: "resnet18 (MODEL.norm layer)".
+
+    The names of their configs; of runs with the same config also what was set differently, as far
+    as that is short; their start times where all that is the same.
     """
-    by_config = [run.config.name for run in runs]
-    if len(set(by_config)) == len(runs):
-        return by_config
-    if len(set(by_config)) == 1:
-        settings = [run.hyperparameters for run in runs]
-        differ = [key for key in dict.fromkeys(key for values in settings for key in values)
-                  if len({values.get(key) for values in settings}) > 1]
-        by_setting = [", ".join(f"{key} {values.get(key, 'default')}" for key in differ)
-                      for values in settings]
-        if len(set(by_setting)) == len(runs) and max(map(len, by_setting)) <= 40:
-            return by_setting
-    by_time = [run.folder.resolve().name for run in runs]
-    if len(set(by_config)) == 1 and len(set(by_time)) == len(runs):
-        return by_time
-    by_both = [f"{config}/{time}" for config, time in zip(by_config, by_time, strict=True)]
-    return by_both if len(set(by_both)) == len(runs) else [str(run.folder) for run in runs]
+    names = [run.config.name for run in runs]
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [place for place, run in enumerate(runs) if run.config.name == name]
+        settings = _short_settings([runs[place].hyperparameters for place in same])
+        times = [runs[place].folder.resolve().name for place in same]
+        for place, setting, time in zip(same, settings, times):
+            parts = [setting, "" if settings.count(setting) == 1 else time]
+            names[place] = f"{name} ({', '.join(filter(None, parts))})"
+    return names if len(set(names)) == len(runs) else [str(run.folder) for run in runs]
+
+
+def _short_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each of several configs in words what differs; "…" stands for what is long."""
+    words, is_all = [""] * len(settings), True
+    for key in dict.fromkeys(key for values in settings for key in values):
+        values = [in_words(values.get(key, "default")) for values in settings]
+        longer = [f"{word}{', ' if word else ''}{key} {value}"
+                  for word, value in zip(words, values)]
+        if len(set(values)) > 1:
+            is_short = max(map(len, longer)) <= _SHORT
+            words, is_all = longer if is_short else words, is_all and is_short
+    return words if is_all else [", ".join(filter(None, [word, "…"])) for word in words]
 
 
 def in_words(value: Any) -> str:

@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_drawing import check_no_overlap, corners
 
-from cvkit.visualizers.confusion import confused_pairs, confusion_matrix
+from cvkit.visualizers.confusion import confused_pairs, confusion, confusion_matrix
 
 TRUE, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 2, 2])
 
@@ -66,3 +67,55 @@ def test_many_classes(run, classes):
     texts = [text.get_text() for text in figure.axes[0].texts]  # and a diagonal of zeros
     assert len(texts) == (2 * classes if classes <= 30 else 0)
     assert texts.count("0") == len(texts) // 2
+
+
+@pytest.mark.parametrize("classes, name", [
+    (2, "class {:03}"), (12, "W"), (30, "W"), (30, "{:03} photographed in the garden at night, W"),
+    (31, "class {:03}"), (100, "{:03} photographed in the garden at night, W"),
+    (200, "class {:03}")])
+def test_every_class_is_named_and_no_word_lies_over_another(run, classes, name):
+    names = [name.format(number) if "{" in name else f"{'W' * 60}{number}"
+             for number in range(classes)]
+    labels = np.arange(400) % classes
+    predictions = replace(run.predictions, index=np.arange(400), true=labels,
+                          predicted=(labels + labels // 3) % classes, classes=names,
+                          probabilities=np.eye(classes, dtype=np.float32)[labels])
+    figure = confusion(predictions)
+    figure.draw_without_rendering()
+    matrix, _, scale = figure.axes
+    words = [*figure.texts, matrix.xaxis.label, matrix.yaxis.label, scale.xaxis.label,
+             *(text for axes in figure.axes for text in [axes.title, axes._left_title])]
+    words += [label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+              for place, label in zip(axis.get_ticklocs(), axis.get_ticklabels())
+              if min(axis.get_view_interval()) <= place <= max(axis.get_view_interval())]
+    check_no_overlap(words)
+    whole = figure.bbox
+    for text in words:
+        points = corners(text)
+        assert (points >= -1).all() and (points <= (whole.width + 1, whole.height + 1)).all()
+    assert scale.get_xlabel() == "part of the true class"
+    assert [label.get_text() for label in scale.get_xticklabels()][-1] == "100 %"
+    if classes <= 30:
+        drawn = [label.get_text() for label in matrix.get_yticklabels()]
+    else:
+        numbers = [int(label.get_text()) for label in matrix.get_xticklabels()]
+        assert numbers == list(range(0, classes, 5 if classes <= 100 else 10))
+        at = {text.get_text(): place for place, text in enumerate(figure.texts)}
+        drawn = [figure.texts[at[str(number)] + 1].get_text() for number in range(classes)]
+        assert figure.texts[at["7"] + 2].get_text() == (
+            f"{100 * (labels[labels == 7] == predictions.predicted[labels == 7]).mean():.1f}")
+        assert f"\n{classes - 1:>5}  {names[-1]}" in figure.table
+    assert len(drawn) == classes
+    for short, long in zip(drawn, names, strict=True):
+        assert long.startswith(short.split("…")[0]) and long.endswith(short.split("…")[-1])
+
+
+def test_a_few_per_cent_are_seen_where_cells_have_no_numbers(run):
+    labels = np.arange(400) % 100
+    figure = confusion(replace(
+        run.predictions, index=np.arange(400), true=labels, predicted=labels,
+        classes=[str(number) for number in range(100)],
+        probabilities=np.eye(100, dtype=np.float32)[labels]))
+    image = figure.axes[0].images[0]
+    assert float(image.norm(0.04)) == pytest.approx(0.2) and image.norm(1.0) == 1.0
+    assert list(figure.axes[2].get_xticks()) == [0, 0.1, 0.25, 0.5, 1]

@@ -38,6 +38,43 @@ def test_the_lines_are_the_numbers_in_the_log(run):
         figure.caption)
 
 
+@pytest.mark.parametrize("layout", ["overlaid", "2x2"])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 20])
+def test_only_whole_epochs_and_steps_have_ticks(run, epochs, layout):
+    records = [{**run.metrics[0], "epoch": number, "rates": [[number - 1, 0.1]]}
+               for number in range(1, epochs + 1)]
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
+    figure = run.visualize("curves", layout=layout)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        is_rate = axes.get_xlabel() == "optimizer step"
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        if epochs <= 3:
+            assert ticks == [number - is_rate for number in range(1, epochs + 1)]
+        assert ticks and all(tick == round(tick) for tick in ticks)
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        assert not any("." in label for label in labels)
+
+
+def test_panels_of_one_measure_have_one_scale(run, painted):
+    rewrite(run, lambda record: {"train/accuracy": 0.99, "test/accuracy": 0.12})
+    for figure in (run.visualize("curves", layout="2x2"),
+                   Runs([run, painted]).visualize("curves", layout="2x2")):
+        limits = panel(figure, "Train accuracy").get_ylim()
+        assert limits == panel(figure, "Test accuracy").get_ylim()
+        assert limits[0] < 12 and 99 < limits[1] <= 102
+        assert panel(figure, "Train loss").get_ylim() == panel(figure, "Test loss").get_ylim()
+
+
+def test_a_perfect_accuracy_has_no_tick_beyond_100_percent(run):
+    rewrite(run, lambda record: {"train/accuracy": 1.0, "test/accuracy": record["epoch"] - 1})
+    axes = panel(run.visualize("curves"), "Train and test accuracy")
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert min(ticks) == 0 and max(ticks) == 100 and low < 0 and high > 100
+
+
 def test_the_best_epoch_is_marked(run):
     rewrite(run, lambda record: {"test/accuracy": {1: 0.8, 2: 0.6}[record["epoch"]]})
     figure = run.visualize("curves")

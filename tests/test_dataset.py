@@ -1,9 +1,12 @@
+import io
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import TINY
 from PIL import Image
+from test_drawing import check_no_overlap
 from test_misclassified import shown
 
 from cvkit.config import load_config
@@ -35,15 +38,45 @@ def test_mean_and_deviation_are_of_the_pixels(painted):
     assert lines[""] == ["red", "green", "blue"]
     assert lines["train mean"] == [f"{value:.4f}" for value in pixels.mean((0, 1, 2))]
     assert lines["train deviation"] == [f"{value:.4f}" for value in pixels.std((0, 1, 2))]
-    assert "declared mean" not in lines  # the same
+    assert "Normalize mean" not in lines  # the same
 
 
-def test_a_subset_is_measured_and_what_the_data_set_declares_is_said(tiny):
+def test_a_subset_is_measured_and_whose_mean_normalize_takes_is_said(tiny):
     subject = experiment(tiny)  # 150 of 1,438 digits, normalised by all of them
     pixels = subject.data.train.images[subject.data.train.index] / 255
     table = subject.visualize("dataset").table
     assert f"train mean      {pixels[..., 0].mean():8.4f}" in table
-    assert f"declared mean   {subject.data.mean[0]:8.4f}" in table
+    assert f"Normalize mean  {subject.data.mean[0]:8.4f}" in table
+    assert "of all training images, not only those used" in table and "declare" not in table
+
+
+def test_image_folders_declare_nothing_unless_the_config_does(painted):
+    for arguments, words in (({}, "of all training images"),
+                             ({"mean": [0.5] * 3}, "as the data set declares them")):
+        config = load_config(painted.folder / "config.yaml", {"DATA.LIMIT": 24, **{
+            f"DATA.DATASET.{key}": value for key, value in arguments.items()}})
+        assert words in Experiment(config).visualize("dataset", per_class=1).table
+    painted.__dict__["data"] = replace(painted.data, mean=(0.5, 0.5, 0.5))
+    assert "as the data set declares them" in painted.visualize("dataset", per_class=1).table
+
+
+@pytest.mark.parametrize("count", [3, 12, 30])
+def test_names_beneath_the_bars_do_not_run_into_each_other(painted, count):
+    data = painted.data
+    names = tuple(f"{'W' * 40}{number}" for number in range(count))
+    painted.__dict__["data"] = replace(data, classes=names)
+    figure = painted.visualize("dataset", per_class=1)
+    file = io.BytesIO()
+    figure.savefig(file)
+    labels = panel(figure, "Images per class").get_xticklabels()
+    assert len(labels) == count and all("…" in label.get_text() for label in labels)
+    check_no_overlap(labels)
+    for label in labels:
+        box = label.get_window_extent()
+        assert 0 <= box.x0 and box.y0 > panel(figure, "Image sizes").title.get_window_extent().y1
+    rows = [text for text in figure.texts if text.get_ha() == "right"]
+    assert len(rows) == min(count, 20) and min(row.get_window_extent().x0 for row in rows) >= 0
+    assert names[-1] in figure.table  # whole
 
 
 def test_each_class_has_examples_of_its_own(painted):

@@ -39,6 +39,18 @@ def test_images_that_one_gets_wrong_and_the_other_right(run, other):
     assert f"{wrong_way} the other way round, {both} wrong in both" in figure.caption
 
 
+def test_runs_of_one_config_are_named_by_what_was_set(run, other):
+    path = other.folder / "config.yaml"
+    path.write_text(path.read_text().replace("# other, ", "# tiny, ").replace("lr: 0.05", "lr: 0.2"))
+    runs = Runs([Run(other.folder), run])
+    names = ["tiny (OPTIMIZER.lr 0.2)", "tiny (OPTIMIZER.lr 0.05)"]
+    assert f"that {names[0]} gets wrong and {names[1]} right" in runs.visualize(
+        "disagreements").caption
+    assert all(name in runs.table().splitlines()[0] for name in names)
+    legend = [text.get_text() for text in runs.visualize("curves").legends[0].get_texts()]
+    assert legend[:4] == [f"{name}, {split}" for name in names for split in ("train", "test")]
+
+
 def test_of_three_runs_each_is_compared_with_the_first(run, other):
     figures = Runs([other, run, other]).visualize("disagreements")
     assert len(figures) == 2 and figures[1].caption.startswith("0 test images")

@@ -12,6 +12,7 @@ from cvkit.errors import RunError
 from cvkit.visualizers.drawing import (
     Picture,
     arrow,
+    drawn_names,
     grids,
     message,
     percent,
@@ -19,6 +20,9 @@ from cvkit.visualizers.drawing import (
     shorten,
     show_image,
     styled,
+    text_width,
+    told_names,
+    wrap,
 )
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -107,11 +111,33 @@ def test_percent_never_rounds_to_certainty(part, words):
     assert percent(part) == words
 
 
-def test_names_are_cut_to_fit():
+LONG = "long-haired dachshund of the neighbours, photographed in the garden, 13"
+
+
+@pytest.mark.parametrize("name", ["W" * 60, "i" * 99, LONG, "長毛の犬" * 15])
+def test_names_are_cut_to_the_inches_they_have_and_keep_their_ends(name):
     assert arrow("cat", "dog") == "cat → dog"
-    assert arrow("a" * 15, "b" * 30) == f"{'a' * 15} →\n{'b' * 14}…{'b' * 4}"
-    assert shorten("short", 8) == "short" and len(shorten("x" * 50, 8)) == 8
-    assert shorten("long-haired dachshund 13", 12) == "long-hai… 13"
+    for inches in (0.4, 1.0, 2.0):
+        short = shorten(name, inches)
+        start, end = short.split("…")
+        assert name.startswith(start) and name.endswith(end) and len(start) > len(end)
+        assert inches - 0.25 < text_width(short) <= inches  # no letter more would fit
+        assert all(text_width(line) <= inches for line in arrow(name, name, inches).split("\n"))
+    assert shorten(name, 20) == name
+
+
+def test_captions_are_wrapped_by_their_width():
+    lines = wrap(f"of class {'長' * 90} and {'W' * 20} {'i' * 40}", 3.0)
+    assert len(lines) > 2 and all(text_width(line) <= 3.0 for line in lines)
+    assert wrap("a b", 3.0) == ["a b"] and "…" in lines[1]
+
+
+def test_a_name_that_no_font_can_draw_is_a_number_and_the_txt_has_it():
+    names = ["cat", "\U00012000\U00012001", "a\nb"]
+    assert drawn_names(names) == ["cat", "class 1", "a\\nb"]
+    note, lines = told_names(names)
+    assert "numbers here" in note and lines == "\nclass 1: \U00012000\U00012001"
+    assert told_names(["cat", "Ñandú", "a\nb"]) == ("", "")
 
 
 def test_predictions_are_matched_with_the_data_by_place_not_by_order(run):
@@ -151,3 +177,35 @@ def test_a_thumbnail_of_a_fine_pattern_is_grey(size, place):
     side = int(place * 150)
     drawn = np.asarray(Image.open(file).convert("L"))[152:148 + side, 152:148 + side].astype(int)
     assert np.abs(drawn - 127.5).max() < 40  # was 0 or 255
+
+
+def corners(text):
+    """Return the corners of a text as it is drawn, slanted or not, in dots."""
+    angle = text.get_rotation()
+    is_slanted = angle % 90 != 0
+    if is_slanted:
+        assert text.get_rotation_mode() == "anchor"
+        text.set_rotation(0)
+    box = text.get_window_extent()
+    text.set_rotation(angle)
+    points = np.array([[box.x0, box.y0], [box.x1, box.y0], [box.x1, box.y1], [box.x0, box.y1]])
+    if not is_slanted:
+        return points
+    anchor = text.get_transform().transform(text.get_unitless_position())
+    sine, cosine = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
+    return (points - anchor) @ np.array([[cosine, sine], [-sine, cosine]]) + anchor
+
+
+def check_no_overlap(texts):
+    """Assert that no two of these texts are drawn over each other, whatever their angle is."""
+    texts = [text for text in texts if text.get_text()]
+    shapes = np.stack([corners(text) for text in texts])
+    low, high = shapes.min(1), shapes.max(1)
+    near = ((low[:, None] < high) & (high[:, None] > low)).all(2)  # their frames overlap
+    for first, second in np.argwhere(np.triu(near, 1)):
+        pair = shapes[first], shapes[second]
+        sides = np.concatenate([np.roll(shape, -1, 0) - shape for shape in pair])
+        along = [shape @ np.stack([-sides[:, 1], sides[:, 0]]) for shape in pair]
+        # Two convex shapes are apart if some side of one has them on its two sides.
+        apart = (along[0].max(0) <= along[1].min(0)) | (along[1].max(0) <= along[0].min(0))
+        assert apart.any(), f"{texts[first].get_text()!r} over {texts[second].get_text()!r}"

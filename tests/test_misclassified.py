@@ -50,15 +50,38 @@ def test_the_most_confident_come_first(painted):
     assert f"({confidence[rows[0]]:.0%})".replace("%", " %") in titles(figure)[0]
 
 
-def test_long_names_do_not_run_into_each_other(painted):
-    names = ["n02123045 tabby_cat 16", "long-haired dachshund 13", "Staffordshire_bullterrier_and_more"]
-    predictions = replace(painted.predictions, classes=names)
-    figure = misclassified(predictions, painted.data, count=10)
-    boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.images]
+ANY_LETTER = frozenset(range(0x110000))  # as if a font with all of them were installed
+
+
+def check_titles(figure):
+    """Assert that titles lie beside each other and beside images, and within the picture."""
+    boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
     boxes += [axes.get_window_extent() for axes in figure.axes if axes.images]
+    boxes += [text.get_window_extent() for text in figure.texts]
     for number, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[number + 1:])
         assert box.x0 >= -1 and box.x1 <= figure.bbox.width + 1
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("count", [1, 2, 5, 10])
+@pytest.mark.parametrize("names", [
+    ["n02123045 tabby_cat 16", "long-haired dachshund 13", "Staffordshire_bullterrier_and_more"],
+    ["W" * 60, "長毛の犬" * 15, "Staffordshire bullterrier, Staffordshire bull terrier, of a breed"]])
+def test_long_names_do_not_run_into_each_other(painted, monkeypatch, names, count):
+    monkeypatch.setattr("cvkit.visualizers.drawing._letters", lambda: ANY_LETTER)
+    predictions = replace(painted.predictions, classes=names)
+    figure = misclassified(predictions, painted.data, count=count)
+    check_titles(figure)
+
+
+def test_names_that_no_font_can_draw_are_numbers_with_a_legend_in_the_txt(painted):
+    names = ["\U00012000" * 3, "green", "\U00012001"]
+    figure = misclassified(replace(painted.predictions, classes=names), painted.data, count=12)
+    words = {word for title in titles(figure) for word in title.split("\n")[0].split(" → ")}
+    assert {"class 0", "class 2"} <= words <= {"class 0", "green", "class 2"}
+    assert figure.caption.endswith("they are numbers here, and names in the .txt.")
+    assert figure.table.splitlines()[-2:] == [f"class 0: {names[0]}", f"class 2: {names[2]}"]
 
 
 def test_random_order_depends_on_the_seed_alone(painted):

@@ -50,6 +50,17 @@ def test_html_escapes_all_that_comes_from_a_run():
     assert any(attributes.get("name") == "viewport" for _, attributes in reader.tags)
 
 
+def test_a_picture_has_a_title_of_its_own_only_beside_others():
+    first, second = (Image(name, b"", 8, 4, f"of {name}", name.title()) for name in ("cats", "dogs"))
+    alone = [Section("Pets", [first])]
+    both = [Section("Cats", [first, Text("and"), second])]
+    assert "<figcaption>of cats</figcaption>" in render_html("a", alone)
+    assert "![of cats](images/cats.png)\n\nof cats\n" in render_markdown("a", alone)
+    assert "<figcaption>of cats</figcaption>" in render_html("a", both)  # the section says it
+    assert "<figcaption><b>Dogs.</b> of dogs</figcaption>" in render_html("a", both)
+    assert "![of dogs](images/dogs.png)\n\n**Dogs.** of dogs\n" in render_markdown("a", both)
+
+
 def test_html_needs_nothing_from_outside():
     page = render_html("a", SECTIONS[:1])
     assert "http" not in page and "src=" not in page and "<link" not in page

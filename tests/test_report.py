@@ -1,5 +1,6 @@
 import base64
 import http.server
+import io
 import json
 import re
 import shutil
@@ -7,7 +8,9 @@ import subprocess
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_pages import Reader
 
 import cvkit
@@ -40,6 +43,27 @@ def test_the_page_holds_its_pictures_and_the_readme_those_beside_it(report, pain
     assert set(files) == PICTURES
     assert sorted(images_in(page)) == sorted(files.values())
     assert set(re.findall(r"\]\(images/(\w+)\.png\)", readme)) == PICTURES
+
+
+def test_headings_and_captions_are_not_repeated_in_the_pictures(painted):
+    """The page has them as text; what is left of a picture is the part below them."""
+    write_report(painted, [{"NAME": "cam_matrix", "count": 2}])
+    for name, arguments in (("curves", {}), ("misclassified", {}), ("cam_matrix", {"count": 2})):
+        whole = painted.visualize(name, **arguments)
+        with Image.open(painted.folder / "images" / f"{name}.png") as image:
+            part = np.asarray(image)
+        everything = np.asarray(Image.open(io.BytesIO(whole._repr_png_())))
+        height = len(part)
+        assert len(everything) - 200 < height < len(everything) - 40
+        assert (part[10:] == everything[-height + 10:]).mean() > 0.999
+        assert (part[:10] == 255).all()  # no half letters
+    page, readme = ((painted.folder / name).read_text() for name in ("report.html", "README.md"))
+    assert page.count(">Where the model looked<") == 2  # in the navigation, and as a heading
+    assert page.count("<b>Where the model looked, by layer.</b>") == 1
+    assert readme.count("Where the model looked, by layer.") == 1
+    caption = painted.visualize("misclassified").caption
+    assert page.count(f"<figcaption>{caption}</figcaption>") == 1
+    assert f"images/misclassified.png)\n\n{caption}\n" in readme
 
 
 def test_it_answers_the_hand_in(report, painted):
@@ -172,7 +196,7 @@ def test_class_names_are_text(painted):
     run.__dict__["data"] = replace(data, classes=tuple(names))
     write_report(run)
     page = (painted.folder / "report.html").read_text()
-    assert "<b>" not in page and "&lt;b&gt;blue&lt;/b&gt;" in page
+    assert "<b>blue" not in page and "&lt;b&gt;blue&lt;/b&gt;" in page
 
 
 @pytest.mark.parametrize("damage, problem", [
@@ -201,6 +225,9 @@ addEventListener("load", () => setTimeout(() => {
   const images = [...document.images];
   parent.postMessage({
     width: document.documentElement.clientWidth, page: document.documentElement.scrollWidth, wide,
+    scrolled: [...document.querySelectorAll("section *")].filter(
+      element => element.scrollWidth > element.clientWidth && element.clientWidth > 0
+        && getComputedStyle(element).overflowX === "auto").map(element => element.tagName),
     images: images.length, loaded: images.filter(image => image.naturalWidth > 300).length,
     widths: images.map(image => image.getBoundingClientRect().width)}, "*");
 }, 300));
@@ -238,7 +265,8 @@ def test_in_a_browser_every_picture_loads_and_nothing_overflows(report, tmp_path
     assert found["width"] == width == found["page"], found  # the page itself is never scrolled
     assert found["wide"] == []
     assert found["images"] == found["loaded"] == len(PICTURES)
-    assert min(found["widths"]) >= 300
+    assert min(found["widths"]) >= 300 and max(found["widths"]) <= width  # fits, unscrolled
+    assert found["scrolled"] == [] or width == 1280
 
 
 def test_requirements_stand_first_each_with_what_was_found(painted, tmp_path):

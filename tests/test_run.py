@@ -188,11 +188,26 @@ def test_runs_are_named_by_what_tells_them_apart(run, painted, config):
         set_otherwise = run.folder.parent / name
         set_otherwise.mkdir()
         (set_otherwise / "config.yaml").write_text(new)
-    assert run_names([run, Run(run.folder.parent / "layer")]) == ["MODEL.norm default", "MODEL.norm layer"]
-    assert run_names([Run(run.folder.parent / "seed"), run]) == ["SEED 1", "SEED 0"]
-    assert run_names([run, other]) == [run.folder.name, other.folder.name]
-    assert run_names([run, other, painted]) == [
-        f"tiny/{run.folder.name}", f"tiny/{other.folder.name}", f"painted/{painted.folder.name}"]
+    assert run_names([run, Run(run.folder.parent / "layer")]) == [
+        "tiny (MODEL.norm default)", "tiny (MODEL.norm layer)"]
+    assert run_names([Run(run.folder.parent / "seed"), run]) == [
+        "tiny (SEED 1)", "tiny (SEED 0)"]
+    again = [f"tiny ({run.folder.name})", f"tiny ({other.folder.name})"]
+    assert run_names([run, other]) == again
+    assert run_names([run, other, painted]) == [*again, "painted"]
+    assert run_names([run, other, Run(run.folder.parent / "seed")]) == [
+        f"tiny (SEED 0, {run.folder.name})", f"tiny (SEED 0, {other.folder.name})", "tiny (SEED 1)"]
+
+
+def test_settings_that_are_too_long_for_a_run_s_name_are_hinted_at(run):
+    text = (run.folder / "config.yaml").read_text()
+    longer = text.replace("width: 4", "width: 4\n  norm: layer").replace("SEED: 0", "SEED: 1").replace(
+        "size: 8", "size: 6")
+    (run.folder.parent / "other").mkdir()
+    (run.folder.parent / "other" / "config.yaml").write_text(longer)
+    other = Run(run.folder.parent / "other")
+    names = run_names([run, other])
+    assert names == ["tiny (SEED 0, MODEL.norm default, …)", "tiny (SEED 1, MODEL.norm layer, …)"]
 
 
 def test_the_table_of_runs_has_what_differs_and_the_results(run, painted):

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_drawing import shown_pixels
-from test_misclassified import shown, titles
+from test_misclassified import check_titles, shown, titles
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
@@ -26,6 +28,18 @@ def test_samples_are_what_the_model_receives_first(painted, monkeypatch):
     assert titles(figure) == [painted.data.classes[label] for label in batch.labels[:20]]
     axes = [axis for axis in figure.axes if axis.images]
     assert (shown_pixels(figure, axes[3], 32, 32) == shown(figure)[3]).all()
+
+
+@pytest.mark.parametrize("transforms", [[], [{"NAME": "MixUp"}]])
+def test_long_names_do_not_run_into_each_other(painted, transforms):
+    names = ("W" * 60, "n02123045 tabby, tabby cat, photographed in the garden at night", "i" * 99)
+    subject = Experiment(load_config(painted.folder / "config.yaml",
+                                     {"DATA.TRAIN_TRANSFORMS": transforms}))
+    subject.__dict__["data"] = replace(subject.data, classes=names)
+    figure = subject.visualize("samples", count=12)
+    assert "…" in titles(figure)[0]
+    check_titles(figure)
+    assert any(name in figure.table for name in names)  # whole
 
 
 def test_cutout_is_on_every_image_and_has_the_colour_of_the_data_s_mean(painted):

@@ -21,6 +21,7 @@ from cvkit.visualizers.drawing import (
     WRONG,
     Picture,
     arrow,
+    drawn_names,
     grids,
     message,
     percent,
@@ -28,10 +29,23 @@ from cvkit.visualizers.drawing import (
     shorten,
     show_image,
     styled,
+    text_width,
+    told_names,
 )
-from cvkit.visualizers.misclassified import ClassName, Order, describe_errors, select_errors
+from cvkit.visualizers.misclassified import (
+    ClassName,
+    Order,
+    describe_errors,
+    errors_table,
+    select_errors,
+)
 
-COLOUR_MAP = "turbo"
+# Those of matplotlib's that run one way, from what reads as low to what reads as high.
+Colormap = Literal["turbo", "inferno", "magma", "plasma", "viridis", "cividis", "hot", "afmhot",
+                   "gist_heat", "copper", "bone", "gray", "jet", "rainbow", "coolwarm"]
+
+
+_SIZE = 1.2  # inches of an image in `cam`
 
 
 @VISUALIZERS.register()
@@ -40,7 +54,7 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
         method: Method = "GradCAM", layer: str | list[str] = "auto",
         pages: Literal["one", "each"] = "one", order: Order = "confidence",
         true_class: ClassName = None, predicted_class: ClassName = None,
-        seed: int = 0) -> Picture | list[Picture]:
+        seed: int = 0, colormap: Colormap = "turbo") -> Picture | list[Picture]:
     """Where the model looked: maps for the predicted and the true class of misclassified images.
 
     Both maps of an image share one scale, so that they can be compared; a map without positive
@@ -53,6 +67,7 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
         layer: one or several module names; "auto" for the deepest block whose map has 5×5
             pixels or more.
         pages: "one" page for all images, or one for "each", as a list.
+        colormap: of matplotlib; "inferno" or "cividis" where a rainbow would mislead.
 
     Raises:
         ConfigError: there is no such layer, or its map is smaller than 5×5.
@@ -61,46 +76,49 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
     errors = describe_errors(predictions, rows, count, order, true_class, predicted_class)
     if not len(rows):
         return message(errors)
-    batch = loaders.test.take(positions_of(loaders.test.images, predictions, rows))
+    positions = positions_of(loaders.test.images, predictions, rows)
+    batch = loaders.test.take(positions)
     sizes = choose_layers(model, batch.images[:1], layer)
     targets = [predictions.predicted[rows], predictions.true[rows]]
     maps = cam_maps(model, batch.images, targets, list(sizes), [method])
 
     images = loaders.test.denormalise(batch.images)
+    names = drawn_names(predictions.classes)
     places = ", ".join(f"{name} ({height}×{width} pixels)" for name, (height, width)
                        in sizes.items())
     note = f", the deepest block of {SMALLEST_MAP}×{SMALLEST_MAP} or more" * (layer == "auto")
     caption = (f"{method} at {places}{note}, for the predicted class (orange) and the true one "
-               f"(green).{_class_free([method])} {errors}")
+               f"(green).{_class_free([method])} {errors}.{told_names(predictions.classes)[0]}")
 
     def page(numbers: range, caption: str) -> Picture:
         figure, grid = grids(
             len(numbers), 1, 1 + 2 * len(sizes), "Where the model looked", caption,
-            side_by_side=2 if len(sizes) == 1 and len(numbers) > 1 else 1, size=1.2,
+            side_by_side=2 if len(sizes) == 1 and len(numbers) > 1 else 1, size=_SIZE,
             aspect=min(images.shape[1] / images.shape[2], 2),
             above=0.36 if len(sizes) == 1 else 0.48, footer=0.6)
         for axes, number in zip(grid, numbers):
             draw(axes[0], number)
-        _add_scale(figure, "evidence for the class; two maps side by side share one scale", "0")
+        _add_scale(figure, "evidence for the class; two maps side by side share one scale", "0",
+                   colormap)
+        figure.table = errors_table(loaders.test.images, predictions, rows[numbers],
+                                    positions[numbers])
         return figure
 
     def draw(group: np.ndarray, number: int) -> None:
         row, image = rows[number], images[number]
-        names = [shorten(predictions.classes[label], 16) for label in
-                 (predictions.true[row], predictions.predicted[row])]
-        show_image(group[0], image, arrow(*names))
+        show_image(group[0], image, arrow(names[predictions.true[row]],
+                                          names[predictions.predicted[row]], _SIZE))
         for place, name in enumerate(sizes):
             pair = maps[name, method][:, number]
             for axis, values, heat, label, colour in zip(
                     group[1 + 2 * place:], pair, scaled_together(pair, image.shape[:2]),
                     (targets[0][number], targets[1][number]), (WRONG, RIGHT)):
-                what = ("of any class" if method in CLASS_FREE
-                        else f"for {shorten(predictions.classes[label], 16)}")
-                title = (f"{what}\n"
+                what = "of any class" if method in CLASS_FREE else f"for {names[label]}"
+                title = (f"{shorten(what, _SIZE)}\n"
                          f"({percent(predictions.probabilities[row, label])})")
                 if len(sizes) > 1:
-                    title = f"{shorten(name, 20)}\n{title}"
-                show_map(axis, image, values, heat, title, colour)
+                    title = f"{shorten(name, _SIZE)}\n{title}"
+                show_map(axis, image, values, heat, colormap, title, colour)
 
     return _pages(page, pages, len(rows), caption)
 
@@ -113,7 +131,7 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
                target: Literal["predicted_class", "true_class"] = "predicted_class",
                pages: Literal["one", "each"] = "one", order: Order = "confidence",
                true_class: ClassName = None, predicted_class: ClassName = None,
-               seed: int = 0) -> Picture | list[Picture]:
+               seed: int = 0, colormap: Colormap = "turbo") -> Picture | list[Picture]:
     """For each misclassified image, layers by methods: the image, heat maps, and bare masks.
 
     Each map is scaled by itself, from its lowest to its highest value, as the library does: the
@@ -126,53 +144,69 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
         layers: module names; "auto" for the model's stages with a map of 5×5 or more.
         target: the class that is explained.
         pages: "one" page for all images, or one for "each", as a list.
+        colormap: of matplotlib; "inferno" or "cividis" where a rainbow would mislead.
     """
     rows = select_errors(predictions, count, order, true_class, predicted_class, seed)
     errors = describe_errors(predictions, rows, count, order, true_class, predicted_class)
     if not len(rows):
         return message(errors)
-    batch = loaders.test.take(positions_of(loaders.test.images, predictions, rows))
+    positions = positions_of(loaders.test.images, predictions, rows)
+    batch = loaders.test.take(positions)
     sizes = choose_layers(model, batch.images[:1], "stages" if layers == "auto" else layers)
     labels = getattr(predictions, target.removesuffix("_class"))[rows]
     maps = cam_maps(model, batch.images, [labels], list(sizes), list(methods))
     images = loaders.test.denormalise(batch.images)
+    classes = drawn_names(predictions.classes)
+    # The image stands once, left of the rows and of their names.
+    size, names_width, aspect = 0.95, 0.42, min(images.shape[1] / images.shape[2], 2)
 
-    def matrix(axes: np.ndarray, number: int) -> None:
-        image = images[number]
+    def above(axis: Axes, text: str, points: float, **style: Any) -> None:
+        axis.annotate(text, (0, 1), (style.pop("x", 0), points), xycoords="axes fraction",
+                      textcoords=("axes fraction", "offset points"), va="bottom", **style)
 
-        def above(axis: Axes, text: str, points: float, **style: Any) -> None:
-            axis.annotate(text, (0, 1), (style.pop("x", 0), points), xycoords="axes fraction",
-                          textcoords=("axes fraction", "offset points"), va="bottom", **style)
-
-        for axis, text in zip(axes[0], ["image", *(f"{name} heat" for name in methods),
-                                        *(f"{name} mask" for name in methods)]):
-            above(axis, text.replace("PlusPlus", "++"), 2, x=0.5, ha="center", fontsize=6.5)
-        for line, (name, (height, width)) in zip(axes, sizes.items()):
-            show_image(line[0], image)
-            line[0].text(-0.14, 0.5, f"{shorten(name, 18)}\n{height}×{width}", rotation=90,
-                         ha="center", va="center", fontsize=7, transform=line[0].transAxes)
+    def matrix(figure: Picture, axes: np.ndarray, number: int) -> None:
+        image, row = images[number], rows[number]
+        width, height = figure.get_size_inches()
+        corner = axes[0, 0].get_position()
+        alone = figure.panel(corner.x0 * width - names_width - size, (1 - corner.y1) * height,
+                             size, size * aspect)
+        alone.axis("off")
+        show_image(alone, image)
+        for axis, text in zip([alone, *axes[0]], ["image", *(f"{name} heat" for name in methods),
+                                                  *(f"{name} mask" for name in methods)]):
+            above(axis, shorten(text.replace("PlusPlus", "++"), size, 6.5), 2, x=0.5, ha="center",
+                  fontsize=6.5)
+        for line, (name, (map_height, map_width)) in zip(axes, sizes.items()):
+            line[0].annotate(shorten(name, size * aspect, 7) + f"\n{map_height}×{map_width}",
+                             (0, 0.5), (-4, 0), xycoords="axes fraction",
+                             textcoords="offset points", rotation=90, ha="right", va="center",
+                             fontsize=7, multialignment="center")
             for place, method in enumerate(methods):
                 values = maps[name, method][0, number]
                 heat = scaled_alone(values, image.shape[:2])
-                show_map(line[1 + place], image, values, heat)
-                show_mask(line[1 + len(methods) + place], values, heat)
-        row = rows[number]
-        names = (shorten(predictions.classes[label], 5 * axes.shape[1]) for label in
-                 (predictions.true[row], predictions.predicted[row]))
-        above(axes[0, 0], f"{' → '.join(names)} ({percent(predictions.probabilities[row].max())})",
-              14, fontsize=8, color=WRONG)
+                show_map(line[place], image, values, heat, colormap)
+                show_mask(line[len(methods) + place], values, heat)
+        true, predicted = classes[predictions.true[row]], classes[predictions.predicted[row]]
+        sure = f"({percent(predictions.probabilities[row].max())})"
+        room = (names_width + (1 + 2 * len(methods)) * size - text_width(f" →  {sure}", 8)) / 2
+        above(alone, f"{shorten(true, room, 8)} → {shorten(predicted, room, 8)} {sure}", 14,
+              fontsize=8, color=WRONG)
 
     caption = (f"{' and '.join(methods)} at {', '.join(sizes)}, for the "
-               f"{target.replace('_', ' ')}.{_class_free(methods)} {errors}")
+               f"{target.replace('_', ' ')}.{_class_free(methods)} {errors}."
+               f"{told_names(predictions.classes)[0]}")
 
     def page(numbers: range, caption: str) -> Picture:
         figure, grid = grids(
-            len(numbers), len(sizes), 1 + 2 * len(methods), "Where the model looked, by layer",
-            caption, side_by_side=2 if len(numbers) > 1 else 1, size=0.95, over=0.45, left=0.4,
-            aspect=min(images.shape[1] / images.shape[2], 2), footer=0.6)
+            len(numbers), len(sizes), 2 * len(methods), "Where the model looked, by layer",
+            caption, side_by_side=2 if len(numbers) > 1 else 1, size=size, over=0.45,
+            left=0.1 + size + names_width, aspect=aspect, footer=0.6)
         for axes, number in zip(grid, numbers):
-            matrix(axes, number)
-        _add_scale(figure, "each map by itself: lowest to highest, however weak", "lowest")
+            matrix(figure, axes, number)
+        _add_scale(figure, "each map by itself: lowest to highest, however weak", "lowest",
+                   colormap)
+        figure.table = errors_table(loaders.test.images, predictions, rows[numbers],
+                                    positions[numbers])
         return figure
 
     return _pages(page, pages, len(rows), caption)
@@ -203,14 +237,15 @@ def scaled_alone(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return scale_cam_image(scale_cam_image(values[None], size[::-1]))[0]
 
 
-def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, heat: np.ndarray, colormap: str = "turbo") -> np.ndarray:
     """Return half image, half colour, as floats (H, W, 3) in 0–1; hot where the map is high.
 
     Args:
         image: uint8 (H, W, C).
         heat: (H, W), 0 to 1.
+        colormap: a name of matplotlib's.
     """
-    colours = matplotlib.colormaps[COLOUR_MAP](heat)[..., :3]
+    colours = matplotlib.colormaps[colormap](heat)[..., :3]
     pixels = image.astype(np.float64) / 255
     return 0.5 * colours + 0.5 * (pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2))
 
@@ -221,13 +256,13 @@ def is_empty(values: np.ndarray) -> bool:
 
 
 def show_map(axis: Axes, image: np.ndarray, values: np.ndarray, heat: np.ndarray,
-             title: str = "", colour: str = "black") -> None:
+             colormap: str, title: str = "", colour: str = "black") -> None:
     """Show a scaled map over its image, or, where it is empty, the grey image marked so."""
     if is_empty(values):
         show_image(axis, image.mean(2, keepdims=True).astype(np.uint8), title, colour)
         _mark_empty(axis)
     else:
-        show_image(axis, overlay(image, heat), title, colour)
+        show_image(axis, overlay(image, heat, colormap), title, colour)
 
 
 def show_mask(axis: Axes, values: np.ndarray, heat: np.ndarray) -> None:
@@ -251,10 +286,10 @@ def _class_free(methods: Sequence[str]) -> str:
     return f" {' and '.join(found)} does not look at the class." if found else ""
 
 
-def _add_scale(figure: Picture, label: str, lowest: str) -> None:
+def _add_scale(figure: Picture, label: str, lowest: str, colormap: str) -> None:
     width, height = figure.get_size_inches()
     axis = figure.panel(0.3, height - 0.54, 2.4, 0.1)
-    bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=COLOUR_MAP), cax=axis,
+    bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=colormap), cax=axis,
                           orientation="horizontal", ticks=[0, 1])
     bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
     bar.outline.set_visible(False)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.ticker import PercentFormatter
 
+from cvkit.errors import visible
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
-from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled
+from cvkit.visualizers.drawing import (
+    COLOURS,
+    FAINT,
+    Picture,
+    drawn_names,
+    shorten,
+    styled,
+    text_width,
+    told_names,
+    whole_numbers,
+    wrap,
+)
 
-_LABEL = 22  # characters of a class's name that labels have room for
+_NAMED = 30  # classes; more of them are numbered on the axes
+_LEGEND = 400  # numbered classes that a picture has room to name
+_LABEL = 1.65  # inches that a name has beside the matrix
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
@@ -37,50 +55,73 @@ def confused_pairs(predictions: Predictions, count: int) -> list[tuple[str, str,
 def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     """The confusion matrix with counts and rates, accuracy by class, the most confused pairs.
 
+    More than 30 classes are numbered on the axes; a legend has their names and accuracies.
+
     Args:
         pairs: how many of them to list.
     """
     if pairs < 1:
         raise ValueError(f"pairs is 1 or more, not {pairs}")
     matrix = confusion_matrix(predictions)
-    number = len(matrix)
-    cell = 0.52 if number <= 12 else 0.34 if number <= 30 else max(0.02, 6 / number)
-    is_labelled = number <= 60  # with more, a histogram takes the place of bars with names
-    longest = min(max(map(len, predictions.classes)), _LABEL) if is_labelled else 3
-    # Letters of 8 points are about 0.075 inches wide; labels on top are slanted by 45°.
-    side, left, top = cell * number, 0.5 + 0.075 * longest, 0.95 + 0.055 * longest
+    number, names = len(matrix), drawn_names(predictions.classes)
+    is_named = number <= _NAMED
+    labels = [shorten(name, _LABEL, 8) for name in names] if is_named else []
+    cell = 0.52 if number <= 12 else 0.34 if is_named else max(0.02, 6 / number)
+    side, widest = cell * number, max([text_width(label, 8) for label in labels], default=0.25)
+    reach = 0.73 * widest  # of the labels on top, to the right and up: they are slanted by 45°
+    left, top, x = 0.5 + widest, 0.95 + reach, 0.5 + widest + side + max(0.6, reach + 0.2)
+    bar_left, bars = 0.3 + widest, min(side, max(0.19 * number, 1.2)) if is_named else 2.5
     listed = confused_pairs(predictions, pairs)
-    x, bar_left = left + side + 0.6, 0.3 + 0.075 * longest
-    bars = min(side, max(0.19 * number, 1.2)) if is_labelled else 2.5
-    below = 1.0 + bars + (0.5 if is_labelled else 0.75)
-    figure = Picture(x + bar_left + 3.4, max(top + side + 0.15, below + 0.25 + 0.17 * len(listed)))
-    figure.headline("Confusion matrix",
-                    f"{predictions.correct:,} of {len(predictions.true):,} test images right "
-                    f"({100 * predictions.accuracy:.2f} %), {predictions.place}")
-    _draw_matrix(figure.panel(left, top, side, side), matrix, predictions.classes)
-    _draw_accuracy(figure.panel(x + bar_left, 1.0, 3.0, bars), matrix, predictions.classes)
-    lines = [f"{shorten(true, 20)} → {shorten(predicted, 20)}: {images} ({100 * part:.1f} %)"
-             for true, predicted, images, part in listed] or ["none: every image is right"]
-    width, height = figure.get_size_inches()
-    figure.text(x / width, 1 - below / height,
-                "Most confused: true → predicted (part of the true class)", fontsize=9)
-    for row, line in enumerate(lines):
-        figure.text(x / width, 1 - (below + 0.22 + 0.17 * row) / height, line, fontsize=8)
-    figure.table = "\n".join([predictions.table(), "", "most confused, true → predicted:",
-                              *(f"  {line}" for line in lines)])
+    below = 1.0 + bars + (0.5 if is_named else 0.75)
+    width = x + bar_left + 3.4
+    height = max(top + side + 0.65, below + 0.3 + 0.17 * len(listed))
+    columns = int((width - 0.2) / 1.85)
+    has_legend = _NAMED < number <= _LEGEND
+    figure = Picture(width, height + has_legend * (0.5 + 0.125 * -(-number // columns)))
+    note, numbered = told_names(predictions.classes)
+    figure.headline("Confusion matrix", "\n".join(wrap(
+        f"{predictions.correct:,} of {len(predictions.true):,} test images right "
+        f"({100 * predictions.accuracy:.2f} %), {predictions.place}.{note}", width - 0.2)))
+    _draw_matrix(figure.panel(left, top, side, side), matrix, labels)
+    _draw_accuracy(figure.panel(x + bar_left, 1.0, 3.0, bars), matrix, labels)
+    _draw_scale(figure, left, top + side + 0.12, min(side, 2.4))
+    if has_legend:
+        _draw_legend(figure, height + 0.25, columns, names, _accuracies(matrix))
+    room = (width - x - 1.4) / 2
+    by_name = dict(zip(predictions.classes, (shorten(name, room, 8) for name in names)))
+    pairs_drawn, pairs_whole = ([
+        f"{words[true]} → {words[predicted]}: {images} ({100 * part:.1f} %)"
+        for true, predicted, images, part in listed] or ["none: every image is right"]
+        for words in (by_name, {name: name for name in by_name}))
+    figure.words(x, below, "Most confused: true → predicted (part of the true class)", 9)
+    for row, line in enumerate(pairs_drawn):
+        figure.words(x, below + 0.22 + 0.17 * row, line, 8)
+    by_number = [f"{place:>5}  {visible(name)}" for place, name in enumerate(predictions.classes)]
+    figure.table = "\n".join([
+        predictions.table(), "", "most confused, true → predicted:",
+        *(f"  {line}" for line in pairs_whole),
+        *(["", "classes by number:", *by_number] if not is_named else [])]) + numbered
     return figure
 
 
-def _draw_matrix(axes: Axes, matrix: np.ndarray, classes: list[str]) -> None:
+def _accuracies(matrix: np.ndarray) -> np.ndarray:
+    """Return the accuracy of each class in percent; NaN for one without images."""
+    of_class = matrix.sum(1)
+    return np.where(of_class, 100 * np.diag(matrix) / np.maximum(of_class, 1), np.nan)
+
+
+def _draw_matrix(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:
+    """Draw rates as colours; with labels also in words, without at numbered rows and columns."""
     rates = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(rates, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
     number = len(matrix)
-    if number <= 30:
-        names = [shorten(name, _LABEL) for name in classes]
-        axes.set_xticks(range(number), names, rotation=45, ha="left", rotation_mode="anchor")
-        axes.set_yticks(range(number), names)
+    # Where the numbers are not in the cells, a few per cent are to be seen all the same.
+    axes.imshow(rates, cmap="Blues", norm=PowerNorm(1 if labels else 0.5, 0, 1),
+                interpolation="nearest")
+    axes.spines[:].set_visible(not labels)
+    if labels:
+        axes.grid(False)
+        axes.set_xticks(range(number), labels, rotation=45, ha="left", rotation_mode="anchor")
+        axes.set_yticks(range(number), labels)
         for row, column in np.ndindex(matrix.shape):
             count, rate = matrix[row, column], rates[row, column]
             if count or row == column:  # a class that is never right is no gap
@@ -88,27 +129,58 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, classes: list[str]) -> None:
                 axes.text(column, row, f"{count}{share}", ha="center", va="center",
                           fontsize=6.5, color="white" if rate > 0.5 else "black",
                           linespacing=1.1)
+    else:
+        step = next(step for step in (5, 10, 20, 50, 100, number) if number <= 20 * step)
+        axes.set_xticks(range(0, number, step))
+        axes.set_yticks(range(0, number, step))
+        axes.set_axisbelow(False)
+        axes.grid(color=FAINT, alpha=0.3, linewidth=0.3)  # to find a row by
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
-    axes.set_xlabel("predicted" if number <= 30 else f"predicted, class number of {number}")
+    axes.set_xlabel("predicted" if labels else "predicted, class number")
     axes.xaxis.set_label_position("top")
-    axes.set_ylabel("true")
+    axes.set_ylabel("true" if labels else "true, class number")
 
 
-def _draw_accuracy(axes: Axes, matrix: np.ndarray, classes: list[str]) -> None:
-    of_class = matrix.sum(1)
-    accuracy = 100 * np.diag(matrix) / np.maximum(of_class, 1)
+def _draw_scale(figure: Picture, left: float, top: float, wide: float) -> None:
+    """Draw what the colours of the matrix, the first axes of the figure, mean."""
+    image = figure.axes[0].images[0]
+    ticks = [0, 0.5, 1] if image.norm.gamma == 1 else [0, 0.1, 0.25, 0.5, 1]
+    bar = figure.colorbar(image, cax=figure.panel(left, top, wide, 0.09), ticks=ticks,
+                          orientation="horizontal", format=PercentFormatter(1, 0, " %"))
+    bar.set_label("part of the true class", fontsize=8)
+    bar.outline.set_visible(False)
+
+
+def _draw_accuracy(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:
+    """Draw a bar for each label, or, without labels, how many classes are how accurate."""
+    accuracy = _accuracies(matrix)
     axes.set_title("Accuracy by class (%)", loc="left")
-    if len(classes) <= 60:
-        bars = axes.barh(range(len(classes)), accuracy, color=COLOURS[0])
-        axes.bar_label(bars, [f"{value:.1f}" if count else "no images"
-                              for value, count in zip(accuracy, of_class)], fontsize=7, padding=2)
-        axes.set_yticks(range(len(classes)), [shorten(name, _LABEL) for name in classes])
+    if labels:
+        bars = axes.barh(range(len(labels)), np.nan_to_num(accuracy), color=COLOURS[0])
+        axes.bar_label(bars, ["no images" if np.isnan(value) else f"{value:.1f}"
+                              for value in accuracy], fontsize=7, padding=2)
+        axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
         axes.set_xlim(0, 112)
         axes.set_xticks(range(0, 101, 20))
         axes.grid(axis="y", visible=False)
     else:
-        axes.hist(accuracy, bins=np.arange(0, 101, 5), color=COLOURS[0])
+        axes.hist(accuracy[~np.isnan(accuracy)], bins=np.arange(0, 101, 5), color=COLOURS[0])
         axes.set_xlabel("accuracy (%)")
         axes.set_ylabel("classes")
+        axes.yaxis.set_major_locator(whole_numbers())
+
+
+def _draw_legend(figure: Picture, top: float, columns: int, names: Sequence[str],
+                 accuracy: np.ndarray) -> None:
+    """Name the numbered classes, each with its accuracy, in columns from top to bottom."""
+    figure.words(0.1, top, "Classes by number, each with its accuracy (%)", 9)
+    lines, width = -(-len(names) // columns), (figure.get_size_inches()[0] - 0.2) / columns
+    for number, (name, value) in enumerate(zip(names, accuracy)):
+        column, line = divmod(number, lines)
+        x, y = 0.1 + width * column, top + 0.22 + 0.125 * line
+        figure.words(x + 0.22, y, str(number), 6.5, ha="right", color=FAINT)
+        figure.words(x + 0.27, y, shorten(name, width - 0.75, 6.5), 6.5)
+        figure.words(x + width - 0.15, y, "–" if np.isnan(value) else f"{value:.1f}", 6.5,
+                     ha="right")

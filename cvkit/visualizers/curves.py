@@ -9,12 +9,12 @@ from typing import Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from cvkit.errors import RunError
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Run, run_names
-from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled
+from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled, whole_numbers
 
 
 @VISUALIZERS.register()
@@ -34,10 +34,12 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         if not run.metrics:
             raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
     names = run_names(runs)
+    labels = [shorten(name, 3.6, 8) for name in names]  # two of them in a line of the legend
     is_2x2 = layout == "2x2"
-    figure = Picture(9, (7.4 if is_2x2 else 5.4) + 0.17 * max(0, len(runs) - 2))
+    height = (7.4 if is_2x2 else 5.4) + 0.17 * max(0, len(runs) - 2)
+    figure = Picture(9, height)
     colours = COLOURS if len(runs) <= len(COLOURS) else matplotlib.colormaps["tab20"].colors
-    figure.set_layout_engine("constrained")
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.36 / height))
     grid = figure.add_gridspec(3 if is_2x2 else 2, 2, height_ratios=[3] * (1 + is_2x2) + [2])
     panels: dict[tuple[str, str], Axes] = {}
     splits = ("train", "held out")
@@ -58,14 +60,14 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
             colour = colours[(number if len(runs) > 1 else int(is_test)) % len(colours)]
             axes.plot(steps, values, "-" if is_test or len(runs) == 1 else "--", color=colour,
                       marker="." if len(steps) < 3 else None, linewidth=1.5,
-                      label=name if len(runs) == 1 else f"{names[number]}, {name}")
+                      label=name if len(runs) == 1 else f"{labels[number]}, {name}")
             if is_test:
                 axes.plot(best["epoch"], scale * best[f"{name}/{quantity}"], "*", color=colour,
                           markersize=10, markeredgecolor="white", label="best")
         rates = [pair for epoch in history for pair in epoch.get("rates", [])]
         if rates:
             rate_panel.plot(*zip(*rates), color=colours[number % len(colours)], linewidth=1.5,
-                            drawstyle="steps-post")
+                            marker="." if len(rates) < 3 else None, drawstyle="steps-post")
     held_out = runs[0].monitored if len({run.monitored for run in runs}) == 1 else "held-out"
     for (quantity, split), axes in panels.items():
         what = f"train and {held_out}"
@@ -73,17 +75,17 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
             what = held_out if split == "held out" else "train"
         axes.set_title(f"{what.capitalize()} {quantity}", loc="left")
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(whole_numbers())
         axes.set_ylabel("accuracy (%)" if quantity == "accuracy" else "loss")
     _choose_scale([panels["loss", name] for name in splits])
+    _share_percentages([panels["accuracy", name] for name in splits])
     _finish_rates(rate_panel)
     handles = {label: handle for axes in panels.values() for handle, label in zip(
         *axes.get_legend_handles_labels()) if label != "best"}
     star = Line2D([], [], linestyle="", marker="*", markersize=8, color="black")
     figure.legend([*handles.values(), star], [*handles, _best_in_words(runs)],
                   loc="outside lower left", ncols=3 if len(runs) == 1 else 2)
-    title = f"Training of {names[0] if len(runs) == 1 else f'{len(runs)} runs'}"
-    figure.suptitle(shorten(title, 80), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.headline(f"Training of {names[0] if len(runs) == 1 else f'{len(runs)} runs'}", "")
     figure.caption = "; ".join(_describe(run, name) for run, name in zip(runs, names))
     return figure
 
@@ -103,6 +105,7 @@ def _finish_rates(axes: Axes) -> None:
     """Label the learning rates; on a logarithmic scale where those of several runs need one."""
     axes.set_title("Learning rate", loc="left")
     axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(whole_numbers())
     axes.set_ylabel("learning rate")
     axes.set_ylim(bottom=0)
     peaks = [max(line.get_ydata()) for line in axes.lines]
@@ -121,11 +124,24 @@ def _describe(run: Run, name: str) -> str:
             f"{100 * best[f'{split}/accuracy']:.2f} %")
 
 
-def _choose_scale(panels: Sequence[Axes]) -> None:
-    """Give losses one scale, a logarithmic one where a linear one would flatten them."""
+def _range_of(panels: Sequence[Axes]) -> tuple[float, float]:
+    """Return the lowest and the highest value that is drawn in any of the panels."""
     values = [value for axes in panels for line in axes.lines for value in line.get_ydata()]
     values = [value for value in values if math.isfinite(value)]
-    low, high = min(values, default=0), max(values, default=1)
+    return min(values, default=0), max(values, default=1)
+
+
+def _share_percentages(panels: Sequence[Axes]) -> None:
+    """Give accuracies one scale, of no tick below 0 or above 100 %."""
+    low, high = _range_of(panels)
+    margin = 0.05 * (high - low) or 1
+    for axes in panels:
+        axes.set_ylim(max(low - margin, -2), min(high + margin, 102))
+
+
+def _choose_scale(panels: Sequence[Axes]) -> None:
+    """Give losses one scale, a logarithmic one where a linear one would flatten them."""
+    low, high = _range_of(panels)
     is_log = low > 0 and high > 20 * low
     margin = 0.05 * (high - low) or 0.1
     for axes in panels:

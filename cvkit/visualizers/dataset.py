@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 
+from cvkit.config import Config
 from cvkit.data import ImageData
 from cvkit.data.images import measure
+from cvkit.errors import visible
 from cvkit.registry import VISUALIZERS
-from cvkit.visualizers.drawing import COLOURS, Picture, shorten, show_image, styled
+from cvkit.visualizers.drawing import (
+    COLOURS,
+    Picture,
+    drawn_names,
+    shorten,
+    show_image,
+    styled,
+    text_width,
+    told_names,
+    whole_numbers,
+    wrap,
+)
 
 _MANY_CLASSES = 30  # more of them get no label of their own
 _ROWS = 20  # classes of which examples are shown
@@ -16,7 +31,7 @@ _ROWS = 20  # classes of which examples are shown
 
 @VISUALIZERS.register()
 @styled
-def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
+def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0) -> Picture:
     """Class counts and image sizes of train and test, mean and deviation of pixels, examples.
 
     All computed from the images; no training is needed.
@@ -32,20 +47,22 @@ def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
               for name, split in splits.items()}
     facts = {name: measure(split, f"Measure {name} images") for name, split in splits.items()}
     shown = range(min(len(data.classes), _ROWS))
-    example_height, charts = 0.62, 5.2
+    total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    names, (note, _) = drawn_names(data.classes), told_names(data.classes)
+    caption = wrap(f"{total} images, {len(data.classes)} classes of {_range(counts['train'])} "
+                   f"training images each{'.' if note else ''}{note}", 8.8)
+    example_height, charts = 0.62, 5.07 + 0.13 * len(caption)
     height = 0.4 + charts + 0.45 + example_height * len(shown)
     figure = Picture(9, height)
-
-    total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    figure.headline("The data", f"{total} images, {len(data.classes)} classes of "
-                                f"{_range(counts['train'])} training images each")
-    _draw_counts(figure.panel(0.7, 0.75, 8.1, 1.7), data, counts)
-    _draw_sizes(figure.panel(1.0, 3.55, 3.5, 1.65), facts)
-    figure.table = _statistics_table(data, facts)
-    text = figure.panel(5.0, 3.35, 3.9, 2.0)
+    figure.headline("The data", "\n".join(caption))
+    _draw_counts(figure.panel(0.7, charts - 4.45, 8.1, 1.7), names, counts)
+    _draw_sizes(figure.panel(1.0, charts - 1.65, 3.5, 1.65), facts)
+    statistics = _statistics_table(data, facts, config)
+    figure.table = "\n".join([statistics, *_counts_table(data.classes, counts)])
+    text = figure.panel(5.0, charts - 1.65, 3.9, 1.65)
     text.axis("off")
     text.set_title("Pixels, scaled to 0–1", loc="left")
-    text.text(0, 0.97, figure.table, va="top", family="monospace", fontsize=8, linespacing=1.4)
+    text.text(0, 0.97, statistics, va="top", family="monospace", fontsize=8, linespacing=1.4)
     random = np.random.default_rng(seed)
     top = 0.4 + charts + 0.25
     figure.text(0.1 / 9, 1 - top / height, "Training images of each class"
@@ -55,7 +72,7 @@ def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
     for row, label in enumerate(shown):
         y = top + 0.1 + row * example_height
         figure.text(1.15 / 9, 1 - (y + example_height / 2) / height,
-                    shorten(data.classes[label], 15), ha="right", va="center", fontsize=8)
+                    shorten(names[label], 1.05, 8), ha="right", va="center", fontsize=8)
         members = random.permutation(np.flatnonzero(data.train.labels == label))[:per_class]
         for column, position in enumerate(members):
             axes = figure.panel(1.25 + column * place, y, place - 0.04, place - 0.04)
@@ -69,24 +86,26 @@ def _range(counts: np.ndarray) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _draw_counts(axes: Axes, data: ImageData, counts: dict[str, np.ndarray]) -> None:
+def _draw_counts(axes: Axes, names: list[str], counts: dict[str, np.ndarray]) -> None:
     axes.set_title("Images per class", loc="left")
     width = 0.8 / len(counts)
-    many = len(data.classes) > _MANY_CLASSES
+    many = len(names) > _MANY_CLASSES
     for number, (name, values) in enumerate(counts.items()):
         places = np.arange(len(values)) + (number - (len(counts) - 1) / 2) * width
         bars = axes.bar(places, values, width, label=f"{name}, {values.sum():,}",
                         color=COLOURS[number])
-        if not many and len(data.classes) <= 12:
+        if len(names) <= 12:
             axes.bar_label(bars, fontsize=6.5, fmt="{:,.0f}", padding=1)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.1)
-    longest = max(map(len, data.classes))
     if many:
-        axes.set_xlabel(f"class number, of {len(data.classes)}")
+        axes.set_xlabel(f"class number, of {len(names)}")
+        axes.xaxis.set_major_locator(whole_numbers())
     else:
-        slanted = longest * len(data.classes) > 90
-        axes.set_xticks(range(len(data.classes)), [shorten(name, 16) for name in data.classes],
+        place = 7.3 / len(names)  # inches
+        slanted = max(text_width(name, 8) for name in names) > place - 0.1
+        room = min(1.3, 0.7 + place / 2) if slanted else place  # beside the first, and below
+        axes.set_xticks(range(len(names)), [shorten(name, room, 8) for name in names],
                         rotation=30 if slanted else 0, ha="right" if slanted else "center",
                         rotation_mode="anchor")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(counts), borderaxespad=0.2)
@@ -121,7 +140,14 @@ def _draw_sizes(axes: Axes, facts: dict[str, dict]) -> None:
     axes.legend(loc="lower right", fontsize=7, markerscale=0.7)
 
 
-def _statistics_table(data: ImageData, facts: dict[str, dict]) -> str:
+def _counts_table(classes: Sequence[str], counts: dict[str, np.ndarray]) -> list[str]:
+    """Return lines with the whole name of each class and its images."""
+    return ["class" + "".join(f"{name:>8}" for name in counts) + "  name", *(
+        f"{number:>5}" + "".join(f"{values[number]:>8,}" for values in counts.values())
+        + f"  {visible(name)}" for number, name in enumerate(classes))]
+
+
+def _statistics_table(data: ImageData, facts: dict[str, dict], config: Config) -> str:
     names = ("red", "green", "blue") if data.channels == 3 else ("grey",)
     lines = [f"{'':<16}" + "".join(f"{name:>8}" for name in names)]
     for name, fact in facts.items():
@@ -129,8 +155,11 @@ def _statistics_table(data: ImageData, facts: dict[str, dict]) -> str:
             lines.append(_table_line(f"{name} {word}", fact[key]))
     if np.abs(np.subtract([data.mean, data.std], [facts["train"]["mean"],
                                                    facts["train"]["std"]])).max() > 5e-5:
-        lines += [_table_line("declared mean", data.mean), _table_line("... deviation", data.std),
-                  "declared by the data set; what Normalize takes"]
+        is_part = config.DATA.LIMIT or config.DATA.VAL_FRACTION
+        is_declared = {"mean", "std"} & set(config.DATA.DATASET) or not is_part
+        lines += [_table_line("Normalize mean", data.mean), _table_line("... deviation", data.std),
+                  "as the data set declares them" if is_declared else
+                  "of all training images, not only those used"]
     return "\n".join(lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,16 +11,21 @@ from typing import Any
 import numpy as np
 from matplotlib import font_manager, style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from cvkit.data.images import ImageSet
-from cvkit.errors import RunError
+from cvkit.errors import RunError, visible
 from cvkit.run import Predictions
 
 # Letters that matplotlib's own font lacks come from the first of these that is installed.
-_MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans",
-               "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "WenQuanYi Zen Hei",
-               "Droid Sans Fallback", "Arial Unicode MS")
+_MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC",
+               "Noto Sans KR", "Source Han Sans", "PingFang SC", "Hiragino Sans",
+               "Apple SD Gothic Neo", "Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic",
+               "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAexGothic", "NanumGothic",
+               "Droid Sans Fallback", "Arial Unicode MS", "Unifont")
 _INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
 
 STYLE = {
@@ -47,15 +51,24 @@ class Picture(Figure):
 
     def __init__(self, width: float, height: float, caption: str = "", table: str = ""):
         super().__init__(figsize=(width, height), dpi=DPI)
-        self.caption, self.table = caption, table
+        self.caption, self.table, self.title = caption, table, ""
+        self._head, self._head_height = [], 0.0
 
-    def headline(self, text: str, caption: str) -> None:
+    def headline(self, title: str, caption: str) -> None:
         """Put a title into the upper left corner, and under it the caption, in as many lines."""
         width, height = self.get_size_inches()
-        self.text(0.1 / width, 1 - 0.1 / height, text, va="top", fontsize=11, fontweight="bold")
-        self.text(0.1 / width, 1 - 0.34 / height, caption, va="top", fontsize=7.5, color=FAINT,
-                  linespacing=1.15)
-        self.caption = " ".join(caption.split("\n"))
+        self._head = [
+            self.text(0.1 / width, 1 - 0.1 / height, shorten(title, width - 0.2, 11, "bold"),
+                      va="top", fontsize=11, fontweight="bold"),
+            self.text(0.1 / width, 1 - 0.34 / height, caption, va="top", fontsize=7.5, color=FAINT,
+                      linespacing=1.15)]
+        self._head_height = 0.3 + 0.13 * len(caption.splitlines())
+        self.title, self.caption = title, " ".join(caption.split("\n"))
+
+    def words(self, left: float, top: float, text: str, points: float, **style: Any) -> None:
+        """Put a line of text at a place, in inches from the upper left corner."""
+        width, height = self.get_size_inches()
+        self.text(left / width, 1 - top / height, text, fontsize=points, **style)
 
     def panel(self, left: float, top: float, wide: float, tall: float) -> Axes:
         """Return axes at a place, in inches from the upper left corner."""
@@ -75,6 +88,18 @@ class Picture(Figure):
         if missing:
             warnings.warn("some letters are drawn as boxes: no installed font has them "
                           "(Noto Sans CJK has most)", stacklevel=2)
+
+    def png(self) -> tuple[bytes, float, float]:
+        """Return a PNG without headline and caption, which a page says itself; width and height."""
+        width, height = self.get_size_inches()
+        height -= self._head_height
+        file = io.BytesIO()
+        for text in self._head:
+            text.set_visible(False)
+        self.savefig(file, format="png", bbox_inches=Bbox([[0, 0], [width, height]]))
+        for text in self._head:
+            text.set_visible(True)
+        return file.getvalue(), width, height
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -110,11 +135,11 @@ def grids(count: int, rows: int, columns: int, headline: str, caption: str, side
     Returns:
         The picture, and for each grid its axes (rows, columns), without ticks.
     """
-    gap, edge = 0.06, 0.1
+    gap, edge = 0.1, 0.1
     block_width = left + columns * (size + gap) + edge
     block_height = over + rows * (size * aspect + above)
     width = max(side_by_side * block_width, 4.0)
-    words = textwrap.wrap(caption, int(width / 0.062))
+    words = wrap(caption, width - 0.2)
     header = 0.42 + 0.13 * len(words)
     height = header + -(-count // side_by_side) * block_height + footer + edge
     figure = Picture(width, height)
@@ -146,23 +171,96 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "", colour: str = "bl
     axes.set_title(title, fontsize=7.5, color=colour, pad=2.5, linespacing=1.1)
 
 
-def shorten(name: str, length: int) -> str:
-    """Return a name of at most so many characters; its end, which may tell it apart, is kept."""
-    tail = length // 4
-    return name if len(name) <= length else f"{name[:length - 1 - tail]}…{name[-tail:]}"
+def text_width(text: str, points: float = 7.5, weight: str = "normal") -> float:
+    """Return how wide one line of text is drawn, in inches; kerning may make it a little less."""
+    return sum(_letter_width(letter, points, weight) for letter in text)
 
 
-def arrow(true: str, predicted: str, length: int = 19) -> str:
+@functools.lru_cache(8192)
+def _letter_width(letter: str, points: float, weight: str) -> float:
+    font = font_manager.FontProperties(family=STYLE["font.family"], size=points, weight=weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that are missing are told when they are drawn
+        with_it, without = (_RULER.get_text_width_height_descent(text, font, False)[0]
+                            for text in (f"|{letter}|", "||"))
+    return (with_it - without) / DPI
+
+
+_RULER = RendererAgg(1, 1, DPI)
+
+
+def shorten(text: str, inches: float, points: float = 7.5, weight: str = "normal") -> str:
+    """Return a text that is no wider; its end, which may tell it apart, is kept."""
+    if text_width(text, points, weight) <= inches:
+        return text
+    low, high = 0, len(text) - 1  # letters that are kept; a text of more of them is wider
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text_width(_without_middle(text, middle), points, weight) <= inches:
+            low = middle
+        else:
+            high = middle - 1
+    return _without_middle(text, low)
+
+
+def _without_middle(text: str, letters: int) -> str:
+    end = letters // 4
+    return f"{text[:letters - end]}…{text[len(text) - end:]}"
+
+
+def wrap(text: str, inches: float, points: float = 7.5) -> list[str]:
+    """Return text in lines that are no wider; a longer word is shortened."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if text_width(longer, points) <= inches:
+            lines[-1] = longer
+        else:
+            lines.append(shorten(word, inches, points))
+    return [line for line in lines if line]
+
+
+def arrow(true: str, predicted: str, inches: float = 1.2) -> str:
     """Return "true → predicted", on two lines where one would be too long."""
-    if len(true) + len(predicted) + 3 <= length:
-        return f"{true} → {predicted}"
-    return f"{shorten(true, length - 2)} →\n{shorten(predicted, length)}"
+    line = f"{true} → {predicted}"
+    if text_width(line) <= inches:
+        return line
+    return f"{shorten(true, inches - text_width(' →'))} →\n{shorten(predicted, inches)}"
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """Return the code points that can be drawn."""
+    fonts = (font_manager.get_font(font_manager.findfont(name)) for name in STYLE["font.family"])
+    return frozenset().union(*(font.get_charmap() for font in fonts))
+
+
+def drawn_names(classes: Sequence[str]) -> list[str]:
+    """Return the classes' names for a picture: "class 3" for one whose letters no font has."""
+    return [name if name.strip() and _letters().issuperset(map(ord, name)) else f"class {number}"
+            for number, name in enumerate(map(visible, classes))]
+
+
+def told_names(classes: Sequence[str]) -> tuple[str, str]:
+    """Return for the classes that a picture numbers a sentence in its caption and their names.
+
+    Both are empty where all names are drawn.
+    """
+    lines = [f"{drawn}: {visible(name)}" for drawn, name in zip(drawn_names(classes), classes)
+             if drawn != visible(name)]
+    return (" No installed font has the letters of some names: they are numbers here, and names in "
+            "the .txt.", "\n".join(["", *lines])) if lines else ("", "")
+
+
+def whole_numbers() -> MaxNLocator:
+    """Return what puts ticks at whole numbers only: there is no epoch 0.95, and no half class."""
+    return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
 def message(text: str) -> Picture:
     """Return a picture that only says something."""
     figure = Picture(5.0, 1.2, caption=text)
-    figure.text(0.5, 0.5, textwrap.fill(text, 60), ha="center", va="center")
+    figure.text(0.5, 0.5, "\n".join(wrap(text, 4.8, 9)), ha="center", va="center")
     return figure
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cvkit.data import ImageData
+from cvkit.data.images import ImageSet
 from cvkit.errors import ConfigError, suggest, visible
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
@@ -15,12 +16,14 @@ from cvkit.visualizers.drawing import (
     WRONG,
     Picture,
     arrow,
+    drawn_names,
     grids,
     message,
     percent,
     positions_of,
     show_image,
     styled,
+    told_names,
 )
 
 Order = Literal["confidence", "index", "random"]
@@ -45,7 +48,7 @@ def misclassified(predictions: Predictions, data: ImageData, count: int = 10,
     if not len(rows):
         return message(caption)
     return gallery(data, predictions, rows, "Misclassified test images",
-                   f"{caption}. Over each: true → predicted (how sure the model was)")
+                   f"{caption}. Over each: true → predicted (how sure the model was).")
 
 
 def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], headline: str,
@@ -56,24 +59,35 @@ def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], head
     """
     positions = positions_of(data.test, predictions, rows)
     images = [data.test.image(position) for position in positions]
-    titles = []
-    for row in rows:
-        names = (predictions.classes[number] for number in
-                 (predictions.true[row], predictions.predicted[row]))
-        titles.append(f"{arrow(*names)}\n({percent(predictions.probabilities[row].max())})")
     columns = min(5, len(rows))
+    size = max(1.25, 4.0 / columns)
+    names = drawn_names(predictions.classes)
+    titles = [f"{arrow(names[predictions.true[row]], names[predictions.predicted[row]], size)}\n"
+              f"({_sureness(predictions, row)})" for row in rows]
     lines = max(title.count("\n") + 1 for title in titles)
     aspects = {image.shape[0] / image.shape[1] for image in images}
-    figure, (axes,) = grids(1, -(-len(rows) // columns), columns, headline, caption,
-                            size=max(1.25, 4.0 / columns), above=0.1 + 0.125 * lines,
+    figure, (axes,) = grids(1, -(-len(rows) // columns), columns, headline,
+                            f"{caption}{told_names(predictions.classes)[0]}",
+                            size=size, above=0.1 + 0.125 * lines,
                             aspect=min(aspects.pop(), 2) if len(aspects) == 1 else 1)
     for axis, image, title in zip(axes.flat, images, titles):
         show_image(axis, image, title, WRONG)
-    figure.table = "\n".join(
-        f"{title.splitlines()[-1]:>8}  {data.classes[data.test.labels[position]]} → "
-        f"{predictions.classes[predictions.predicted[row]]}  {visible(data.test.name(position))}"
-        for title, row, position in zip(titles, rows, positions, strict=True))
+    figure.table = errors_table(data.test, predictions, rows, positions)
     return figure
+
+
+def errors_table(split: ImageSet, predictions: Predictions, rows: Sequence[int],
+                 positions: Sequence[int]) -> str:
+    """Return as text, with whole names, which image each of these rows of the predictions is."""
+    names = [visible(name) for name in predictions.classes]
+    return "\n".join(
+        f"{f'({_sureness(predictions, row)})':>8}  {names[predictions.true[row]]} → "
+        f"{names[predictions.predicted[row]]}  {visible(split.name(position))}"
+        for row, position in zip(rows, positions, strict=True)) + told_names(predictions.classes)[1]
+
+
+def _sureness(predictions: Predictions, row: int) -> str:
+    return percent(predictions.probabilities[row].max())
 
 
 def select_errors(predictions: Predictions, count: int, order: Order, true_class: ClassName,

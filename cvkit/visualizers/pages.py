@@ -6,7 +6,7 @@ import base64
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 
@@ -51,13 +51,17 @@ class Code:
 
 @dataclass(frozen=True)
 class Image:
-    """A PNG picture: its name without ending, its bytes, size in pixels and caption."""
+    """A PNG picture: its name without ending, its bytes, size in pixels, caption and title.
+
+    The title is shown where a section has several pictures; it need not repeat the section's.
+    """
 
     name: str
     png: bytes
     width: int
     height: int
     caption: str
+    title: str = ""
 
 
 Block = Text | Own | Table | Code | Image
@@ -69,6 +73,13 @@ class Section:
 
     title: str
     blocks: Sequence[Block]
+
+    @property
+    def captioned(self) -> list[Block]:
+        """The blocks, pictures without titles that the section's title says already."""
+        is_one = sum(isinstance(block, Image) for block in self.blocks) == 1
+        return [replace(block, title="") if isinstance(block, Image) and (
+            is_one or block.title == self.title) else block for block in self.blocks]
 
     @property
     def anchor(self) -> str:
@@ -85,7 +96,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 0 1rem 4rem; color: #1b1b1b; b
 h1 { font-size: 1.7rem; margin: 1.5rem 0 .5rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; margin: 1rem 0; }
 a { color: #0067b0; }
-.wide { overflow-x: auto; } .wide img { display: block; max-width: 100%; height: auto; }
+.wide { overflow-x: auto; } img { display: block; max-width: 100%; height: auto; }
 .own { white-space: pre-wrap; }
 figure { margin: 1rem 0; } figcaption { color: #555; font-size: .9rem; }
 table { border-collapse: collapse; font-size: .92rem; }
@@ -94,6 +105,8 @@ th, td { border-bottom: 1px solid #ddd; padding: .25rem .75rem .25rem 0; text-al
 pre { overflow-x: auto; background: #f6f6f6; padding: .75rem; font-size: .8rem; line-height: 1.4;
   overflow-wrap: normal; }
 summary { cursor: pointer; color: #0067b0; margin: .5rem 0; }
+@media (max-width: 40rem) { pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  table { font-size: .8rem; } th, td { padding-right: .4rem; } }
 """
 
 
@@ -103,7 +116,7 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
                       for part in sections)
     body = "\n".join(
         f'<section id="{html.escape(part.anchor)}">\n<h2>{html.escape(part.title)}</h2>\n'
-        + "\n".join(map(_block_html, part.blocks)) + "\n</section>" for part in sections)
+        + "\n".join(map(_block_html, part.captioned)) + "\n</section>" for part in sections)
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
@@ -125,12 +138,11 @@ def _block_html(block: Block) -> str:
         return (f"<details><summary>{html.escape(block.title)}</summary>{code}</details>"
                 if block.title else code)
     data = base64.b64encode(block.png).decode()
-    # On a phone a picture keeps a width at which its labels are read, and is scrolled sideways.
-    width = min(block.width, 600)
-    return (f'<figure><div class="wide"><img src="data:image/png;base64,{data}" '
-            f'alt="{html.escape(block.caption)}" width="{block.width}" height="{block.height}" '
-            f'style="min-width: {width}px"></div>'
-            f"<figcaption>{html.escape(block.caption)}</figcaption></figure>")
+    title = f"<b>{html.escape(block.title)}.</b> " if block.title else ""
+    # A picture is never wider than the page, and sharp enough to be enlarged by two fingers.
+    return (f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(block.caption)}" '
+            f'width="{block.width}" height="{block.height}">'
+            f"<figcaption>{title}{html.escape(block.caption)}</figcaption></figure>")
 
 
 def _cell_html(cell: str | Link) -> str:
@@ -146,7 +158,7 @@ def render_markdown(title: str, sections: Sequence[Section]) -> str:
     """Return GitHub's Markdown; pictures are expected in `images/`."""
     links = " · ".join(f"[{_escape(part.title)}](#{part.anchor})" for part in sections)
     body = "\n\n".join(f"## {_escape(part.title)}\n\n" + "\n\n".join(
-        map(_block_markdown, part.blocks)) for part in sections)
+        map(_block_markdown, part.captioned)) for part in sections)
     return f"# {_escape(title)}\n\n{links}\n\n{body}\n"
 
 
@@ -166,7 +178,9 @@ def _block_markdown(block: Block) -> str:
         title = html.escape(" ".join(block.title.split()))
         return (f"<details><summary>{title}</summary>\n\n{code}\n\n</details>"
                 if block.title else code)
-    return f"![{_escape(block.caption)}](images/{block.name}.png)"
+    title = f"**{_escape(block.title)}.** " if block.title else ""
+    caption = _escape(block.caption)
+    return f"![{caption}](images/{block.name}.png)\n\n{title}{caption}"
 
 
 def _cell_markdown(cell: str | Link) -> str:

@@ -24,7 +24,7 @@ from cvkit.registry import MODELS, NAME
 from cvkit.requirements import check_requirements, summary
 from cvkit.run import Run, duration
 from cvkit.visualizers.album import draw_all
-from cvkit.visualizers.drawing import DPI
+from cvkit.visualizers.drawing import DPI, Picture
 from cvkit.visualizers.flags import same_images
 from cvkit.visualizers.pages import (
     Block,
@@ -129,12 +129,15 @@ def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
 
 
 def _picture(name: str, figure: Figure, visualizer: str) -> list[Block]:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
-    width, height = (round(DPI * inches) for inches in figure.get_size_inches())
+    if isinstance(figure, Picture):
+        png, width, height = figure.png()
+    else:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=DPI)
+        png, (width, height) = file.getvalue(), figure.get_size_inches()
     # Shown at 96 pixels an inch, as a browser measures; the file is sharper than that.
-    image = Image(name, file.getvalue(), width * 96 // DPI, height * 96 // DPI,
-                  getattr(figure, "caption", "") or name)
+    image = Image(name, png, round(96 * width), round(96 * height),
+                  getattr(figure, "caption", "") or name, getattr(figure, "title", ""))
     table = getattr(figure, "table", "")
     return [image, Code(table, title=_TABLES[visualizer])] if table and visualizer in _TABLES else [
         image]

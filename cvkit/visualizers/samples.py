@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -9,7 +10,17 @@ from torch import Tensor
 from cvkit.data import ImageData
 from cvkit.data.loaders import Loaders
 from cvkit.registry import VISUALIZERS
-from cvkit.visualizers.drawing import Picture, grids, percent, shorten, show_image, styled
+from cvkit.visualizers.drawing import (
+    Picture,
+    drawn_names,
+    grids,
+    percent,
+    shorten,
+    show_image,
+    styled,
+    text_width,
+    told_names,
+)
 
 
 @VISUALIZERS.register()
@@ -28,26 +39,30 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
     images = loaders.train.denormalise(batch.images[:count])
     columns = min(10, max(5, -(-len(images) // 4)), len(images))
     is_mixed = batch.targets.ndim == 2  # then there are two lines over each image
+    size, names = max(1.15 if is_mixed else 0.9, 4.0 / columns), drawn_names(data.classes)
+    note, numbered = told_names(data.classes)
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "What the model receives",
         f"The first {len(images)} images of the first training batch of {len(batch.labels)}, "
-        "after the whole pipeline", size=max(1.15 if is_mixed else 0.9, 4.0 / columns),
+        f"after the whole pipeline.{note}", size=size,
         above=0.32 if is_mixed else 0.2,
         aspect=min(images.shape[1] / images.shape[2], 2))
     for axis, image, target in zip(axes.flat, images, batch.targets):
-        show_image(axis, image, _words(target, data.classes))
+        show_image(axis, image, "\n".join(_words(target, names, size)))
+    figure.table = "\n".join(f"{number:>4}  {', '.join(_words(target, data.classes, math.inf))}"
+                             for number, target in enumerate(batch.targets[:count], 1)) + numbered
     return figure
 
 
-def _words(target: Tensor, classes: Sequence[str]) -> str:
+def _words(target: Tensor, classes: Sequence[str], inches: float) -> list[str]:
     """Return the class of an image, or of a mixed one the classes with their shares."""
     if target.ndim == 0:
-        return shorten(classes[int(target)], 14)
+        return [shorten(classes[int(target)], inches)]
     shares = sorted(((share, label) for label, share in enumerate(target.tolist()) if share > 0),
                     reverse=True)
-    if len(shares) == 1:
-        return shorten(classes[shares[0][1]], 14)
-    return "\n".join(f"{shorten(classes[label], 10)} {percent(share)}" for share, label in shares)
+    ends = [f" {percent(share)}" if len(shares) > 1 else "" for share, _ in shares]
+    return [f"{shorten(classes[label], inches - text_width(end))}{end}"
+            for (_, label), end in zip(shares, ends)]
 
 
 @VISUALIZERS.register()
@@ -72,13 +87,15 @@ def augmentations(loaders: Loaders, data: ImageData, count: int = 19, image: int
         pipeline.seed(seed, number)
         images.append(pipeline(original))
     columns = min(10, max(5, -(-len(images) // 4)), len(images))
-    name = data.classes[split.labels[image]]
+    name = drawn_names(data.classes)[split.labels[image]]
+    note, numbered = told_names(data.classes)
     alone = ", before it is mixed with others" if pipeline.mixing else ""
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "One image, many times through the pipeline",
-        f"Training image {image}, {name}: the original, then {count} passes{alone}",
+        f"Training image {image}, {name}: the original, then {count} passes{alone}.{note}",
         size=max(0.9, 4.0 / columns), above=0.2,
         aspect=min(max(item.shape[0] / item.shape[1] for item in images), 2))
     for number, (axis, item) in enumerate(zip(axes.flat, images)):
         show_image(axis, item, str(number) if number else "original")
+    figure.table = numbered.strip()
     return figure

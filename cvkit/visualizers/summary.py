@@ -74,9 +74,9 @@ def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
             facecolor="#eef4fa" if count else "#f4f4f4", edgecolor=COLOURS[0] if count else FAINT,
             linewidth=0.8))
         middle = y + (step - 0.16) / 2
-        axes.text(left + 0.1, middle, shorten(name, 20), va="center", fontsize=8.5,
+        axes.text(left + 0.1, middle, shorten(name, 1.3, 8.5, "bold"), va="center", fontsize=8.5,
                   fontweight="bold")
-        axes.text(left + box_width - 0.1, middle, shorten(kind, 24), va="center", ha="right",
+        axes.text(left + box_width - 0.1, middle, shorten(kind, 1.35, 7), va="center", ha="right",
                   fontsize=7, color=FAINT)
         axes.text(left + box_width + 0.15, middle, _shape(shape), va="center", fontsize=8.5)
         if count:
