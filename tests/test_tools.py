@@ -87,7 +87,8 @@ def test_visualize_draws_the_cam_of_the_same_ten(tool, painted):
     chosen = "10 misclassified test images, the most confident first"
     assert chosen in lines[2] and chosen in lines[4]
     assert lines[2].startswith("    GradCAM at layer3 (8×8 pixels), the deepest block of 5×5 or more")
-    assert {path.name for path in visuals.iterdir()} == {"cam.png", "misclassified.png", "misclassified.txt"}
+    assert {path.name for path in visuals.iterdir()} == {
+        "cam.png", "cam.txt", "misclassified.png", "misclassified.txt"}
 
 
 def test_visualize_opens_the_run_that_is_named_and_draws_what_its_config_lists(tool, run, painted):

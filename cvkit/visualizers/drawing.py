@@ -47,6 +47,7 @@ class Picture(Figure):
     Attributes:
         caption: a sentence or two on what is seen.
         table: the same in numbers, as text; may be empty.
+        title: of the headline; may be empty.
     """
 
     def __init__(self, width: float, height: float, caption: str = "", table: str = ""):
