@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from cvkit import distributed
+from cvkit.errors import show_what_can_be_shown
 from cvkit.files import writing
 
 
@@ -16,6 +17,7 @@ class Log:
     """Lines that go to the screen and, clean, into `train.log`; of several processes, of one."""
 
     def __init__(self) -> None:
+        show_what_can_be_shown()
         self.path: Path | None = None
         self._before: list[str] = []
         # A terminal or a notebook shows bars that move; a file or a pipe gets whole lines.

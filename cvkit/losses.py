@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvkit.errors import ConfigError
+from cvkit.errors import ConfigError, plural
 from cvkit.registry import LOSSES, NAME, where_in
 
 LOSSES.add_library("torch.nn", lambda: {
@@ -113,7 +113,8 @@ def _build_loss(node: Any, num_classes: int) -> nn.Module:
     for key in ("weight", "pos_weight"):
         weight = getattr(criterion, key, None)
         if weight is not None and len(weight) != num_classes:
-            raise ConfigError(f"{key} has {len(weight)} numbers for {num_classes} classes",
+            raise ConfigError(f"{key} has {plural(len(weight), 'number')} for "
+                              f"{plural(num_classes, 'class')}",
                               where=where_in(node, key))
     if getattr(criterion, "weight", None) is not None and _FORMS[name][1] == "classes":
         criterion.reduction = "none"

@@ -26,7 +26,7 @@ from cvkit.checkpoint import Checkpoint, is_text, moment_of, verify_archive
 from cvkit.config import Config, read_config
 from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
-from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, visible
+from cvkit.errors import CheckpointError, ConfigError, RunError, plural, suggest, visible
 from cvkit.experiment import Experiment, Subject
 from cvkit.files import write_whole, writing
 from cvkit.hardware import lock_file
@@ -72,7 +72,8 @@ class Predictions:
     batches: int = 0
 
     def __repr__(self) -> str:
-        return f"<Predictions of {len(self.true)} images, {100 * self.accuracy:.2f}% right>"
+        images = plural(len(self.true), "image")
+        return f"<Predictions of {images}, {100 * self.accuracy:.2f}% right>"
 
     @property
     def correct(self) -> int:
@@ -621,12 +622,12 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
     Raises:
         RunError: there is none.
     """
-    runs = find_runs(output_dir, config_name)
     if run is None:
+        runs = find_runs(output_dir, config_name)
         if not runs:
             of = "" if config_name == "*" else f" of {config_name}"
             raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
-                           hint="Train one: python tools/train.py CONFIG")
+                           hint=_newest_in(find_runs(output_dir)))
         return Run(runs[-1], overrides)
     path = Path(run).parent if Path(run).name == "config.yaml" else Path(run)
     for folder in (path, Path(output_dir) / path):
@@ -636,4 +637,13 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
         newest = is_folder and find_runs(folder.parent, folder.name)  # a config's runs
         if newest:
             return Run(newest[-1], overrides)
-    raise RunError(f"no run {run}", hint=suggest(run, map(str, reversed(runs))) or None)
+    there = next(filter(None, map(find_runs, (*path.parents[1::-1], output_dir))), [])
+    near = suggest(run, map(str, there)).partition("Allowed")[0]
+    raise RunError(f"no run {run}", hint=f"{near}{_newest_in(there)}")
+
+
+def _newest_in(runs: Sequence[Path]) -> str:
+    """Return what to do instead of opening a run that is not there."""
+    if not runs:
+        return "Train one: python tools/train.py CONFIG"
+    return "The newest runs, the last one first:\n    " + "\n    ".join(map(str, runs[:-6:-1]))

@@ -32,6 +32,7 @@ from cvkit.errors import (
     DivergenceError,
     RunError,
     UserError,
+    plural,
     suggest,
 )
 from cvkit.evaluation import build_metrics, evaluate, predict, values_of
@@ -334,7 +335,8 @@ class Trainer:
                       "its number of epochs")
         else:
             longer = "raise TRAIN.EPOCHS"
-        self.log.show(f"{run.folder} is finished: {self.epoch} epochs. To train longer, {longer}.")
+        self.log.show(f"{run.folder} is finished: {plural(self.epoch, 'epoch')}. "
+                      f"To train longer, {longer}.")
         try:
             _ = run.predictions
         except RunError:  # it was interrupted at its very end
@@ -614,8 +616,8 @@ class Trainer:
             both(f"resumed    {run.folder} {moment_of(self.epoch, self.now.batches)}")
         if config.DATA.LIMIT:
             counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
-        both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
-             f"{shape}")
+        both(f"data       {config.DATA.DATASET.NAME}: {counts}, "
+             f"{plural(len(data.classes), 'class')}, {shape}")
         self._say_left_out(data.left_out)
         if self.loaders.train_shape != self.loaders.image_shape:
             sizes = "×".join(map(str, self.loaders.train_shape))
@@ -631,9 +633,9 @@ class Trainer:
             both("monitored  validation images; results are those of the best epoch on them")
         both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""
-        both(f"training   {config.TRAIN.EPOCHS} epochs of {len(self.loaders.train)} batches of "
-             f"{config.DATA.BATCH_SIZE}, {config.LOSS.NAME}, {self._words_for_rate()}, "
-             f"seed {config.SEED}{averaged}")
+        both(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
+             f"{plural(len(self.loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
+             f"{config.LOSS.NAME}, {self._words_for_rate()}, seed {config.SEED}{averaged}")
         both(f"device     {describe(self.device)}, {self.precision}")
         both(f"input      {self.loaders.input}")
         for demand in self.requirements:
@@ -651,8 +653,8 @@ class Trainer:
         new = sorted(set(names) - self.left_out)
         if new:
             more = f" and {len(new) - 5} more" if len(new) > 5 else ""
-            self.log.both(f"left out   {len(new)} image file{'s' * (len(new) > 1)} that cannot be "
-                          f"read: {', '.join(new[:5])}{more}")
+            self.log.both(f"left out   {plural(len(new), 'image file')} that cannot be read: "
+                          f"{', '.join(new[:5])}{more}")
         self.left_out.update(new)
 
     def _words_for_rate(self) -> str:
@@ -685,14 +687,14 @@ class Trainer:
         both, epochs = self.log.both, self.epoch
         if epochs < self.config.TRAIN.EPOCHS:
             both(f"Stopped early: no better {self.config.TRAIN.MONITOR} for "
-                 f"{self.config.TRAIN.EARLY_STOP} epochs")
+                 f"{plural(self.config.TRAIN.EARLY_STOP, 'epoch')}")
         both(test_line(predictions.loss, predictions.correct, len(predictions.true))
              + f" after epoch {predictions.epoch}")
         monitor = self.config.TRAIN.MONITOR
         value = self.best[monitor]
         shown = f"{value:.4f}" if is_lower_better(monitor) else f"{100 * value:.2f}%"
         both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
-             f"{epochs} epochs, {duration(run.seconds)} of training")
+             f"{plural(epochs, 'epoch')}, {duration(run.seconds)} of training")
         self.warn(idle_scheduler(self.config, self.schedule, run.metrics))
         if self.requirements:
             demands = check_requirements(self.config, run)
@@ -768,7 +770,7 @@ class Trainer:
         size *= distributed.size()
         times = math.ceil(node.BATCH_SIZE * self.config.TRAIN.ACCUMULATE / size)
         return RunError(where, hint=f"{size} fit: DATA.BATCH_SIZE {size} TRAIN.ACCUMULATE {times} "
-                                    f"makes steps of {size * times} images.")
+                                    f"makes steps of {plural(size * times, 'image')}.")
 
     def _try_batch(self, size: int) -> nn.Module:
         """Push a batch through a copy of the model, forward and backward, and return the copy."""

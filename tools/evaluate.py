@@ -5,15 +5,17 @@
 """
 
 import argparse
+import sys
 
+from cvkit.config import parse_words
 from cvkit.errors import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest")
-    args = parser.parse_args()
+    args = parse_words(parser, sys.argv[1:])
     from cvkit.evaluation import evaluate, open_run
 
     run = open_run(args.run)

@@ -205,14 +205,15 @@ def _with_children(process: int) -> list[int]:
     for parent in found:
         for path in Path(f"/proc/{parent}/task").glob("*/children"):
             with contextlib.suppress(OSError):  # it has ended
-                found += map(int, path.read_text().split())
+                found += map(int, path.read_text(encoding="utf-8").split())
     return found
 
 
 def _memory_of(process: int) -> float:
     """Return a process's memory in MB; of what it shares with others, its part."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8")
+        for line in rollup.splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024 / 1e6  # of KiB
     return 0.0
@@ -231,7 +232,8 @@ def start(configure: Configure) -> Figures:
                 "import cvkit.trainer": ["-c", "import cvkit.trainer"]}
 
     def output(arguments: list[str]) -> str:
-        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True).stdout
+        return subprocess.run([sys.executable, *arguments], capture_output=True,
+                              encoding="utf-8", errors="replace").stdout
 
     taken = in_turns({name: lambda arguments=arguments: output(arguments)
                       for name, arguments in commands.items()})

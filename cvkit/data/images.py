@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from cvkit.errors import DataError
+from cvkit.errors import DataError, plural
 
 Result = TypeVar("Result")
 
@@ -238,7 +238,7 @@ def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     members = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     if limit < len(members):
         raise DataError(f"DATA.LIMIT {limit} is less than one image of each of the "
-                        f"{len(members)} classes")
+                        f"{plural(len(members), 'class')}")
     # In rounds: the first image of every class, then the second of every class that has one…
     rounds = [members[c][k] for k in range(max(map(len, members)))
               for c in range(len(members)) if k < len(members[c])]
@@ -306,7 +306,7 @@ def scan_files(files: ImageFiles, title: str) -> dict:
     cache = folder / f"{key.hexdigest()}.json"
     if cache.is_file():
         try:
-            return json.loads(cache.read_text())
+            return json.loads(cache.read_text(encoding="utf-8"))
         except ValueError:
             cache.unlink()  # left half-written by a crash
 
@@ -335,7 +335,7 @@ def scan_files(files: ImageFiles, title: str) -> dict:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(result))
+        part.write_text(json.dumps(result), encoding="utf-8")
         part.replace(cache)
     except OSError:  # a cache that cannot be kept costs time, nothing else
         pass

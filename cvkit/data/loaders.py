@@ -17,7 +17,7 @@ from cvkit.data.images import ImageData, ImageSet, balanced_subset, stratified_s
 from cvkit.data.mixing import mix
 from cvkit.data.sources import BatchedSource, Order, PerImageSource, Pixels
 from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
-from cvkit.errors import ConfigError, DataError
+from cvkit.errors import ConfigError, DataError, plural
 from cvkit.registry import DATASETS, where_in
 
 
@@ -225,7 +225,7 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         node.TEST_TRANSFORMS, data, where=node.where("TEST_TRANSFORMS"), size=train_shape[:2])
     test_shape = test_pipeline(data.train.image(0)).shape
     if train_shape[2] != test_shape[2]:
-        raise ConfigError(f"training images have {train_shape[2]} channels, test images "
+        raise ConfigError(f"training images have {plural(train_shape[2], 'channel')}, test images "
                           f"{test_shape[2]}", where=node.where("TEST_TRANSFORMS"))
     normalize = train_normalize or test_normalize or Normalize(data_mean=data.mean,
                                                               data_std=data.std)
@@ -293,10 +293,10 @@ class _Builder:
         if is_batched:
             if self.left_on_gpu is not None:
                 self.left_on_gpu -= cache.bytes
-            self.words = f"batched; {len(images):,} images, {memory}, lie on the device"
+            self.words = f"batched; {plural(len(images), 'image')}, {memory}, lie on the device"
             source = BatchedSource(images, cache, pipeline, order, self.device)
         else:
-            by = f"{self.workers} worker processes" if self.workers else "this process"
+            by = f"{plural(self.workers, 'worker process')}" if self.workers else "this process"
             self.words = f"image by image in {by}"
             if backend == "auto":
                 self.words += f" ({reason})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
+from cvkit.errors import plural
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled
@@ -55,7 +56,8 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     below = 1.0 + bars + (0.5 if is_labelled else 0.75)
     figure = Picture(x + bar_left + 3.4, max(top + side + 0.15, below + 0.25 + 0.17 * len(listed)))
     figure.headline("Confusion matrix",
-                    f"{predictions.correct:,} of {len(predictions.true):,} test images right "
+                    f"{predictions.correct:,} of "
+                    f"{plural(len(predictions.true), 'test image')} right "
                     f"({100 * predictions.accuracy:.2f} %), {predictions.place}")
     _draw_matrix(figure.panel(left, top, side, side), matrix, predictions.classes)
     _draw_accuracy(figure.panel(x + bar_left, 1.0, 3.0, bars), matrix, predictions.classes)

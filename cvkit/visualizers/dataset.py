@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 from cvkit.data import ImageData
 from cvkit.data.images import measure
+from cvkit.errors import plural
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, show_image, styled
 
@@ -37,8 +38,8 @@ def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
     figure = Picture(9, height)
 
     total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    figure.headline("The data", f"{total} images, {len(data.classes)} classes of "
-                                f"{_range(counts['train'])} training images each")
+    figure.headline("The data", f"{total} images, {plural(len(data.classes), 'class')} of "
+                                f"{_range(counts['train'])} each")
     _draw_counts(figure.panel(0.7, 0.75, 8.1, 1.7), data, counts)
     _draw_sizes(figure.panel(1.0, 3.55, 3.5, 1.65), facts)
     figure.table = _statistics_table(data, facts)
@@ -66,7 +67,8 @@ def dataset(data: ImageData, per_class: int = 12, seed: int = 0) -> Picture:
 
 def _range(counts: np.ndarray) -> str:
     low, high = int(counts.min()), int(counts.max())
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    images = plural(high, "training image")
+    return images if low == high else f"{low:,} to {images}"
 
 
 def _draw_counts(axes: Axes, data: ImageData, counts: dict[str, np.ndarray]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import cvkit
-from cvkit.errors import RunError, visible
+from cvkit.errors import RunError, plural, visible
 from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
 from cvkit.models import count_parameters
@@ -199,7 +199,7 @@ def _results(run: Run) -> list[Block]:
                if split == "test" else "those of the epoch that was best on validation images")
     return [
         Text(f"Test accuracy {100 * predictions.accuracy:.2f} %: {predictions.correct:,} of "
-             f"{len(predictions.true):,} images, loss {predictions.loss:.4f}, "
+             f"{plural(len(predictions.true), 'image')}, loss {predictions.loss:.4f}, "
              f"{predictions.place} ({watched})."),
         Table(["", *(title for _, title, _ in columns)], rows),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "

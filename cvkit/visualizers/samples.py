@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cvkit.data import ImageData
 from cvkit.data.loaders import Loaders
+from cvkit.errors import plural
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import Picture, grids, percent, shorten, show_image, styled
 
@@ -30,9 +31,9 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
     is_mixed = batch.targets.ndim == 2  # then there are two lines over each image
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "What the model receives",
-        f"The first {len(images)} images of the first training batch of {len(batch.labels)}, "
-        "after the whole pipeline", size=max(1.15 if is_mixed else 0.9, 4.0 / columns),
-        above=0.32 if is_mixed else 0.2,
+        f"The first {plural(len(images), 'image')} of the first training batch of "
+        f"{len(batch.labels)}, after the whole pipeline",
+        size=max(1.15 if is_mixed else 0.9, 4.0 / columns), above=0.32 if is_mixed else 0.2,
         aspect=min(images.shape[1] / images.shape[2], 2))
     for axis, image, target in zip(axes.flat, images, batch.targets):
         show_image(axis, image, _words(target, data.classes))
