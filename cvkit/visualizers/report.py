@@ -23,7 +23,7 @@ from cvkit.registry import MODELS, NAME
 from cvkit.requirements import check_requirements, summary
 from cvkit.run import Run, duration
 from cvkit.visualizers.album import draw_all
-from cvkit.visualizers.drawing import DPI
+from cvkit.visualizers.drawing import DPI, missing_letters_told_once
 from cvkit.visualizers.flags import same_images
 from cvkit.visualizers.pages import (
     Block,
@@ -129,7 +129,8 @@ def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
 
 def _picture(name: str, figure: Figure, visualizer: str) -> list[Block]:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
+    with missing_letters_told_once():
+        figure.savefig(file, format="png", dpi=DPI)
     width, height = (round(DPI * inches) for inches in figure.get_size_inches())
     # Shown at 96 pixels an inch, as a browser measures; the file is sharper than that.
     image = Image(name, file.getvalue(), width * 96 // DPI, height * 96 // DPI,
