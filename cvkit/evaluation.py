@@ -106,7 +106,7 @@ def evaluate(run: Run | str | Path | None = None) -> Predictions:
     checkpoint = run.checkpoint()
     predictions, _ = predict(run.model, loader, loss, build_metrics([], classes), classes,
                              run.precision, checkpoint.epoch,
-                             Progress("Test", len(loader), Log().is_live))
+                             Progress("Test", len(loader), Log()))
     predictions = replace(predictions, batches=checkpoint.batches)
     predictions.save(run.folder / "predictions.npz")
     return predictions

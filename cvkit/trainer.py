@@ -8,7 +8,6 @@ import itertools
 import math
 import shlex
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from cvkit import __version__, distributed
 from cvkit.checkpoint import Checkpoint, load_weights, moment_of
@@ -199,8 +197,7 @@ class Trainer:
         twin.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         twin.model.train()
         accumulate = self.config.TRAIN.ACCUMULATE
-        bar = tqdm(total=steps, desc="Finding the learning rate", file=sys.stdout, leave=False,
-                   disable=not self.log.is_live)
+        progress = Progress("Finding the learning rate", steps, self.log, unit="step")
 
         def batches() -> Iterator[Batch]:
             for epoch in itertools.count():
@@ -213,8 +210,10 @@ class Trainer:
             losses = torch.stack([
                 twin.train_step(next(source), 1 / accumulate, number == accumulate)[0]
                 for number in range(1, accumulate + 1)])
-            bar.update()
-            return float(distributed.total(losses.mean())) / distributed.size()
+            loss = float(distributed.total(losses.mean())) / distributed.size()
+            if progress.step():
+                progress.update(loss)
+            return loss
 
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), contextlib.closing(batches()) as source:
@@ -222,7 +221,7 @@ class Trainer:
             try:
                 return range_test(step, lowest, highest, steps)
             finally:
-                bar.close()
+                progress.close()
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -359,7 +358,8 @@ class Trainer:
         predictions, values = predict(
             self.evaluated_model, self.loaders.monitored, self.loss,
             build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
-            self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log.is_live),
+            self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log,
+                                     place=f"Epoch {self.epoch + 1}/{epochs}"),
             self._stop_if_asked)
         self.schedule.after_epoch(values["loss"], values["accuracy"])
         self.epoch += 1
@@ -406,7 +406,8 @@ class Trainer:
         loader.set_epoch(self.epoch, now.batches)
         self.model.train()
         every = math.ceil(self.steps_per_epoch / _RATES_PER_EPOCH)
-        progress = Progress("Train", len(loader), self.log.is_live, now.batches)
+        progress = Progress("Train", len(loader), self.log, now.batches,
+                            place=f"Epoch {self.epoch + 1}/{self.config.TRAIN.EPOCHS}")
         sizes = loader.batch_sizes
         for number, batch in enumerate(loader, now.batches):
             start = number - number % accumulate
@@ -677,7 +678,7 @@ class Trainer:
         predictions = predict(
             self.evaluated_model, self.loaders.test, self.loss, build_metrics([], self.classes),
             self.classes, self.precision, checkpoint.epoch,
-            Progress("Test", len(self.loaders.test), self.log.is_live))[0]
+            Progress("Test", len(self.loaders.test), self.log))[0]
         self._say_left_out(self._left_out_of(self.loaders.test))
         return predictions
 

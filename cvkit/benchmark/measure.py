@@ -30,7 +30,7 @@ from cvkit.errors import ConfigError, RunError, suggest
 from cvkit.evaluation import build_metrics, predict
 from cvkit.experiment import Experiment
 from cvkit.hardware import describe
-from cvkit.log import Progress
+from cvkit.log import Log, Progress
 from cvkit.models import build_model
 from cvkit.models.resnet import resnet18
 from cvkit.trainer import Trainer
@@ -53,7 +53,9 @@ def trainer_of(config: Config, data: ImageData) -> Trainer:
     """Return a trainer of a config on other images than the config's."""
     parts = Experiment(config)
     parts.data = data
-    return Trainer(config, parts)
+    trainer = Trainer(config, parts)
+    trainer.log.is_silent = True
+    return trainer
 
 
 def references(config: Config, data: ImageData, device: torch.device,
@@ -111,7 +113,8 @@ def step(configure: Configure) -> Figures:
         "bare": lambda: bare.epoch(config.DATA.BATCH_SIZE),
         "classic": classic.epoch,
         "test": lambda: predict(trainer.model, test, trainer.loss, build_metrics([], data.classes),
-                                data.classes, precision, 0, Progress("", len(test), False))},
+                                data.classes, precision, 0,
+                                Progress("", len(test), Log(is_silent=True)))},
         device)
     trained = count / median(taken["cvkit"])
     figures = {"cvkit trains (images/s)": trained,

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm.auto import tqdm
 
 from cvkit.errors import DataError, plural
+from cvkit.log import Log, Progress
 
 Result = TypeVar("Result")
 
@@ -189,8 +189,8 @@ def in_threads(read: Callable[[int], Result], count: int, title: str,
 
     Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds.
     """
-    bar = tqdm(total=count, desc=title, unit="img", delay=2, leave=False, disable=None)
-    with bar, ThreadPoolExecutor(threads) as pool:
+    progress = Progress(title, count, Log(), unit="image", delay=2)
+    with ThreadPoolExecutor(threads) as pool:
         ahead, rest = deque(), iter(range(count))
         try:
             for _ in range(count):
@@ -198,8 +198,10 @@ def in_threads(read: Callable[[int], Result], count: int, title: str,
                 ahead.extend(pool.submit(read, position)
                              for position in itertools.islice(rest, 64 - len(ahead)))
                 yield ahead.popleft().result()
-                bar.update()
+                if progress.step():
+                    progress.update()
         finally:
+            progress.close()
             for future in ahead:
                 future.cancel()
 
