@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -795,21 +795,39 @@ def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: Origin)
     return ConfigError(f"unknown key {key}", where=f"{origin} {dotted}", hint=hint)
 
 
-def unknown_flag(flag: str, usage: str = "") -> ConfigError:
-    """Return the error for `--epochs`, which other tools have and this one sets as a key.
+def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Return what a command line means to a tool; flags may stand before, after and between.
+
+    Raises:
+        ConfigError: a flag that the tool does not have: a misspelt one, or `--epochs`, which other
+            tools have and cvkit sets as a key. The message lists the tool's.
+    """
+    args, unknown = parser.parse_known_intermixed_args(words)
+    if not unknown:
+        return args
+    flag = unknown[0].split("=")[0]
+    if not flag.startswith("-"):
+        raise ConfigError(f"{flag!r} is one word too many", where=COMMAND_LINE,
+                          hint=" ".join(parser.format_usage().split()))
+    usage = parser.format_usage()
+    raise unknown_flag(flag, re.findall(r"--[\w-]+", usage), "KEY VALUE" in usage)
+
+
+def unknown_flag(flag: str, own: Iterable[str], takes_keys: bool = True) -> ConfigError:
+    """Return the error for a flag that a tool does not have.
 
     Args:
         flag: that is unknown.
-        usage: of the tool, whose flags may be meant.
+        own: the tool's flags, which are listed.
+        takes_keys: whether keys of the config can be set as well, one of which may be meant.
     """
     word = flag.strip("-").replace("-", "_").upper()
-    meant = [key for key in _all_keys(SCHEMA) if key.split(".")[-1] == word]
-    own = difflib.get_close_matches(flag.split("=")[0], re.findall(r"--[\w-]+", usage), n=1)
-    if own and not meant:
-        return ConfigError(f"no flag {flag}", where=COMMAND_LINE, hint=f"Did you mean {own[0]}?")
-    hint = "Settings are KEY VALUE pairs: TRAIN.EPOCHS 5 OPTIMIZER.lr 0.05"
-    return ConfigError(f"no flag {flag}", where=COMMAND_LINE,
-                       hint=f"Did you mean {meant[0]}? {hint}" if meant else hint)
+    meant = [key for key in _all_keys(SCHEMA) if takes_keys and key.split(".")[-1] == word]
+    hint = (f"Did you mean {meant[0]}? The flags are {', '.join(own)}." if meant
+            else suggest(flag, own, listed=30).replace("Allowed:", "The flags are"))
+    if takes_keys:
+        hint += "\n  Settings are KEY VALUE pairs: TRAIN.EPOCHS 5 OPTIMIZER.lr 0.05"
+    return ConfigError(f"no flag {flag}", where=COMMAND_LINE, hint=hint)
 
 
 def _all_keys(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -82,6 +82,22 @@ def _likeness(name: str, other: str) -> float:
                for mine in (words, renamed))
 
 
+def plural(count: int, word: str) -> str:
+    """Return "1 epoch", "2 epochs" or "1,563 batches" of "epoch" and "batch"."""
+    ending = "" if count == 1 else "es" if re.search("(s|x|sh|tch)$", word) else "s"
+    return f"{count:,} {word}{ending}"
+
+
+def show_what_can_be_shown() -> None:
+    """Let screens, pipes and files that lack a letter show "?" for it, from now on.
+
+    The output of Windows, cron and old terminals is often not UTF-8, and "×" would end a training.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's, or a test's, takes all letters
+            stream.reconfigure(errors="replace")
+
+
 def suggest(name: object, allowed: Iterable[str], listed: int = 12) -> str:
     """Return "Did you mean …?" and the allowed names, the nearest first, at most `listed`."""
     allowed = [str(item) for item in allowed]
@@ -169,6 +185,7 @@ def run_tool(main: Callable[[], int | None], is_shared: bool = False) -> None:
     """
     from cvkit import distributed
 
+    show_what_can_be_shown()
     try:
         if distributed.local_size() > 1 and not is_shared:
             raise UserError(f"{os.path.basename(sys.argv[0])} runs in one process",

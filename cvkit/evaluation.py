@@ -122,7 +122,7 @@ def evaluate(run: Run | str | Path | None = None,
     _try_one(run, checkpoint)
     predictions, _ = predict(run.model, loader, loss, build_metrics(run.config.METRICS, classes),
                              classes, run.precision, checkpoint.epoch,
-                             Progress("Test", len(loader), Log().is_live))
+                             Progress("Test", len(loader), Log()))
     predictions = replace(predictions, batches=checkpoint.batches)
     other = run.other_best(predictions)
     if other:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from cvkit import distributed
-from cvkit.errors import ConfigError
+from cvkit.errors import ConfigError, plural
 
 
 def choose_device(name: str, where: object = None) -> torch.device:
@@ -44,7 +44,7 @@ def choose_device(name: str, where: object = None) -> torch.device:
                           hint="DEVICE cpu, or one process.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name} is not on this machine, which has "
-                          f"{torch.cuda.device_count()} GPUs that torch can use",
+                          f"{plural(torch.cuda.device_count(), 'GPU')} that torch can use",
                           where=where, hint="DEVICE auto takes what there is."
                           if distributed.local_size() == 1 else "Each process takes one: "
                           "torchrun --nproc-per-node with a smaller number.")
@@ -173,11 +173,12 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines()
-             if line.startswith("model name")] if cpuinfo.is_file() else []
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines()
+             if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{name}, {plural(threads, 'thread')}"
 
 
 def lock_file(file: IO) -> None:
@@ -247,7 +248,8 @@ def git_facts(folder: Path) -> dict[str, str]:
         """Return what git answers; nothing where there is no git, no repository or no remote."""
         try:
             done = subprocess.run(["git", "-C", str(folder), *command.split()],
-                                  capture_output=True, text=True, timeout=10)
+                                  capture_output=True, encoding="utf-8", errors="replace",
+                                  timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return ""
         return done.stdout.strip() if done.returncode == 0 else ""

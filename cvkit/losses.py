@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvkit.errors import ConfigError
+from cvkit.errors import ConfigError, plural
 from cvkit.registry import LOSSES, NAME, where_in
 
 # What torch's losses take: the form of the model's output, and of the targets.
@@ -139,7 +139,8 @@ def _build_loss(node: Any, num_classes: int) -> nn.Module:
     for key in ("weight", "pos_weight"):
         weight = getattr(criterion, key, None)
         if weight is not None and len(weight) != num_classes:
-            raise ConfigError(f"{key} has {len(weight)} numbers for {num_classes} classes",
+            raise ConfigError(f"{key} has {plural(len(weight), 'number')} for "
+                              f"{plural(num_classes, 'class')}",
                               where=where_in(node, key))
     weights = _class_weights(criterion, num_classes) if _FORMS[name][1] == "classes" else None
     if weights is not None:

@@ -611,23 +611,28 @@ def _nearest_choice(annotation: Any, value: Any) -> str | None:
 # -- a user's own files ----------------------------------------------------------------
 
 
-def import_user_code(names: Iterable[str], where: object = None) -> None:
+def import_user_code(names: Iterable[str], where: object = None, is_told: bool = True) -> None:
     """Import a config's `IMPORTS`: paths of Python files, or names of modules.
 
     The one door through which code comes that is not installed with cvkit. What is imported is
     printed, once; a run folder supplies none. Modules are looked for in the current folder as well.
+
+    Args:
+        names: of files and modules.
+        where: they are named, for messages.
+        is_told: False prints nothing, in a worker process of one that did.
 
     Raises:
         ConfigError: there is no such file or module, or it lies in a run folder.
     """
     for name in names:
         if name.endswith(".py"):
-            _import_file(user_path(name), where)
+            _import_file(user_path(name), where, is_told)
         else:
-            _import_module(name, where)
+            _import_module(name, where, is_told)
 
 
-def _import_file(path: Path, where: object) -> None:
+def _import_file(path: Path, where: object, is_told: bool) -> None:
     if not os.path.isfile(path):  # which takes what no path can be as well
         raise ConfigError(f"no file {path}", where=where,
                           hint="Paths in IMPORTS are relative to the config that lists them.")
@@ -638,7 +643,7 @@ def _import_file(path: Path, where: object) -> None:
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
-        _say_imported(str(path))
+        _say_imported(str(path), is_told)
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -646,7 +651,7 @@ def _import_file(path: Path, where: object) -> None:
             raise
 
 
-def _import_module(name: str, where: object) -> None:
+def _import_module(name: str, where: object, is_told: bool) -> None:
     parts = name.split(".")
     if not all(part.isidentifier() for part in parts) or parts[0] in (
             "__main__", *sys.stdlib_module_names):
@@ -676,12 +681,12 @@ def _import_module(name: str, where: object) -> None:
         for place in (spec.origin, *(spec.submodule_search_locations or ())):
             if place:
                 _refuse_run_folder(Path(place), where)
-        _say_imported(spec.origin or whole)
+        _say_imported(spec.origin or whole, is_told)
         importlib.import_module(whole)
 
 
-def _say_imported(what: str) -> None:
-    if distributed.is_main():
+def _say_imported(what: str, is_told: bool) -> None:
+    if is_told and distributed.is_main():
         print(f"imported   {visible(what)}")
 
 

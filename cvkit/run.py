@@ -27,7 +27,7 @@ from cvkit.checkpoint import Checkpoint, is_text, moment_of, verify_archive
 from cvkit.config import RESOLVED, Config, read_config
 from cvkit.data import ImageData, build_loaders
 from cvkit.data.loaders import Loaders
-from cvkit.errors import CheckpointError, ConfigError, RunError, suggest, visible
+from cvkit.errors import CheckpointError, ConfigError, RunError, plural, suggest, visible
 from cvkit.experiment import Experiment, Subject
 from cvkit.files import user_path, write_whole, writing
 from cvkit.hardware import lock_file
@@ -78,7 +78,8 @@ class Predictions:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"<Predictions of {len(self.true)} images, {100 * self.accuracy:.2f}% right>"
+        images = plural(len(self.true), "image")
+        return f"<Predictions of {images}, {100 * self.accuracy:.2f}% right>"
 
     @property
     def correct(self) -> int:
@@ -680,12 +681,12 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
         RunError: there is none.
     """
     output_dir = user_path(output_dir)
-    runs = find_runs(output_dir, config_name)
     if run is None:
+        runs = find_runs(output_dir, config_name)
         if not runs:
             of = "" if config_name == "*" else f" of {config_name}"
             raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
-                           hint="Train one: python tools/train.py CONFIG")
+                           hint=_newest_in(find_runs(output_dir)))
         return Run(runs[-1], overrides, may_change)
     path = user_path(run)
     path = path.parent if path.name == "config.yaml" else path
@@ -696,4 +697,13 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
         newest = is_folder and find_runs(folder.parent, folder.name)  # a config's runs
         if newest:
             return Run(newest[-1], overrides, may_change)
-    raise RunError(f"no run {run}", hint=suggest(run, map(str, reversed(runs))) or None)
+    there = next(filter(None, map(find_runs, (*path.parents[1::-1], output_dir))), [])
+    near = suggest(run, map(str, there)).partition("Allowed")[0]
+    raise RunError(f"no run {run}", hint=f"{near}{_newest_in(there)}")
+
+
+def _newest_in(runs: Sequence[Path]) -> str:
+    """Return what to do instead of opening a run that is not there."""
+    if not runs:
+        return "Train one: python tools/train.py CONFIG"
+    return "The newest runs, the last one first:\n    " + "\n    ".join(map(str, runs[:-6:-1]))

@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from cvkit.config import Config
-from cvkit.errors import ConfigError
+from cvkit.errors import ConfigError, plural
 from cvkit.registry import NAME, SCHEDULERS, where_in
 
 SCHEDULERS.add_library("torch.optim.lr_scheduler", lambda: {
@@ -160,8 +160,8 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
         ConfigError: it cannot be built, or the warm-up is as long as the training.
     """
     if warmup_epochs >= epochs:
-        raise ConfigError(f"TRAIN.WARMUP_EPOCHS {warmup_epochs:g} leaves nothing of the {epochs} "
-                          "epochs of TRAIN.EPOCHS")
+        raise ConfigError(f"TRAIN.WARMUP_EPOCHS {warmup_epochs:g} leaves nothing of the "
+                          f"{plural(epochs, 'epoch')} of TRAIN.EPOCHS")
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     if node is None:
         return Schedule(optimizer, None, warmup_steps)
@@ -187,7 +187,8 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     unit = unit_of(scheduler)
     length = getattr(scheduler, "total_steps", None)
     if unit == "batch" and length is not None and length < needed:
-        raise ConfigError(f"{node[NAME]} ends after {length} steps, the training takes {needed}",
+        raise ConfigError(f"{node[NAME]} ends after {plural(length, 'step')}, the training takes "
+                          f"{needed:,}",
                           where=where_in(node, NAME),
                           hint="Leave its length out: it is taken from TRAIN.EPOCHS.")
     if unit not in ("batch", "epoch", "metric"):

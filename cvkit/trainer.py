@@ -8,7 +8,6 @@ import itertools
 import math
 import shlex
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from cvkit import __version__, distributed
 from cvkit.checkpoint import Checkpoint, load_weights, moment_of
@@ -32,6 +30,7 @@ from cvkit.errors import (
     DivergenceError,
     RunError,
     UserError,
+    plural,
     suggest,
     visible,
 )
@@ -223,8 +222,7 @@ class Trainer:
         twin.schedule = Schedule(twin.optimizer)
         twin.model.train()
         accumulate = self.config.TRAIN.ACCUMULATE
-        bar = tqdm(total=steps, desc="Finding the learning rate", file=sys.stdout, leave=False,
-                   disable=not self.log.is_live)
+        progress = Progress("Finding the learning rate", steps, self.log, unit="step")
 
         def batches() -> Iterator[Batch]:
             for epoch in itertools.count():
@@ -237,8 +235,10 @@ class Trainer:
             losses = torch.stack([
                 twin.train_step(next(source), 1 / accumulate, number == accumulate)[0]
                 for number in range(1, accumulate + 1)])
-            bar.update()
-            return float(distributed.total(losses.mean())) / distributed.size()
+            loss = float(distributed.total(losses.mean())) / distributed.size()
+            if progress.step():
+                progress.update(loss)
+            return loss
 
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), contextlib.closing(batches()) as source:
@@ -246,7 +246,7 @@ class Trainer:
             try:
                 return range_test(step, lowest, highest, steps)
             finally:
-                bar.close()
+                progress.close()
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -367,7 +367,8 @@ class Trainer:
                       "its number of epochs")
         else:
             longer = "raise TRAIN.EPOCHS"
-        self.log.show(f"{run.folder} is finished: {self.epoch} epochs. To train longer, {longer}.")
+        self.log.show(f"{run.folder} is finished: {plural(self.epoch, 'epoch')}. "
+                      f"To train longer, {longer}.")
         try:
             _ = run.predictions
         except RunError:  # it was interrupted at its very end
@@ -390,7 +391,8 @@ class Trainer:
         predictions, values = predict(
             self.evaluated_model, self.loaders.monitored, self.loss,
             build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
-            self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log.is_live),
+            self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log,
+                                     place=f"Epoch {self.epoch + 1}/{epochs}"),
             self._stop_if_asked)
         self.schedule.after_epoch(values["loss"], values["accuracy"])
         self.epoch += 1
@@ -437,7 +439,8 @@ class Trainer:
         loader.set_epoch(self.epoch, now.batches)
         self.model.train()
         every = math.ceil(self.steps_per_epoch / _RATES_PER_EPOCH)
-        progress = Progress("Train", len(loader), self.log.is_live, now.batches)
+        progress = Progress("Train", len(loader), self.log, now.batches,
+                            place=f"Epoch {self.epoch + 1}/{self.config.TRAIN.EPOCHS}")
         sizes = loader.batch_sizes
         for number, batch in enumerate(loader, now.batches):
             start = number - number % accumulate
@@ -668,8 +671,8 @@ class Trainer:
             both(f"resumed    {run.folder} {moment_of(self.epoch, self.now.batches)}")
         if config.DATA.LIMIT:
             counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
-        both(f"data       {config.DATA.DATASET.NAME}: {counts}, {len(data.classes)} classes, "
-             f"{shape}")
+        both(f"data       {config.DATA.DATASET.NAME}: {counts}, "
+             f"{plural(len(data.classes), 'class')}, {shape}")
         for note in data.notes:
             both(f"data       {note}")
         self._say_left_out(data.left_out)
@@ -690,9 +693,9 @@ class Trainer:
                  f"{config.TRAIN.MONITOR} is taken as the best")
         both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""
-        both(f"training   {config.TRAIN.EPOCHS} epochs of {len(self.loaders.train)} batches of "
-             f"{config.DATA.BATCH_SIZE}, {config.LOSS.NAME}, {self._words_for_rate()}, "
-             f"seed {config.SEED}{averaged}")
+        both(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
+             f"{plural(len(self.loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
+             f"{config.LOSS.NAME}, {self._words_for_rate()}, seed {config.SEED}{averaged}")
         both(f"device     {describe(self.device)}, {self.precision}")
         both(f"input      {self.loaders.input}")
         for demand in self.requirements:
@@ -712,8 +715,8 @@ class Trainer:
         new = sorted(set(names) - self.left_out)
         if new:
             more = f" and {len(new) - 5} more" if len(new) > 5 else ""
-            self.log.both(f"left out   {len(new)} image file{'s' * (len(new) > 1)} that cannot be "
-                          f"read: {', '.join(new[:5])}{more}")
+            self.log.both(f"left out   {plural(len(new), 'image file')} that cannot be read: "
+                          f"{', '.join(new[:5])}{more}")
         self.left_out.update(new)
 
     def _words_for_rate(self) -> str:
@@ -737,7 +740,7 @@ class Trainer:
             self.evaluated_model, self.loaders.test, self.loss,
             build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
             checkpoint.epoch,
-            Progress("Test", len(self.loaders.test), self.log.is_live))[0]
+            Progress("Test", len(self.loaders.test), self.log))[0]
         self._say_left_out(self._left_out_of(self.loaders.test))
         return predictions
 
@@ -747,14 +750,14 @@ class Trainer:
         both, epochs = self.log.both, self.epoch
         if epochs < self.config.TRAIN.EPOCHS:
             both(f"Stopped early after epoch {epochs}: no better {self.config.TRAIN.MONITOR} for "
-                 f"{self.config.TRAIN.EARLY_STOP} epochs")
+                 f"{plural(self.config.TRAIN.EARLY_STOP, 'epoch')}")
         both(test_line(predictions.loss, predictions.correct, len(predictions.true))
              + f" after epoch {predictions.epoch}")
         monitor = self.config.TRAIN.MONITOR
         value = self.best[monitor]
         shown = f"{100 * value:.2f}%" if is_part(monitor) else f"{value:.4f}"
         both(f"Best {self.data.monitored} {monitor}: {shown} in epoch {self.best['epoch']}. "
-             f"{epochs} epochs, {duration(run.seconds)} of training")
+             f"{plural(epochs, 'epoch')}, {duration(run.seconds)} of training")
         other = run.other_best(predictions)
         if other:
             both(other)
@@ -833,7 +836,7 @@ class Trainer:
         size *= distributed.size()
         times = math.ceil(node.BATCH_SIZE * self.config.TRAIN.ACCUMULATE / size)
         return RunError(where, hint=f"{size} fit: DATA.BATCH_SIZE {size} TRAIN.ACCUMULATE {times} "
-                                    f"makes steps of {size * times} images.")
+                                    f"makes steps of {plural(size * times, 'image')}.")
 
     def _try_batch(self, size: int) -> nn.Module:
         """Push a batch through a copy of the model, forward and backward, and return the copy."""

@@ -16,7 +16,7 @@ from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.evaluation import build_metrics, predict
 from cvkit.files import reread
-from cvkit.log import Progress
+from cvkit.log import Log, Progress
 from cvkit.registry import NAME, where_in
 
 
@@ -101,7 +101,7 @@ def _evaluate(trainer: Any) -> None:
     loader = _FirstBatch(trainer.loaders.monitored)
     predict(trainer.evaluated_model, loader, trainer.loss,
             build_metrics(trainer.config.METRICS, trainer.classes), trainer.classes,
-            trainer.precision, 1, Progress("Test", 1, False))
+            trainer.precision, 1, Progress("Test", 1, Log(is_silent=True)))
 
 
 class _FirstBatch:

@@ -124,6 +124,17 @@ def processes():
     return context
 
 
+@pytest.fixture(params=["fork", "forkserver"])
+def start_method(request):
+    """How worker processes are started: here by fork, and as Python 3.14, macOS and Windows do."""
+    if request.param == "forkserver":
+        request.getfixturevalue("processes")
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
 @pytest.fixture
 def tool(capsys, monkeypatch):
     """Run a tool in this process: `tool("train.py", "a.yaml")` returns (exit code, out, err)."""

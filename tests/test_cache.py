@@ -110,7 +110,7 @@ def test_files_are_decoded_once_where_they_fit_and_each_time_where_not(tiny, fil
         assert torch.equal(*made)
 
 
-def test_workers_share_what_was_decoded(tiny, files, decoded):
+def test_workers_share_what_was_decoded(tiny, files, decoded, start_method):
     made = []
     for workers in ("0", "2"):
         loader = loader_of(tiny, "DATA.TRAIN_TRANSFORMS", "[{NAME: HorizontalFlip}]", "DATA.WORKERS",
@@ -118,6 +118,7 @@ def test_workers_share_what_was_decoded(tiny, files, decoded):
         decoded.clear()
         made.append(epochs(loader))
         assert sorted(decoded.values()) == [1] * len(loader.images)  # all of them in this process
+        loader.source.close()
     assert torch.equal(*made)
 
 

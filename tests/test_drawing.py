@@ -1,5 +1,7 @@
 import io
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -7,8 +9,12 @@ import pytest
 from matplotlib import pyplot
 from PIL import Image
 
+from cvkit.config import load_config
 from cvkit.data.images import ImageSet
 from cvkit.errors import RunError
+from cvkit.experiment import Experiment
+from cvkit.visualizers import drawing
+from cvkit.visualizers.album import save_all
 from cvkit.visualizers.drawing import (
     Picture,
     arrow,
@@ -87,10 +93,32 @@ def test_the_style_is_ours_inside_and_the_user_s_outside():
         assert matplotlib.rcParams["font.size"] == 30
 
 
-def test_letters_that_no_font_has_are_told_once():
-    with pytest.warns(UserWarning, match="some letters are drawn as boxes") as caught:
-        message("\U00012000 \U00012001 \U00012002")._repr_png_()  # cuneiform
-    assert len(caught) == 1
+def test_letters_that_no_font_has_are_told_once_for_all_pictures(monkeypatch, capsys, recwarn, tiny):
+    monkeypatch.setattr(drawing, "_told", set())
+    cuneiform = "\U00012000 \U00012001 \U00012002"
+
+    @styled
+    def measured():
+        figure = message(cuneiform)
+        figure.texts[0].get_window_extent()
+        warnings.warn("something else", stacklevel=1)
+        return figure
+
+    def plain():  # as a visualizer of one's own may return
+        figure = matplotlib.figure.Figure()
+        figure.text(0, 0, cuneiform)
+        return figure
+
+    class Subject(Experiment):
+        def draw(self, node):
+            return [measured(), message(cuneiform), plain()]
+
+    save_all(Subject(load_config(tiny)), [{"NAME": "confusion"}], Path("here"))
+    out, err = capsys.readouterr()
+    assert len(list(Path("here").glob("*.png"))) == 3 and not err
+    assert out.splitlines()[0] == ("note       some letters are drawn as boxes: no installed font has them "
+                                   "(Noto Sans CJK has most)")
+    assert out.count("boxes") == 1 and [str(item.message) for item in recwarn] == ["something else"]
 
 
 def test_a_class_named_like_mathematics_is_drawn_as_it_is(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from cvkit.errors import ConfigError, UserError, raise_together, run_tool, suggest
+from cvkit.errors import ConfigError, UserError, plural, raise_together, run_tool, suggest
 
 
 def test_message_has_place_problem_and_hint():
@@ -25,6 +25,14 @@ def test_a_word_that_fills_the_screen_is_shortened_in_its_middle():
     text = str(ConfigError(f"unknown key {'key' * 5000}", hint="Did you mean KEY?"))
     assert text.startswith("unknown key keykey") and "…" in text and len(text) < 300
     assert text.endswith("\n  Did you mean KEY?")
+
+
+@pytest.mark.parametrize("count, word, expected", [
+    (1, "epoch", "1 epoch"), (2, "epoch", "2 epochs"), (0, "image", "0 images"),
+    (1, "class", "1 class"), (10, "class", "10 classes"), (1563, "batch", "1,563 batches"),
+    (2, "worker process", "2 worker processes")])
+def test_one_is_singular(count, word, expected):
+    assert plural(count, word) == expected
 
 
 def test_problems_are_raised_as_one_message():

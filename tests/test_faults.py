@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -74,10 +73,11 @@ def a_file_of(pictures, batch, epoch=0):
         ["blue", "green", "red"].index(path.parent.name), path.name))[place]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers, start_method", [(0, "fork"), (1, "fork"), (1, "forkserver")],
+                         indirect=["start_method"])
 @pytest.mark.parametrize("fault", ["missing", "truncated"])
 def test_an_image_lost_in_mid_epoch_is_named_and_nothing_else_is_lost(pictures, monkeypatch, capsys,
-                                                                      fault, workers):
+                                                                      fault, workers, start_method):
     settings = {**EACH_TIME, "DATA.WORKERS": workers}
     config = load_config("../tiny.yaml", settings)
     whole = train(config)
@@ -147,20 +147,32 @@ def test_a_drive_that_is_gone_is_an_error_all_the_same(pictures, monkeypatch):
     assert newest().checkpoint("last").place == "in epoch 1, after batch 2"
 
 
-def test_a_worker_that_dies_is_told_and_nothing_is_lost(pictures, monkeypatch):
-    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
-    trap, me = Path("trap").resolve(), os.getpid()
+DEADLY = """
+import multiprocessing
+import os
+import signal
+from pathlib import Path
 
-    @TRANSFORMS.register()
-    class Deadly:
-        def __call__(self, image):
-            if trap.exists() and os.getpid() != me:
-                trap.unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return image
+from cvkit import TRANSFORMS
+
+
+@TRANSFORMS.register()
+class Deadly:
+    def __call__(self, image):
+        if Path("trap").exists() and multiprocessing.parent_process() is not None:
+            Path("trap").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return image
+"""
+
+
+def test_a_worker_that_dies_is_told_and_nothing_is_lost(pictures, monkeypatch, start_method):
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+    trap = Path("trap")
+    Path("deadly.py").write_text(DEADLY)
 
     config = load_config("../tiny.yaml", {
-        **EACH_TIME, "DATA.WORKERS": 1, "DATA.TRAIN_TRANSFORMS": [{"NAME": "Deadly"}]})
+        **EACH_TIME, "IMPORTS": ["deadly.py"], "DATA.WORKERS": 1, "DATA.TRAIN_TRANSFORMS": [{"NAME": "Deadly"}]})
     whole = train(config)
     with monkeypatch.context() as patched:
         at_step(patched, 2, trap.touch)

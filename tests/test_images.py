@@ -1,4 +1,6 @@
+import itertools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -308,14 +310,14 @@ def test_what_was_scanned_before_a_stop_or_an_unreadable_file_is_not_read_again(
 def test_a_word_comes_before_many_files_are_read_and_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     """There is no terminal here, which has a bar instead."""
     monkeypatch.setattr("cvkit.data.images._MANY_FILES", 9)
-    monkeypatch.setattr("cvkit.data.images._FIRST_LINE", 0)
+    monkeypatch.setattr("cvkit.log.time", SimpleNamespace(monotonic=itertools.count(0, 20).__next__))
     files = some_files(tmp_path)
     monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, position, real=ImageFiles.__getitem__: (
         print("decoded"), real(self, position))[1])
     scan_files(files, "Reading train images")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "reading    9 image files for their sizes, mean and deviation, once"
-    assert "Reading train images: 4 of 9" in lines
+    assert [line for line in lines[1:] if line != "decoded"][0].startswith("Reading train images 1/9: ")
     scan_files(files, "Reading train images")
     assert capsys.readouterr().out == ""
 

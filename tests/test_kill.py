@@ -423,3 +423,32 @@ def test_a_signal_to_the_whole_group_leaves_workers_to_finish_the_step(config):
     out, err = job.communicate(timeout=60)
     assert job.returncode == 128 + signal.SIGTERM and "Traceback" not in err, err
     assert "and saved. Go on: python tools/train.py" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, number", [("spawn", signal.SIGTERM), ("forkserver", signal.SIGINT)])
+def test_a_signal_while_workers_are_being_started_leaves_them_to_finish_the_step(config, method, number):
+    """As on macOS and Windows, where each imports for seconds first."""
+    import subprocess
+    import sys
+
+    from conftest import ROOT
+
+    Path("job.py").write_text(f"""
+import multiprocessing, runpy, sys
+if __name__ == "__main__":
+    multiprocessing.set_start_method({method!r})
+    sys.argv = [{str(ROOT / "tools/train.py")!r}, {str(config)!r}, "DATA.WORKERS", "1", "DATA.BACKEND",
+                "albumentations", "TRAIN.EPOCHS", "400", "SCHEDULER", "null"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+""")
+    job = subprocess.Popen([sys.executable, "job.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    for line in job.stdout:
+        if line.startswith("run  "):
+            break
+    time.sleep(0.5)
+    os.killpg(job.pid, number)
+    out, err = job.communicate(timeout=100)
+    assert job.returncode == 128 + number and "Traceback" not in err, err
+    assert "Interrupted in epoch 1, after batch 2, and saved. Go on: python tools/train.py" in out

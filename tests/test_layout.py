@@ -18,7 +18,7 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"trainer", "visualizers"},
     {"benchmark"},
 ]
-WITHIN = {("errors", "distributed"), ("registry", "distributed"), ("files", "errors"), ("registry", "files"), ("config", "files"), ("registry", "errors"), ("config", "errors"), ("config", "registry"),
+WITHIN = {("errors", "distributed"), ("data", "log"), ("registry", "distributed"), ("files", "errors"), ("registry", "files"), ("config", "files"), ("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
           ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run"),
           ("run", "lr_finder"), ("resume", "run"),
@@ -55,6 +55,36 @@ def test_every_module_is_covered():
     assert len(MODULES) >= 23
     known = set().union(*FLOORS) | {"__init__"}
     assert {part_of(path.relative_to(ROOT)) for path in MODULES} <= known
+
+
+def _text_without_encoding(path):
+    """Yield the lines of a file that open text in whatever encoding the machine has."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        mode = given.get("mode") or ([*node.args[name == "open":], None])[0]
+        is_file = name.endswith((".read_text", ".write_text", ".fdopen", "TextIOWrapper")) or (
+            name.split(".")[-1] == "open" and name not in ("Image.open", "archive.open", "os.open")
+            and not (isinstance(mode, ast.Constant) and "b" in str(mode.value)))
+        if (is_file or {"text", "universal_newlines"} & set(given)) and "encoding" not in given:
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(ROOT / "tools").glob("*.py"), ROOT / "setup.py"],
+                         ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_utf_8_on_every_machine(path):
+    assert list(_text_without_encoding(path)) == []
+
+
+def test_text_without_an_encoding_is_noticed(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text("""
+path.read_text(); path.open("a"); open("b"); os.fdopen(3, mode="w"); subprocess.run([], text=True)
+path.read_text(encoding="utf-8"); path.open("rb"); open("x", mode="wb"); Image.open("y")
+""")
+    assert list(_text_without_encoding(path)) == [2] * 5
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)

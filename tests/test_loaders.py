@@ -1,13 +1,20 @@
+import multiprocessing
+import os
+import signal
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
 from conftest import paint
 from PIL import Image
 
-from cvkit.config import load_config
-from cvkit.data import build_data, build_loaders
-from cvkit.errors import ConfigError, DataError
-from cvkit.registry import TRANSFORMS
+from cvkit.config import check_components, load_config
+from cvkit.data import build_data, build_loaders, sources
+from cvkit.data.loaders import _Builder
+from cvkit.errors import ConfigError, DataError, RunError
+from cvkit.registry import DATASETS, TRANSFORMS
 
 CPU = torch.device("cpu")
 BACKENDS = pytest.mark.parametrize("backend", ["batched", "albumentations"])
@@ -125,13 +132,174 @@ def test_a_last_training_batch_of_one_image_is_left_out(tiny, count, sizes, back
     assert [len(batch.labels) for batch in loader] == sizes == loader.batch_sizes
 
 
-def test_workers_change_nothing(tiny):
+def test_workers_change_nothing(tiny, start_method):
     expected = {}
     for workers in ("0", "1", "2"):
         loader = loaders(tiny, "DATA.WORKERS", workers, "DATA.BACKEND", "albumentations").train
         for epoch in (0, 1):
             images = epoch_of(loader, epoch)[0]
             assert torch.equal(images, expected.setdefault(epoch, images))
+        loader.source.close()
+
+
+OWN = """
+import multiprocessing
+from collections.abc import Sequence
+
+import numpy as np
+
+from cvkit import DATASETS, TRANSFORMS, ImageData, ImageSet
+
+
+def in_worker():
+    return multiprocessing.parent_process() is not None
+
+
+@TRANSFORMS.register()
+class OwnDarker:
+    def __call__(self, image):
+        return image // 2
+
+
+@TRANSFORMS.register()
+class OwnFailing:
+    def __call__(self, image):
+        if in_worker():
+            raise RuntimeError("no horizon in this image")
+        return image
+
+
+@TRANSFORMS.register()
+class OwnExiting:
+    def __call__(self, image):
+        if in_worker():
+            import os
+            os._exit(3)
+        return image
+
+
+@TRANSFORMS.register()
+def own_local():
+    return lambda image: image // 2
+
+
+class Squares(Sequence):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, place):
+        return np.full((32, 32, 3), 5 * place, np.uint8)
+
+
+@DATASETS.register()
+def own_squares():
+    split = ImageSet.of(Squares(), [0, 1] * 20)
+    return ImageData(("even", "odd"), split, split, 3, (32, 32), (0.5,) * 3, (0.25,) * 3)
+"""
+
+
+@pytest.fixture
+def own(tiny, monkeypatch):
+    """Build the loaders of a config with an own transform."""
+    for registry in (TRANSFORMS, DATASETS):
+        registry._fill()
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    (tiny.parent / "own_parts.py").write_text(OWN)
+    made = []
+
+    def build(name, workers, **more):
+        config = load_config(tiny, {
+            "IMPORTS": [str(tiny.parent / "own_parts.py")], "DATA.WORKERS": workers,
+            "DATA.BACKEND": "albumentations", "DATA.TRAIN_TRANSFORMS": [{"NAME": name}], **more})
+        check_components(config)
+        made.append(build_loaders(config, build_data(config), CPU))
+        return made[-1]
+
+    yield build
+    for each in made:
+        each.close()
+
+
+SQUARES = {"DATA.DATASET": {"NAME": "own_squares"}, "DATA.LIMIT": 0, "DATA.CACHE_GB": 0.0}
+
+
+@pytest.mark.parametrize("more", [{}, SQUARES], ids=["transform", "data set"])
+def test_workers_find_what_is_of_one_s_own(own, start_method, more, capfd):
+    expected = epoch_of(own("OwnDarker", 0, **more).train)
+    capfd.readouterr()
+    assert all(map(torch.equal, expected, epoch_of(own("OwnDarker", 2, **more).train)))
+    assert "imported" not in capfd.readouterr().out  # which was said once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
+def test_workers_that_begin_from_nothing_find_it_as_well(own, start_method):
+    expected = epoch_of(own("OwnDarker", 0, **SQUARES).train)
+    assert all(map(torch.equal, expected, epoch_of(own("OwnDarker", 1, **SQUARES).train)))
+
+
+def test_what_a_worker_raises_is_shown_as_it_is(own, start_method):
+    with pytest.raises(RuntimeError, match="no horizon in this image") as caught:
+        epoch_of(own("OwnFailing", 1).train)
+    assert "own_parts.py" in str(caught.value) and "emory" not in str(caught.value)
+
+
+def test_a_worker_that_ends_is_told(own, start_method):
+    with pytest.raises(DataError, match="a process that makes batches died") as caught:
+        epoch_of(own("OwnExiting", 1).train)
+    assert "What it said stands above. If it said nothing, memory may" in str(caught.value)
+
+
+def test_what_cannot_be_sent_to_workers_is_refused_before_training(own, start_method, monkeypatch):
+    if start_method == "fork":  # which need not be sent anything
+        assert len(epoch_of(own("own_local", 1).train)[1]) == 150
+        return
+    with pytest.raises(ConfigError) as caught:
+        own("own_local", 1)
+    assert "Python DATA.WORKERS: a transform or data set of your own cannot be sent to worker processes: " in str(caught.value)
+    assert "own_local.<locals>.<lambda>" in str(caught.value) and "DATA.WORKERS 0" in str(caught.value)
+    assert len(epoch_of(own("own_local", 0).train)[1]) == 150
+    build = _Builder.__init__
+    monkeypatch.setattr(_Builder, "__init__", lambda self, *rest: (
+        build(self, *rest), setattr(self, "workers", 2))[0])  # as on a GPU, if DATA.WORKERS is -1
+    made = own("own_local", -1)
+    assert made.input.startswith("image by image in this process (a transform or data set of your own")
+    assert len(epoch_of(made.train)[1]) == 150
+
+
+def test_what_is_defined_in_a_notebook_is_refused_where_workers_cannot_find_it(
+        tiny, start_method, monkeypatch):
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+    notebook = ModuleType("__main__")
+    exec("class InNotebook:\n    def __call__(self, image):\n        return image", vars(notebook))
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    TRANSFORMS.register()(notebook.InNotebook)
+    settings = "DATA.TRAIN_TRANSFORMS", "[{NAME: InNotebook}]", "DATA.WORKERS", "1"
+    if start_method == "fork":
+        assert "1 worker process " in loaders(tiny, *settings).input
+        return
+    with pytest.raises(ConfigError, match="is defined in a notebook or at a prompt"):
+        loaders(tiny, *settings)
+    notebook.__file__ = "a_script.py"  # which they read
+    assert "1 worker process " in loaders(tiny, *settings).input
+
+
+def test_a_script_that_workers_would_run_again_is_told_so(tiny, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(RunError, match='each worker process begins with this script.*\n.*if __name__ == "__main__":'):
+        loaders(tiny, "DATA.WORKERS", "1", "DATA.BACKEND", "albumentations")
+
+
+def test_signals_wait_until_workers_are_prepared_for_them():
+    received = []
+    before = signal.signal(signal.SIGINT, lambda *_: received.append(1))
+    try:
+        with sources._signals_wait():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not received
+        assert received
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @BACKENDS

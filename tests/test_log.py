@@ -1,4 +1,31 @@
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import paint
+
+from cvkit.config import load_config
 from cvkit.log import Log, Progress
+from cvkit.trainer import Trainer, train
+
+
+class Clock:
+    """A clock that moves by itself: so many seconds each time it is looked at."""
+
+    def __init__(self, pace=0.0):
+        self.now, self.pace = 0.0, pace
+
+    def monotonic(self):
+        self.now += self.pace
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("cvkit.log.time", SimpleNamespace(monotonic=clock.monotonic))
+    return clock
 
 
 def test_the_log_file_is_clean_and_has_what_came_before_it(tmp_path, capsys):
@@ -11,8 +38,9 @@ def test_the_log_file_is_clean_and_has_what_came_before_it(tmp_path, capsys):
     assert capsys.readouterr().out == "first\non the screen only\n"
 
 
-def test_the_bar_reads_as_users_know_it(capsys):
-    bar = Progress("Train", 2, is_shown=True)
+def test_the_bar_reads_as_users_know_it(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    bar = Progress("Train", 2, Log())
     for _ in range(2):
         if bar.step():
             bar.update(1.25, 0.5)
@@ -20,8 +48,92 @@ def test_the_bar_reads_as_users_know_it(capsys):
     assert "Train: Loss=1.2500 Accuracy=50.00 2/2 [00:0" in capsys.readouterr().out
 
 
-def test_no_bar_where_output_is_no_terminal(capsys):
-    bar = Progress("Train", 1, is_shown=Log().is_live)
+def test_a_bar_of_what_is_done_soon_is_not_shown(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    bar = Progress("Reading images", 1, Log(), delay=2)
+    assert bar.step()
+    bar.update()
+    bar.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(capsys, clock):
+    log, said = Log(), {}
+    progress = Progress("Train", 10_000, log, unit="batch", place="Epoch 2/20")
+    for _ in range(2000):  # a batch each second
+        clock.now += 1
+        if progress.step():
+            progress.update(0.5, 0.75)
+        said.setdefault(capsys.readouterr().out, int(clock.now))
+    said.pop("")
+    assert list(said.values()) == [10, 30, 70, 150, 310, 610, 910, 1210, 1510, 1810]
+    assert list(said)[:2] == [
+        "Epoch 2/20 train 10/10000: loss 0.5000, accuracy 75.00 %, 1 batch/s, 2:46:30 left\n",
+        "Epoch 2/20 train 30/10000: loss 0.5000, accuracy 75.00 %, 1 batch/s, 2:46:10 left\n"]
+
+
+def test_lines_that_come_anyhow_are_signs_of_life_enough(capsys, clock):
+    log = Log()
+    for epoch in range(20):
+        progress = Progress("Train", 9, log)
+        for _ in range(9):
+            clock.now += 1
+            if progress.step():
+                progress.update(0.5, 0.75)
+        log.show(f"Epoch {epoch}")
+    assert capsys.readouterr().out.splitlines() == [f"Epoch {epoch}" for epoch in range(20)]
+
+
+@pytest.mark.parametrize("unit, done, seconds, expected", [
+    ("image", 5000, 10, "Reading images 5000/8000: 500 images/s, 00:06 left\n"),
+    ("batch", 1, 40, "Reading images 1/8000: 0.025 batches/s, 88:52:40 left\n")])
+def test_a_line_tells_the_speed(capsys, clock, unit, done, seconds, expected):
+    progress = Progress("Reading images", 8000, Log(), unit=unit)
+    clock.now += seconds
+    assert progress.step(done)
+    progress.update()
+    assert capsys.readouterr().out == expected
+
+
+def test_the_speed_of_a_resumed_epoch_counts_its_own_batches(capsys, clock):
+    progress = Progress("Train", 300, Log(), done=200)
+    clock.now += 20
+    assert progress.step(10)
+    progress.update(1.0)
+    assert capsys.readouterr().out == "Train 210/300: loss 1.0000, 0.5 batches/s, 03:00 left\n"
+
+
+def test_a_training_without_a_terminal_shows_how_far_it_is_and_the_log_stays_clean(tiny, clock, capsys):
+    clock.pace = 1.5
+    run = train(load_config(tiny, {"TRAIN.EPOCHS": 1}))
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if "batches/s" in line]
+    assert lines and all(re.fullmatch(
+        r"Epoch 1/1 (train|test) \d/\d: loss \d\.\d{4}, accuracy \d+\.\d\d %, \S+ batches/s, "
+        r"\d\d:\d\d left", line) for line in lines), lines
+    assert "batches/s" not in (run.folder / "train.log").read_text()
+
+
+def test_what_else_takes_long_shows_how_far_it_is(tiny, clock, capsys, tmp_path):
+    paint(tmp_path / "painted", "train", 12, np.random.default_rng(0))
+    paint(tmp_path / "painted", "test", 2, np.random.default_rng(0))
+    clock.pace = 1.5
+    trainer = Trainer(load_config(tiny, {
+        "DATA.DATASET": {"NAME": "ImageFolder", "root": "painted"}, "DATA.LIMIT": 0,
+        "DATA.BATCH_SIZE": 8}))
+    assert "Reading train images" in capsys.readouterr().out
+    trainer.loaders.train.first_batch()
+    for _ in trainer.loaders.train:
+        pass
+    assert "Preparing images" in capsys.readouterr().out
+    trainer.find_lr(1e-4, 1.0, 20)
+    assert re.search(r"^Finding the learning rate \d+/20: loss \d\.\d+, \S+ steps/s, \d\d:\d\d left$",
+                     capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_silent_log_shows_no_progress(capsys, clock):
+    bar = Progress("Train", 9, Log(is_silent=True))
+    clock.now = 100
     assert bar.step()
     bar.update(1.0, 1.0)
     bar.close()

@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +64,7 @@ def test_the_newest_run_with_a_checkpoint_is_opened(config, tiny):
     assert open_run().folder == runs[1].folder
     assert open_run(runs[0].folder).folder == runs[0].folder
     assert open_run(runs[2].folder.relative_to("runs")).folder == runs[2].folder
-    with pytest.raises(RunError, match="no run of other with a checkpoint in runs/"):
+    with pytest.raises(RunError, match="no run of other with a checkpoint in runs/\n  The newest runs"):
         open_run(config_name="other")
 
 
@@ -74,6 +76,20 @@ def test_runs_that_are_not_there_are_refused(config, tmp_path):
         open_run(f"{run.folder}x")
     with pytest.raises(RunError, match="is not a run folder"):
         Run(tmp_path)
+
+
+def test_the_newest_runs_are_listed_where_one_is_not_there(config):
+    runs = [make(config).folder for _ in range(7)]
+    for folder in runs[3:]:  # another OUTPUT_DIR, which the name of the run leads to
+        shutil.copytree(folder, Path("elsewhere", *folder.parts[1:]))
+    expected = "The newest runs, the last one first:\n    " + "\n    ".join(map(str, runs[:1:-1]))
+    for name in ("gone", "runs/tiny/2026"):
+        with pytest.raises(RunError) as caught:
+            open_run(name)
+        assert str(caught.value).startswith(f"no run {name}\n  ") and str(caught.value).endswith(expected)
+    with pytest.raises(RunError) as caught:
+        open_run("elsewhere/tiny/gone")
+    assert str(caught.value).count("    elsewhere/tiny/") == 4
 
 
 def test_predictions_are_read_back_exactly(tmp_path):
@@ -201,7 +217,7 @@ def test_runs_are_named_by_what_tells_them_apart(run, painted, config):
 
 def test_settings_that_are_too_long_for_a_run_s_name_are_hinted_at(run):
     text = (run.folder / "config.yaml").read_text()
-    longer = text.replace("width: 4", "width: 4\n  norm: layer").replace("SEED: 0", "SEED: 1").replace(
+    longer = text.replace("width: 4", "width: 4\n  norm: layer").replace("\nSEED: 0", "\nSEED: 1").replace(
         "size: 8", "size: 6")
     (run.folder.parent / "other").mkdir()
     (run.folder.parent / "other" / "config.yaml").write_text(longer)

@@ -1,20 +1,23 @@
 """The commands, as a user types them."""
 
 import importlib.util
+import io
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY
 
-from cvkit.registry import REGISTRIES, VISUALIZERS
+from cvkit.registry import MODELS, REGISTRIES, VISUALIZERS
 from cvkit.run import Run, find_runs, open_run
 from cvkit.visualizers.flags import arguments_of
 
@@ -36,6 +39,44 @@ def test_help_is_light_and_shows_an_example(path):
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "cvkit.errors" in imported
     assert not {"torch", "numpy", "torchvision", "albumentations", "matplotlib"} & imported
+
+
+@pytest.mark.parametrize("encoding, times", [("ascii", "?"), ("cp1252", "×")])
+def test_output_that_is_not_utf_8_lacks_letters_and_nothing_else(run, tool, monkeypatch, encoding, times):
+    """As on Windows, in pipes and under cron."""
+    def say(name, *words):
+        with monkeypatch.context() as patched:
+            file = io.BytesIO()
+            for stream in ("stdout", "stderr"):
+                patched.setattr(sys, stream, io.TextIOWrapper(file, encoding, write_through=True))
+            code = tool(name, *words)[0]
+            return code, file.getvalue().decode(encoding)
+
+    config = shutil.copy(run.folder / "config.yaml", "größe.yaml")
+    code, said = say("train.py", config, "--check")
+    assert code == 0 and f"10 classes, 3{times}32{times}32" in said, said
+    code, said = say("visualize.py", "--run", run.folder, "--cam", "1", "--cam-layer", "layer1")
+    assert code == 0 and f"layer1 (32{times}32 pixels)" in said, said
+    predictions = run.predictions
+    replace(predictions, classes=["日本", *predictions.classes[1:]]).save(run.folder / "predictions.npz")
+    monkeypatch.setattr("cvkit.evaluation.evaluate", lambda run: run.predictions)
+    code, said = say("evaluate.py", "--run", run.folder)
+    assert code == 0 and re.search(r"^\?\?  ", said, re.MULTILINE), said
+    code, said = say("compare.py", run.folder, run.folder, "--out", "größe")
+    assert code == 0 and "parameters" in Path("größe/table.txt").read_text(encoding="utf-8"), said
+    code, said = say("find_lr.py", config, "MODEL.norm", "日本")
+    assert code == 2 and said.startswith("error: ") and "not '??'" in said
+    Path("mine.py").write_text("from cvkit import MODELS\n\n@MODELS.register()\ndef own_net():\n"
+                               "    '3×3 日本'\n", encoding="utf-8")
+    code, said = say("registry.py", "model", "--import", "mine.py")
+    MODELS._entries.pop("own_net")
+    assert code == 0 and f"own_net   3{times}3 ??\n" in said, said
+
+
+def test_a_training_whose_output_is_ascii_ends_well(tiny):
+    done = subprocess.run([sys.executable, str(ROOT / "tools/train.py"), str(tiny), "--check"],
+                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and b"3?32?32" in done.stdout and not done.stderr, done.stderr
 
 
 def test_train_then_evaluate(tool, tiny):

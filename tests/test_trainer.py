@@ -328,7 +328,7 @@ def test_the_log_says_what_tells_runs_apart(tiny):
                                    "DATA.TRAIN_TRANSFORMS.0.size": 24}))
     log = (run.folder / "train.log").read_text()
     assert "150 train, 150 test (DATA.LIMIT 150), 10 classes, 3×32×32" in log
-    assert ("1 epochs of 5 batches of 32, CrossEntropyLoss, SGD, OneCycleLR up to 0.2 (not "
+    assert ("1 epoch of 5 batches of 32, CrossEntropyLoss, SGD, OneCycleLR up to 0.2 (not "
             "OPTIMIZER.lr), seed 3, EMA 0.9 of the weights is tested") in log
     assert "note       training images are 3×24×24, test images 3×32×32" in log
 

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 
-from cvkit.config import load_config, unknown_flag
+from cvkit.config import load_config, parse_words
 from cvkit.errors import run_tool
 
 
@@ -21,10 +21,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                              "memory; start; cam: class activation maps. All, if none is named. "
                              "Keys of configs/resnet18_cifar10.yaml hold for step and growth")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
-    args, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        raise unknown_flag(unknown[0], parser.format_usage())
-    return args
+    return parse_words(parser, arguments)
 
 
 def main() -> None:

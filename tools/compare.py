@@ -4,18 +4,20 @@
 """
 
 import argparse
+import sys
 
+from cvkit.config import parse_words
 from cvkit.errors import DataError, RunError, run_tool
 from cvkit.files import user_path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more run folders")
     parser.add_argument("--count", type=int, default=20, help="images to show; default 20")
     parser.add_argument("--out", metavar="FOLDER", type=user_path, help="default: runs/compare/…")
-    args = parser.parse_args()
+    args = parse_words(parser, sys.argv[1:])
     if len(args.runs) < 2:
         parser.error("there is nothing to compare one run with; name two or more")
     from cvkit.visualizers import album

@@ -9,20 +9,19 @@ that the run was trained with.
 """
 
 import argparse
+import sys
 
-from cvkit.config import unknown_flag
+from cvkit.config import parse_words
 from cvkit.errors import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
                         help="evaluate with other DATA or METRICS")
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest")
-    args, unknown = parser.parse_known_intermixed_args()
-    if unknown:
-        raise unknown_flag(unknown[0], parser.format_usage())
+    args = parse_words(parser, sys.argv[1:])
     from cvkit.evaluation import MAY_EVALUATE, evaluate, open_run
 
     run = open_run(args.run, overrides=args.overrides, may_change=MAY_EVALUATE)

@@ -7,8 +7,9 @@
 """
 
 import argparse
+import sys
 
-from cvkit.config import load_config, unknown_flag
+from cvkit.config import load_config, parse_words
 from cvkit.errors import ConfigError, run_tool
 from cvkit.files import user_path
 
@@ -23,9 +24,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps; default 100")
     parser.add_argument("--out", metavar="FOLDER", type=user_path,
                         help="default: runs/CONFIG/visuals")
-    args, unknown = parser.parse_known_intermixed_args()
-    if unknown:
-        raise unknown_flag(unknown[0], parser.format_usage())
+    args = parse_words(parser, sys.argv[1:])
     config = load_config(args.config, args.overrides)
     from cvkit.experiment import Experiment
     from cvkit.trainer import Trainer

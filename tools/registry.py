@@ -6,19 +6,21 @@
 """
 
 import argparse
+import sys
 
+from cvkit.config import parse_words
 from cvkit.errors import run_tool
 from cvkit.registry import REGISTRIES, describe, get_registry, import_user_code, overview
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(REGISTRIES))
     parser.add_argument("name", metavar="NAME", nargs="?", help="an entry of that kind")
     parser.add_argument("--import", dest="imports", metavar="FILE", action="append", default=[],
                         help="register your own file or module first, as IMPORTS does")
-    args = parser.parse_args()
+    args = parse_words(parser, sys.argv[1:])
     import_user_code(args.imports)
     registries = [get_registry(args.kind)] if args.kind else list(REGISTRIES.values())
     if args.name:

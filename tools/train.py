@@ -6,11 +6,11 @@
 """
 
 import argparse
+import os
 import re
 import sys
-from pathlib import Path
 
-from cvkit.config import load_config, unknown_flag
+from cvkit.config import load_config, parse_words
 from cvkit.errors import run_tool
 
 
@@ -31,13 +31,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="try one batch, write nothing")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved config and where each value was set")
-    args, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        raise unknown_flag(unknown[0], parser.format_usage())
+    args = parse_words(parser, arguments)
     names_config = (args.config or "").endswith((".yaml", ".yml"))
-    if args.resume and args.resume != "auto" and not names_config:
+    args.is_of_run = args.resume and args.resume != "auto" and not names_config
+    if args.is_of_run:
         args.overrides[:0] = [args.config] if args.config else []
-        args.config = str(Path(args.resume, "config.yaml"))
+        args.config = os.path.join(args.resume, "config.yaml")
     elif not args.config or (args.resume and not names_config):
         parser.error("CONFIG is missing, a YAML file such as configs/resnet18_digits.yaml")
     return args
@@ -45,15 +44,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     args = parse(sys.argv[1:])
+    if args.is_of_run and not os.path.isfile(args.config):
+        from cvkit.run import open_run  # which says what runs there are
+        args.config = str(open_run(args.resume).folder / "config.yaml")
     config = load_config(args.config, args.overrides)
     if args.print_config:
         return print(config.dump(origins=True), end="")
     from cvkit.trainer import Trainer, train  # imports torch: after what can be told without it
-
     if args.check:
-        Trainer(config).check()
-    else:
-        train(config, resume=args.resume if args.resume else args.resume is not None)
+        return Trainer(config).check()
+    train(config, resume=args.resume if args.resume else args.resume is not None)
 
 
 if __name__ == "__main__":

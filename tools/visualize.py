@@ -44,7 +44,7 @@ def main() -> None:
     args = parser().parse_args(words)
     if args.run or args.words or not args.list:
         subject = album.open_subject(args.run, args.words)
-        nodes = flags.read_flags(pictures, subject.config)
+        nodes = flags.read_flags(pictures, subject.config, OWN)
     if args.list:
         print(flags.listing())
     elif args.report and (args.all or args.format != "png" or args.dpi != 150):

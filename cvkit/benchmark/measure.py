@@ -30,7 +30,7 @@ from cvkit.errors import ConfigError, RunError, suggest
 from cvkit.evaluation import build_metrics, predict
 from cvkit.experiment import Experiment
 from cvkit.hardware import describe
-from cvkit.log import Progress
+from cvkit.log import Log, Progress
 from cvkit.models import build_model
 from cvkit.models.resnet import resnet18
 from cvkit.trainer import Trainer
@@ -53,7 +53,9 @@ def trainer_of(config: Config, data: ImageData) -> Trainer:
     """Return a trainer of a config on other images than the config's."""
     parts = Experiment(config)
     parts.data = data
-    return Trainer(config, parts)
+    trainer = Trainer(config, parts)
+    trainer.log.is_silent = True
+    return trainer
 
 
 def references(config: Config, data: ImageData, device: torch.device,
@@ -111,7 +113,8 @@ def step(configure: Configure) -> Figures:
         "bare": lambda: bare.epoch(config.DATA.BATCH_SIZE),
         "classic": classic.epoch,
         "test": lambda: predict(trainer.model, test, trainer.loss, build_metrics([], data.classes),
-                                data.classes, precision, 0, Progress("", len(test), False))},
+                                data.classes, precision, 0,
+                                Progress("", len(test), Log(is_silent=True)))},
         device)
     trained = count / median(taken["cvkit"])
     figures = {"cvkit trains (images/s)": trained,
@@ -205,14 +208,15 @@ def _with_children(process: int) -> list[int]:
     for parent in found:
         for path in Path(f"/proc/{parent}/task").glob("*/children"):
             with contextlib.suppress(OSError):  # it has ended
-                found += map(int, path.read_text().split())
+                found += map(int, path.read_text(encoding="utf-8").split())
     return found
 
 
 def _memory_of(process: int) -> float:
     """Return a process's memory in MB; of what it shares with others, its part."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8")
+        for line in rollup.splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024 / 1e6  # of KiB
     return 0.0
@@ -231,7 +235,8 @@ def start(configure: Configure) -> Figures:
                 "import cvkit.trainer": ["-c", "import cvkit.trainer"]}
 
     def output(arguments: list[str]) -> str:
-        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True).stdout
+        return subprocess.run([sys.executable, *arguments], capture_output=True,
+                              encoding="utf-8", errors="replace").stdout
 
     taken = in_turns({name: lambda arguments=arguments: output(arguments)
                       for name, arguments in commands.items()})

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import struct
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,10 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
-from tqdm.auto import tqdm
 
 from cvkit import distributed
-from cvkit.errors import DataError
+from cvkit.errors import DataError, plural
+from cvkit.log import Log, Progress
 
 Result = TypeVar("Result")
 
@@ -38,9 +37,7 @@ _FORMATS = tuple(
     or (_LIBRARIES[name] in {*features.modules, *features.codecs}
         and features.check(_LIBRARIES[name])))
 IMAGE_ENDINGS = tuple(ending for name in _FORMATS for ending in _ENDINGS[name])
-# Seconds until a line says how far reading is, then twice as long and so on; and how many files
-# are so many that a word comes before they are read.
-_FIRST_LINE, _MANY_FILES = 10, 100
+_MANY_FILES = 100  # so many that a word comes before they are read
 _ORIENTATION = 0x0112  # the EXIF tag; what each value but 1 asks for
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
           4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -354,22 +351,19 @@ def in_threads(read: Callable[[int], Result], count: int, title: str,
     Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds,
     elsewhere a line is printed after ten and then seldom.
     """
-    bar = tqdm(total=count, desc=title, unit="img", delay=2, leave=False, disable=None)
-    wait, due = _FIRST_LINE, time.monotonic() + _FIRST_LINE
-    with bar, ThreadPoolExecutor(threads) as pool:
+    progress = Progress(title, count, Log(), unit="image", delay=2)
+    with ThreadPoolExecutor(threads) as pool:
         ahead, rest = deque(), iter(range(count))
         try:
-            for number in range(count):
+            for _ in range(count):
                 # Not more at once: all that is decoded and waits may not fit in memory.
                 ahead.extend(pool.submit(read, position)
                              for position in itertools.islice(rest, 64 - len(ahead)))
                 yield ahead.popleft().result()
-                bar.update()
-                if bar.disable and time.monotonic() >= due and distributed.is_main():
-                    print(f"{title}: {number + 1:,} of {count:,}", flush=True)
-                    wait = min(2 * wait, 300)
-                    due = time.monotonic() + wait
+                if progress.step():
+                    progress.update()
         finally:
+            progress.close()
             for future in ahead:
                 future.cancel()
 
@@ -408,7 +402,7 @@ def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     members = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     if limit < len(members):
         raise DataError(f"DATA.LIMIT {limit} is less than one image of each of the "
-                        f"{len(members)} classes")
+                        f"{plural(len(members), 'class')}")
     # In rounds: the first image of every class, then the second of every class that has one…
     rounds = [members[c][k] for k in range(max(map(len, members)))
               for c in range(len(members)) if k < len(members[c])]
@@ -541,7 +535,8 @@ class _KeptFacts:
             part = cache.with_suffix(f".{os.getpid()}")
             try:
                 cache.parent.mkdir(parents=True, exist_ok=True)
-                part.write_text(json.dumps(self._folders[folder]))
+                part.write_text(json.dumps(self._folders[folder]),
+                                encoding="utf-8")
                 part.replace(cache)
             except OSError:  # a cache that cannot be kept costs time, nothing else
                 pass
@@ -553,7 +548,8 @@ class _KeptFacts:
     def _entries(self, folder: str) -> dict[str, list]:
         if folder not in self._folders:
             try:
-                self._folders[folder] = dict(json.loads(self._cache(folder).read_text()))
+                text = self._cache(folder).read_text(encoding="utf-8")
+                self._folders[folder] = dict(json.loads(text))
             except (OSError, ValueError, TypeError):  # none, or one that is damaged
                 self._folders[folder] = {}
         return self._folders[folder]

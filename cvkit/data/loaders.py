@@ -15,9 +15,15 @@ from cvkit.config import Config
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageData, ImageSet, balanced_subset, stratified_split, usable_cores
 from cvkit.data.mixing import mix
-from cvkit.data.sources import BatchedSource, Order, PerImageSource, Pixels
+from cvkit.data.sources import (
+    BatchedSource,
+    Order,
+    PerImageSource,
+    Pixels,
+    why_not_in_workers,
+)
 from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
-from cvkit.errors import ConfigError, DataError
+from cvkit.errors import ConfigError, DataError, plural
 from cvkit.registry import DATASETS, where_in
 
 
@@ -225,7 +231,7 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         node.TEST_TRANSFORMS, data, where=node.where("TEST_TRANSFORMS"), size=train_shape[:2])
     test_shape = test_pipeline(data.train.image(0)).shape
     if train_shape[2] != test_shape[2]:
-        raise ConfigError(f"training images have {train_shape[2]} channels, test images "
+        raise ConfigError(f"training images have {plural(train_shape[2], 'channel')}, test images "
                           f"{test_shape[2]}", where=node.where("TEST_TRANSFORMS"))
     normalize = train_normalize or test_normalize or Normalize(data_mean=data.mean,
                                                               data_std=data.std)
@@ -293,18 +299,36 @@ class _Builder:
         if is_batched:
             if self.left_on_gpu is not None:
                 self.left_on_gpu -= cache.bytes
-            self.words = f"batched; {len(images):,} images, {memory}, lie on the device"
+            self.words = f"batched; {plural(len(images), 'image')}, {memory}, lie on the device"
             source = BatchedSource(images, cache, pipeline, order, self.device)
         else:
-            by = f"{self.workers} worker processes" if self.workers else "this process"
+            workers, why_not = self._workers(pipeline, images, cache)
+            by = f"{plural(workers, 'worker process')}" if workers else "this process"
             self.words = f"image by image in {by}"
-            if backend == "auto":
-                self.words += f" ({reason})"
+            reasons = [reason] * (backend == "auto") + [why_not] * bool(why_not)
+            if reasons:
+                self.words += f" ({'; '.join(reasons)})"
             if cache.is_copy:
                 self.words += f"; prepared once, {memory}" if cache.fits else "; prepared each time"
-            source = PerImageSource(images, cache, pipeline, order, self.workers,
-                                    pin_memory=self.device.type == "cuda")
+            source = PerImageSource(images, cache, pipeline, order, workers,
+                                    pin_memory=self.device.type == "cuda",
+                                    imports=self.config.IMPORTS)
         return BatchLoader(images, pipeline, self.mean, self.std, source, order, self.device)
+
+    def _workers(self, pipeline: Pipeline, images: ImageSet,
+                 cache: ImageCache) -> tuple[int, str | None]:
+        """Return how many worker processes make batches, and if there can be none, why."""
+        if not self.workers:
+            return 0, None
+        reason = why_not_in_workers(pipeline, None if cache.fits else images)
+        if reason is None:
+            return self.workers, None
+        reason = f"a transform or data set of your own {reason}"
+        if self.config.DATA.WORKERS > 0:
+            raise ConfigError(reason, where=self.config.DATA.where("WORKERS"),
+                              hint="Define it at the top level of a file that IMPORTS names; or "
+                                   "DATA.WORKERS 0 makes batches without such processes.")
+        return 0, reason
 
     def _batch_size(self, is_training: bool, is_batched: bool) -> int:
         node = self.config.DATA

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import signal
+import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageSet, UnreadableError
 from cvkit.data.transforms import RESIZE_HINT, Pipeline
-from cvkit.errors import DataError, UserError
+from cvkit.errors import DataError, RunError, UserError, show_what_can_be_shown
+from cvkit.registry import import_user_code
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # uint8 (N, H, W, C), labels (N,), index (N,)
 
@@ -133,9 +138,9 @@ class PerImageSource:
     """Batches made image by image, in this process or in workers."""
 
     def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, order: Order,
-                 workers: int, pin_memory: bool):
+                 workers: int, pin_memory: bool, imports: Sequence[str] = ()):
         self._cache, self._order = cache, order
-        self._batches = _Batches(images, cache, pipeline)
+        self._batches = _Batches(images, cache, pipeline, list(imports))
         self._requests = _Requests(order)
         workers = min(workers, len(self._requests))
         self._loader = DataLoader(
@@ -149,7 +154,9 @@ class PerImageSource:
         self._cache.fill()  # before workers are forked, which then share it
         self._requests.epoch, self._requests.start = epoch, start
         try:
-            for item in self._loader:
+            with _signals_wait():
+                batches = iter(self._loader)
+            for item in batches:
                 yield _raised(item)
         except RuntimeError as error:
             if not is_death_of_worker(error):
@@ -178,6 +185,19 @@ class PerImageSource:
         return tuple(torch.stack(column) for column in zip(*parts, strict=True))
 
 
+class _UserCode:
+    """The config's IMPORTS: read from a pickle, they are imported there as well.
+
+    What follows in the pickle may be made of them.
+    """
+
+    def __init__(self, imports: Sequence[str]):
+        self._imports = list(imports)
+
+    def __reduce__(self) -> tuple:
+        return import_user_code, (self._imports, None, False)
+
+
 class _Batches(Dataset):
     """Makes one whole batch per item, so that workers need no seeds of their own.
 
@@ -185,9 +205,19 @@ class _Batches(Dataset):
     workers, different between batches and epochs.
     """
 
-    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline):
+    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline,
+                 imports: Sequence[str]):
         self.labels, self.index = images.labels, images.index
-        self.cache, self.pipeline = cache, pipeline
+        self.cache, self.pipeline, self.imports = cache, pipeline, imports
+
+    def __reduce__(self) -> tuple:  # for workers that are not forked
+        return _Batches._made_again, (_UserCode(self.imports), vars(self))
+
+    @staticmethod
+    def _made_again(_: None, content: dict[str, Any]) -> _Batches:
+        batches = _Batches.__new__(_Batches)
+        vars(batches).update(content)
+        return batches
 
     def __getitem__(self, request: _Request) -> Pixels | UserError:
         self.pipeline.seed(*request.key)
@@ -236,16 +266,51 @@ class _Requests(Sampler):
         return (self.request(positions, self.epoch, number) for number in range(self.start, count))
 
 
+def why_not_in_workers(pipeline: Pipeline, images: ImageSet | None) -> str | None:
+    """Return why worker processes cannot be given what makes batches, or None.
+
+    Forked ones have it. Others, on macOS, on Windows and from Python 3.14 on, are sent a pickle.
+
+    Args:
+        images: if workers read them; None if they lie in shared memory.
+
+    Raises:
+        RunError: this is such a process itself, which runs the user's script again.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RunError("each worker process begins with this script and would train as well",
+                       hint="Put what it does under  if __name__ == \"__main__\":  or set "
+                            "DATA.WORKERS 0.")
+    # Not to be settled by asking: the user may want to choose it later.
+    method = (multiprocessing.get_start_method(allow_none=True)
+              or multiprocessing.get_all_start_methods()[0])
+    if method == "fork":
+        return None
+    try:  # arrays are left out, which would take long
+        sent = pickle.dumps((pipeline, images), protocol=5, buffer_callback=lambda array: None)
+    except Exception as error:  # whatever a class's own way of being pickled may raise
+        return f"cannot be sent to worker processes: {error}"
+    main = sys.modules["__main__"]
+    can_be_imported = hasattr(main, "__file__") or getattr(main, "__spec__", None)
+    if b"__main__" in sent and not can_be_imported:
+        return "is defined in a notebook or at a prompt, where worker processes find nothing"
+    return None
+
+
 def is_death_of_worker(error: BaseException) -> bool:
-    """Whether torch says that a worker died; it does so wherever this process is just then."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    """Whether torch says that a worker died; it does so wherever this process is just then.
+
+    An exception that a worker raised itself comes here as "Caught … in DataLoader worker".
+    """
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def death_of_worker(error: BaseException) -> DataError:
     """Return the same in words."""
     return DataError(f"a process that makes batches died: {error}",
-                     hint="Memory may have run out: DATA.WORKERS with a smaller number takes less, "
-                          "0 makes batches without such processes.")
+                     hint="What it said stands above. If it said nothing, memory may have run out: "
+                          "DATA.WORKERS with a smaller number\n  takes less, 0 makes batches "
+                          "without such processes.")
 
 
 def _nothing_left(reason: str) -> DataError:
@@ -253,13 +318,36 @@ def _nothing_left(reason: str) -> DataError:
                      hint="Is the drive that holds them gone?")
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 def _leave_signals_to_parent(worker: int) -> None:
     # Ctrl-C, and what ends a job, reach all processes of a group, and the step that is then
     # finished needs its workers.
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # what waited, see `_signals_wait`, is ignored as well
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    show_what_can_be_shown()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let no signal reach processes that are started in it before they are prepared for one.
+
+    Those that are not forked import for seconds.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _raised(item: Pixels | UserError) -> Pixels:

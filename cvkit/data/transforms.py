@@ -25,7 +25,7 @@ from PIL import Image
 from cvkit.data import batched
 from cvkit.data.images import ImageData
 from cvkit.data.mixing import BatchTransform
-from cvkit.errors import ConfigError, UserError
+from cvkit.errors import ConfigError, UserError, plural
 from cvkit.registry import NAME, TRANSFORMS, where_in
 
 cv2.setNumThreads(0)  # one image at a time is too little to share; worker processes do that
@@ -274,7 +274,7 @@ class _Augment(A.ImageOnlyTransform):
         # Checked here, since the operations that do not fill would let it pass.
         if isinstance(fill, tuple) and len(fill) != channels:
             raise ConfigError(f"fill of {type(self.augment).__name__} has {len(fill)} numbers, and "
-                              f"images have {channels} channels")
+                              f"images have {plural(channels, 'channel')}")
         # Of PIL, as torchvision takes half as long again for small tensors.
         image = Image.fromarray(img if channels > 1 else img.reshape(img.shape[:2]))
         with torch.random.fork_rng(devices=[]):
@@ -466,7 +466,7 @@ def _check_fill(transform: Any, node: Any, channels: int) -> None:
     fill = getattr(getattr(transform, "batched", None), "fill", None)
     if isinstance(fill, tuple) and len(fill) != channels:
         raise ConfigError(f"fill of {node[NAME]} has {len(fill)} numbers, and images have "
-                          f"{channels} channels", where=where_in(node, "fill"),
+                          f"{plural(channels, 'channel')}", where=where_in(node, "fill"),
                           hint="One number is for all channels.")
 
 

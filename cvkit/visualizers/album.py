@@ -18,6 +18,7 @@ from cvkit.errors import ConfigError, RunError, UserError, raise_together, visib
 from cvkit.experiment import Experiment, Subject
 from cvkit.registry import NAME, VISUALIZERS, import_user_code
 from cvkit.run import Run, Runs, open_run, refuse_links
+from cvkit.visualizers.drawing import missing_letters_told_once
 from cvkit.visualizers.flags import arguments_of
 
 
@@ -171,7 +172,8 @@ def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
         path = folder / f"{drawn.name}.{ending}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            drawn.figure.savefig(path, dpi=dpi)
+            with missing_letters_told_once():
+                drawn.figure.savefig(path, dpi=dpi)
             if getattr(drawn.figure, "table", ""):
                 path.with_name(f"{drawn.name}.txt").write_text(
                     visible(drawn.figure.table, keep="\n\t") + "\n", encoding="utf-8")

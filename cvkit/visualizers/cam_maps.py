@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from cvkit.errors import ConfigError
+from cvkit.log import Log, Progress
 from cvkit.models.feature_maps import Recorder, frozen_copy, reshape_of
 
 # The methods that are constructed as (model, target_layers, reshape_transform).
@@ -64,8 +64,8 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
     found: dict[tuple[str, str], list[list[np.ndarray]]] = {
         (layer, method): [[] for _ in targets] for layer in layers for method in methods}
     starts = range(0, len(images), batch_size)
-    work = tqdm(total=len(images) * len(targets) * len(methods) * len(layers), delay=2,
-                desc="CAM", unit="map", disable=None, leave=False)
+    progress = Progress("CAM", len(images) * len(targets) * len(methods) * len(layers), Log(),
+                        unit="map", delay=2)
     for start in starts:
         part = images[start:start + batch_size].float()
         recorder = Recorder(model, layers)
@@ -95,8 +95,9 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
                     if engine.uses_gradients:  # what is left of 0 by rounding is no evidence
                         values[values.max((1, 2)) < 1e-6 * most] = 0
                     found[layer, method][number].append(values)
-                    work.update(len(part))
-    work.close()
+                    if progress.step(len(part)):
+                        progress.update()
+    progress.close()
     return {key: np.stack([np.concatenate(parts) for parts in by_target])
             for key, by_target in found.items()}
 

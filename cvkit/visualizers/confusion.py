@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import PercentFormatter
 
-from cvkit.errors import visible
+from cvkit.errors import plural, visible
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
 from cvkit.visualizers.drawing import (
@@ -80,8 +80,8 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     figure = Picture(width, height + has_legend * (0.5 + 0.125 * -(-number // columns)))
     note, numbered = told_names(predictions.classes)
     figure.headline("Confusion matrix", "\n".join(wrap(
-        f"{predictions.correct:,} of {len(predictions.true):,} test images right "
-        f"({100 * predictions.accuracy:.2f} %), {predictions.place}.{note}", width - 0.2)))
+        f"{predictions.correct:,} of {plural(len(predictions.true), 'test image')} "
+        f"right ({100 * predictions.accuracy:.2f} %), {predictions.place}.{note}", width - 0.2)))
     _draw_matrix(figure.panel(left, top, side, side), matrix, labels)
     _draw_accuracy(figure.panel(x + bar_left, 1.0, 3.0, bars), matrix, labels)
     _draw_scale(figure, left, top + side + 0.12, min(side, 2.4))

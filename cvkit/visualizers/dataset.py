@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from cvkit.config import Config
 from cvkit.data import ImageData
 from cvkit.data.images import measure
-from cvkit.errors import visible
+from cvkit.errors import plural, visible
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import (
     COLOURS,
@@ -49,8 +49,9 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
     shown = range(min(len(data.classes), _ROWS))
     total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     names, (note, _) = drawn_names(data.classes), told_names(data.classes)
-    caption = wrap(f"{total} images, {len(data.classes)} classes of {_range(counts['train'])} "
-                   f"training images each{'.' if note else ''}{note}", 8.8)
+    caption = wrap(f"{total} images, {plural(len(data.classes), 'class')} of "
+                   f"{_range(counts['train'])} training images each{'.' if note else ''}{note}",
+                   8.8)
     example_height, charts = 0.62, 5.07 + 0.13 * len(caption)
     height = 0.4 + charts + 0.45 + example_height * len(shown)
     figure = Picture(9, height)
@@ -83,7 +84,8 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
 
 def _range(counts: np.ndarray) -> str:
     low, high = int(counts.min()), int(counts.max())
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    images = plural(high, "training image")
+    return images if low == high else f"{low:,} to {images}"
 
 
 def _draw_counts(axes: Axes, names: list[str], counts: dict[str, np.ndarray]) -> None:

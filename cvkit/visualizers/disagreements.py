@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cvkit.data import ImageData
-from cvkit.errors import RunError
+from cvkit.errors import RunError, plural
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Run, run_names
 from cvkit.visualizers.drawing import Picture, message, styled
@@ -36,8 +36,8 @@ def disagreements(compared: list[Run], data: ImageData,
         rows = np.flatnonzero(~is_right & other_is_right)
         rows = rows[np.argsort(-first.probabilities[rows].max(1), kind="stable")]
         shown = "" if len(rows) <= count else f"{count} of "
-        caption = (f"{shown}{len(rows):,} test images that {names[0]} gets wrong and {name} right, "
-                   "the most confident mistakes first; "
+        caption = (f"{shown}{plural(len(rows), 'test image')} that {names[0]} gets wrong and "
+                   f"{name} right, the most confident mistakes first; "
                    f"{int((is_right & ~other_is_right).sum()):,} the other way round, "
                    f"{int((~is_right & ~other_is_right).sum()):,} wrong in both. Over each: true → "
                    "predicted by the first.")

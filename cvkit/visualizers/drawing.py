@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from matplotlib.transforms import Bbox
 
 from cvkit.data.images import ImageSet
 from cvkit.errors import RunError, visible
+from cvkit.log import Log
 from cvkit.run import Predictions
 
 # Letters that matplotlib's own font lacks come from the first of these that is installed.
@@ -78,17 +80,9 @@ class Picture(Figure):
                               tall / height))
 
     def savefig(self, *args: Any, **kwargs: Any) -> None:
-        """Write the picture, as matplotlib does; letters that no font has are told once."""
-        with style.context(["default", STYLE]), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        """Write the picture, as matplotlib does."""
+        with style.context(["default", STYLE]), missing_letters_told_once():
             super().savefig(*args, **kwargs)
-        missing = [item for item in caught if "missing from" in str(item.message)]
-        for item in caught:
-            if item not in missing:
-                warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-        if missing:
-            warnings.warn("some letters are drawn as boxes: no installed font has them "
-                          "(Noto Sans CJK has most)", stacklevel=2)
 
     def png(self) -> tuple[bytes, float, float]:
         """Return a PNG without headline and caption, which a page says itself; width and height."""
@@ -108,12 +102,34 @@ class Picture(Figure):
         return file.getvalue()
 
 
+_told: set[str] = set()  # notes that were shown
+
+
+@contextmanager
+def missing_letters_told_once() -> Iterator[None]:
+    """Say in one line, once, what matplotlib warns of for each letter of each picture."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, *rest: Any, **named: Any) -> None:
+        if "missing from" not in str(message):
+            others(message, *rest, **named)
+        elif "letters" not in _told:
+            _told.add("letters")
+            Log().show("note       some letters are drawn as boxes: no installed font has them "
+                       "(Noto Sans CJK has most)")
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=r"Glyph \d+ ")
+        warnings.showwarning = show
+        yield
+
+
 def styled(function: Callable) -> Callable:
     """Decorate a visualizer: what it draws has cvkit's style, whatever the user's is."""
 
     @functools.wraps(function)
     def draw(*args: Any, **kwargs: Any) -> Any:
-        with style.context(["default", STYLE]):
+        with style.context(["default", STYLE]), missing_letters_told_once():
             return function(*args, **kwargs)
 
     return draw

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cvkit.config import COMMAND_LINE, Config, parse_value
-from cvkit.errors import ConfigError, suggest
+from cvkit.config import COMMAND_LINE, Config, parse_value, unknown_flag
+from cvkit.errors import ConfigError
 from cvkit.experiment import Experiment
 from cvkit.registry import NAME, VISUALIZERS, accepts, describe_type, parameters_of
 
@@ -22,7 +22,8 @@ def arguments_of(name: str) -> dict[str, inspect.Parameter]:
     return {key: value for key, value in parameters.items() if key not in VISUALIZERS.offers}
 
 
-def read_flags(flags: list[tuple[str, list[str]]], config: Config) -> list[dict[str, Any]]:
+def read_flags(flags: list[tuple[str, list[str]]], config: Config,
+               own: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Return the nodes that flags name, in their order.
 
     A flag starts from the config's own node of that visualizer. Visualizers of misclassified
@@ -31,6 +32,7 @@ def read_flags(flags: list[tuple[str, list[str]]], config: Config) -> list[dict[
     Args:
         flags: ("--cam-method", ["LayerCAM"]) and so on.
         config: of the run.
+        own: the tool's other flags, which may be meant.
 
     Raises:
         ConfigError: no such flag, or no or a wrong value.
@@ -39,7 +41,7 @@ def read_flags(flags: list[tuple[str, list[str]]], config: Config) -> list[dict[
               for node in reversed(config.VISUALIZERS)}
     given: dict[str, dict[str, Any]] = {}
     for flag, words in flags:
-        name, argument = _meaning(flag)
+        name, argument = _meaning(flag, own)
         arguments = given.setdefault(name, {})
         if argument is None and words:
             argument = "count"  # --misclassified 10
@@ -68,7 +70,7 @@ def same_images(gallery: Mapping[str, Any] | None, node: Mapping[str, Any]) -> M
     return {**node, **{key: gallery.get(key, defaults[key].default) for key in SELECTION}}
 
 
-def _meaning(flag: str) -> tuple[str, str | None]:
+def _meaning(flag: str, other: Iterable[str]) -> tuple[str, str | None]:
     """Return a flag's visualizer, and the argument that it sets if it names one."""
     names = {_dashed(name): name for name in VISUALIZERS.own}
     word = flag.removeprefix("--")
@@ -80,10 +82,8 @@ def _meaning(flag: str) -> tuple[str, str | None]:
             if argument in arguments_of(names[dashed]):
                 return names[dashed], argument
             own = [f"--{dashed}-{_dashed(key)}" for key in arguments_of(names[dashed])]
-            raise ConfigError(f"no flag {flag}", where=COMMAND_LINE,
-                              hint=suggest(flag, own, listed=20))
-    raise ConfigError(f"no flag {flag}", where=COMMAND_LINE,
-                      hint=suggest(flag, [f"--{name}" for name in names], listed=20))
+            raise unknown_flag(flag, own, takes_keys=False)
+    raise unknown_flag(flag, [*(f"--{name}" for name in names), *other])
 
 
 def _value(flag: str, parameter: inspect.Parameter, words: list[str]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.ticker import NullFormatter
 
+from cvkit.errors import plural
 from cvkit.lr_finder import RULE, RangeTest
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import COLOURS, FAINT, Picture, styled
@@ -34,8 +35,9 @@ def lr_finder(range_test: RangeTest) -> Picture:
     axes.set_ylabel("training loss")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # the curve may go anywhere
     figure.headline("Learning rate range test",
-                    f"Suggested is {suggestion:g}: {RULE}.\n{len(range_test.rates)} steps at "
-                    "rising rates, on a copy of the model.")
+                    f"Suggested is {suggestion:g}: {RULE}.\n"
+                    f"{plural(len(range_test.rates), 'step')} at rising rates, on a "
+                    "copy of the model.")
     figure.table = "\n".join(["rate        loss     average", *(
         f"{rate:<10.4g}  {loss:<7.4f}  {mean:.4f}" for rate, loss, mean in zip(
             range_test.rates, range_test.losses, range_test.smoothed))])

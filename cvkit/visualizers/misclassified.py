@@ -9,7 +9,7 @@ import numpy as np
 
 from cvkit.data import ImageData
 from cvkit.data.images import ImageSet
-from cvkit.errors import ConfigError, suggest, visible
+from cvkit.errors import ConfigError, plural, suggest, visible
 from cvkit.registry import VISUALIZERS
 from cvkit.run import Predictions
 from cvkit.visualizers.drawing import (
@@ -138,9 +138,9 @@ def describe_errors(predictions: Predictions, rows: Sequence[int], count: int, o
                 f"{predictions.correct:,} of {total:,} are right")
     first = {"confidence": "the most confident first", "index": "in the data set's order",
              "random": "drawn at random"}[order]
-    images = "image" if len(rows) == 1 else "images"
+    images = plural(len(rows), "misclassified test image")
     if len(rows) < count:
-        return (f"All {len(rows)} misclassified test {images}{of}, {first}; {count} were asked for "
+        return (f"All {images}{of}, {first}; {count} were asked for "
                 f"({wrong:,} of {total:,} are wrong in all)")
-    return (f"{len(rows)} misclassified test {images}{of}, {first} "
+    return (f"{images}{of}, {first} "
             f"({wrong:,} of {total:,} are wrong in all)")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import cvkit
-from cvkit.errors import RunError, visible
+from cvkit.errors import RunError, plural, visible
 from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
 from cvkit.metrics import is_part
@@ -24,7 +24,7 @@ from cvkit.registry import MODELS, NAME
 from cvkit.requirements import check_requirements, summary
 from cvkit.run import Run, duration
 from cvkit.visualizers.album import draw_all
-from cvkit.visualizers.drawing import DPI, Picture
+from cvkit.visualizers.drawing import DPI, Picture, missing_letters_told_once
 from cvkit.visualizers.flags import same_images
 from cvkit.visualizers.pages import (
     Block,
@@ -133,7 +133,8 @@ def _picture(name: str, figure: Figure, visualizer: str) -> list[Block]:
         png, width, height = figure.png()
     else:
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=DPI)
+        with missing_letters_told_once():
+            figure.savefig(file, format="png", dpi=DPI)
         png, (width, height) = file.getvalue(), figure.get_size_inches()
     # Shown at 96 pixels an inch, as a browser measures; the file is sharper than that.
     image = Image(name, png, round(96 * width), round(96 * height),
@@ -203,7 +204,7 @@ def _results(run: Run) -> list[Block]:
                if split == "test" else "those of the epoch that was best on validation images")
     return [
         Text(f"Test accuracy {100 * predictions.accuracy:.2f} %: {predictions.correct:,} of "
-             f"{len(predictions.true):,} images, loss {predictions.loss:.4f}, "
+             f"{plural(len(predictions.true), 'image')}, loss {predictions.loss:.4f}, "
              f"{predictions.place} ({watched})."),
         Table(["", *(title for _, title, _ in columns)], rows),
         *([Text(f"{other}.")] if other else []),

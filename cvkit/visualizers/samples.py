@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cvkit.data import ImageData
 from cvkit.data.loaders import Loaders
+from cvkit.errors import plural
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import (
     Picture,
@@ -43,8 +44,8 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
     note, numbered = told_names(data.classes)
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "What the model receives",
-        f"The first {len(images)} images of the first training batch of {len(batch.labels)}, "
-        f"after the whole pipeline.{note}", size=size,
+        f"The first {plural(len(images), 'image')} of the first training batch of "
+        f"{len(batch.labels)}, after the whole pipeline.{note}", size=size,
         above=0.32 if is_mixed else 0.2,
         aspect=min(images.shape[1] / images.shape[2], 2))
     for axis, image, target in zip(axes.flat, images, batch.targets):
