@@ -630,6 +630,8 @@ class Trainer:
         else:
             both("monitored  validation images; results are those of the best epoch on them")
         both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
+        if run is None and isinstance(getattr(self.model, "weights_loaded", None), str):
+            both(f"weights    {self.model.weights_loaded}")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""
         both(f"training   {config.TRAIN.EPOCHS} epochs of {len(self.loaders.train)} batches of "
              f"{config.DATA.BATCH_SIZE}, {config.LOSS.NAME}, {self._words_for_rate()}, "
