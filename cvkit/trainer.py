@@ -507,7 +507,8 @@ class Trainer:
             model=self.evaluated_model.state_dict(), config=self.config.dump(),
             classes=list(self.classes), mean=list(self.loaders.mean), std=list(self.loaders.std),
             image_shape=list(self.loaders.image_shape), epoch=self.epoch, metrics=self.values,
-            monitored=self.data.monitored, training=training)
+            monitored=self.data.monitored, training=training,
+            transform_input=getattr(self.model, "transform_input", None) is True)
 
     def _save(self) -> None:
         """Save all that the rest of the training depends on, at the end or inside of an epoch."""

@@ -328,6 +328,17 @@ def test_an_inception_transforms_its_input_as_torchvision_s_does_with_weights(is
     assert "without the auxiliary classifiers" in model.weights_loaded
 
 
+def test_a_checkpoint_s_model_transforms_its_input_as_the_trained_one_did(publish, tiny):
+    import torchvision.models
+
+    publish(torchvision.models.googlenet(aux_logits=True, init_weights=False).state_dict())
+    trainer = Trainer(load_config(tiny, {"MODEL": {"NAME": "googlenet", "weights": "DEFAULT"}}))
+    opened, image = trainer._checkpoint().build_model(), torch.rand(1, 3, 32, 32)
+    assert opened.transform_input is True
+    with torch.no_grad():
+        assert torch.allclose(opened(image), trainer.model.eval()(image), atol=1e-5)
+
+
 def test_with_1000_classes_the_head_is_the_file_s_too(publish, weightless):
     publish(file_of("mobilenet_v2"))
     model = MODELS.build({"NAME": "mobilenet_v2", "weights": "IMAGENET1K_V1"}, num_classes=1000)
