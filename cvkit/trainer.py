@@ -49,7 +49,7 @@ from cvkit.log import Log, Progress
 from cvkit.losses import build_loss
 from cvkit.lr_finder import RULE, RangeTest, range_test
 from cvkit.metrics import is_lower_better
-from cvkit.models import count_parameters, refuse_single_images
+from cvkit.models import parameters_in_words, refuse_single_images
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
@@ -630,7 +630,7 @@ class Trainer:
                  "not the best's")
         else:
             both("monitored  validation images; results are those of the best epoch on them")
-        both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
+        both(f"model      {config.MODEL.NAME}, {parameters_in_words(self.model)}")
         if run is None and isinstance(getattr(self.model, "weights_loaded", None), str):
             both(f"weights    {self.model.weights_loaded}")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""

@@ -18,7 +18,7 @@ import cvkit
 from cvkit.errors import RunError, visible
 from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
-from cvkit.models import count_parameters
+from cvkit.models import parameters_in_words
 from cvkit.registry import MODELS, NAME
 from cvkit.requirements import check_requirements, summary
 from cvkit.run import Run, duration
@@ -204,7 +204,7 @@ def _results(run: Run) -> list[Block]:
         Table(["", *(title for _, title, _ in columns)], rows),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
              f"{last['epoch']}, in {duration(run.seconds)}. Parameters: "
-             f"{count_parameters(run.model):,}."),
+             f"{parameters_in_words(run.model, unit='')}."),
     ]
 
 
