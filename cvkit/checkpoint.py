@@ -35,6 +35,8 @@ class Checkpoint:
         monitored: "val", or "test" where no validation data was held out.
         training: optimizer and so on, to resume from; None in `best.pt`. Saved inside an epoch,
             it has "within", what was reached in that epoch.
+        transform_input: whether the model is one of torchvision's that map their input to what
+            their weights expect; no weights say so.
     """
 
     model: dict[str, torch.Tensor]
@@ -47,6 +49,7 @@ class Checkpoint:
     metrics: dict[str, float]
     monitored: str
     training: dict[str, Any] | None = None
+    transform_input: bool = False
     format: int = FORMAT
 
     def content(self) -> dict[str, Any]:
@@ -155,6 +158,8 @@ class Checkpoint:
             raise CheckpointError("the model that the checkpoint describes does not fit into "
                                   f"memory: {str(error).strip()[:200]}") from error
         load_weights(model, self.model, "the checkpoint")
+        if self.transform_input:
+            model.transform_input = True
         return model.eval()
 
 
@@ -267,6 +272,7 @@ _EXPECTED = {
                 and all(map(is_text, value))),
     "monitored": ("val or test", lambda value: is_text(value) and value in ("val", "test")),
     "training": ("what a run is resumed from", _is_training),
+    "transform_input": ("true or false", lambda value: type(value) is bool),
 }
 
 

@@ -26,7 +26,7 @@ from torch import nn
 from cvkit.config import SCHEMA, Component, Config, plain
 from cvkit.errors import ConfigError, raise_together, suggest
 from cvkit.experiment import Experiment
-from cvkit.models import count_parameters
+from cvkit.models import count_parameters, parameters_in_words
 from cvkit.models.feature_maps import choose_layers
 from cvkit.registry import NAME, REGISTRIES, accepts, describe_type, parameters_of
 from cvkit.run import Run, in_words
@@ -214,8 +214,7 @@ def _without(names: Sequence[str], parts: Experiment) -> tuple[str, bool]:
 
 
 def _parameters(count: int, parts: Experiment) -> tuple[str, bool]:
-    found = count_parameters(parts.model)
-    return f"{found:,}", found == count
+    return parameters_in_words(parts.model, unit=""), count_parameters(parts.model) == count
 
 
 def _cam_map(pixels: int, parts: Experiment) -> tuple[str, bool]:

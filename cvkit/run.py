@@ -33,7 +33,7 @@ from cvkit.files import user_path, write_whole, writing
 from cvkit.hardware import lock_file
 from cvkit.lr_finder import RangeTest
 from cvkit.metrics import is_lower_better
-from cvkit.models import count_parameters
+from cvkit.models import parameters_in_words
 from cvkit.registry import NAME, take_no_code_from
 from cvkit.writers import read_metrics
 
@@ -580,7 +580,7 @@ class Runs(Subject):
             return f"{100 * value:.2f} % ({run.monitored}, epoch {run.best['epoch']})"
 
         def parameters(run: Run) -> str:
-            return f"{count_parameters(run.checkpoint().build_model()):,}"
+            return parameters_in_words(run.checkpoint().build_model(), unit="")
 
         def tested(run: Run, value: str) -> str:
             return f"{value} ({run.predictions.place})"

@@ -50,7 +50,7 @@ from cvkit.log import Log, Progress
 from cvkit.losses import build_loss, weight_of
 from cvkit.lr_finder import RULE, RangeTest, range_test
 from cvkit.metrics import is_lower_better, is_part, lower_is_better
-from cvkit.models import count_parameters, refuse_single_images
+from cvkit.models import parameters_in_words, refuse_single_images
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
@@ -548,7 +548,8 @@ class Trainer:
             model=self.evaluated_model.state_dict(), config=self.config.dump(),
             classes=list(self.classes), mean=list(self.loaders.mean), std=list(self.loaders.std),
             image_shape=list(self.loaders.image_shape), epoch=self.epoch, metrics=self.values,
-            monitored=self.data.monitored, training=training)
+            monitored=self.data.monitored, training=training,
+            transform_input=getattr(self.model, "transform_input", None) is True)
 
     def _save(self) -> None:
         """Save all that the rest of the training depends on, at the end or inside of an epoch."""
@@ -691,7 +692,9 @@ class Trainer:
         if self.assuming:
             both(f"note       metric {self.assuming} has no lower_is_better: the highest "
                  f"{config.TRAIN.MONITOR} is taken as the best")
-        both(f"model      {config.MODEL.NAME}, {count_parameters(self.model):,} parameters")
+        both(f"model      {config.MODEL.NAME}, {parameters_in_words(self.model)}")
+        if run is None and isinstance(getattr(self.model, "weights_loaded", None), str):
+            both(f"weights    {self.model.weights_loaded}")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""
         both(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
              f"{plural(len(self.loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "

@@ -93,6 +93,12 @@ def test_torchvision_models_and_vit_have_a_whole_block_to_look_at(name, size, la
     assert maps[layer, "GradCAM"].shape == (1, 2, *shape)
 
 
+def test_a_swin_s_convolution_has_its_channels_first_whatever_the_width():
+    model = build_model("swin_t", 4, (3, 32, 384)).eval()  # maps of 8×96 pixels, of 96 channels
+    sizes = map_sizes(model, torch.randn(1, 3, 32, 384))
+    assert sizes["features.0.0"] == sizes["features.1"] == (8, 96)
+
+
 def test_a_vit_s_last_block_is_refused_for_its_patches_reach_nothing():
     model = build_model({"NAME": "vit_b_16"}, 4, (3, 96, 96)).eval()
     assert not model.heads.head.weight.any()  # zero before training, which hides no layer here

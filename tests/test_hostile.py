@@ -136,7 +136,7 @@ WRONG = [
                   "best": {"epoch": "a"}}),
     ("training", {"optimizer": {"state": {}, "param_groups": [{}]}, "schedule": {}, "scaler": {},
                   "ema": {"steps": 1, "model": {"a": 1}}}),
-    ("more", 1), (3, 1)]
+    ("transform_input", 1), ("more", 1), (3, 1)]
 
 
 @pytest.mark.parametrize("field, value", WRONG, ids=lambda item: repr(item)[:30])

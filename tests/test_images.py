@@ -317,7 +317,7 @@ def test_a_word_comes_before_many_files_are_read_and_says_how_far_it_is(tmp_path
     scan_files(files, "Reading train images")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "reading    9 image files for their sizes, mean and deviation, once"
-    assert [line for line in lines[1:] if line != "decoded"][0].startswith("Reading train images 1/9: ")
+    assert next(line for line in lines[1:] if line != "decoded").startswith("Reading train images 1/9: ")
     scan_files(files, "Reading train images")
     assert capsys.readouterr().out == ""
 

@@ -1,18 +1,26 @@
+import re
 import subprocess
 import sys
+from copy import copy
 
 import pytest
 import torch
 from conftest import ROOT
 from torch import nn
 
-from cvkit.errors import ConfigError
+from cvkit.config import load_config
+from cvkit.errors import ConfigError, DataError
 from cvkit.models import build_model, count_parameters, refuse_single_images
 from cvkit.registry import MODELS, parameters_of
+from cvkit.trainer import Trainer
 
 SHAPE = (3, 32, 32)
 SMALL_TORCHVISION = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5",
                      "regnet_y_400mf", "googlenet", "efficientnet_b0", "torchvision.models.resnet18"]
+IN_TORCHVISION = sorted({*MODELS.library[1], "resnet18", "resnet34"})  # which cvkit's own hide
+OFTEN = {"densenet121", "mnasnet0_5", "vit_b_16", "mobilenet_v2", "inception_v3", "googlenet",
+         "swin_t", "resnet18"}  # tested in the fast suite too
+OLD_NAMES = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))")
 CONVOLUTIONS = {"resnet18": 20, "resnet34": 36, "resnet9": 8}
 
 
@@ -206,6 +214,179 @@ def test_pretrained_weights_are_kept_but_for_the_head(monkeypatch):
     assert model.classifier[3].out_features == 7
     with pytest.raises(ConfigError, match="weights is one of IMAGENET1K_V1, DEFAULT, not 'V9'"):
         build_model({"NAME": "mobilenet_v3_small", "weights": "V9"}, 7, (3, 64, 64))
+
+
+def file_of(name):
+    """Return what torchvision's file of a model could hold: another number in each tensor."""
+    import torchvision.models
+
+    arguments = {}
+    if name in ("googlenet", "inception_v3"):
+        arguments = {"aux_logits": True, "init_weights": False}
+    if name.startswith("vit_"):
+        arguments["image_size"] = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"][0]
+    state = torchvision.models.get_model(name, **arguments).state_dict()
+    for number, (key, value) in enumerate(state.items()):
+        state[key] = torch.tensor(number, dtype=value.dtype).expand(value.shape)
+    if name.startswith("densenet"):  # saved under other names, before torch noted versions
+        return {OLD_NAMES.sub(r"\1.", key): value for key, value in state.items()
+                if "num_batches" not in key}
+    return state
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """A function that sets what torchvision downloads."""
+    def publish(state):
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url",
+                            lambda url, **options: copy(state))
+    return publish
+
+
+@pytest.fixture
+def weightless(monkeypatch):
+    """Models whose weights are neither drawn nor copied take no time and no memory."""
+    load = nn.Module.load_state_dict
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, state, strict=True: load(
+        self, state, strict, assign=True))
+    for name in dir(nn.init):
+        if re.fullmatch(r"[a-z]\w+_", name):
+            for module in (nn.init, nn.modules.activation):
+                monkeypatch.setattr(module, name, lambda tensor, *arguments, **options: tensor,
+                                    raising=module is nn.init)
+
+
+def settings(model):
+    """Return the plain values of all modules, but for what cvkit means to set otherwise."""
+    return {(path, key): value for path, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str, tuple))
+            and key not in ("num_classes", "aux_logits", "weights_loaded")}
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in IN_TORCHVISION])
+def test_all_weights_but_the_head_s_are_those_that_torchvision_loads(name, publish, weightless):
+    import torchvision.models
+
+    publish(file_of(name))
+    theirs = torchvision.models.get_model(name, weights="DEFAULT")
+    ours = MODELS.build({"NAME": f"torchvision.models.{name}", "weights": "DEFAULT"}, num_classes=7)
+    state, own = theirs.state_dict(), ours.state_dict()
+    assert {key for key in state if key not in own} == {key for key in state if "AuxLogits" in key}
+    head = [key for key in own if own[key].shape != state[key].shape]
+    assert 1 <= len(head) <= 2 and all(own[key].shape[0] == 7 for key in head)
+    assert [key for key, value in own.items() if key not in head
+            and value[(0,) * value.ndim] != state[key][(0,) * value.ndim]] == []
+    assert ours.weights_loaded.endswith(f": {len(own) - len(head)} of {len(own)} tensors loaded; "
+                                        f"new: {', '.join(head)}")
+    expected, last = settings(theirs), head[0].rpartition(".")[0]
+    assert {key: value for key, value in settings(ours).items() if expected[key] != value} == {
+        (last, key): 7 for key in ("out_features", "out_channels") if (last, key) in expected}
+
+
+def test_a_densenet_takes_all_its_120_convolutions_from_the_file(publish):
+    file = {key: torch.rand(value.shape) for key, value in file_of("densenet121").items()}
+    publish(file)
+    model = build_model({"NAME": "densenet121", "weights": "DEFAULT"}, 7, (3, 64, 64))
+    equal = [torch.equal(module.weight, file[OLD_NAMES.sub(r"\1.", f"{name}.weight")])
+             for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    assert sum(equal) == len(equal) == 120
+
+
+def test_a_new_head_is_drawn_as_torchvision_draws_it(publish):
+    publish(file_of("mnasnet0_5"))
+    head = build_model({"NAME": "mnasnet0_5", "weights": "DEFAULT"}, 7, (3, 64, 64)).classifier[1]
+    assert not head.bias.any()
+    assert head.weight.abs().max().item() == pytest.approx((3 / 7) ** 0.5, rel=0.01)
+    assert abs(head.weight.mean().item()) < 0.02
+
+
+@pytest.mark.parametrize("size, sides", [(64, 4), (256, 16), (224, 14)])
+def test_the_positions_of_a_vit_are_interpolated_to_other_image_sizes(size, sides, publish, weightless):
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    file = file_of("vit_b_16")
+    position = file["encoder.pos_embedding"] = torch.randn(1, 1 + 14**2, 768)
+    publish(file)
+    model = MODELS.build({"NAME": "vit_b_16", "weights": "DEFAULT"}, num_classes=7, image_size=size)
+    expected = interpolate_embeddings(size, 16, {"encoder.pos_embedding": position})
+    assert model.encoder.pos_embedding.shape == (1, 1 + sides**2, 768)
+    assert torch.equal(model.encoder.pos_embedding, expected["encoder.pos_embedding"])
+    told = f"position embedding interpolated from 14×14 to {sides}×{sides}"
+    assert (told in model.weights_loaded) == (sides != 14)
+    assert "150 of 152 tensors loaded; new: heads.head.weight, heads.head.bias" in model.weights_loaded
+
+
+@pytest.mark.parametrize("is_set", [True, False, None])
+def test_an_inception_transforms_its_input_as_torchvision_s_does_with_weights(is_set, publish, weightless):
+    publish(file_of("googlenet"))
+    given = {} if is_set is None else {"transform_input": is_set}
+    model = MODELS.build({"NAME": "googlenet", "weights": "DEFAULT", **given}, num_classes=7)
+    assert model.transform_input is (is_set is not False)
+    assert ("transform_input true" in model.weights_loaded) == model.transform_input
+    assert "without the auxiliary classifiers" in model.weights_loaded
+
+
+def test_a_checkpoint_s_model_transforms_its_input_as_the_trained_one_did(publish, tiny):
+    import torchvision.models
+
+    publish(torchvision.models.googlenet(aux_logits=True, init_weights=False).state_dict())
+    trainer = Trainer(load_config(tiny, {"MODEL": {"NAME": "googlenet", "weights": "DEFAULT"}}))
+    opened, image = trainer._checkpoint().build_model(), torch.rand(1, 3, 32, 32)
+    assert opened.transform_input is True
+    with torch.no_grad():
+        assert torch.allclose(opened(image), trainer.model.eval()(image), atol=1e-5)
+
+
+def test_with_1000_classes_the_head_is_the_file_s_too(publish, weightless):
+    publish(file_of("mobilenet_v2"))
+    model = MODELS.build({"NAME": "mobilenet_v2", "weights": "IMAGENET1K_V1"}, num_classes=1000)
+    assert model.weights_loaded == "IMAGENET1K_V1: 314 of 314 tensors loaded; new: nothing"
+
+
+@pytest.mark.parametrize("arguments, change, expected", [
+    ({"width_mult": 0.5}, {}, r"MODEL.weights: model mobilenet_v2 cannot be built: 256 keys of the "
+     r"weights IMAGENET1K_V2 do not fit: features.0.0.weight, .* and 246 more; leave out width_mult"),
+    ({}, {"features.0.0.weight": None, "more.weight": torch.zeros(1)},
+     "2 keys of the weights IMAGENET1K_V2 do not fit: features.0.0.weight, more.weight$"),
+])
+def test_weights_of_which_a_key_does_not_fit_are_refused(arguments, change, expected, publish, tiny):
+    file = file_of("mobilenet_v2")
+    for key, value in change.items():
+        file[key] = value
+    publish({key: value for key, value in file.items() if value is not None})
+    config = load_config(tiny, {"MODEL": {"NAME": "mobilenet_v2", "weights": "DEFAULT", **arguments}})
+    with pytest.raises(ConfigError, match=expected):
+        build_model(config.MODEL, 7, (3, 64, 64))
+
+
+@pytest.mark.parametrize("error, expected", [
+    (OSError("no network"), r"the weights IMAGENET1K_V2 of mobilenet_v2 cannot be downloaded \(no network"),
+    (RuntimeError('invalid hash value (expected "7eb", got "0a")'), "cannot be downloaded .invalid hash"),
+])
+def test_weights_that_do_not_arrive_are_told_where_to_put(error, expected, monkeypatch):
+    def fail(url, **options):
+        raise error
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(DataError, match=f"{expected}(.|\n)*Put https://.*mobilenet_v2-"):
+        MODELS.build({"NAME": "mobilenet_v2", "weights": "DEFAULT"})
+
+
+def test_weights_that_lack_the_last_layers_are_not_offered():
+    with pytest.raises(ConfigError, match="weights is one of IMAGENET1K_V1, DEFAULT, not 'IMAGENET1K_F"):
+        MODELS.build({"NAME": "vgg16", "weights": "IMAGENET1K_FEATURES"})
+
+
+def test_the_log_says_which_weights_were_loaded_and_what_is_new(publish, tiny, capsys):
+    import torchvision.models
+
+    publish(torchvision.models.mobilenet_v3_small().state_dict())
+    model = {"NAME": "mobilenet_v3_small", "weights": "DEFAULT"}
+    Trainer(load_config(tiny, {"MODEL": model})).check()
+    assert ("\nweights    IMAGENET1K_V1: 242 of 244 tensors loaded; new: classifier.3.weight, "
+            "classifier.3.bias\n") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("norm, size, is_refused", [

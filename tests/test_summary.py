@@ -1,10 +1,16 @@
 import pytest
 import torch
+from torch import nn
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
 from cvkit.experiment import Experiment
 from cvkit.models import build_model
+from cvkit.registry import MODELS
+from cvkit.requirements import check_requirements
+from cvkit.run import Runs
+from cvkit.trainer import train
+from cvkit.visualizers.report import _results
 from cvkit.visualizers.summary import layer_table, model_stages
 
 SHAPE = (3, 32, 32)
@@ -42,6 +48,47 @@ def test_the_stages_of_any_model_hold_all_its_parameters(name, size):
     # What belongs to no layer (a class token, position embeddings) is not in the stages.
     assert 0.98 < held / sum(parameter.numel() for parameter in model.parameters()) <= 1
     assert stages[-1][2] == (10,)
+
+
+class Shared(nn.Module):
+    """Two layers with one weight, and one that runs twice."""
+
+    def __init__(self, frozen=0):
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.a, self.b, self.c = nn.Linear(12, 8, bias=False), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.c.weight = self.b.weight
+        self.head = nn.Linear(8, 10)
+        for weight in list(self.parameters())[:frozen]:
+            weight.requires_grad_(False)
+
+    def forward(self, x):
+        return self.head(self.c(self.b(self.b(self.a(self.flatten(x))))))
+
+
+def test_shared_weights_are_counted_once():
+    table = layer_table(Shared(), (3, 2, 2), 3)
+    assert "Total params: 266 (64 shared, counted once)\nTrainable params: 266\n" in table
+    counts = {}
+    for name, _, _, count in model_stages(Shared(), (3, 2, 2)):
+        counts.setdefault(name, []).append(count)
+    assert counts == {"flatten": [0], "a": [96], "b": [72, 0], "c": [8], "head": [90]}
+
+
+def test_frozen_parameters_are_told_apart_everywhere(tiny, monkeypatch):
+    monkeypatch.setattr(MODELS, "_entries", {**MODELS._entries, "frozen": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(3072, 10).requires_grad_(False), nn.Linear(10, 10))})
+    run = train(load_config(tiny, {"MODEL": {"NAME": "frozen"}, "TRAIN.EPOCHS": 1}))
+    words = "30,840 parameters (110 trained)"
+    assert f"model      frozen, {words}\n" in (run.folder / "train.log").read_text()
+    summary = run.visualize("summary")
+    assert words in summary.caption and words in run.visualize("architecture").caption
+    assert ("Total params: 30,840\nTrainable params: 110\nNon-trainable params: 30,730\n"
+            in summary.table)
+    assert "Parameters: 30,840 (110 trained)." in str(_results(run)[-1])
+    assert "30,840 (110 trained)" in Runs([run, run]).table()
+    assert check_requirements(load_config(tiny, {"MODEL": {"NAME": "frozen"}, "REQUIRE": {
+        "parameters": 30_840}}), run)[0].is_met
 
 
 def test_the_picture_says_it_all(tiny):

@@ -87,5 +87,12 @@ def refuse_single_images(model: nn.Module, image_shape: tuple[int, int, int],
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return how many numbers a model learns."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """Return how many numbers a model has: shared ones once, frozen ones too."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameters_in_words(model: nn.Module, unit: str = " parameters") -> str:
+    """Return the count in words, and where some are frozen, how many are trained."""
+    total = count_parameters(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{total:,}{unit}" + (f" ({trained:,} trained)" if trained < total else "")

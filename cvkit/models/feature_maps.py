@@ -54,9 +54,13 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def reshape_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def reshape_of(model: nn.Module, layer: str) -> Callable[[Tensor], Tensor]:
     """Return what turns a layer's output into maps (N, C, H, W): the model's own, for tokens."""
-    return getattr(model, "reshape_transform", None) or (lambda output: output)
+    own = getattr(model, "reshape_transform", None)
+    # A convolution's are maps already; their shape alone may look like (N, H, W, C).
+    if own is None or isinstance(model.get_submodule(layer), nn.Conv2d):
+        return lambda output: output
+    return own
 
 
 def map_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
@@ -74,7 +78,6 @@ def map_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
     for weight in model.parameters():  # a head that starts at zero would hide all before it
         if weight.ndim > 1 and not weight.any():
             weight.copy_(torch.linspace(-1, 1, weight.numel()).view_as(weight))
-    reshape = reshape_of(model)
     recorder = Recorder(model, [name for name, _ in model.named_modules() if name])
     with torch.enable_grad():
         logits = model(image)
@@ -87,7 +90,7 @@ def map_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
     for name, gradient in zip(usable, gradients):
         if gradient is None:
             continue
-        gradient = reshape(gradient)
+        gradient = reshape_of(model, name)(gradient)
         if gradient.ndim == 4 and gradient.any():
             sizes[name] = tuple(gradient.shape[2:])
     return sizes

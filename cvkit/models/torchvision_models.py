@@ -1,13 +1,15 @@
 """torchvision's classification models by name, with the right number of classes.
 
-With `weights: DEFAULT` a pretrained model keeps all its weights but those of the last layer,
-whose shape follows the number of classes.
+With `weights: DEFAULT` a model begins with torchvision's pretrained weights, all but those of the
+last layer, whose shape follows the number of classes. What was taken is said in its
+`weights_loaded`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -51,15 +53,19 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
     @functools.wraps(builder)
     def build(weights: str | None = None, num_classes: int | None = None,
               **arguments: Any) -> nn.Module:
+        facts = {} if num_classes is None else {"num_classes": num_classes}
         if "aux_logits" in takes:
-            arguments["aux_logits"] = False  # a second output that no loss here takes
+            facts["aux_logits"] = False  # a second output that no loss here takes
         if "init_weights" in takes:
-            arguments.setdefault("init_weights", True)  # unset, torchvision warns and does this
-        if num_classes is not None:
-            arguments["num_classes"] = num_classes
-        model = builder(**arguments)
+            facts["init_weights"] = arguments.pop("init_weights", True)  # unset, torchvision warns
+        if "image_size" in arguments:
+            facts["image_size"] = arguments.pop("image_size")
+        if weights is None:
+            model = builder(**arguments, **facts)
+        else:
+            model = _pretrained(name, weights, arguments, facts)
         add_reshape(model)
-        return model if weights is None else _load_but_the_head(model, name, weights)
+        return model
 
     build.__signature__ = inspect.Signature(
         [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
@@ -91,19 +97,71 @@ def _channels_first(output: Tensor, width: int) -> Tensor:
     return output.permute(0, 3, 1, 2) if is_last else output
 
 
-def _load_but_the_head(model: nn.Module, name: str, weights: str) -> nn.Module:
+def _pretrained(name: str, weights: str, arguments: dict[str, Any],
+                facts: dict[str, Any]) -> nn.Module:
+    """Return a model with torchvision's weights, all that the number of classes leaves alone.
+
+    Args:
+        name, weights: of the model, of its weights.
+        arguments: the config's.
+        facts: further ones, in which it differs from the model that the weights are of.
+
+    Raises:
+        ValueError: no such weights, or they do not fit the arguments; the keys are listed.
+        DataError: they cannot be downloaded.
+    """
+    import torchvision.models
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    choices = {key: item for key, item in torchvision.models.get_model_weights(
+        name).__members__.items() if item.meta["categories"]}  # others lack the last layers
+    if weights not in choices:
+        raise ValueError(f"weights is one of {', '.join(choices)}, not {weights!r}")
+    whole = _as_published(name, choices[weights], arguments)
+    facts, changes = dict(facts), []
+    if hasattr(whole, "transform_input"):  # torchvision sets it together with weights
+        facts["transform_input"] = whole.transform_input
+        changes += ["transform_input true"] * whole.transform_input
+    if "aux_logits" in facts:
+        changes.append("without the auxiliary classifiers")
+    state = whole.state_dict()
+    if isinstance(whole, torchvision.models.VisionTransformer):
+        size = facts.setdefault("image_size", whole.image_size)
+        if size != whole.image_size:
+            state = interpolate_embeddings(size, whole.patch_size, state)
+            changes.append("position embedding interpolated from {0}×{0} to {1}×{1}".format(
+                whole.image_size // whole.patch_size, size // whole.patch_size))
+    model = torchvision.models.get_model(name, **{**arguments, **facts})
+    own = model.state_dict()
+    new = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    for key in [key for key in state if key not in own or key in new]:
+        del state[key]  # from the dict of state_dict(), which knows the versions of modules
+    model.load_state_dict(state, strict=False)
+    model.weights_loaded = (f"{', '.join([choices[weights].name, *changes])}: {len(state)} of "
+                            f"{len(own)} tensors loaded; new: {', '.join(new) or 'nothing'}")
+    return model
+
+
+def _as_published(name: str, weights: Any, arguments: dict[str, Any]) -> nn.Module:
+    """Return the model as torchvision builds it with weights, for the classes of those.
+
+    torchvision reads a file in its own way (keys have new names, modules have versions), and takes
+    it only if all keys fit.
+    """
     import torchvision.models
 
-    choices = torchvision.models.get_model_weights(name)
-    if weights not in choices.__members__:
-        raise ValueError(f"weights is one of {', '.join(choices.__members__)}, not {weights!r}")
     try:
-        pretrained = choices[weights].get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise DataError(f"the weights {weights} of {name} cannot be downloaded ({error})",
-                        hint=f"Put {choices[weights].url} into ~/.cache/torch/hub/checkpoints/, or "
-                             "leave MODEL.weights out to train from scratch.") from error
-    own = model.state_dict()
-    model.load_state_dict({key: value for key, value in pretrained.items()
-                           if key in own and value.shape == own[key].shape}, strict=False)
-    return model
+        return torchvision.models.get_model(name, weights=weights, progress=False, **arguments)
+    except (OSError, RuntimeError) as error:
+        reason = str(error)
+        if isinstance(error, OSError) or "invalid hash value" in reason:
+            raise DataError(f"the weights {weights.name} of {name} cannot be downloaded ({reason})",
+                            hint=f"Put {weights.url} into ~/.cache/torch/hub/checkpoints/, or "
+                                 "leave MODEL.weights out to train from scratch.") from error
+        keys = re.findall(r'(?<=size mismatch for )[^:\s]+|(?<=")[^"\s]+(?=")', reason)
+        if "loading state_dict" not in reason or not keys:
+            raise
+        more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
+        hint = f"; leave out {', '.join(arguments)} or weights" if arguments else ""
+        raise ValueError(f"{len(keys)} keys of the weights {weights.name} do not fit: "
+                         f"{', '.join(keys[:10])}{more}{hint}") from error

@@ -50,7 +50,6 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
 
     model = frozen_copy(model)
     own_reshape = getattr(model, "reshape_transform", None)
-    reshape = reshape_of(model)
     for method in sorted(_CONVOLUTIONS_ONLY & set(methods)) if own_reshape else ():
         raise ConfigError(f"{method} is for convolutions, and this model's layers are sequences of "
                           "tokens", hint="Take another method, such as GradCAM.")
@@ -73,7 +72,7 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
             logits = model(part)
         recorder.remove()
         outputs = [recorder.outputs[layer] for layer in layers]
-        activations = {layer: reshape(output).detach().cpu().numpy()
+        activations = {layer: reshape_of(model, layer)(output).detach().cpu().numpy()
                        for layer, output in zip(layers, outputs)}
         for number, target in enumerate(targets):
             labels = torch.as_tensor(np.asarray(target[start:start + batch_size]),
@@ -82,7 +81,7 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
             gradients = torch.autograd.grad(score, outputs, retain_graph=True)
             choices = [ClassifierOutputTarget(int(label)) for label in labels]
             for layer, gradient in zip(layers, gradients):
-                arrays = activations[layer], reshape(gradient).cpu().numpy()
+                arrays = activations[layer], reshape_of(model, layer)(gradient).cpu().numpy()
                 # The most that a map could be, if nothing cancelled.
                 most = np.abs(arrays[0] * arrays[1]).sum(1).max((1, 2))
                 for method, engine in engines.items():

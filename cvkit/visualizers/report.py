@@ -19,7 +19,7 @@ from cvkit.errors import RunError, plural, visible
 from cvkit.experiment import Subject
 from cvkit.hardware import git_facts
 from cvkit.metrics import is_part
-from cvkit.models import count_parameters
+from cvkit.models import parameters_in_words
 from cvkit.registry import MODELS, NAME
 from cvkit.requirements import check_requirements, summary
 from cvkit.run import Run, duration
@@ -210,7 +210,7 @@ def _results(run: Run) -> list[Block]:
         *([Text(f"{other}.")] if other else []),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
              f"{last['epoch']} of {run.config.TRAIN.EPOCHS}, in {duration(run.seconds)}. "
-             f"Parameters: {count_parameters(run.model):,}."),
+             f"Parameters: {parameters_in_words(run.model, unit='')}."),
     ]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from cvkit.config import Config
 from cvkit.data.loaders import Loaders
+from cvkit.models import count_parameters, parameters_in_words
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import COLOURS, DPI, FAINT, Picture, shorten, styled
 
@@ -41,8 +42,7 @@ def summary(model: nn.Module, loaders: Loaders, config: Config, depth: int = 3) 
     width, height = max(box.width / DPI + 0.2, 5.0), box.height / DPI + 0.2
     figure.set_size_inches(width, height)
     text.set_position((0.1 / width, 1 - 0.1 / height))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    figure.caption = (f"{config.MODEL.NAME}, {parameters:,} parameters, for images of "
+    figure.caption = (f"{config.MODEL.NAME}, {parameters_in_words(model)}, for images of "
                       f"{_shape(loaders.image_shape)}")
     return figure
 
@@ -52,12 +52,12 @@ def summary(model: nn.Module, loaders: Loaders, config: Config, depth: int = 3) 
 def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
     """The stages of the network, from image to logits: output shapes and parameter counts."""
     stages = model_stages(model, loaders.image_shape)
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = count_parameters(model)
     step, box_width, left, top = 0.5, 2.9, 0.2, 0.85
     rows = [("image", "", loaders.image_shape, 0), *stages]
     width, height = 7.4, top + step * len(rows) + 0.1
-    caption = (f"{config.MODEL.NAME}: {total:,} parameters, {len(stages)} stages; outputs as the "
-               "layers return them, the image channels×height×width")
+    caption = (f"{config.MODEL.NAME}: {parameters_in_words(model)}, {len(stages)} stages; outputs "
+               "as the layers return them, the image channels×height×width")
     figure = Picture(width, height, table="\n".join(
         f"{name:<24} {kind:<28} {_shape(shape):<14} {count:>12,}"
         for name, kind, shape, count in rows))
@@ -94,7 +94,16 @@ def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
 
 def layer_table(model: nn.Module, image_shape: tuple[int, int, int], depth: int) -> str:
     """Return torchinfo's table of the layers, down to a depth."""
-    text = str(_inspect(model, image_shape, depth))
+    found = _inspect(model, image_shape, depth)
+    weights = list(model.parameters())
+    found.total_params = count_parameters(model)
+    found.trainable_params = sum(weight.numel() for weight in weights if weight.requires_grad)
+    found.total_param_bytes = sum(weight.nbytes for weight in weights)
+    text = str(found)
+    shared = sum(weight.numel() for module in model.modules()
+                 for weight in module.parameters(recurse=False)) - found.total_params
+    if shared:  # each layer's row has them, as torchinfo's totals would
+        text = re.sub(r"(Total params: .*)", rf"\1 ({shared:,} shared, counted once)", text)
     # torchinfo 1.8 prints the name of its enum where it means the value.
     return re.sub(r"Units\.([A-Z])[A-Z]*", r"\1", text)
 
@@ -113,25 +122,28 @@ def model_stages(model: nn.Module, image_shape: tuple[int, int, int]) \
 
     A stage is a direct child of the model. Where that gives fewer than four that have
     parameters, sequences among them are opened. Parts without parameters that leave the shape
-    as it is are left out.
+    as it is are left out. Shared parameters count for the first stage that has them.
     """
     layers = _inspect(model, image_shape, 100).summary_list
     found, depth = [], 0
-    while depth < 4 and sum(bool(count) for *_, count in found) < 4:
+    while depth < 4 and sum(layer.num_params > 0 for _, layer in found) < 4:
         depth += 1
         opened = _open(layers, depth)
         if opened == found:
             break
         found = opened
-    stages, previous = [], tuple(image_shape)
-    for stage in found:
-        if stage[3] or stage[2] != previous:
-            stages.append(stage)
-        previous = stage[2]
+    stages, previous, counted = [], tuple(image_shape), set()
+    for name, layer in found:
+        shape = tuple(layer.output_size[1:]) if layer.output_size else ()
+        if layer.num_params > 0 or shape != previous:
+            new = set(layer.module.parameters()) - counted
+            stages.append((name, _kind(layer.module), shape, sum(map(torch.numel, new))))
+            counted |= new
+        previous = shape
     return stages
 
 
-def _open(layers: list[Any], depth: int) -> list[tuple[str, str, tuple[int, ...], int]]:
+def _open(layers: list[Any], depth: int) -> list[tuple[str, Any]]:
     """Return the layers at a depth, and above it those that are no mere sequence of others."""
     found, path = [], []
     skip_below = None
@@ -149,8 +161,7 @@ def _open(layers: list[Any], depth: int) -> list[tuple[str, str, tuple[int, ...]
         if layer.depth < depth and is_sequence:
             continue
         skip_below = layer.depth
-        shape = tuple(layer.output_size[1:]) if layer.output_size else ()
-        found.append((".".join(path), _kind(layer.module), shape, int(layer.num_params)))
+        found.append((".".join(path), layer))
     return found
 
 
