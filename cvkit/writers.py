@@ -84,6 +84,8 @@ def _is_metric(name: str, value: Any) -> bool:
         return isinstance(value, list) and all(
             isinstance(pair, list) and len(pair) == 2
             and all(map(_is_plottable, pair)) for pair in value)
+    if name == "lower_is_better":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name in ("lr", "seconds", "images_per_second"):
         return _is_plottable(value)

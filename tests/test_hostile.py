@@ -283,6 +283,7 @@ def line(**values):
     line(lr=None), line(seconds="1"), line(seconds=float("inf")), line(test_of_loss="a"),
     line(test_of_loss=1e308), line(train_of_accuracy=10**400), line(test_of_own=10**400),
     line(rates=3), line(rates=[1]), line(rates=[[0, "a"]]), line(rates=[[0, float("nan")]]),
+    line(lower_is_better=3), line(lower_is_better=[1]),
     line(seconds="-"), line(train_of_loss="-"), line(test_of_accuracy="-")])
 def test_hostile_metrics_end_in_one_message(run, text):
     (run.folder / "metrics.jsonl").write_text(text + "\n")

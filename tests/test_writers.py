@@ -128,7 +128,7 @@ def test_runs_are_named_by_config_and_start(written):
 def test_scalars_are_those_of_metrics_jsonl(written):
     events, *runs = written
     for run in runs:
-        names = {key for key in run.metrics[0] if key not in ("epoch", "rates")}
+        names = {key for key in run.metrics[0] if key not in ("epoch", "rates", "lower_is_better")}
         assert {"lr", "train/loss", f"{run.monitored}/accuracy"} <= names
         for tag in names:
             expected = [(epoch["epoch"], float(np.float32(epoch[tag]))) for epoch in run.metrics]
