@@ -1,3 +1,4 @@
+import math
 import multiprocessing
 import os
 import runpy
@@ -41,7 +42,8 @@ TRAIN: {EPOCHS: 2}
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Run each test in an empty folder, with a cache of its own."""
+    """Run each test in an empty folder, with a cache of its own and no signs of life in between."""
+    monkeypatch.setattr("cvkit.log._FIRST_WAIT", math.inf)  # they depend on the machine's speed
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
 

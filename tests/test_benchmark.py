@@ -45,7 +45,7 @@ def test_both_learn(name):
     model = resnet18(width=16, num_classes=2)
     reference = (Bare(model, images, LABELS, CPU, "fp32") if name == "bare"
                  else Classic(model, images, LABELS, CPU, 32))
-    for _ in range(20):
+    for _ in range(5):
         reference.epoch(32) if name == "bare" else reference.epoch()
     model.eval()
     logits = model((torch.from_numpy(images).permute(0, 3, 1, 2) / 255

@@ -310,6 +310,7 @@ def test_what_was_scanned_before_a_stop_or_an_unreadable_file_is_not_read_again(
 def test_a_word_comes_before_many_files_are_read_and_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     """There is no terminal here, which has a bar instead."""
     monkeypatch.setattr("cvkit.data.images._MANY_FILES", 9)
+    monkeypatch.setattr("cvkit.log._FIRST_WAIT", 10)
     monkeypatch.setattr("cvkit.log.time", SimpleNamespace(monotonic=itertools.count(0, 20).__next__))
     files = some_files(tmp_path)
     monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, position, real=ImageFiles.__getitem__: (

@@ -25,6 +25,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("cvkit.log.time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr("cvkit.log._FIRST_WAIT", 10)
     return clock
 
 

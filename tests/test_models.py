@@ -333,7 +333,7 @@ def test_a_checkpoint_s_model_transforms_its_input_as_the_trained_one_did(publis
 
     publish(torchvision.models.googlenet(aux_logits=True, init_weights=False).state_dict())
     trainer = Trainer(load_config(tiny, {"MODEL": {"NAME": "googlenet", "weights": "DEFAULT"}}))
-    opened, image = trainer._checkpoint().build_model(), torch.rand(1, 3, 32, 32)
+    opened, image = trainer.checkpoint().build_model(), torch.rand(1, 3, 32, 32)
     assert opened.transform_input is True
     with torch.no_grad():
         assert torch.allclose(opened(image), trainer.model.eval()(image), atol=1e-5)

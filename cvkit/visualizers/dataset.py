@@ -50,8 +50,7 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
     total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     names, (note, _) = drawn_names(data.classes), told_names(data.classes)
     caption = wrap(f"{total} images, {plural(len(data.classes), 'class')} of "
-                   f"{_range(counts['train'])} training images each{'.' if note else ''}{note}",
-                   8.8)
+                   f"{_range(counts['train'])} each{'.' if note else ''}{note}", 8.8)
     example_height, charts = 0.62, 5.07 + 0.13 * len(caption)
     height = 0.4 + charts + 0.45 + example_height * len(shown)
     figure = Picture(9, height)
