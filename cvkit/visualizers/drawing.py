@@ -182,9 +182,9 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "", colour: str = "bl
     highest = 255 if image.dtype == np.uint8 else 1
     place = axes.get_window_extent()
     has_room = place.height >= image.shape[0] and place.width >= image.shape[1]  # or some are lost
+    is_small = has_room and max(image.shape[:2]) <= 128
     axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0,
-                vmax=highest,
-                interpolation="nearest" if has_room and max(image.shape[:2]) <= 128 else "auto")
+                vmax=highest, interpolation="nearest" if is_small else "antialiased")
     axes.set_title(title, fontsize=7.5, color=colour, pad=2.5, linespacing=1.1)
 
 
