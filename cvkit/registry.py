@@ -459,7 +459,8 @@ def _of_one_group(annotation: Any) -> Any:
     items = typing.get_args(annotation)
     if _is_union(annotation) and float in items:
         return functools.reduce(operator.or_, [
-            item for item in items if not _is_tensor(item) and item != list[float]])
+            item for item in items
+            if not (_is_tensor(item) or typing.get_origin(item) is list)])  # also typing.List
     if typing.get_origin(annotation) is tuple:
         return tuple[tuple(map(_of_one_group, items))]
     return annotation
