@@ -507,7 +507,7 @@ class Tags(HTMLParser):
 TEMPLATE = {
     "html": ["lang"], "head": [], "meta": ["charset", "name", "content"], "title": [], "style": [],
     "body": [], "h1": [], "h2": [], "nav": [], "a": ["href"], "section": ["id"], "p": ["class"],
-    "div": ["class"], "table": [], "tr": [], "th": [], "td": [], "pre": [], "details": [],
+    "div": ["class"], "table": [], "tr": [], "th": [], "td": [], "pre": [], "details": [], "b": [],
     "summary": [], "figure": [], "figcaption": [], "img": ["src", "alt", "width", "height", "style"]}
 
 
