@@ -325,6 +325,12 @@ def test_images_within_a_batch_are_augmented_independently(tmp_path, tiny, backe
     assert len({image.numpy().tobytes() for image in images}) > 60
 
 
+def test_grey_images_have_the_strides_of_the_plain_layout(tiny):
+    made = loaders(tiny, "DATA.DATASET.channels", "1")
+    made.set_layout(torch.contiguous_format)
+    assert next(iter(made.train)).images.stride() == (32 * 32, 32 * 32, 32, 1)
+
+
 def test_without_channels_last_the_layout_is_plain(tiny):
     made = loaders(tiny)
     made.set_layout(torch.contiguous_format)

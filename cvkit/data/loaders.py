@@ -148,7 +148,11 @@ class BatchLoader:
         rows = pixels.reshape(count, height, width * channels).float()
         rows = rows.mul_(self._scale.repeat(width)).sub_(self._shift.repeat(width))
         images = rows.view(pixels.shape).permute(0, 3, 1, 2)  # which is channels_last in memory
-        return images.contiguous(memory_format=self.layout)
+        images = images.contiguous(memory_format=self.layout)
+        if channels == 1 and self.layout == torch.contiguous_format:
+            # One channel is contiguous in both layouts; torch goes by the strides that it has.
+            images = images.flatten(1).unflatten(1, (channels, height, width))
+        return images
 
     def denormalise(self, images: torch.Tensor) -> np.ndarray:
         """Turn what a model receives back into uint8 (N, H, W, C), exactly."""
