@@ -307,7 +307,7 @@ class _Builder:
             source = BatchedSource(images, cache, pipeline, order, self.device)
         else:
             workers, why_not = self._workers(pipeline, images, cache)
-            by = f"{plural(workers, 'worker process')}" if workers else "this process"
+            by = plural(workers, "worker process") if workers else "this process"
             self.words = f"image by image in {by}"
             reasons = [reason] * (backend == "auto") + [why_not] * bool(why_not)
             if reasons:
