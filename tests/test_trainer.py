@@ -59,7 +59,7 @@ def interrupt_in_epoch(monkeypatch, number):
 
 def equal(a, b):
     if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
+        return torch.equal(a.cpu(), b.cpu())
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, list):
@@ -150,6 +150,7 @@ def test_the_same_seed_repeats_a_run_and_another_does_not(tiny):
 def test_the_trainer_does_what_a_hand_written_loop_does(tiny):
     """Same data, same order, same mathematics in the same order: the same weights, to the bit."""
     config = load_config(tiny, {"TRAIN.PRECISION": "fp32", "DATA.TRAIN_TRANSFORMS": [],
+                                "DEVICE": "cpu",
                                 "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}})
     run = train(config)
     torch.manual_seed(0)
