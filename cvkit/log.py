@@ -95,12 +95,16 @@ class Progress:
                          file=sys.stdout, leave=title == "Train", mininterval=0, delay=delay,
                          bar_format="{desc} {n_fmt}/{total_fmt} "
                                     "[{elapsed}<{remaining}, {rate_fmt}]")
-        self._begun, self._done, self._total = done, done, total
+        self._done, self._total = done, total
+        # Speed counts from the end of the first step, which waits for a GPU and all else to start.
+        self._first: tuple[int, float] | None = None
 
     def step(self, count: int = 1) -> bool:
         """Count what was done; return whether it is time for `update`."""
         self._done += count
-        return time.monotonic() >= self._due or self._done == self._total
+        now = time.monotonic()
+        self._first = self._first or (self._done, now)
+        return now >= self._due or self._done == self._total
 
     def update(self, loss: float | None = None, accuracy: float | None = None) -> None:
         """Show how far it is, and these means so far."""
@@ -116,13 +120,17 @@ class Progress:
         elif self._done < self._total and self._log.is_sign_of_life_due():
             words = "" if loss is None else f"loss {loss:.4f}, "
             words += "" if accuracy is None else f"accuracy {100 * accuracy:.2f} %, "
-            rate = (self._done - self._begun) / max(now - self._start, 1e-9)
-            speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
-            unit = plural(1 if speed == "1" else 2, self._unit).split(" ", 1)[1]
             title = f"{self._place} {self.title.lower()}" if self._place else self.title
-            left = tqdm.format_interval((self._total - self._done) / rate)
-            self._log.show(f"{title} {self._done}/{self._total}: {words}{speed} {unit}/s, "
-                           f"{left} left")
+            self._log.show(f"{title} {self._done}/{self._total}: {words}{self._speed(now)}")
+
+    def _speed(self, now: float) -> str:
+        first, then = self._first
+        if self._done == first:
+            return f"the first after {now - self._start:.0f} s"
+        rate = (self._done - first) / max(now - then, 1e-9)
+        speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
+        unit = plural(1 if speed == "1" else 2, self._unit).split(" ", 1)[1]
+        return f"{speed} {unit}/s, {tqdm.format_interval((self._total - self._done) / rate)} left"
 
     def close(self) -> None:
         self._bar.close()

@@ -86,22 +86,36 @@ def test_lines_that_come_anyhow_are_signs_of_life_enough(capsys, clock):
 
 
 @pytest.mark.parametrize("unit, done, seconds, expected", [
-    ("image", 5000, 10, "Reading images 5000/8000: 500 images/s, 00:06 left\n"),
-    ("batch", 1, 40, "Reading images 1/8000: 0.025 batches/s, 88:52:40 left\n")])
-def test_a_line_tells_the_speed(capsys, clock, unit, done, seconds, expected):
-    progress = Progress("Reading images", 8000, Log(), unit=unit)
+    ("image", 4000, 10, "Reading images 5000/8000: 400 images/s, 00:07 left\n"),
+    ("batch", 1, 40, "Reading images 1001/8000: 0.025 batches/s, 77:46:00 left\n")])
+def test_a_line_tells_the_speed_without_the_start(capsys, clock, unit, done, seconds, expected):
+    log = Log()
+    progress = Progress("Reading images", 8000, log, unit=unit)
+    clock.now += 90  # a GPU wakes up, images are read
+    progress.step(1000)
+    log.show("")
+    capsys.readouterr()
     clock.now += seconds
     assert progress.step(done)
     progress.update()
     assert capsys.readouterr().out == expected
 
 
+def test_nothing_is_foretold_from_the_first_step(capsys, clock):
+    progress = Progress("Train", 391, Log())
+    clock.now += 17.6
+    progress.step()
+    progress.update(2.3)
+    assert capsys.readouterr().out == "Train 1/391: loss 2.3000, the first after 18 s\n"
+
+
 def test_the_speed_of_a_resumed_epoch_counts_its_own_batches(capsys, clock):
     progress = Progress("Train", 300, Log(), done=200)
+    progress.step()
     clock.now += 20
-    assert progress.step(10)
+    assert progress.step(9)
     progress.update(1.0)
-    assert capsys.readouterr().out == "Train 210/300: loss 1.0000, 0.5 batches/s, 03:00 left\n"
+    assert capsys.readouterr().out == "Train 210/300: loss 1.0000, 0.45 batches/s, 03:20 left\n"
 
 
 def test_a_training_without_a_terminal_shows_how_far_it_is_and_the_log_stays_clean(tiny, clock, capsys):
