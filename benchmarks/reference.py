@@ -24,7 +24,7 @@ from torchvision.datasets import ImageFolder
 
 
 def build_model() -> nn.Module:
-    """Return torchvision's ResNet-18 with the stem for small images and torch's own initialisation."""
+    """Return torchvision's ResNet-18 with the stem for small images, initialised as torch does."""
     model = torchvision.models.resnet18(num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
