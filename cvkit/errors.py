@@ -53,6 +53,10 @@ class DivergenceError(RunError):
     """The loss is no longer finite."""
 
 
+# They turn round the direction of what follows, in which a line would say something else.
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 def visible(text: str, keep: str = "") -> str:
     """Return text with control characters as `\\x1b`: names of files may hold any.
 
@@ -63,7 +67,8 @@ def visible(text: str, keep: str = "") -> str:
         keep: control characters that are left.
     """
     return "".join(
-        letter if letter in keep or unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp")
+        letter if letter in keep or (letter not in _TURNS and unicodedata.category(letter)
+                                     not in ("Cc", "Cs", "Zl", "Zp"))
         else letter.encode("unicode_escape").decode() for letter in text)
 
 

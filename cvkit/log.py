@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from cvkit import distributed
-from cvkit.errors import plural, show_what_can_be_shown
+from cvkit.errors import plural, show_what_can_be_shown, visible
 from cvkit.files import writing
 
 _FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0  # seconds without a line, where there is no bar
@@ -50,6 +50,7 @@ class Log:
 
     def write(self, line: str) -> None:
         """Put a line into the file only."""
+        line = visible(line, keep="\n\t")  # names of files may hold what cannot be written
         if self.path is None:
             self._before.append(line)
             return
@@ -59,7 +60,7 @@ class Log:
     def show(self, line: str) -> None:
         """Put a line on the screen only, above any bar."""
         if distributed.is_main():
-            tqdm.write(line, file=sys.stdout)
+            tqdm.write(visible(line, keep="\n\t"), file=sys.stdout)
             sys.stdout.flush()
             self._spoke = time.monotonic()
 

@@ -153,3 +153,13 @@ def test_a_silent_log_shows_no_progress(capsys, clock):
     bar.update(1.0, 1.0)
     bar.close()
     assert capsys.readouterr() == ("", "")
+
+
+def test_names_that_cannot_be_written_are_escaped_on_the_screen_and_in_the_log(tmp_path, capsys):
+    """A file's name may hold bytes that are no text, or signs that turn round a line."""
+    log = Log()
+    log.attach(tmp_path)
+    log.both("left out   bad\udcff.png, a\u202eb.png, a\x1b[2Jb.png\tand more")
+    expected = "left out   bad\\udcff.png, a\\u202eb.png, a\\x1b[2Jb.png\tand more\n"
+    assert capsys.readouterr().out == expected
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == expected
