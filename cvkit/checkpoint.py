@@ -147,11 +147,9 @@ class Checkpoint:
             config.defrost()
             config.IMPORTS = list(imports)
         check_components(config)
-        node = config.MODEL.clone()
-        node.defrost()
-        node.pop("weights", None)  # pretrained ones would be fetched only to be overwritten
         try:
-            model = build_model(node, len(self.classes), tuple(self.image_shape))
+            model = build_model(config.MODEL, len(self.classes), tuple(self.image_shape),
+                                takes_weights=False)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "alloc" not in str(error):
                 raise

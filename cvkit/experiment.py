@@ -71,6 +71,7 @@ class Experiment(Subject):
 
     Args:
         config: from `load_config`.
+        takes_weights: whether the model begins with the pretrained ones that the config names.
 
     Each part is built when it is first asked for, and raises `UserError` if something in the
     config or the data is wrong.
@@ -79,8 +80,8 @@ class Experiment(Subject):
     what = "a config, not a run"
     instead = "Train it, or name a finished run: --run RUN."
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, takes_weights: bool = True):
+        self.config, self._takes_weights = config, takes_weights
 
     @cached_property
     def device(self) -> torch.device:
@@ -110,7 +111,7 @@ class Experiment(Subject):
         loaders = self.loaders
         seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
         return self._placed(build_model(self.config.MODEL, len(self.data.classes),
-                                        loaders.image_shape))
+                                        loaders.image_shape, self._takes_weights))
 
     def _placed(self, model: nn.Module) -> nn.Module:
         """Return the model on the device; it and all batches in the layout that suits it."""

@@ -12,7 +12,8 @@ from cvkit.config import load_config
 from cvkit.errors import ConfigError, DataError
 from cvkit.models import build_model, count_parameters, refuse_single_images
 from cvkit.registry import MODELS, parameters_of
-from cvkit.trainer import Trainer
+from cvkit.run import open_run
+from cvkit.trainer import Trainer, train
 
 SHAPE = (3, 32, 32)
 SMALL_TORCHVISION = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5",
@@ -370,8 +371,32 @@ def test_weights_that_do_not_arrive_are_told_where_to_put(error, expected, monke
         raise error
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(DataError, match=f"{expected}(.|\n)*Put https://.*mobilenet_v2-"):
+    monkeypatch.setenv("TORCH_HOME", "/scratch/torch")
+    with pytest.raises(DataError, match=f"{expected}(.|\n)*Put https://.*mobilenet_v2-.* into "
+                                        "/scratch/torch/hub/checkpoints/"):
         MODELS.build({"NAME": "mobilenet_v2", "weights": "DEFAULT"})
+
+
+def test_a_model_of_square_images_says_so():
+    with pytest.raises(ConfigError, match="vit_b_16 .*takes square images, not 64×96"):
+        build_model({"NAME": "vit_b_16"}, 7, (3, 64, 96))
+
+
+def test_a_run_goes_on_where_its_pretrained_weights_cannot_be_had_again(publish, tiny, monkeypatch):
+    import torchvision.models
+
+    publish(torchvision.models.mobilenet_v3_small().state_dict())
+    settings = {"MODEL": {"NAME": "mobilenet_v3_small", "weights": "DEFAULT"}, "DATA.LIMIT": 40,
+                "DATA.BATCH_SIZE": 20, "SCHEDULER": None}
+    train(load_config(tiny, {**settings, "TRAIN.EPOCHS": 1}))
+
+    def fail(self, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", fail)
+    assert open_run().model.features  # as drawing and evaluating do
+    run = train(load_config(tiny, {**settings, "TRAIN.EPOCHS": 2}), resume=True)
+    assert len(run.metrics) == 2
 
 
 def test_weights_that_lack_the_last_layers_are_not_offered():

@@ -16,17 +16,23 @@ from cvkit.registry import MODELS, NAME, where_in
 MODELS.add_library("torchvision.models", read_torchvision)
 
 
-def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
+                takes_weights: bool = True) -> nn.Module:
     """Build a model and try it on one image.
 
     Args:
         node: the config's MODEL.
         num_classes: of the data.
         image_shape: (channels, height, width) that it will be given.
+        takes_weights: whether pretrained ones are fetched; not if they will be overwritten.
 
     Raises:
         ConfigError: arguments that contradict the data, or a model that cannot take its images.
     """
+    if not takes_weights and not isinstance(node, str) and "weights" in node:
+        node = node.clone()
+        node.defrost()
+        del node["weights"]
     channels, height, width = image_shape
     for key, actual, what in (("num_classes", num_classes, "classes"),
                               ("in_channels", channels, "channels")):

@@ -1,8 +1,8 @@
 """torchvision's classification models by name, with the right number of classes.
 
 With `weights: DEFAULT` a model begins with torchvision's pretrained weights, all but those of the
-last layer, whose shape follows the number of classes. What was taken is said in its
-`weights_loaded`.
+last layer, whose shape follows the number of classes (with as many classes as the weights have, of
+the last layer too). What was taken is said in its `weights_loaded`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cvkit.errors import DataError
@@ -60,6 +61,8 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
             facts["init_weights"] = arguments.pop("init_weights", True)  # unset, torchvision warns
         if "image_size" in arguments:
             facts["image_size"] = arguments.pop("image_size")
+            if isinstance(facts["image_size"], tuple):
+                raise ValueError("takes square images, not {}×{}".format(*facts["image_size"]))
         if weights is None:
             model = builder(**arguments, **facts)
         else:
@@ -156,7 +159,7 @@ def _as_published(name: str, weights: Any, arguments: dict[str, Any]) -> nn.Modu
         reason = str(error)
         if isinstance(error, OSError) or "invalid hash value" in reason:
             raise DataError(f"the weights {weights.name} of {name} cannot be downloaded ({reason})",
-                            hint=f"Put {weights.url} into ~/.cache/torch/hub/checkpoints/, or "
+                            hint=f"Put {weights.url} into {torch.hub.get_dir()}/checkpoints/, or "
                                  "leave MODEL.weights out to train from scratch.") from error
         keys = re.findall(r'(?<=size mismatch for )[^:\s]+|(?<=")[^"\s]+(?=")', reason)
         if "loading state_dict" not in reason or not keys:
