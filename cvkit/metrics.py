@@ -109,8 +109,10 @@ class Mean:
         self._weights = list(state.get("weights", self._counts))  # older versions wrote none
 
     def batches(self) -> list[float]:
-        """Return the means over batches, in order."""
-        return self._values().tolist()
+        """Return the means over batches, in order; over their weights where images have some."""
+        sums = self._values() * torch.tensor(self._counts)
+        return [total / weight if weight else 0.0
+                for total, weight in zip(sums.tolist(), self._weights_of_batches(), strict=True)]
 
     def first_non_finite(self) -> int | None:
         """Return the number of the first batch whose mean is infinite or NaN, or None.

@@ -380,6 +380,19 @@ def test_guessing_while_the_loss_rises_is_told_once(tiny, capsys, registries):
                          "(TRAIN.WARMUP_EPOCHS 1) or clip gradients (TRAIN.CLIP_GRAD_NORM 1)")
 
 
+def test_a_loss_that_falls_is_not_said_to_rise_because_its_classes_weigh_differently(
+        tiny, capsys, monkeypatch, registries):
+    """180 images of a class that weighs 10 to 1: sums over images are far from weighted means."""
+    random = np.random.default_rng(0)
+    split = ImageSet.of(random.integers(0, 256, (200, 8, 8, 3), dtype=np.uint8), np.array([0] * 180 + [1] * 20))
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    DATASETS.register("Uneven")(lambda: ImageData(("a", "b"), split, split, 3, (8, 8), (0.5,) * 3, (0.3,) * 3))
+    lines = trained(tiny, capsys, **{
+        "DATA.DATASET": {"NAME": "Uneven"}, "DATA.LIMIT": 0, "DATA.TRAIN_TRANSFORMS": [], "DATA.BATCH_SIZE": 5,
+        "LOSS": {"NAME": "CrossEntropyLoss", "weight": [10.0, 1.0]}, "OPTIMIZER.lr": 1e-8, "TRAIN.EPOCHS": 2})
+    assert not [line for line in lines if "rises" in line]
+
+
 def chance(tiny, accuracy, losses, before=None, share=0.5, **overrides):
     """Return the warning of an epoch on 100 test images, `share` of them of one class."""
     labels = (np.arange(100) >= 100 * share).astype(int)
