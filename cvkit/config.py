@@ -802,6 +802,8 @@ def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argpar
         ConfigError: a flag that the tool does not have: a misspelt one, or `--epochs`, which other
             tools have and cvkit sets as a key. The message lists the tool's.
     """
+    # A value, -1e-3, which argparse would take for a flag.
+    words = [f" {word}" if re.match(r"-[\d.]", word) else word for word in words]
     args, unknown = parser.parse_known_intermixed_args(words)
     if not unknown:
         return args

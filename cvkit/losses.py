@@ -144,8 +144,9 @@ def _build_loss(node: Any, num_classes: int) -> nn.Module:
                               where=where_in(node, key))
     weights = _class_weights(criterion, num_classes) if _FORMS[name][1] == "classes" else None
     if weights is not None:
-        if not weights.sum():
-            raise ConfigError(f"no class has a weight in {name}", where=where_in(node, NAME))
+        if weights.min() < 0 or not weights.any():
+            problem = "a weight is below 0" if weights.min() < 0 else "no class has a weight"
+            raise ConfigError(f"{problem} in {name}", where=where_in(node, "weight"))
         criterion.reduction = "none"
     loss = ClassificationLoss(criterion, *_FORMS[name], weights)
     try:

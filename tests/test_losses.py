@@ -84,6 +84,9 @@ def test_class_weights_are_a_list_in_the_config():
         loss_of("CrossEntropyLoss", weight=[1, 2])
     with pytest.raises(ConfigError, match="no class has a weight in CrossEntropyLoss"):
         loss_of("CrossEntropyLoss", weight=[0] * 10)
+    for weights in ([1, -1] * 5, [-1, *[1] * 9]):
+        with pytest.raises(ConfigError, match="a weight is below 0 in CrossEntropyLoss"):
+            loss_of("CrossEntropyLoss", weight=weights)
 
 
 UNEVEN = torch.tensor([0] * 40 + [1] * 20 + [9] * 4)  # far from the classes' mean weight

@@ -249,6 +249,14 @@ def test_flags_stand_before_after_and_between(words, config, overrides, resume, 
         config, overrides, resume, check)
 
 
+@pytest.mark.parametrize("name, words", [
+    ("find_lr.py", [ROOT / "configs" / "resnet18_digits.yaml"]), ("evaluate.py", []),
+    ("visualize.py", [])])
+def test_a_negative_number_is_a_value_to_every_tool(tool, name, words):
+    code, _, err = tool(name, *words, "TRAIN.EPOCHS", "-1e-3")
+    assert code == 2 and "no flag" not in err
+
+
 @pytest.mark.parametrize("words", [[], ["--check"], ["--resume"]])
 def test_without_a_config_it_is_asked_for(tool, words):
     code, _, err = tool("train.py", *words)

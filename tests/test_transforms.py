@@ -245,6 +245,8 @@ def test_normalize_comes_from_the_data_or_the_config_and_is_last():
     assert normalize.constants(3) == (MEAN, (0.25,) * 3) and len(pipeline.transforms) == 1
     with pytest.raises(ConfigError, match="HorizontalFlip stands after Normalize"):
         build_pipeline([{"NAME": "Normalize"}, {"NAME": "HorizontalFlip"}], data_of())
+    with pytest.raises(ConfigError, match="ToTensorV2 stands after (.|\n)*Leave it out: batches become"):
+        build_pipeline([{"NAME": "Normalize"}, {"NAME": "ToTensorV2"}], data_of())
 
 
 @pytest.mark.parametrize("mean, std, expected", [

@@ -20,8 +20,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         following = arguments[place + 1] if place + 1 < len(arguments) else "-"
         if word == "--resume" and re.match(r"-|[A-Z_]+(\.|$)|.*\.ya?ml$", following):
             arguments[place] = "--resume="
-        elif re.match(r"-[\d.]", word):
-            arguments[place] = f" {word}"  # a value, -1e-3, that argparse takes for a flag
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; see configs/")

@@ -422,8 +422,11 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
                     hint=f"Set p of each, to {1 / len(mixing):.2g} for example.")
             continue
         if normalize is not None:
-            raise ConfigError(f"{name} stands after Normalize, which is always last",
-                              where=where_in(node, NAME), hint="Move it up.")
+            converts = isinstance(built, (A.ToTensorV2, A.ToTensor3D, A.ToFloat))
+            raise ConfigError(
+                f"{name} stands after Normalize, which is always last", where=where_in(node, NAME),
+                hint="Leave it out: batches become tensors by themselves." if converts
+                else "Move it up.")
         if isinstance(built, Normalize):
             normalize = built
             continue
