@@ -326,7 +326,8 @@ class Run(Experiment):
         monitor = self.config.TRAIN.MONITOR
         choose = min if is_lower_better(monitor, self.metrics[-1]) else max
         key = f"{self.monitored}/{monitor}"
-        return choose(self.metrics, key=lambda epoch: epoch[key])
+        known = [epoch for epoch in self.metrics if not math.isnan(epoch[key])]
+        return choose(known or self.metrics, key=lambda epoch: epoch[key])
 
     def other_best(self, predictions: Predictions) -> str | None:
         """Return in words of which epochs results and best.pt are, if not of the same one."""

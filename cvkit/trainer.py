@@ -98,7 +98,8 @@ def train(config: Config, resume: bool | str | Path = False) -> Run | None:
     elif resume:
         run = open_run(None if resume is True else resume, config.OUTPUT_DIR,
                        config.name if resume is True else "*")
-    return Trainer(config).train(run)
+    # What a run was begun with is in its checkpoint; the file may be out of reach by now.
+    return Trainer(config, Experiment(config, takes_weights=run is None)).train(run)
 
 
 class Trainer:
@@ -241,7 +242,8 @@ class Trainer:
             return loss
 
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), contextlib.closing(batches()) as source:
+        with (torch.random.fork_rng(devices), contextlib.closing(batches()) as source,
+              self.explaining()):
             self._seed(0)
             try:
                 return range_test(step, lowest, highest, steps)
@@ -536,9 +538,10 @@ class Trainer:
         monitor = self.config.TRAIN.MONITOR
         if self.best is None:
             return True
-        if monitor in self.lower:
-            return values[monitor] < self.best[monitor]
-        return values[monitor] > self.best[monitor]
+        value, best = values[monitor], self.best[monitor]
+        if math.isnan(best):  # of a metric that had nothing to count yet
+            return not math.isnan(value)
+        return value < best if monitor in self.lower else value > best
 
     # -- checkpoints -------------------------------------------------------------------
 
@@ -597,6 +600,8 @@ class Trainer:
         state = checkpoint.training
         try:
             load_weights(self.evaluated_model, checkpoint.model, "the checkpoint")
+            if checkpoint.transform_input:  # which comes with the pretrained weights
+                self.model.transform_input = self.evaluated_model.transform_input = True
             if self.ema is not None:
                 self.ema.steps = state["ema"]["steps"]
                 load_weights(self.model, state["ema"]["model"], "the checkpoint")
@@ -802,6 +807,17 @@ class Trainer:
         start = f"torchrun --nproc-per-node={count}" if count > 1 else "python"
         return f"{start} {shlex.join(words)}"
 
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Raise errors of torch that are known in words; others as they are."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            explained = self._explained(error)
+            if explained is None:
+                raise
+            raise explained from error
+
     def _explained(self, error: Exception) -> UserError | None:
         """Return in words what a user can do about an error of torch, if that is known."""
         if distributed.is_loss_of_contact(error):
@@ -856,5 +872,7 @@ class Trainer:
     def check(self) -> None:
         """Try a step, a save, a load and an evaluation, and say how it went. Writes nothing."""
         self._log_beginning(None)
-        self.log.show(f"check      {try_training(self)}. All is well; nothing was written.")
+        with self.explaining():
+            words = try_training(self)
+        self.log.show(f"check      {words}. All is well; nothing was written.")
         distributed.stop()

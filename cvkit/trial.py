@@ -57,20 +57,29 @@ def _random_numbers_kept(device: torch.device) -> Iterator[None]:
 def _step(trainer: Any) -> str:
     trainer.model.train()
     batch = trainer.loaders.train.first_batch()
-    loss, _ = trainer.train_step(batch, 1.0, is_step=False)
-    gradients = [parameter.grad for parameter in trainer.model.parameters()
-                 if parameter.grad is not None]
-    norm = float(torch.linalg.vector_norm(torch.stack(
-        [torch.linalg.vector_norm(gradient.float()) for gradient in gradients])))
-    norm /= trainer.scaler.get_scale()
+    loss, logits = trainer.train_step(batch, 1.0, is_step=False)
+    norm = _gradient_norm(trainer)
+    while math.isinf(norm) or math.isnan(norm):  # its first scale is often too large for fp16
+        scale = trainer.scaler.get_scale()
+        if scale <= 1 or not torch.isfinite(loss):
+            break
+        trainer.scaler.update(scale / 16)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        loss, _ = trainer.train_step(batch, 1.0, is_step=False)
+        norm = _gradient_norm(trainer)
     if not (torch.isfinite(loss) and math.isfinite(norm)):
         raise RunError(f"loss {float(loss)} and gradient norm {norm} of the first batch are "
                        "not finite", hint="Try TRAIN.PRECISION fp32.")
     trainer.optimizer_step()
-    classes = len(trainer.classes)
-    guess = f"guessing gives ln {classes} = {math.log(classes):.4f}"
-    return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} ({guess}), gradient norm "
-            f"{norm:.3g}")
+    guess = float(trainer.loss(torch.zeros_like(logits), batch.targets))
+    return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing gives "
+            f"{guess:.4f}), gradient norm {norm:.3g}")
+
+
+def _gradient_norm(trainer: Any) -> float:
+    gradients = [torch.linalg.vector_norm(parameter.grad.float())
+                 for parameter in trainer.model.parameters() if parameter.grad is not None]
+    return float(torch.linalg.vector_norm(torch.stack(gradients))) / trainer.scaler.get_scale()
 
 
 def _as_resumed(trainer: Any) -> Checkpoint:

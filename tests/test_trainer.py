@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import numpy as np
@@ -375,7 +376,7 @@ def test_check_tries_a_batch_and_writes_nothing(tiny, tmp_path, capsys):
     Trainer(load_config(tiny)).check()
     assert sorted(tmp_path.rglob("*")) == before
     text = capsys.readouterr().out
-    assert "one batch of 32: loss " in text and "ln 10 = 2.3026" in text
+    assert "one batch of 32: loss " in text and "guessing gives 2.3026" in text
     assert "All is well; nothing was written." in text
 
 
@@ -535,6 +536,16 @@ def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(tiny, monkeypat
     log = (run.folder / "train.log").read_text()
     assert ("metric Own has no lower_is_better: the highest own_error is taken" in log) == (
         not attributes)
+
+
+@pytest.mark.parametrize("attributes, expected", [
+    ({"lower_is_better": {"own_error"}}, 3), ({"lower_is_better": set()}, 2)])
+def test_what_could_not_be_counted_at_first_is_not_the_best(tiny, monkeypatch, attributes, expected):
+    values = iter([0, math.nan, 5, 3, math.nan])  # the first of the check before training
+    register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
+    run = train(load_config(tiny, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
+                                   "TRAIN.MONITOR": "own_error", "TRAIN.EARLY_STOP": 3}))
+    assert run.best["epoch"] == run.checkpoint("best").epoch == expected
 
 
 def test_a_run_that_took_the_wrong_end_for_the_best_looks_for_it_anew(tiny, monkeypatch):

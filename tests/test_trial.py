@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from cvkit.config import load_config
-from cvkit.errors import UserError
+from cvkit.errors import RunError, UserError
 from cvkit.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
 from cvkit.trainer import Trainer
 
@@ -116,3 +116,46 @@ def test_check_leaves_nothing_behind(tiny, tmp_path, capsys, change):
     assert sorted(tmp_path.rglob("*")) == before
     assert equal(states(), expected)
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("loss, guess", [
+    ({"NAME": "CrossEntropyLoss"}, np.log(10)),
+    ({"NAME": "CrossEntropyLoss", "weight": [1.0] + [9.0] * 9}, None),
+    ({"NAME": "MSELoss"}, (0.9 ** 2 + 9 * 0.1 ** 2) / 10),
+    ({"NAME": "BCEWithLogitsLoss"}, np.log(2))])
+def test_the_loss_of_guessing_is_that_of_the_loss_in_use(tiny, capsys, loss, guess):
+    trainer = Trainer(load_config(tiny, {"LOSS": loss}))
+    batch = trainer.loaders.train.first_batch()
+    if guess is None:  # the classes of the batch decide
+        guess = np.log(10) * float(trainer.loss.weights[batch.labels].mean())
+    trainer.check()
+    assert f"(guessing gives {guess:.4f})" in capsys.readouterr().out
+
+
+def test_a_gradient_scale_that_is_too_large_at_first_is_no_mistake(tiny, capsys):
+    """As on a T4: training skips such steps and halves the scale."""
+    trainer = Trainer(load_config(tiny, {"MODEL": {"NAME": "Flat"}, "TRAIN.PRECISION": "fp32"}))
+    build = trainer._build_scaler_and_ema
+
+    def with_scaler(twin):
+        build()
+        twin.ema = None
+        twin.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 127)
+
+    type(trainer)._build_scaler_and_ema, kept = with_scaler, type(trainer)._build_scaler_and_ema
+    try:
+        trainer.check()
+    finally:
+        type(trainer)._build_scaler_and_ema = kept
+    assert "All is well" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_into_memory_is_told_by_check_and_by_the_range_test_too(tiny, monkeypatch):
+    def step(self, batch, weight, is_step):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    trainer = Trainer(load_config(tiny))
+    for work in (trainer.check, trainer.find_lr):
+        with pytest.raises(RunError, match="out of memory on .*, training on batches of 32"):
+            work()
