@@ -87,13 +87,13 @@ class Checkpoint:
                                   ) from error
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
+    def load(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint onto the CPU. No code in it is run, and all of it is checked.
 
         Raises:
             CheckpointError: absent, damaged, or not written by cvkit.
         """
-        return cls.of(read_verified(path), path)
+        return cls.of(read_verified(Path(path)), path)
 
     @classmethod
     def of(cls, content: Any, path: object) -> Checkpoint:

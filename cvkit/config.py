@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from cvkit.errors import ConfigError, correction, raise_together, suggest
+from cvkit.errors import ConfigError, correction, plural, raise_together, suggest
 from cvkit.files import user_path
 from cvkit.registry import NAME, REGISTRIES, import_user_code
 
@@ -663,8 +663,8 @@ def _merge_items(base: Any, over: _ByNumber) -> list[Any]:
     items = list(base)
     for number, value in over.items():
         if not number.isdecimal() or int(number) >= len(items):
-            numbers = f"they are 0 to {len(items) - 1}" if items else "it is empty"
-            raise ConfigError(f"{over.path()} has {len(items)} items; {numbers}",
+            numbers = f"they count from 0 to {len(items) - 1}" if items else "it is empty"
+            raise ConfigError(f"{over.path()} has {plural(len(items), 'item')}; {numbers}",
                               where=f"{over.origin(number)} {over.path(number)}",
                               hint=f"To add one, give the whole list: {over.path()} '[…]'")
         items[int(number)] = merge(items[int(number)], value)
@@ -740,6 +740,11 @@ def _read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
             raise ConfigError(f"{word!r} is not a key" if sign else "= is not a value",
                               where=origin, hint=f"Write KEY VALUE with a space: {key} {value}")
     if len(overrides) % 2:
+        run = next((str(word) for word in overrides
+                    if os.sep in str(word) and os.path.isdir(str(word))), None)
+        if run:
+            raise ConfigError(f"{run} is a folder", where=origin,
+                              hint=f"Is it a run? Name it with --run {run}")
         raise ConfigError(f"{overrides[-1]} has no value; overrides are pairs, KEY VALUE",
                           where=origin, hint="A value with spaces goes into quotes: "
                                              "MODEL '{NAME: resnet18}'")
@@ -782,7 +787,11 @@ def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: Origin)
     elsewhere = [full for full in _all_keys(SCHEMA)
                  if full.split(".")[-1] == key.upper() and full != dotted]
     name = key.split(":")[0]
-    if key.strip("_").upper() == BASE.strip("_"):
+    first, _, rest = key.partition(".")
+    if rest and isinstance(schema.get(first), dict):
+        nested = "{".join(f"{part}: " for part in key.split("."))
+        hint = f"Write {nested}…{'}' * key.count('.')}; keys with dots are for the command line."
+    elif key.strip("_").upper() == BASE.strip("_"):
         hint = f"{BASE} stands at the top of a file: {BASE}: other.yaml"
     elif name != key and name in schema:
         hint = f"Write {name}: {key[len(name) + 1:]}, with a space after the colon."

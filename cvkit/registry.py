@@ -636,7 +636,8 @@ def import_user_code(names: Iterable[str], where: object = None, is_told: bool =
 def _import_file(path: Path, where: object, is_told: bool) -> None:
     if not os.path.isfile(path):  # which takes what no path can be as well
         raise ConfigError(f"no file {path}", where=where,
-                          hint="Paths in IMPORTS are relative to the config that lists them.")
+                          hint="Paths in IMPORTS are relative to the config that lists them, on "
+                               "the command line to where you are. A run needs its files again.")
     _refuse_run_folder(path, where)
     path = path.resolve()
     module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
@@ -647,6 +648,10 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
         _say_imported(str(path), is_told)
         try:
             spec.loader.exec_module(module)
+        except SyntaxError as error:
+            del sys.modules[module_name]
+            raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}",
+                              where=where) from error
         except BaseException:
             del sys.modules[module_name]
             raise

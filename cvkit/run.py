@@ -429,7 +429,16 @@ class Run(Experiment):
         if name is None:
             last = self.checkpoint("last")
             return last if last.monitored == "test" else self.checkpoint("best")
-        return Checkpoint.load(self.checkpoints / f"{name}.pt")
+        path = self.checkpoints / f"{name}.pt"
+        try:
+            return Checkpoint.load(path)
+        except CheckpointError as error:
+            others = [path.with_name(f"{other}.pt") for other in ("previous", "best")]
+            other = next((item for item in others if name == "last" and item.is_file()), None)
+            if other is not None:
+                error.hint = (f"{other.name} is beside it. To take that one: "
+                              f"cp {shlex.quote(str(other))} {shlex.quote(str(path))}")
+            raise
 
     def last_whole_checkpoint(self) -> Checkpoint:
         """Return the last checkpoint; if it is damaged, the one before it, which takes its place.
@@ -686,8 +695,9 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
         runs = find_runs(output_dir, config_name)
         if not runs:
             of = "" if config_name == "*" else f" of {config_name}"
+            begin = "" if config_name == "*" else "Without --resume a run is begun. "
             raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
-                           hint=_newest_in(find_runs(output_dir)))
+                           hint=begin + _newest_in(find_runs(output_dir)))
         return Run(runs[-1], overrides, may_change)
     path = user_path(run)
     path = path.parent if path.name == "config.yaml" else path
@@ -698,7 +708,15 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
         newest = is_folder and find_runs(folder.parent, folder.name)  # a config's runs
         if newest:
             return Run(newest[-1], overrides, may_change)
-    there = next(filter(None, map(find_runs, (*path.parents[1::-1], output_dir))), [])
+        if is_folder and any(folder.glob("checkpoints/*.pt")):
+            kept = next(folder.glob("checkpoints/*.pt"))
+            code = ("from cvkit.checkpoint import Checkpoint; "
+                    f"print(Checkpoint.load({str(kept)!r}).config)")
+            raise RunError(f"{folder} has no config.yaml any more", hint=(
+                f"Its checkpoints hold it: python -c {shlex.quote(code)} > "
+                f"{shlex.quote(str(folder / 'config.yaml'))}"))
+    places = [place for place in path.parents[1::-1] if place != Path()]
+    there = next(filter(None, map(find_runs, (*places, output_dir))), [])
     near = suggest(run, map(str, there)).partition("Allowed")[0]
     raise RunError(f"no run {run}", hint=f"{near}{_newest_in(there)}")
 

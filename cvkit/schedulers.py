@@ -183,7 +183,12 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     except (ArithmeticError, ValueError, TypeError) as error:
         raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {error}",
                           where=where_in(node, NAME)) from error
-    scheduler = SCHEDULERS.build(node, **facts)
+    try:
+        scheduler = SCHEDULERS.build(node, **facts)
+    except ConfigError as error:
+        if "cycle_momentum" in str(error):
+            error.hint = "This optimizer has no momentum to cycle: SCHEDULER.cycle_momentum false"
+        raise
     unit = unit_of(scheduler)
     length = getattr(scheduler, "total_steps", None)
     if unit == "batch" and length is not None and length < needed:

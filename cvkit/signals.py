@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,7 +11,9 @@ from types import FrameType
 
 from cvkit import distributed
 
-_WATCHED = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP comes when a terminal closes; Windows has none.
+_WATCHED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+            if hasattr(signal, name)]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,7 +29,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While entered, notes the first SIGINT or SIGTERM instead of dying; a second stops at once.
+    """While entered, notes the first SIGINT, SIGTERM or SIGHUP instead of dying.
+
+    A second stops at once. SIGHUP that is ignored, as under nohup, stays so.
 
     Outside the main thread, which alone receives signals, it does nothing.
 
@@ -40,7 +45,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _WATCHED}
+            watched = [number for number in _WATCHED if number in (signal.SIGINT, signal.SIGTERM)
+                       or signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in watched}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,4 +62,5 @@ class StopSignals:
         if "ipykernel" in sys.modules:
             print(words)
         elif distributed.is_main():
-            os.write(2, words.encode())  # not print: the signal may have come in the middle of one
+            with contextlib.suppress(OSError):  # the terminal has gone
+                os.write(2, words.encode())  # not print: it may have come in the middle of one

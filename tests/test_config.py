@@ -368,7 +368,7 @@ def test_lists_are_replaced_whole_and_addressed_by_number(write):
         cfg = load_config(path, [word for pair in order for word in pair])
         assert cfg.DATA.TRAIN_TRANSFORMS == ({"NAME": "CutOut", "size": 4, "p": 0.9},)
     text = message(path, ["DATA.TRAIN_TRANSFORMS.2.size", "8"])
-    assert "DATA.TRAIN_TRANSFORMS has 2 items; they are 0 to 1" in text
+    assert "DATA.TRAIN_TRANSFORMS has 2 items; they count from 0 to 1" in text
 
 
 def test_bases_chain_and_later_ones_win(write):
@@ -467,6 +467,8 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("METRICS:\n", "Write []."),
     ("SCHEDULER: None\n", "Write null."),
     ("TRAIN: {EPOCHS:3}\n", "Write EPOCHS: 3, with a space after the colon."),
+    ("TRAIN.EPOCHS: 3\n", "Write TRAIN: {EPOCHS: …}; keys with dots are for the command line."),
+    ("DATA.DATASET.root: x\n", "Write DATA: {DATASET: {root: …}}; keys with dots"),
     ("TRAIN: {TRAIN: {EPOCHS: 3}}\n", "TRAIN stands at the top of a config, not in TRAIN."),
     ("TRAIN: {_BASE_: b.yaml}\n", "_BASE_ stands at the top of a file"),
     ("BASE: b.yaml\n", "a.yaml:4 BASE: unknown key BASE\n  _BASE_ stands at the top of a file"),

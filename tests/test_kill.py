@@ -104,7 +104,10 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("call, number", [(3, signal.SIGINT), (12, signal.SIGTERM)])
+@pytest.mark.parametrize("call, number", [(3, signal.SIGINT), (12, signal.SIGTERM),
+                                          pytest.param(3, getattr(signal, "SIGHUP", None), marks=(
+                                              pytest.mark.skipif(not hasattr(signal, "SIGHUP"),
+                                                                 reason="no SIGHUP on Windows")))])
 def test_a_stopped_run_goes_on_at_the_next_batch(config, monkeypatch, capsys, variant, call, number):
     config = load_config(config, {"TRAIN.EPOCHS": 3, **VARIANTS[variant]})
     whole = train(config)

@@ -85,6 +85,14 @@ MISTAKES = {
     "key without value": (lambda p: [config(p), "TRAIN.EPOCHS"], ["TRAIN.EPOCHS has no value"]),
     "classes that do not match": (lambda p: [config(p, "width: 4", "width: 4, num_classes: 5")],
                                   ["tiny.yaml:2 MODEL.num_classes", "is 5, but the data has 10"]),
+    "a run without its flag": (lambda p: [config(p), str((p / "runs" / "x").mkdir(parents=True) or "runs/x")],
+                               ["runs/x is a folder", "Name it with --run runs/x"]),
+    "own code that is no Python": (
+        lambda p: (p / "mine.py").write_text("a = 1\ndef f(:\n") and [config(p, new="IMPORTS: [mine.py]\n")],
+        ["tiny.yaml:12 IMPORTS", "mine.py:2: invalid syntax"]),
+    "a cycle of a momentum that is not there": (
+        lambda p: [config(p, new="SCHEDULER: {NAME: OneCycleLR}\n"), "OPTIMIZER", "{NAME: Adagrad, lr: 0.1}"],
+        ["OneCycleLR", "no momentum to cycle: SCHEDULER.cycle_momentum false"]),
     "missing import": (lambda p: [config(p, new="IMPORTS: [gone.py]\n")],
                        ["tiny.yaml:12 IMPORTS: no file", "gone.py"]),
     "absent device": (lambda p: [config(p), "DEVICE", "cuda:9"],

@@ -1,13 +1,16 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from cvkit.config import load_config
-from cvkit.errors import ConfigError, RunError
+from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.run import (
     Predictions,
     Run,
@@ -64,7 +67,8 @@ def test_the_newest_run_with_a_checkpoint_is_opened(config, tiny):
     assert open_run().folder == runs[1].folder
     assert open_run(runs[0].folder).folder == runs[0].folder
     assert open_run(runs[2].folder.relative_to("runs")).folder == runs[2].folder
-    with pytest.raises(RunError, match="no run of other with a checkpoint in runs/\n  The newest runs"):
+    with pytest.raises(RunError, match="no run of other with a checkpoint in runs/\n  Without --resume a "
+                                       "run is begun. The newest runs"):
         open_run(config_name="other")
 
 
@@ -80,16 +84,46 @@ def test_runs_that_are_not_there_are_refused(config, tmp_path):
 
 def test_the_newest_runs_are_listed_where_one_is_not_there(config):
     runs = [make(config).folder for _ in range(7)]
+    shutil.copytree(runs[0], Path("a_copy", runs[0].name))  # is none of the newest
     for folder in runs[3:]:  # another OUTPUT_DIR, which the name of the run leads to
         shutil.copytree(folder, Path("elsewhere", *folder.parts[1:]))
     expected = "The newest runs, the last one first:\n    " + "\n    ".join(map(str, runs[:1:-1]))
-    for name in ("gone", "runs/tiny/2026"):
+    for name in ("gone", "runs/gone", "runs/tiny/2026"):
         with pytest.raises(RunError) as caught:
             open_run(name)
         assert str(caught.value).startswith(f"no run {name}\n  ") and str(caught.value).endswith(expected)
     with pytest.raises(RunError) as caught:
         open_run("elsewhere/tiny/gone")
     assert str(caught.value).count("    elsewhere/tiny/") == 4
+
+
+def test_a_run_whose_config_was_lost_is_told_where_to_get_it_from(painted):
+    lost = painted.folder / "config.yaml"
+    config = load_config(lost)
+    lost.unlink()
+    with pytest.raises(RunError) as caught:
+        open_run(painted.folder)
+    assert str(caught.value).startswith(f"{painted.folder} has no config.yaml any more\n")
+    command = str(caught.value).split(": ", 1)[1].replace("python -c", f"{sys.executable} -c", 1)
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert load_config(lost).dump() == config.dump()
+
+
+@pytest.mark.parametrize("others, taken", [(["previous", "best"], "previous"), (["best"], "best")])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"half")])
+def test_a_lost_last_checkpoint_names_the_command_that_takes_another(painted, others, taken, damage):
+    last = painted.checkpoints / "last.pt"
+    for name in ("previous", "best"):
+        other = painted.checkpoints / f"{name}.pt"
+        other.unlink(missing_ok=True)
+        if name in others:
+            shutil.copy(last, other)
+    damage(last)
+    with pytest.raises(CheckpointError) as caught:
+        painted.checkpoint()
+    assert f"{taken}.pt is beside it. To take that one: cp " in str(caught.value)
+    subprocess.run(str(caught.value).split("one: ", 1)[1], shell=True, check=True)
+    assert painted.checkpoint().epoch == 2
 
 
 def test_predictions_are_read_back_exactly(tmp_path):

@@ -12,7 +12,7 @@ from cvkit.config import load_config
 from cvkit.data import build_data, build_loaders
 from cvkit.data.images import ImageData, ImageSet
 from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
-from cvkit.errors import ConfigError
+from cvkit.errors import ConfigError, UserError
 from cvkit.registry import TRANSFORMS, describe
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -409,3 +409,13 @@ def test_transforms_that_shrink_say_so_and_can_be_sent_to_worker_processes():
             each.seed(1)
         assert np.array_equal(pipeline(IMAGE), again(IMAGE))
         assert pipeline.unbatched in ([], ["RandomResizedCrop"])
+
+
+@pytest.mark.parametrize("returned, what", [
+    (None, "NoneType"), (7, "int"), (np.zeros(3, np.uint8), "an array of 1 dimension")])
+def test_an_own_transform_that_returns_no_image_is_named(monkeypatch, returned, what):
+    assert TRANSFORMS.own  # filled, before what it holds is put aside
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+    TRANSFORMS.register("Forgetful")(lambda: lambda image: returned)
+    with pytest.raises(UserError, match=f"transform .*returned {what}, not an image (.|\n)*Is a return missing"):
+        build_pipeline([{"NAME": "Forgetful"}], data_of())

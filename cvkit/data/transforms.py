@@ -25,7 +25,7 @@ from PIL import Image
 from cvkit.data import batched
 from cvkit.data.images import ImageData
 from cvkit.data.mixing import BatchTransform
-from cvkit.errors import ConfigError, UserError, plural
+from cvkit.errors import ConfigError, DataError, UserError, plural
 from cvkit.registry import NAME, TRANSFORMS, where_in
 
 cv2.setNumThreads(0)  # one image at a time is too little to share; worker processes do that
@@ -291,7 +291,13 @@ class _Function(A.ImageOnlyTransform):
         self.function, self.batched = function, getattr(function, "batched", None)
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        return self.function(img.copy())  # what it does in place stays out of the data set
+        image = self.function(img.copy())  # what it does in place stays out of the data set
+        if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
+            what = (f"an array of {plural(image.ndim, 'dimension')}"
+                    if isinstance(image, np.ndarray) else type(image).__name__)
+            raise DataError(f"transform {_name(self)} returned {what}, not an image (H, W, C)",
+                            hint="Is a return missing?")
+        return image
 
 
 class Pipeline:

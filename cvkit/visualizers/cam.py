@@ -88,7 +88,8 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
                        in sizes.items())
     note = f", the deepest block of {SMALLEST_MAP}×{SMALLEST_MAP} or more" * (layer == "auto")
     caption = (f"{method} at {places}{note}, for the predicted class (orange) and the true one "
-               f"(green).{_class_free([method])} {errors}.{told_names(predictions.classes)[0]}")
+               f"(green).{_class_free([method])}{_empty(maps)} {errors}."
+               f"{told_names(predictions.classes)[0]}")
 
     def page(numbers: range, caption: str) -> Picture:
         figure, grid = grids(
@@ -193,7 +194,7 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
               fontsize=8, color=WRONG)
 
     caption = (f"{' and '.join(methods)} at {', '.join(sizes)}, for the "
-               f"{target.replace('_', ' ')}.{_class_free(methods)} {errors}."
+               f"{target.replace('_', ' ')}.{_class_free(methods)}{_empty(maps)} {errors}."
                f"{told_names(predictions.classes)[0]}")
 
     def page(numbers: range, caption: str) -> Picture:
@@ -284,6 +285,12 @@ def _class_free(methods: Sequence[str]) -> str:
     """Say of which methods the maps are the same whatever the class."""
     found = [method for method in methods if method in CLASS_FREE]
     return f" {' and '.join(found)} does not look at the class." if found else ""
+
+
+def _empty(maps: dict[Any, np.ndarray]) -> str:
+    """Say what empty maps mean, if there are some."""
+    has_some = any(is_empty(image) for values in maps.values() for item in values for image in item)
+    return " Empty: nothing at that layer speaks for the class." if has_some else ""
 
 
 def _add_scale(figure: Picture, label: str, lowest: str, colormap: str) -> None:

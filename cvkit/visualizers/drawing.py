@@ -258,6 +258,9 @@ def drawn_names(classes: Sequence[str]) -> list[str]:
             for number, name in enumerate(map(visible, classes))]
 
 
+IN_THE_TEXT = "they are numbers here, and names in the .txt"
+
+
 def told_names(classes: Sequence[str]) -> tuple[str, str]:
     """Return for the classes that a picture numbers a sentence in its caption and their names.
 
@@ -265,8 +268,8 @@ def told_names(classes: Sequence[str]) -> tuple[str, str]:
     """
     lines = [f"{drawn}: {visible(name)}" for drawn, name in zip(drawn_names(classes), classes)
              if drawn != visible(name)]
-    return (" No installed font has the letters of some names: they are numbers here, and names in "
-            "the .txt.", "\n".join(["", *lines])) if lines else ("", "")
+    return ((f" No installed font has the letters of some names: {IN_THE_TEXT}.",
+             "\n".join(["", *lines])) if lines else ("", ""))
 
 
 def whole_numbers() -> MaxNLocator:

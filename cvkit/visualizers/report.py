@@ -24,7 +24,13 @@ from cvkit.registry import MODELS, NAME
 from cvkit.requirements import check_requirements, summary
 from cvkit.run import Run, duration
 from cvkit.visualizers.album import draw_all
-from cvkit.visualizers.drawing import DPI, Picture, missing_letters_told_once
+from cvkit.visualizers.drawing import (
+    DPI,
+    IN_THE_TEXT,
+    Picture,
+    missing_letters_told_once,
+    told_names,
+)
 from cvkit.visualizers.flags import same_images
 from cvkit.visualizers.pages import (
     Block,
@@ -117,6 +123,7 @@ def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
 def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
     """Return the pictures by the name of their visualizer; what cannot be drawn says why."""
     pictures: dict[str, list[Block]] = {}
+    names = ", ".join(told_names(run.predictions.classes)[1].split("\n")[1:])
     for drawn in draw_all(run, nodes):
         blocks = pictures.setdefault(drawn.visualizer, [])
         if drawn.figure is None:
@@ -124,11 +131,11 @@ def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
             reason = " ".join(filter(None, [drawn.problem.problem, drawn.problem.hint]))
             blocks.append(Text(f"{drawn.visualizer} was not drawn: {reason}"))
         else:
-            blocks += _picture(drawn.name, drawn.figure, drawn.visualizer)
+            blocks += _picture(drawn.name, drawn.figure, drawn.visualizer, names)
     return pictures
 
 
-def _picture(name: str, figure: Figure, visualizer: str) -> list[Block]:
+def _picture(name: str, figure: Figure, visualizer: str, names: str) -> list[Block]:
     if isinstance(figure, Picture):
         png, width, height = figure.png()
     else:
@@ -137,8 +144,9 @@ def _picture(name: str, figure: Figure, visualizer: str) -> list[Block]:
             figure.savefig(file, format="png", dpi=DPI)
         png, (width, height) = file.getvalue(), figure.get_size_inches()
     # Shown at 96 pixels an inch, as a browser measures; the file is sharper than that.
-    image = Image(name, png, round(96 * width), round(96 * height),
-                  getattr(figure, "caption", "") or name, getattr(figure, "title", ""))
+    caption = (getattr(figure, "caption", "") or name).replace(IN_THE_TEXT, names)
+    image = Image(name, png, round(96 * width), round(96 * height), caption,
+                  getattr(figure, "title", ""))
     table = getattr(figure, "table", "")
     return [image, Code(table, title=_TABLES[visualizer])] if table and visualizer in _TABLES else [
         image]
