@@ -91,7 +91,8 @@ def end(started) -> Run:
     assert [process.exitcode for process in started] == [0] * len(started), said
     for rank in range(1, len(started)):  # only the first process writes, and speaks
         assert [path.name for path in Path(str(rank)).iterdir()] == ["out.txt"]
-        assert Path(f"{rank}/out.txt").read_text() == ""
+        lines = Path(f"{rank}/out.txt").read_text().splitlines()
+        assert [line for line in lines if not line.startswith("[Gloo] ")] == []  # torch 2.8 itself
     return Run(find_runs("0/runs")[-1])
 
 
