@@ -18,8 +18,8 @@ setup(
     packages=find_packages(include=["cvkit", "cvkit.*"]),
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
+        "torch>=2.8",
+        "torchvision>=0.23",
         "albumentations>=2.0.8,<2.1",  # the last release under MIT
         "grad-cam>=1.5.5",
         "matplotlib>=3.7",

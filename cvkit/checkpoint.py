@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -191,6 +193,55 @@ def verify_archive(path: Path) -> None:
         raise ValueError(f"{damaged} in it does not have the checksum it was written with")
 
 
+class _Storages(pickle._Unpickler):
+    """Notes how many bytes each storage should have; all that a pickle names becomes nothing.
+
+    It is the one in Python, for the one in C reserves as much memory as a forged pickle says.
+    """
+
+    def __init__(self, content: bytes):
+        super().__init__(io.BytesIO(content))
+        self.bytes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return name if name.endswith("Storage") else _Nothing
+
+    def persistent_load(self, found: Any) -> None:
+        _, kind, key, _, count = found
+        if type(key) is not str or type(count) is not int:
+            raise ValueError("it names a storage in no way that torch does")
+        size = getattr(getattr(torch, kind), "_dtype", torch.uint8).itemsize
+        self.bytes[key] = max(count * size, self.bytes.get(key, 0))
+
+
+class _Nothing(dict):
+    """Is made of anything, and forgets it."""
+
+    def __init__(self, *_: Any):
+        super().__init__()
+
+
+def _verify_storages(path: Path) -> None:
+    """Refuse a file that holds less of a storage than its pickle says.
+
+    torch 2.8 takes for the rest what lies behind it in memory.
+
+    Raises:
+        ValueError: in words, what is wrong; or whatever reading a forged pickle may raise.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        if len({name.lower() for name in sizes}) < len(archive.infolist()):  # torch may take either
+            raise ValueError("two parts of it have the same name")
+        folder = next(iter(sizes), "").partition("/")[0]
+        storages = _Storages(archive.read(f"{folder}/data.pkl"))
+    storages.load()
+    for key, needed in storages.bytes.items():
+        held = sizes[f"{folder}/data/{key}"]
+        if held < needed:
+            raise ValueError(f"{folder}/data/{key} in it has {held} bytes of {needed}")
+
+
 def read_verified(path: Path) -> Any:
     """Return what `torch.save` wrote, tensors and plain values, once its checksums agree.
 
@@ -201,6 +252,7 @@ def read_verified(path: Path) -> Any:
         raise CheckpointError(f"no checkpoint {path}")
     try:
         verify_archive(path)
+        _verify_storages(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     # What torch raises depends on where a file is wrong, and a forged one may be wrong anywhere.
     except Exception as error:

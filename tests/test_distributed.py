@@ -67,15 +67,19 @@ def _rank(folder, settings, resume, variables) -> None:
     assert (run is not None) == (rank == "0")
 
 
+def variables_of(rank, count, port):
+    """Return what torchrun would set for a process."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+
+
 def begin(processes, count, settings, resume=False):
-    port = str(free_port())
+    port = free_port()
     started = []
     for rank in range(count):
-        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-                     "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-                     "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
         started.append(processes.Process(target=_rank, args=(
-            os.getcwd(), settings, resume and rank == 0, variables)))
+            os.getcwd(), settings, resume and rank == 0, variables_of(rank, count, port))))
         started[-1].start()
     return started
 
@@ -87,7 +91,8 @@ def end(started) -> Run:
     assert [process.exitcode for process in started] == [0] * len(started), said
     for rank in range(1, len(started)):  # only the first process writes, and speaks
         assert [path.name for path in Path(str(rank)).iterdir()] == ["out.txt"]
-        assert Path(f"{rank}/out.txt").read_text() == ""
+        lines = Path(f"{rank}/out.txt").read_text().splitlines()
+        assert [line for line in lines if not line.startswith("[Gloo] ")] == []  # torch 2.8 itself
     return Run(find_runs("0/runs")[-1])
 
 
@@ -141,6 +146,27 @@ def test_several_processes_train_what_one_does(processes, noisy, variant):
     assert several.config == whole.config
     for name, value in whole.checkpoint().model.items():
         assert torch.allclose(value, several.checkpoint().model[name], atol=1e-5), name
+
+
+def _meet(rank, ports) -> None:
+    for port in ports:
+        os.environ.update(variables_of(rank, 2, port))
+        distributed.start(torch.device("cpu"))
+        assert distributed.from_all(rank) == [0, 1]
+        distributed.stop()
+
+
+def test_processes_that_are_done_can_part(processes):
+    """Of twenty partings torch 2.7 does not come out of one or more: it waits for itself."""
+    ports = [free_port() for _ in range(25)]
+    started = [processes.Process(target=_meet, args=(rank, ports)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0]
 
 
 def test_a_learning_rate_is_looked_for_together(processes, noisy):

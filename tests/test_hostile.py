@@ -77,6 +77,11 @@ def rewritten(path, change=lambda name, data: data, **options):
             archive.writestr(name, change(name, data))
 
 
+def added(path, name, data):
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, data)
+
+
 def test_a_flipped_bit_in_the_weights_is_found(run):
     path = run.folder / "checkpoints" / "last.pt"
     before = verify_archive(path)
@@ -104,6 +109,11 @@ CODE = {
     "a storage that is shorter than it says": lambda path: (
         torch.save({"a": torch.zeros(1000)}, path), rewritten(
             path, lambda name, data: data[:4] if name.endswith("data/0") else data)),
+    "storages that would fit each other": lambda path: (
+        torch.save({"a": torch.zeros(1000), "b": torch.zeros(1)}, path), rewritten(
+            path, lambda name, data: bytes(4004 - len(data)) if "/data/" in name else data)),
+    "a storage under two names that are one to torch": lambda path: (
+        torch.save({"a": torch.zeros(1000)}, path), added(path, "x/DATA/0", b"1234")),
     "huge": lambda path: (torch.save({}, path), rewritten(
         path, lambda name, data: b"\x80\x02c__builtin__\nbytearray\n\x8a\x06\0\0\0\0\0\x7f\x85R."
         if name.endswith(".pkl") else data)),
@@ -116,6 +126,14 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, kind):
     CODE[kind](tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
         Checkpoint.load(tmp_path / "x.pt")
+
+
+def test_a_weight_that_is_not_all_there_is_named(run):
+    path = run.folder / "checkpoints" / "last.pt"
+    rewritten(path, lambda name, data: data[:-4] if name.endswith("data/0") else data)
+    with pytest.raises(CheckpointError, match=r"damaged or no checkpoint: \S*data/0 in it has \d+ "
+                                              r"bytes of \d+"):
+        Checkpoint.load(path)
 
 
 WEIGHT = {"a": torch.zeros(2)}

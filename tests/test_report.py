@@ -55,7 +55,9 @@ def test_headings_and_captions_are_not_repeated_in_the_pictures(painted):
         everything = np.asarray(Image.open(io.BytesIO(whole._repr_png_())))
         height = len(part)
         assert len(everything) - 200 < height < len(everything) - 40
-        assert (part[10:] == everything[-height + 10:]).mean() > 0.999
+        # Half a pixel in the height of either moves letters by one in matplotlib 3.7.
+        assert np.any([part[10:-1] == np.roll(everything, moved, axis=0)[-height + 10:-1]
+                       for moved in (-1, 0, 1)], axis=0).mean() > 0.999
         assert (part[:10] == 255).all()  # no half letters
     page, readme = ((painted.folder / name).read_text() for name in ("report.html", "README.md"))
     assert page.count(">Where the model looked<") == 2  # in the navigation, and as a heading
