@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable
 
 
@@ -53,6 +52,10 @@ class DivergenceError(RunError):
     """The loss is no longer finite."""
 
 
+# Unicode's categories Cc, Zl, Zp and Cs: a report's pictures are millions of letters.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
 def visible(text: str, keep: str = "") -> str:
     """Return text with control characters as `\\x1b`: names of files may hold any.
 
@@ -62,9 +65,8 @@ def visible(text: str, keep: str = "") -> str:
     Args:
         keep: control characters that are left.
     """
-    return "".join(
-        letter if letter in keep or unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp")
-        else letter.encode("unicode_escape").decode() for letter in text)
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else
+                         found[0].encode("unicode_escape").decode(), text)
 
 
 # What an argument's name says beside the thing that it sets, and the names that the thing has had.
