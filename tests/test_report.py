@@ -186,7 +186,8 @@ def test_own_metrics_are_shown_as_what_they_are(painted, only_curves):
         assert row in readme
 
 
-def test_the_cam_is_of_the_images_in_the_gallery(painted):
+def test_the_cam_is_of_the_images_in_the_gallery(painted, monkeypatch):
+    monkeypatch.setattr(report_module, "_ALWAYS", ("misclassified", "cam"))
     write_report(painted, [{"NAME": "misclassified", "count": 3, "order": "index"}])
     page = (painted.folder / "report.html").read_text()
     assert page.count("3 misclassified test images, in the data set&#x27;s order") >= 4
