@@ -137,7 +137,7 @@ def painted(_trained, tmp_path):
 def processes():
     """A context for real processes which have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cvkit.trainer", "cvkit.data.datasets", "torch._dynamo"])
+    context.set_forkserver_preload(["cvkit.trainer", "cvkit.data.datasets", "torch._dynamo", "pytest"])
     first = context.Process(target=time.sleep, args=(0,))  # while everything is imported
     first.start()
     first.join()

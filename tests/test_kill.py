@@ -111,8 +111,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("call, number", [(3, signal.SIGINT), (12, signal.SIGTERM)])
+@pytest.mark.parametrize("variant, call, number", [
+    *((variant, 12, signal.SIGTERM) for variant in VARIANTS),
+    *((variant, 3, signal.SIGINT) for variant in ("plain", "everything", "workers"))])
 def test_a_stopped_run_goes_on_at_the_next_batch(config, monkeypatch, capsys, variant, call, number):
     config = load_config(config, {"TRAIN.EPOCHS": 3, **VARIANTS[variant]})
     whole = train(config)
