@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable
 
 
@@ -53,8 +52,9 @@ class DivergenceError(RunError):
     """The loss is no longer finite."""
 
 
-# They turn round the direction of what follows, in which a line would say something else.
-_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# Unicode's categories Cc, Zl, Zp and Cs, and what turns round the direction of what follows. One
+# expression: a report's pictures are millions of letters.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -66,10 +66,8 @@ def visible(text: str, keep: str = "") -> str:
     Args:
         keep: control characters that are left.
     """
-    return "".join(
-        letter if letter in keep or (letter not in _TURNS and unicodedata.category(letter)
-                                     not in ("Cc", "Cs", "Zl", "Zp"))
-        else letter.encode("unicode_escape").decode() for letter in text)
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else
+                         found[0].encode("unicode_escape").decode(), text)
 
 
 # What an argument's name says beside the thing that it sets, and the names that the thing has had.

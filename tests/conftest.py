@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 # What hypothesis knows of unicode and of the code; its default is a folder in the repository.
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from cvkit.config import load_config
+from cvkit.registry import MODELS
 from cvkit.run import Run
 from cvkit.trainer import train
 
@@ -68,6 +71,22 @@ def tiny(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture
+def quick(tiny, monkeypatch):
+    """The same with a model, batch norm and all, that takes a tenth of the time."""
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+
+    @MODELS.register()
+    def small(num_classes):
+        return nn.Sequential(OrderedDict(
+            conv=nn.Conv2d(3, 8, 3, 2), norm=nn.BatchNorm2d(8), relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(4), flat=nn.Flatten(), fc=nn.Linear(128, num_classes)))
+
+    text = tiny.read_text()
+    tiny.write_text(text.replace("{NAME: resnet18, width: 4}", "{NAME: small}"))
+    return tiny
 
 
 @pytest.fixture(scope="session")
@@ -122,8 +141,7 @@ def painted(_trained, tmp_path):
 def processes():
     """A context for real processes which have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cvkit.trainer", "cvkit.data.datasets", "sklearn.datasets",
-                                    "torch._dynamo"])
+    context.set_forkserver_preload(["cvkit.trainer", "cvkit.data.datasets", "torch._dynamo", "pytest"])
     first = context.Process(target=time.sleep, args=(0,))  # while everything is imported
     first.start()
     first.join()

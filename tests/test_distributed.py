@@ -35,10 +35,10 @@ GROUPS = {"MODEL.norm": "group", "MODEL.groups": 2, "TRAIN.PRECISION": "fp32",
 
 @pytest.fixture
 def noisy(tiny):
-    """The tiny config, and noisy images: 150 train, 99 test."""
+    """The tiny config, and noisy images: 150 train, 33 test."""
     random = np.random.default_rng(0)
     paint(Path("painted"), "train", 50, random)
-    paint(Path("painted"), "test", 33, random)
+    paint(Path("painted"), "test", 11, random)
     for path in Path("painted").rglob("*.png"):
         pixels = np.asarray(Image.open(path)).astype(int) + random.integers(-40, 40, (32, 32, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)

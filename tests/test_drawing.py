@@ -34,11 +34,20 @@ from cvkit.visualizers.drawing import (
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
-def shown_pixels(figure, axes, height, width):
-    """Return the colour drawn at the middle of each pixel of an image, from the finished PNG."""
+def png_of(figure):
+    """Return the pixels of the finished PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
-    drawn = np.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def shown_pixels(figure, axes, height, width):
+    """Return the colour drawn at the middle of each pixel of an image, from the finished PNG.
+
+    Args:
+        figure: or, where several of its images are looked at, its `png_of`.
+    """
+    drawn = figure if isinstance(figure, np.ndarray) else png_of(figure)
     rows, columns = np.mgrid[:height, :width]
     places = axes.transData.transform(np.stack([columns.ravel(), rows.ravel()], 1))
     x, y = places[:, 0].astype(int), drawn.shape[0] - 1 - places[:, 1].astype(int)

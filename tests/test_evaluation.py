@@ -4,21 +4,30 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from torch.nn import functional as F
 
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
 from cvkit.evaluation import evaluate
 from cvkit.registry import DATASETS
-from cvkit.run import open_run
+from cvkit.run import Run, open_run
 from cvkit.trainer import train
 
 FP32 = ["TRAIN.PRECISION", "fp32"]
 
 
+@pytest.fixture(scope="module")
+def _in_full_precision(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(TINY)
+    return train(load_config(folder / "tiny.yaml", [*FP32, "OUTPUT_DIR", str(folder / "runs")])).folder
+
+
 @pytest.fixture
-def run(tiny):
-    return train(load_config(tiny, FP32))
+def run(_in_full_precision, tmp_path):
+    folder = tmp_path / "runs" / "tiny" / _in_full_precision.name
+    return Run(shutil.copytree(_in_full_precision, folder))
 
 
 def test_predictions_are_the_model_s_on_the_test_images_and_no_others(run):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, paint
+from conftest import ROOT, paint
 from test_kill import same
 
 from cvkit.checkpoint import Checkpoint
@@ -36,12 +36,11 @@ EACH_TIME = {**FOLDER, "DATA.CACHE_GB": 0.0}
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
+def pictures(tmp_path, monkeypatch, quick):
     """A folder of 120 training and 12 test images, beside the folder that the test runs in."""
     random = np.random.default_rng(0)
     paint(tmp_path / "painted", "train", 40, random)
     paint(tmp_path / "painted", "test", 4, random)
-    (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "painted"
@@ -276,18 +275,18 @@ def no_rights():
     shutil.rmtree(folder)
 
 
-def test_a_read_only_run_folder_is_refused_before_anything_is_computed(tiny, no_rights,
+def test_a_read_only_run_folder_is_refused_before_anything_is_computed(quick, no_rights,
                                                                                monkeypatch):
     folder, become_nobody = no_rights
-    config = load_config(tiny, {"OUTPUT_DIR": str(folder / "runs")})
+    config = load_config(quick, {"OUTPUT_DIR": str(folder / "runs")})
     data = build_data(config)  # read while it may be
     monkeypatch.setattr("cvkit.experiment.build_data", lambda config: data)
     run = train(config)
     for path in sorted(folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    longer = load_config(tiny, {"OUTPUT_DIR": str(folder / "runs"), "TRAIN.EPOCHS": 3})
-    elsewhere = load_config(tiny, {"OUTPUT_DIR": str(folder / "runs" / "tiny" / "deeper")})
+    longer = load_config(quick, {"OUTPUT_DIR": str(folder / "runs"), "TRAIN.EPOCHS": 3})
+    elsewhere = load_config(quick, {"OUTPUT_DIR": str(folder / "runs" / "tiny" / "deeper")})
     become_nobody()
     with pytest.raises(RunError, match=rf"cannot write {run.folder}/.*Permission denied"):
         train(longer, resume=True)
@@ -306,13 +305,13 @@ def _hold(folder, path, ready):
         time.sleep(60)
 
 
-def test_a_second_process_on_a_run_folder_is_refused(tiny, processes):
-    run = train(load_config(tiny))
+def test_a_second_process_on_a_run_folder_is_refused(quick, processes):
+    run = train(load_config(quick))
     ready = processes.Event()
     holder = processes.Process(target=_hold, args=(os.getcwd(), str(run.folder), ready))
     holder.start()
     assert ready.wait(30)
-    longer = load_config(tiny, {"TRAIN.EPOCHS": 3})
+    longer = load_config(quick, {"TRAIN.EPOCHS": 3})
     before = {path: path.read_bytes() for path in run.folder.rglob("*.*") if path.name != ".lock"}
     with pytest.raises(RunError, match=rf"is being trained by process {holder.pid} on "):
         train(longer, resume=True)
@@ -324,8 +323,8 @@ def test_a_second_process_on_a_run_folder_is_refused(tiny, processes):
     assert not (run.folder / ".lock").exists()
 
 
-def test_a_clock_that_jumps_changes_nothing(tiny, monkeypatch):
-    config = load_config(tiny, {"TRAIN.EPOCHS": 3, "TRAIN.CHECKPOINT_EVERY": "1 minutes"})
+def test_a_clock_that_jumps_changes_nothing(quick, monkeypatch):
+    config = load_config(quick, {"TRAIN.EPOCHS": 3, "TRAIN.CHECKPOINT_EVERY": "1 minutes"})
     whole = train(config)
     real, jumps = time.time, [0.0]
     started = time.monotonic()
@@ -339,7 +338,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny, monkeypatch):
     same(whole, run)
 
 
-def test_a_run_begun_when_the_clock_was_ahead_is_not_written_into(tiny, monkeypatch):
+def test_a_run_begun_when_the_clock_was_ahead_is_not_written_into(quick, monkeypatch):
     from datetime import datetime
 
     import cvkit.run
@@ -350,7 +349,7 @@ def test_a_run_begun_when_the_clock_was_ahead_is_not_written_into(tiny, monkeypa
             return datetime(2030, 1, 1)
 
     monkeypatch.setattr(cvkit.run, "datetime", Stopped)
-    first, second = (train(load_config(tiny, {"TRAIN.EPOCHS": 1})) for _ in range(2))
+    first, second = (train(load_config(quick, {"TRAIN.EPOCHS": 1})) for _ in range(2))
     assert [run.folder.name for run in (first, second)] == ["2030-01-01_00-00-00",
                                                              "2030-01-01_00-00-00_2"]
     assert find_runs("runs")[-1] == second.folder

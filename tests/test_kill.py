@@ -24,7 +24,7 @@ from cvkit.trainer import Trainer, train
 # What a state inside an epoch is made of, all at once: optimizer steps of two batches, averaged
 # weights, a schedule by step, random numbers of dropout.
 CONFIG = """
-IMPORTS: [dropped.py]
+IMPORTS: [MODEL_FILE]
 MODEL: {NAME: dropped}
 DATA:
   DATASET: {NAME: Digits}
@@ -47,11 +47,19 @@ def dropped(num_classes):
 """
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The config, with one file for all of its runs: a checkpoint says where that is."""
+    file = tmp_path_factory.mktemp("model") / "dropped.py"
+    file.write_text(MODEL)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(MODELS, "_entries", dict(MODELS._entries))
+        yield CONFIG.replace("MODEL_FILE", str(file))
+
+
 @pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))  # the file is another each time
-    (tmp_path / "dropped.py").write_text(MODEL)
-    (tmp_path / "long.yaml").write_text(CONFIG)
+def config(tmp_path, text):
+    (tmp_path / "long.yaml").write_text(text)
     return tmp_path / "long.yaml"
 
 
@@ -103,11 +111,11 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("call, number", [(3, signal.SIGINT), (12, signal.SIGTERM),
-                                          pytest.param(3, getattr(signal, "SIGHUP", None), marks=(
-                                              pytest.mark.skipif(not hasattr(signal, "SIGHUP"),
-                                                                 reason="no SIGHUP on Windows")))])
+@pytest.mark.parametrize("variant, call, number", [
+    *((variant, 12, signal.SIGTERM) for variant in VARIANTS),
+    *((variant, 3, signal.SIGINT) for variant in ("plain", "everything", "workers")),
+    pytest.param("plain", 3, getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(
+        not hasattr(signal, "SIGHUP"), reason="no SIGHUP on Windows"))])
 def test_a_stopped_run_goes_on_at_the_next_batch(config, monkeypatch, capsys, variant, call, number):
     config = load_config(config, {"TRAIN.EPOCHS": 3, **VARIANTS[variant]})
     whole = train(config)
@@ -232,7 +240,7 @@ def _die_at(number: int) -> None:
 
 
 def start(processes, config, kill_at=None):
-    process = processes.Process(target=_train_in, args=(os.getcwd(), str(config), kill_at))
+    process = processes.Process(target=_train_in, args=(str(config.parent), str(config), kill_at))
     process.start()
     return process
 
@@ -251,16 +259,17 @@ def go_on(processes, config, whole: Run) -> None:
     same(whole, Run(folders[0]))
 
 
-@pytest.fixture
-def whole(processes, config, tmp_path):
+@pytest.fixture(scope="module")
+def whole(processes, text, tmp_path_factory):
     """The uninterrupted run, and how long it took."""
+    config = tmp_path_factory.mktemp("whole") / "long.yaml"
+    config.write_text(text)
     started = time.monotonic()
     process = start(processes, config)
     process.join(120)
-    assert process.exitcode == 0, said()
-    (folder,) = find_runs("runs")
-    shutil.move("runs", "whole")
-    whole = Run(Path("whole") / folder.relative_to("runs"))
+    assert process.exitcode == 0, (config.parent / "out.txt").read_text()
+    (folder,) = find_runs(config.parent / "runs")
+    whole = Run(folder)
     whole.took = time.monotonic() - started
     return whole
 

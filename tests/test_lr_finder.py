@@ -20,12 +20,12 @@ FIND = {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}, "OPTIMIZER.lr": 0
 
 
 @pytest.fixture
-def tiny(tiny):
+def tiny(quick):
     """A config whose loss falls far more than it varies, on whatever processor."""
-    text = tiny.read_text()
+    text = quick.read_text()
     start, end = text.index("  TRAIN_TRANSFORMS:"), text.index("OPTIMIZER:")
-    tiny.write_text(text[:start] + text[end:])
-    return tiny
+    quick.write_text(text[:start] + text[end:])
+    return quick
 
 
 def parabola(curvature):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_drawing import shown_pixels
+from test_drawing import png_of, shown_pixels
 
 from cvkit.errors import ConfigError
 from cvkit.visualizers.misclassified import misclassified, select_errors
@@ -30,10 +30,11 @@ def test_the_gallery_shows_the_data_set_s_images_at_the_places_in_predictions(pa
     axes = [axis for axis in figure.axes if axis.images]
     assert len(axes) == len(wrong)  # all of them: the first is not skipped
     names = predictions.classes
+    drawn = png_of(figure)
     for axis, row in zip(axes, wrong, strict=True):
         image = test.images[predictions.index[row]]
         assert np.array_equal(axis.images[0].get_array(), image)
-        assert (shown_pixels(figure, axis, 32, 32) == image).all()
+        assert (shown_pixels(drawn, axis, 32, 32) == image).all()
         true, predicted = names[predictions.true[row]], names[predictions.predicted[row]]
         assert axis.get_title().startswith(f"{true} → {predicted}\n(")
 

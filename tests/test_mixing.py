@@ -105,9 +105,9 @@ def test_loaders_mix_training_batches_only_and_epochs_differ(tiny):
         assert batch.targets is batch.labels
 
 
-def test_it_trains_on_the_shares_and_resumes_exactly(tiny):
+def test_it_trains_on_the_shares_and_resumes_exactly(quick):
     nodes = [{"NAME": "RandomCrop", "size": 32, "padding": 4}, {"NAME": "MixUp", "p": 0.5}, {"NAME": "CutMix", "p": 0.5}]
-    config = load_config(tiny, {"DATA.TRAIN_TRANSFORMS": nodes, "LOSS": {"NAME": "CrossEntropyLoss", "label_smoothing": 0.1}})
+    config = load_config(quick, {"DATA.TRAIN_TRANSFORMS": nodes, "LOSS": {"NAME": "CrossEntropyLoss", "label_smoothing": 0.1}})
     whole = train(config)
     assert "a mixed image counts for the class with the larger share" in (whole.folder / "train.log").read_text()
     trainer = Trainer(config)

@@ -31,10 +31,23 @@ def images_in(page):
     return [base64.b64decode(data) for data in re.findall(r'data:image/png;base64,([^"]+)"', page)]
 
 
+@pytest.fixture(scope="module")
+def _reported(_trained, tmp_path_factory):
+    """The painted run with its report, written once."""
+    folder = tmp_path_factory.mktemp("reported") / _trained[1].name
+    write_report(Run(shutil.copytree(_trained[1], folder)))
+    return folder
+
+
 @pytest.fixture
-def report(painted):
-    write_report(painted)
-    return painted.folder
+def report(_reported, painted):
+    return shutil.copytree(_reported, painted.folder, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def only_curves(monkeypatch):
+    """For tests of words: nothing else is drawn."""
+    monkeypatch.setattr(report_module, "_ALWAYS", ("curves",))
 
 
 def test_the_page_holds_its_pictures_and_the_readme_those_beside_it(report, painted):
@@ -101,7 +114,7 @@ def test_anchors_lead_somewhere(report):
 
 
 @pytest.mark.parametrize("has_cvkit", [True, False])
-def test_links_go_to_the_commit_on_github(painted, monkeypatch, has_cvkit):
+def test_links_go_to_the_commit_on_github(painted, only_curves, monkeypatch, has_cvkit):
     monkeypatch.setattr("cvkit.visualizers.report.git_facts", lambda folder: {
         "repository": "https://github.com/me/course" if has_cvkit else "https://github.com/a/b"})
     environment = painted.folder / "environment.txt"
@@ -140,7 +153,7 @@ def test_a_visualizer_that_is_listed_twice_is_drawn_twice(painted):
     assert len(images_in((painted.folder / "report.html").read_text())) == len(names)
 
 
-def test_own_words_come_first_and_are_kept(painted):
+def test_own_words_come_first_and_are_kept(painted, only_curves):
     (painted.folder / "notes.md").write_text("# By Ada\n\nWhat I *saw*: <cats>\n")
     for _ in range(2):
         write_report(painted)
@@ -149,7 +162,7 @@ def test_own_words_come_first_and_are_kept(painted):
         assert "What I *saw*: &lt;cats&gt;" in page
 
 
-def test_with_validation_images_the_test_has_a_column_of_its_own(painted):
+def test_with_validation_images_the_test_has_a_column_of_its_own(painted, only_curves):
     records = [{name.replace("test/", "val/"): value for name, value in epoch.items()}
                for epoch in painted.metrics]
     records[0]["val/accuracy"], records[1]["val/accuracy"] = 0.9, 0.8
@@ -165,7 +178,7 @@ def test_with_validation_images_the_test_has_a_column_of_its_own(painted):
     assert row[5] == f"{100 * predictions.accuracy:.2f} % |"
 
 
-def test_own_metrics_are_shown_as_what_they_are(painted):
+def test_own_metrics_are_shown_as_what_they_are(painted, only_curves):
     records = [{**epoch, "test/perplexity": 7.5, "test/top5": 0.75, "test/word": "fine"}
                for epoch in painted.metrics]
     (painted.folder / "metrics.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
@@ -175,7 +188,8 @@ def test_own_metrics_are_shown_as_what_they_are(painted):
         assert row in readme
 
 
-def test_the_cam_is_of_the_images_in_the_gallery(painted):
+def test_the_cam_is_of_the_images_in_the_gallery(painted, monkeypatch):
+    monkeypatch.setattr(report_module, "_ALWAYS", ("misclassified", "cam"))
     write_report(painted, [{"NAME": "misclassified", "count": 3, "order": "index"}])
     page = (painted.folder / "report.html").read_text()
     assert page.count("3 misclassified test images, in the data set&#x27;s order") >= 4
@@ -271,7 +285,7 @@ def test_in_a_browser_every_picture_loads_and_nothing_overflows(report, tmp_path
     assert found["scrolled"] == [] or width == 1280
 
 
-def test_requirements_stand_first_each_with_what_was_found(painted, tmp_path):
+def test_requirements_stand_first_each_with_what_was_found(painted, only_curves, tmp_path):
     assert not [part for part in report_module._requirements(painted)]
     demanding = open_run(painted.folder, overrides={"REQUIRE": {
         "TRAIN": {"EPOCHS": 2}, "only_norm": "layer", "test_accuracy": 1.0}})

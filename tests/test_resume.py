@@ -14,6 +14,11 @@ from cvkit.run import Run, find_runs
 from cvkit.trainer import Trainer, train
 
 
+@pytest.fixture
+def tiny(quick):
+    return quick
+
+
 def interrupted(config):
     trainer = Trainer(config)
     trainer._is_finished = lambda: trainer.epoch >= 1
@@ -78,10 +83,10 @@ def test_auto_knows_a_scheduler_of_one_s_own(tiny, tmp_path):
 
 def test_a_run_that_was_looked_at_shows_its_new_weights_when_it_went_on(tiny):
     run = interrupted(load_config(tiny))
-    before = run.model.conv1.weight.clone()
+    before = run.model.conv.weight.clone()
     Trainer(load_config(tiny)).train(run)
-    assert torch.equal(run.model.conv1.weight.cpu(), run.checkpoint().model["conv1.weight"])
-    assert not torch.equal(run.model.conv1.weight, before)
+    assert torch.equal(run.model.conv.weight.cpu(), run.checkpoint().model["conv.weight"])
+    assert not torch.equal(run.model.conv.weight, before)
 
 
 def test_a_run_from_when_seed_made_the_split_too_keeps_its_split(tiny, capsys):

@@ -43,6 +43,11 @@ def registries(monkeypatch):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
+@pytest.fixture
+def tiny(quick):
+    return quick
+
+
 def warnings_of(text):
     return [line for line in text.splitlines() if line.startswith("warning    ")]
 

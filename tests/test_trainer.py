@@ -74,9 +74,9 @@ def without_times(metrics):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tiny, monkeypatch, own_models,
+def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(quick, monkeypatch, own_models,
                                                                   variant):
-    config = load_config(tiny, {"TRAIN.EPOCHS": 4, **VARIANTS[variant]})
+    config = load_config(quick, {"TRAIN.EPOCHS": 4, **VARIANTS[variant]})
     whole = train(config)
     restore = interrupt_in_epoch(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
@@ -94,10 +94,10 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tiny, monkeypa
     assert np.array_equal(resumed.predictions.probabilities, whole.predictions.probabilities)
 
 
-def test_the_gradient_scaler_of_fp16_is_resumed_too(tiny, monkeypatch):
+def test_the_gradient_scaler_of_fp16_is_resumed_too(quick, monkeypatch):
     """On a CPU, where fp16 is only refused because it is slow and no use."""
     monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
-    config = load_config(tiny, {"TRAIN.EPOCHS": 3, "TRAIN.CLIP_GRAD_NORM": 1.0})
+    config = load_config(quick, {"TRAIN.EPOCHS": 3, "TRAIN.CLIP_GRAD_NORM": 1.0})
     whole = train(config)
     restore = interrupt_in_epoch(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
@@ -117,12 +117,12 @@ def edit_checkpoint(run, change):
     torch.save(content, path)
 
 
-def test_a_run_of_an_older_version_is_resumed_with_fused_kernels(tiny, monkeypatch):
+def test_a_run_of_an_older_version_is_resumed_with_fused_kernels(quick, monkeypatch):
     """Which a gradient scaler counts on; older checkpoints do not know them."""
     monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
-    run = train(load_config(tiny, {"TRAIN.EPOCHS": 1}))
+    run = train(load_config(quick, {"TRAIN.EPOCHS": 1}))
     edit_checkpoint(run, lambda state: state["optimizer"]["param_groups"][0].update(fused=None))
-    resumed = train(load_config(tiny, {"TRAIN.EPOCHS": 2}), resume=True)
+    resumed = train(load_config(quick, {"TRAIN.EPOCHS": 2}), resume=True)
     assert len(resumed.metrics) == 2
     assert resumed.checkpoint("last").training["optimizer"]["param_groups"][0]["fused"] is True
 
@@ -130,20 +130,20 @@ def test_a_run_of_an_older_version_is_resumed_with_fused_kernels(tiny, monkeypat
 @pytest.mark.parametrize("change", [
     lambda state: state.pop("backend"),  # as older versions wrote it, which had no other
     lambda state: state.update(backend="albumentations")], ids=["older", "other memory"])
-def test_a_run_is_not_resumed_with_other_random_numbers(tiny, change):
-    run = train(load_config(tiny, {"TRAIN.EPOCHS": 1}))
+def test_a_run_is_not_resumed_with_other_random_numbers(quick, change):
+    run = train(load_config(quick, {"TRAIN.EPOCHS": 1}))
     edit_checkpoint(run, change)
     longer = {"TRAIN.EPOCHS": 2}
     with pytest.raises(RunError) as caught:
-        train(load_config(tiny, longer), resume=True)
+        train(load_config(quick, longer), resume=True)
     assert "was trained with DATA.BACKEND albumentations; batched draws other" in str(caught.value)
     assert "Add DATA.BACKEND albumentations" in str(caught.value)
-    train(load_config(tiny, {**longer, "DATA.BACKEND": "albumentations"}), resume=True)
+    train(load_config(quick, {**longer, "DATA.BACKEND": "albumentations"}), resume=True)
     assert len(open_run().metrics) == 2
 
 
-def test_the_same_seed_repeats_a_run_and_another_does_not(tiny):
-    runs = [train(load_config(tiny, {"SEED": seed})) for seed in (3, 3, 4)]
+def test_the_same_seed_repeats_a_run_and_another_does_not(quick):
+    runs = [train(load_config(quick, {"SEED": seed})) for seed in (3, 3, 4)]
     weights = [run.checkpoint("last").model["fc.weight"] for run in runs]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
@@ -199,8 +199,8 @@ def test_gradients_are_clipped(tiny):
     assert len(norms) == 5 and max(norms) <= 0.0101
 
 
-def test_averaged_weights_are_what_is_evaluated_and_saved(tiny):
-    trainer = Trainer(load_config(tiny, {"TRAIN.EMA": 0.9}))
+def test_averaged_weights_are_what_is_evaluated_and_saved(quick):
+    trainer = Trainer(load_config(quick, {"TRAIN.EMA": 0.9}))
     run = trainer.train()
     checkpoint = run.checkpoint("last")
     averaged, trained = trainer.ema.model.state_dict(), trainer.model.state_dict()
@@ -209,17 +209,17 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(tiny):
     assert equal(checkpoint.training["ema"]["model"], dict(trained))
 
 
-def test_early_stop_ends_the_run_and_every_figure_says_its_epoch(tiny, capsys):
+def test_early_stop_ends_the_run_and_every_figure_says_its_epoch(quick, capsys):
     overrides = {"TRAIN.EARLY_STOP": 2, "TRAIN.EPOCHS": 30, "OPTIMIZER.lr": 1e-9,
                  "TRAIN.MONITOR": "accuracy"}
-    run = train(load_config(tiny, overrides))
+    run = train(load_config(quick, overrides))
     accuracies = [epoch["test/accuracy"] for epoch in run.metrics]
     best = accuracies.index(max(accuracies))
     assert len(accuracies) == best + 3 < 30
     assert run.checkpoint("best").epoch == best + 1
     log = (run.folder / "train.log").read_text()
     assert f"Stopped early after epoch {len(run.metrics)}: no better accuracy for 2 epochs" in log
-    assert train(load_config(tiny, overrides), resume=True).metrics == run.metrics  # and stays so
+    assert train(load_config(quick, overrides), resume=True).metrics == run.metrics  # and stays so
     of_both = (f"Results and pictures are of the model after epoch {best + 3} (last.pt); best.pt is "
                f"of epoch {best + 1}, chosen by its test accuracy")
     evaluate(run)
@@ -235,15 +235,15 @@ def test_early_stop_ends_the_run_and_every_figure_says_its_epoch(tiny, capsys):
 
 
 @pytest.mark.parametrize("monitor, better", [("loss", min), ("accuracy", max), ("top3", max)])
-def test_best_follows_the_monitor(tiny, monitor, better):
-    run = train(load_config(tiny, {
+def test_best_follows_the_monitor(quick, monitor, better):
+    run = train(load_config(quick, {
         "TRAIN.MONITOR": monitor, "TRAIN.EPOCHS": 4, "METRICS": [{"NAME": "TopKAccuracy", "k": 3}]}))
     values = [epoch[f"test/{monitor}"] for epoch in run.metrics]
     assert run.checkpoint("best").epoch == values.index(better(values)) + 1
 
 
-def test_with_validation_data_the_test_set_is_seen_once_with_the_best_weights(tiny):
-    run = train(load_config(tiny, {"DATA.VAL_FRACTION": 0.2, "TRAIN.EPOCHS": 3, "DATA.LIMIT": 0,
+def test_with_validation_data_the_test_set_is_seen_once_with_the_best_weights(quick):
+    run = train(load_config(quick, {"DATA.VAL_FRACTION": 0.2, "TRAIN.EPOCHS": 3, "DATA.LIMIT": 0,
                                    "DATA.BATCH_SIZE": 128}))
     assert not any(key.startswith("test/") for epoch in run.metrics for key in epoch)
     assert all("val/accuracy" in epoch for epoch in run.metrics)
@@ -254,14 +254,14 @@ def test_with_validation_data_the_test_set_is_seen_once_with_the_best_weights(ti
     assert "results are those of the best epoch" in log and "the test set" not in log
 
 
-def test_without_validation_data_the_log_says_what_is_monitored(tiny):
-    run = train(load_config(tiny))
+def test_without_validation_data_the_log_says_what_is_monitored(quick):
+    run = train(load_config(quick))
     assert "the test set (DATA.VAL_FRACTION is 0)" in (run.folder / "train.log").read_text()
     assert run.predictions.epoch == 2 == run.checkpoint().epoch
 
 
-def test_the_run_folder_has_what_it_should(tiny):
-    run = train(load_config(tiny, {"WRITERS": [{"NAME": "tensorboard"}]}))
+def test_the_run_folder_has_what_it_should(quick):
+    run = train(load_config(quick, {"WRITERS": [{"NAME": "tensorboard"}]}))
     names = {path.name for path in run.folder.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1 and names - events == {
@@ -285,7 +285,7 @@ def test_the_run_folder_has_what_it_should(tiny):
     assert "command: " in (run.folder / "environment.txt").read_text()
 
 
-def test_writers_are_told_of_each_epoch_then_of_the_saved_run_then_closed(tiny, monkeypatch):
+def test_writers_are_told_of_each_epoch_then_of_the_saved_run_then_closed(quick, monkeypatch):
     monkeypatch.setattr(WRITERS, "_entries", dict(WRITERS._entries))
     calls = []
 
@@ -303,7 +303,7 @@ def test_writers_are_told_of_each_epoch_then_of_the_saved_run_then_closed(tiny, 
         def close(self):
             calls.append("closed")
 
-    config = load_config(tiny, {"WRITERS": [{"NAME": "Notes"}]})
+    config = load_config(quick, {"WRITERS": [{"NAME": "Notes"}]})
     run = train(config)
     assert calls == [1, 2, run.predictions.accuracy, "closed"]
     restore = interrupt_in_epoch(monkeypatch, 2)
@@ -313,8 +313,8 @@ def test_writers_are_told_of_each_epoch_then_of_the_saved_run_then_closed(tiny, 
     assert calls[4:] == [1, "closed"]
 
 
-def test_a_trained_run_does_not_read_its_images_again(tiny, monkeypatch):
-    run = train(load_config(tiny))
+def test_a_trained_run_does_not_read_its_images_again(quick, monkeypatch):
+    run = train(load_config(quick))
     again = Run(run.folder)
     theirs = [again.loaders.test.take(range(8)), again.loaders.train.first_batch()]
     monkeypatch.setattr("cvkit.experiment.build_data", lambda config: pytest.fail("read again"))
@@ -324,8 +324,8 @@ def test_a_trained_run_does_not_read_its_images_again(tiny, monkeypatch):
     assert run.visualize("misclassified").caption == again.visualize("misclassified").caption
 
 
-def test_the_log_says_what_tells_runs_apart(tiny):
-    run = train(load_config(tiny, {"TRAIN.EMA": 0.9, "SEED": 3, "TRAIN.EPOCHS": 1,
+def test_the_log_says_what_tells_runs_apart(quick):
+    run = train(load_config(quick, {"TRAIN.EMA": 0.9, "SEED": 3, "TRAIN.EPOCHS": 1,
                                    "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.2},
                                    "DATA.TRAIN_TRANSFORMS.0.size": 24}))
     log = (run.folder / "train.log").read_text()
@@ -335,22 +335,22 @@ def test_the_log_says_what_tells_runs_apart(tiny):
     assert "note       training images are 3×24×24, test images 3×32×32" in log
 
 
-def test_the_time_of_a_resumed_run_is_that_of_all_its_epochs(tiny):
-    train(load_config(tiny))
-    run = train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=True)
+def test_the_time_of_a_resumed_run_is_that_of_all_its_epochs(quick):
+    train(load_config(quick))
+    run = train(load_config(quick, {"TRAIN.EPOCHS": 3}), resume=True)
     seconds = sum(epoch["seconds"] for epoch in run.metrics)
     assert f"3 epochs, {seconds:.1f} s of training" in (run.folder / "train.log").read_text()
 
 
-def test_the_screen_says_where_everything_is_and_what_to_run_next(tiny, capsys):
-    run = train(load_config(tiny))
+def test_the_screen_says_where_everything_is_and_what_to_run_next(quick, capsys):
+    run = train(load_config(quick))
     last = capsys.readouterr().out.splitlines()[-3:]
     assert str(run.folder) in last[0]
     assert last[1:] == [f"Per class: python tools/evaluate.py --run {run.folder}",
                         f"Pictures:  python tools/visualize.py --run {run.folder}"]
 
 
-def test_a_non_finite_loss_stops_the_run_and_names_its_place(tiny, monkeypatch):
+def test_a_non_finite_loss_stops_the_run_and_names_its_place(quick, monkeypatch):
     monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
     calls = []
 
@@ -363,7 +363,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_its_place(tiny, monkeypatch):
             return loss / 0 if len(calls) == 8 else loss  # epoch 2, batch 3
 
     with pytest.raises(RunError, match="no longer finite in epoch 2, batch 3 of 5") as caught:
-        train(load_config(tiny, {"LOSS": {"NAME": "Breaks"}}))
+        train(load_config(quick, {"LOSS": {"NAME": "Breaks"}}))
     assert "TRAIN.CLIP_GRAD_NORM" in str(caught.value)
     run = open_run()
     assert run.checkpoint("last").epoch == 1 and len(run.metrics) == 1
@@ -371,9 +371,9 @@ def test_a_non_finite_loss_stops_the_run_and_names_its_place(tiny, monkeypatch):
     assert "no longer finite" in (run.folder / "train.log").read_text()
 
 
-def test_check_tries_a_batch_and_writes_nothing(tiny, tmp_path, capsys):
+def test_check_tries_a_batch_and_writes_nothing(quick, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    Trainer(load_config(tiny)).check()
+    Trainer(load_config(quick)).check()
     assert sorted(tmp_path.rglob("*")) == before
     text = capsys.readouterr().out
     assert "one batch of 32: loss " in text and "guessing gives 2.3026" in text
@@ -383,25 +383,25 @@ def test_check_tries_a_batch_and_writes_nothing(tiny, tmp_path, capsys):
 # -- resuming what cannot be resumed ---------------------------------------------------------
 
 
-def test_a_run_interrupted_at_its_very_end_gets_its_predictions(tiny, monkeypatch):
+def test_a_run_interrupted_at_its_very_end_gets_its_predictions(quick, monkeypatch):
     finish = Trainer._finish
     monkeypatch.setattr(Trainer, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        train(load_config(tiny))
+        train(load_config(quick))
     monkeypatch.setattr(Trainer, "_finish", finish)
-    run = train(load_config(tiny), resume=True)
+    run = train(load_config(quick), resume=True)
     assert run.predictions.accuracy == run.metrics[-1]["test/accuracy"]
     monkeypatch.setattr(Trainer, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=True)
+        train(load_config(quick, {"TRAIN.EPOCHS": 3}), resume=True)
     with pytest.raises(RunError, match="is of the model after epoch 2; .* saved after epoch 3"):
         _ = Run(run.folder).predictions  # of an earlier end
-    train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=True)
+    train(load_config(quick, {"TRAIN.EPOCHS": 3}), resume=True)
     assert run.predictions.epoch == 3
 
 
-def test_a_finished_run_is_left_as_it_is(tiny, capsys):
-    config = load_config(tiny, {"WRITERS": [{"NAME": "tensorboard"}]})
+def test_a_finished_run_is_left_as_it_is(quick, capsys):
+    config = load_config(quick, {"WRITERS": [{"NAME": "tensorboard"}]})
     run = train(config)
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     assert train(config, resume=True).folder == run.folder
@@ -409,17 +409,17 @@ def test_a_finished_run_is_left_as_it_is(tiny, capsys):
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_finished_run_can_be_trained_longer_where_nothing_was_planned_for_its_length(tiny):
-    short = train(load_config(tiny))
-    longer = train(load_config(tiny, {"TRAIN.EPOCHS": 4}), resume=True)
+def test_a_finished_run_can_be_trained_longer_where_nothing_was_planned_for_its_length(quick):
+    short = train(load_config(quick))
+    longer = train(load_config(quick, {"TRAIN.EPOCHS": 4}), resume=True)
     assert longer.folder == short.folder and len(longer.metrics) == 4
     assert open_run(longer.folder).config.TRAIN.EPOCHS == 4  # its own config goes on from here
-    whole = train(load_config(tiny, {"TRAIN.EPOCHS": 4}))
+    whole = train(load_config(quick, {"TRAIN.EPOCHS": 4}))
     assert equal(longer.checkpoint("last").model, whole.checkpoint("last").model)
     one_cycle = {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}}
-    train(load_config(tiny, one_cycle))
+    train(load_config(quick, one_cycle))
     with pytest.raises(RunError, match="TRAIN.EPOCHS: 2 in the run, 4 now; OneCycleLR was planned"):
-        train(load_config(tiny, {**one_cycle, "TRAIN.EPOCHS": 4}), resume=True)
+        train(load_config(quick, {**one_cycle, "TRAIN.EPOCHS": 4}), resume=True)
 
 
 @pytest.mark.parametrize("change, expected", [
@@ -444,16 +444,16 @@ def test_weights_of_another_model_are_not_resumed(tiny):
         train(load_config(tiny, {"TRAIN.EPOCHS": 3}), resume=run.folder)
 
 
-def test_no_run_to_resume(tiny):
+def test_no_run_to_resume(quick):
     with pytest.raises(RunError, match="no run of tiny with a checkpoint"):
-        train(load_config(tiny), resume=True)
+        train(load_config(quick), resume=True)
     with pytest.raises(RunError, match="no run runs/gone"):
-        train(load_config(tiny), resume="runs/gone")
+        train(load_config(quick), resume="runs/gone")
 
 
-def test_an_unknown_monitor_is_refused_before_training(tiny):
+def test_an_unknown_monitor_is_refused_before_training(quick):
     with pytest.raises(ConfigError, match="TRAIN.MONITOR: no metric named 'top5'"):
-        Trainer(load_config(tiny, {"TRAIN.MONITOR": "top5"}))
+        Trainer(load_config(quick, {"TRAIN.MONITOR": "top5"}))
 
 
 # -- real training ---------------------------------------------------------------------------
@@ -473,11 +473,11 @@ def test_the_main_config_learns_on_real_cifar_pictures(cifar_images):
     assert len(run.predictions.true) == 1000
 
 
-def test_the_deterministic_switch_is_thrown_and_taken_back(tiny):
+def test_the_deterministic_switch_is_thrown_and_taken_back(quick):
     assert not torch.are_deterministic_algorithms_enabled()
-    train(load_config(tiny, {"DETERMINISTIC": True, "TRAIN.EPOCHS": 1}))
+    train(load_config(quick, {"DETERMINISTIC": True, "TRAIN.EPOCHS": 1}))
     assert torch.are_deterministic_algorithms_enabled()
-    Trainer(load_config(tiny))
+    Trainer(load_config(quick))
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -498,13 +498,13 @@ def test_a_compiled_model_trains_as_the_plain_one_does_and_resumes_exactly(tiny)
     assert equal(weights(True, **{"TRAIN.EPOCHS": 2, "TRAIN.COMPILE": True}), compiled)
 
 
-def test_a_machine_without_a_compiler_is_told_so(tiny, monkeypatch):
+def test_a_machine_without_a_compiler_is_told_so(quick, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("No working C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(ConfigError) as caught:
-        Trainer(load_config(tiny, ["TRAIN.COMPILE", "true"]))
+        Trainer(load_config(quick, ["TRAIN.COMPILE", "true"]))
     assert str(caught.value).startswith(
         "command line TRAIN.COMPILE: torch.compile does not work here: No working C++ compiler found")
 
@@ -526,11 +526,11 @@ def register_metric(monkeypatch, computed, **attributes):
 
 @pytest.mark.parametrize("attributes, expected", [
     ({"lower_is_better": {"own_error"}}, 3), ({}, 2)])
-def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(tiny, monkeypatch, attributes,
+def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(quick, monkeypatch, attributes,
                                                                  expected):
     values = iter([0, 5, 7, 3, 4])  # the first of the check before training
     register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
-    run = train(load_config(tiny, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
+    run = train(load_config(quick, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
                                    "TRAIN.MONITOR": "own_error"}))
     assert run.best["epoch"] == run.checkpoint("best").epoch == expected
     log = (run.folder / "train.log").read_text()
@@ -540,20 +540,20 @@ def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(tiny, monkeypat
 
 @pytest.mark.parametrize("attributes, expected", [
     ({"lower_is_better": {"own_error"}}, 3), ({"lower_is_better": set()}, 2)])
-def test_what_could_not_be_counted_at_first_is_not_the_best(tiny, monkeypatch, attributes, expected):
+def test_what_could_not_be_counted_at_first_is_not_the_best(quick, monkeypatch, attributes, expected):
     values = iter([0, math.nan, 5, 3, math.nan])  # the first of the check before training
     register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
-    run = train(load_config(tiny, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
+    run = train(load_config(quick, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
                                    "TRAIN.MONITOR": "own_error", "TRAIN.EARLY_STOP": 3}))
     assert run.best["epoch"] == run.checkpoint("best").epoch == expected
 
 
-def test_a_run_that_took_the_wrong_end_for_the_best_looks_for_it_anew(tiny, monkeypatch):
+def test_a_run_that_took_the_wrong_end_for_the_best_looks_for_it_anew(quick, monkeypatch):
     config = {"METRICS": [{"NAME": "Own"}], "DATA.LIMIT": 60, "TRAIN.MONITOR": "own_error"}
     values = iter([0, 7, 0, 6])
     for epochs, attributes in ((1, {}), (2, {"lower_is_better": True})):
         register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
-        run = train(load_config(tiny, {**config, "TRAIN.EPOCHS": epochs}), resume=epochs > 1)
+        run = train(load_config(quick, {**config, "TRAIN.EPOCHS": epochs}), resume=epochs > 1)
     assert "the lowest own_error is the best now, before it was the other way round" in (
         run.folder / "train.log").read_text()
     assert run.best["epoch"] == run.checkpoint("best").epoch == 2
@@ -580,11 +580,11 @@ def test_the_losses_of_train_and_test_are_one_mean_over_the_weights_of_all_image
     assert run.metrics[0]["train/loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_class_called_error_is_better_when_more_of_it_is_right(tiny, monkeypatch):
+def test_a_class_called_error_is_better_when_more_of_it_is_right(quick, monkeypatch):
     monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
     METRICS.register("Errors")(lambda: METRICS.get("PerClassAccuracy")(
         [f"{number}_error" for number in range(10)]))
-    trainer = Trainer(load_config(tiny, {"METRICS": [{"NAME": "Errors"}],
+    trainer = Trainer(load_config(quick, {"METRICS": [{"NAME": "Errors"}],
                                          "TRAIN.MONITOR": "accuracy/3_error"}))
     trainer.best = {"epoch": 1, "accuracy/3_error": 0.5}
     assert trainer._is_better({"accuracy/3_error": 0.6})
@@ -592,22 +592,22 @@ def test_a_class_called_error_is_better_when_more_of_it_is_right(tiny, monkeypat
 
 
 @pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 1, True])
-def test_whatever_number_a_metric_returns_is_saved(tiny, monkeypatch, value):
+def test_whatever_number_a_metric_returns_is_saved(quick, monkeypatch, value):
     register_metric(monkeypatch, {"own": value})
-    run = train(load_config(tiny, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 1}))
+    run = train(load_config(quick, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 1}))
     assert run.metrics[0]["test/own"] == run.checkpoint("last").metrics["own"] == float(value)
 
 
 @pytest.mark.parametrize("value", [[0.5], "0.5 %", {"own": [1, 2]}, None])
-def test_a_metric_without_numbers_is_told_before_training(tiny, monkeypatch, value):
+def test_a_metric_without_numbers_is_told_before_training(quick, monkeypatch, value):
     register_metric(monkeypatch, value)
     with pytest.raises(ConfigError, match="metric Own computes"):
-        Trainer(load_config(tiny, {"METRICS": [{"NAME": "Own"}]}))
+        Trainer(load_config(quick, {"METRICS": [{"NAME": "Own"}]}))
 
 
-def test_a_run_goes_on_in_a_precision_with_a_gradient_scaler(tiny, monkeypatch):
+def test_a_run_goes_on_in_a_precision_with_a_gradient_scaler(quick, monkeypatch):
     """Begun where there is bf16, resumed on a GPU that has fp16 only."""
-    train(load_config(tiny, {"TRAIN.EPOCHS": 1}))
+    train(load_config(quick, {"TRAIN.EPOCHS": 1}))
     monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
-    resumed = train(load_config(tiny, {"TRAIN.EPOCHS": 2}), resume=True)
+    resumed = train(load_config(quick, {"TRAIN.EPOCHS": 2}), resume=True)
     assert len(resumed.metrics) == 2 and resumed.checkpoint("last").training["scaler"]["scale"] > 1

@@ -174,7 +174,8 @@ def test_automatic_augmentations_give_what_torchvision_s_give(name, arguments, i
     library = getattr(v2, name)(fill=9, **arguments)
     picture = Image.fromarray(image.squeeze())
     torch.manual_seed(0)
-    known = {np.asarray(library(picture)).tobytes() for _ in range(10_000)}
+    draws = 10_000 if name == "TrivialAugmentWide" else 1000  # of 31 strengths, or of one
+    known = {np.asarray(library(picture)).tobytes() for _ in range(draws)}
     found = [made.tobytes() for made in outcomes({"NAME": name, "fill": 9, **arguments}, image)]
     assert set(found) <= known
     assert len(set(found)) > (12 if name == "RandAugment" else 150)

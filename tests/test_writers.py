@@ -191,20 +191,20 @@ def test_the_model_is_left_as_it_was(written):
             assert torch.equal(run.model.state_dict()[name], value)
 
 
-def test_pictures_and_graph_can_be_left_out(tiny, monkeypatch):
+def test_pictures_and_graph_can_be_left_out(quick, monkeypatch):
     writer = {"NAME": "tensorboard", "pictures": False, "graph": False}
     monkeypatch.setattr(Run, "draw", lambda *args: pytest.fail("drawn"))
-    run = train(load_config(tiny, with_tensorboard(VISUALIZERS=NODES, WRITERS=[writer])))
+    run = train(load_config(quick, with_tensorboard(VISUALIZERS=NODES, WRITERS=[writer])))
     events = Events("runs")
     assert events.tags(name_of(run), "images") == set()
     assert not events.runs.GetAccumulator(name_of(run)).Tags()["graph"]
     assert events.hyperparameters(name_of(run))["SEED"] == 0
 
 
-def test_several_figures_of_one_node_are_several_pictures(tiny, monkeypatch):
+def test_several_figures_of_one_node_are_several_pictures(quick, monkeypatch):
     figures = [Figure(figsize=(2, 1), dpi=50), Figure(figsize=(3, 1), dpi=50)]
     monkeypatch.setattr(Run, "draw", lambda *args: figures)
-    run = train(load_config(tiny, with_tensorboard(VISUALIZERS=[{"NAME": "cam"}])))
+    run = train(load_config(quick, with_tensorboard(VISUALIZERS=[{"NAME": "cam"}])))
     events = Events("runs")
     sizes = {tag: events.pictures(name_of(run), tag)[0][1:3] for tag in ("cam", "cam_2")}
     assert sizes == {"cam": (100, 50), "cam_2": (150, 50)}
@@ -263,10 +263,10 @@ def test_epochs_after_the_resumed_one_are_gone(tmp_path):
     assert Events(tmp_path).scalars(".", "train/loss") == [(1, 3.0), (2, 2.0), (3, -2.0)]
 
 
-def test_a_run_trained_longer_has_one_end(tiny):
+def test_a_run_trained_longer_has_one_end(quick):
     overrides = with_tensorboard(VISUALIZERS=NODES[1:2], **{"DATA.VAL_FRACTION": 0.2})
-    run = train(load_config(tiny, overrides))
-    train(load_config(tiny, {**overrides, "TRAIN.EPOCHS": 3}), resume=True)
+    run = train(load_config(quick, overrides))
+    train(load_config(quick, {**overrides, "TRAIN.EPOCHS": 3}), resume=True)
     events, name = Events("runs"), name_of(run)
     assert events.names == [name] and len(list(run.folder.glob("events*"))) == 1
     assert events.scalars(name, "train/loss") == [

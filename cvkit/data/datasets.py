@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import gzip
+import importlib.util
 import os
 import pickle
 import re
@@ -149,22 +152,31 @@ def Digits(size: int = 32, channels: int = 3, test_fraction: float = 0.2) -> Ima
         channels: 3 repeats the grey channel, 1 keeps it.
         test_fraction: part of every class in the test split, which is always the same.
     """
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
     _check_choice("channels", channels, (1, 3))
     _check_fraction("test_fraction", test_fraction)
-    digits = load_digits()
-    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    images = np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.BICUBIC))
-                       for image in small])
-    images = np.repeat(images[..., None], channels, axis=3)
-    whole = ImageSet.of(images, digits.target)
+    grey, labels = _grey_digits(size)
+    images = np.repeat(grey[..., None], channels, axis=3)
+    whole = ImageSet.of(images, labels)
     train, test = stratified_split(whole.labels, test_fraction, seed=0)
     mean, std = statistics(images[train])
-    classes = tuple(str(name) for name in digits.target_names)
+    classes = tuple(map(str, range(10)))
     return ImageData(classes, whole.take(train), whole.take(test), channels, (size, size),
                      mean, std)
+
+
+@functools.lru_cache(maxsize=4)
+def _grey_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images, uint8 (N, size, size), and their labels."""
+    from PIL import Image
+
+    # As `load_digits` reads them: importing scikit-learn takes longer than a short training.
+    package = Path(importlib.util.find_spec("sklearn").origin).parent
+    with gzip.open(package / "datasets" / "data" / "digits.csv.gz", "rb") as file:
+        table = np.loadtxt(file, delimiter=",")
+    small = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = [np.asarray(Image.fromarray(image).resize((size, size), Image.BICUBIC))
+              for image in small]
+    return np.stack(images), table[:, -1].astype(np.int64)
 
 
 @DATASETS.register()

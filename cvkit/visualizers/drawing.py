@@ -185,7 +185,8 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "", colour: str = "bl
     is_small = has_room and max(image.shape[:2]) <= 128
     axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0,
                 vmax=highest, interpolation="nearest" if is_small else "antialiased")
-    axes.set_title(title, fontsize=7.5, color=colour, pad=2.5, linespacing=1.1)
+    # A given height spares matplotlib laying out ticks, of which there are none, to find one.
+    axes.set_title(title, fontsize=7.5, color=colour, y=1.0, pad=2.5, linespacing=1.1)
 
 
 def text_width(text: str, points: float = 7.5, weight: str = "normal") -> float:
