@@ -234,11 +234,12 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
              for name, split in splits.items()}
     left_out = {path for fact in facts.values() for path in fact["unreadable"]}
     if left_out:
-        for listing in listings.values():
-            listing.refuse_lost_classes(left_out)
-        splits = {name: split.take(np.flatnonzero(
+        readable = {name: split.take(np.flatnonzero(
             ~np.isin(split.images.paths[split.index], list(left_out))))
             for name, split in splits.items()}
+        for name, split in splits.items():
+            _refuse_lost_classes(name, split, readable[name], classes)
+        splits = readable
     notes += filter(None, (listing.note for listing in listings.values()))
     transparent = sum(fact["transparent"] for fact in facts.values())
     if transparent:
@@ -397,6 +398,18 @@ def _refuse_other_classes(listing: _Listing, train: _Listing) -> None:
                     f"{_first(differ)}", hint=hint)
 
 
+def _refuse_lost_classes(name: str, split: ImageSet, readable: ImageSet,
+                         classes: Sequence[str]) -> None:
+    """Refuse a split with a class of which no image can be read."""
+    lost = np.setdiff1d(split.labels, readable.labels)
+    if lost.size:
+        paths = [split.name(place) for place in np.flatnonzero(split.labels == lost[0])]
+        raise DataError(f"none of the {len(paths):,} {name} images of {classes[lost[0]]} can be "
+                        f"read, among them {paths[0]}",
+                        hint="Replace or remove them. Without any of that class, take it out of "
+                             "all splits.")
+
+
 def _alike(names: Iterable[str]) -> list[str]:
     """Return two names that look the same, as their accents are written in two ways, or none."""
     seen: dict[str, str] = {}
@@ -474,18 +487,6 @@ class _Listing:
         total = sum(self.others.values())
         return (f"{total:,} other file{'s' * (total > 1)} ignored in {self.folder.name or '.'}/ "
                 f"({_first(kinds, 6)})") if total else None
-
-    def refuse_lost_classes(self, unreadable: set[str]) -> None:
-        """Refuse a class of which no image can be read.
-
-        Raises:
-            DataError: names it.
-        """
-        for name, paths in self.classes.items():
-            if unreadable.issuperset(paths):
-                raise DataError(f"none of the {len(paths):,} images in {self.folder / name} can be "
-                                f"read, among them {paths[0]}",
-                                hint="Replace them, or take the class out of all splits.")
 
     @staticmethod
     def _no_images(folder: Path, others: Counter) -> DataError:
