@@ -10,7 +10,9 @@ import tarfile
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,23 @@ _WORDS_BESIDE = {"set", "data", "dataset", "split", "folder", "image", "images",
 _SYSTEM_NAMES = ("@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
                  "ehthumbs.db", "desktop.ini")
 _LAYOUT = f"Images lie in one folder per class and end in {' '.join(IMAGE_ENDINGS)}."
+
+_all_is_test: ContextVar[bool] = ContextVar("all_is_test", default=False)
+
+
+@contextmanager
+def folders_are_for_testing() -> Iterator[None]:
+    """Let an `ImageFolder` that is built meanwhile hold images for an evaluation alone.
+
+    One without splits is tested whole, and one needs no train/. The test images stand in for those
+    of the training, of which an evaluation takes no more than their form. No config can ask for
+    that, as a training would be tested on its own images.
+    """
+    token = _all_is_test.set(True)
+    try:
+        yield
+    finally:
+        _all_is_test.reset(token)
 
 
 @DATASETS.register()
@@ -198,7 +217,8 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
             that are not images.
     """
     _check_choice("channels", channels, (1, 3))
-    _check_fraction("test_fraction", test_fraction)
+    if not _all_is_test.get():
+        _check_fraction("test_fraction", test_fraction)
     folder = _existing_folder(root)
     given = {"train": train, "val": val, "test": test}
     if unsplit and any(given.values()):
@@ -209,9 +229,10 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         _refuse_deeper_classes(folder, names)
         listings = {split: _Listing(folder / name, _way_without_labels(folder, names, split))
                     for split, name in names.items()}
-        classes = tuple(listings["train"].classes)
+        first = next(iter(listings.values()))  # train, but for an evaluation
+        classes = tuple(first.classes)
         for listing in listings.values():
-            _refuse_other_classes(listing, listings["train"])
+            _refuse_other_classes(listing, first)
         splits = {split: _image_set(listing.classes, channels, skip_unreadable, background)
                   for split, listing in listings.items()}
         if "test" not in splits:
@@ -232,11 +253,14 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                                                  for words in _SPLIT_WORDS.values())]
         whole = _image_set(listings[""].classes, channels, skip_unreadable, background)
         few = [name for name in classes if len(listings[""].classes[name]) < 2]
-        if few:
+        if _all_is_test.get():
+            splits = {"test": whole}
+        elif few:
             raise DataError(f"one image only in {folder / few[0]}",
                             hint="To be split into train and test, a class needs two at least.")
-        rest, held_out = stratified_split(whole.labels, test_fraction, seed)
-        splits = {"train": whole.take(rest), "test": whole.take(held_out)}
+        else:
+            rest, held_out = stratified_split(whole.labels, test_fraction, seed)
+            splits = {"train": whole.take(rest), "test": whole.take(held_out)}
     facts = {name: scan_files(split.images.take(split.index), f"Reading {name} images")
              for name, split in splits.items()}
     left_out = {path for fact in facts.values() for path in fact["unreadable"]}
@@ -254,8 +278,9 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                      f"laid on background {str(background).strip('[()]')}")
     sizes = {size for fact in facts.values() for size in fact["sizes"]}
     size = tuple(int(side) for side in sizes.pop().split("x")) if len(sizes) == 1 else None
-    return ImageData(classes, splits["train"], splits["test"], channels, size,
-                     tuple(mean or facts["train"]["mean"]), tuple(std or facts["train"]["std"]),
+    first = "train" if "train" in splits else "test"
+    return ImageData(classes, splits[first], splits["test"], channels, size,
+                     tuple(mean or facts[first]["mean"]), tuple(std or facts[first]["std"]),
                      splits.get("val"), tuple(sorted(left_out)),
                      tuple(visible(note) for note in notes))
 
@@ -333,10 +358,10 @@ def _split_folders(folder: Path, given: dict[str, str | None]) -> dict[str, str]
     if not any(given.values()) and not any(_folders_in(folder / name) for name in found.values()):
         return {}  # a class may be called train, among buses and cars
     others = [name for name in names if name not in found.values()]
-    if "train" not in found:
+    if "train" not in found and not _all_is_test.get():
         raise DataError(f"{folder} has {_first([f'{name}/' for name in found.values()])} but no "
                         "train/", hint=_say_which("train", others))
-    if len(found) == 1:
+    if list(found) == ["train"]:
         hint = _say_which("test", others) if others else "Add one."
         classes = folder / (_down_to_classes(folder, found["train"]) or found["train"])
         raise DataError(f"{folder} has {found['train']}/ but neither test/ nor val/",
@@ -361,7 +386,7 @@ def _down_to_classes(folder: Path, name: str) -> str | None:
 def _refuse_deeper_classes(folder: Path, names: dict[str, str]) -> None:
     """Refuse splits whose class folders lie one folder deeper, as archives are unpacked."""
     deeper = {split: _down_to_classes(folder, name) or name for split, name in names.items()}
-    classes = set(_folders_in(folder / deeper["train"]))
+    classes = set(_folders_in(folder / next(iter(deeper.values()))))
     named = {split: name if classes & set(_folders_in(folder / name)) else names[split]
              for split, name in deeper.items()}
     if len(classes) > 1 and named != names:
@@ -373,7 +398,7 @@ def _refuse_deeper_classes(folder: Path, names: dict[str, str]) -> None:
 
 def _way_without_labels(folder: Path, names: dict[str, str], split: str) -> str | None:
     """Return how to train without a split, but for that of the training images."""
-    if split == "train":
+    if split == next(iter(names)):  # train, but for an evaluation
         return None
     other = next((names[other] for other in names if other not in ("train", split)), None)
     instead = (f"DATA.DATASET.{split} {other} takes {other}/ instead" if other else
