@@ -13,8 +13,10 @@ from torch import nn
 
 from cvkit import distributed
 from cvkit.checkpoint import Checkpoint
+from cvkit.data.datasets import folders_are_for_testing
 from cvkit.data.loaders import BatchLoader
-from cvkit.errors import CheckpointError, ConfigError, RunError
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, plural, visible
+from cvkit.files import user_path
 from cvkit.hardware import autocast
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss, weight_of
@@ -97,7 +99,8 @@ def evaluate(run: Run | str | Path | None = None,
     """Evaluate a run's model on its test images and rewrite the run's `predictions.npz`.
 
     That file is left as it is where other images, transforms, metrics or another precision are
-    asked for; a line says so.
+    asked for; a line says so. Another `ImageFolder` than the run's needs no train/, and one without
+    splits is tested whole.
 
     Args:
         run: a run, its path, or None for the newest.
@@ -116,6 +119,7 @@ def evaluate(run: Run | str | Path | None = None,
                            hint="Name its folder, and all that is to be set otherwise.")
         run = Run(run.folder, overrides, MAY_EVALUATE)
     run.refuse_links()
+    _build_data(run)
     classes, loader = run.data.classes, run.loaders.test
     loss = build_loss(run.config.LOSS, len(classes)).to(run.device)
     checkpoint = run.checkpoint()
@@ -135,6 +139,60 @@ def evaluate(run: Run | str | Path | None = None,
     else:
         print(f"Not written to {path}: {reason}")
     return predictions
+
+
+def _build_data(run: Run) -> None:
+    """Build the images, all of another folder as test images, and say what was done with them."""
+    words = _take_all_of_another_folder(run)
+    for note in (*words, *run.data.notes):
+        print(f"data       {note}")
+    if run.data.left_out:
+        print(f"left out   {plural(len(run.data.left_out), 'image file')} that cannot be read, "
+              f"{visible(run.data.left_out[0])} the first of them")
+
+
+def _take_all_of_another_folder(run: Run) -> list[str]:
+    """Build the images of another folder than the run's; return in words which are tested."""
+    node, own = run.config.DATA.DATASET, Run(run.folder).config.DATA.DATASET
+    if node.NAME != "ImageFolder":
+        return []
+    fraction = node.get("test_fraction")
+    is_chosen = "DATA.DATASET.test_fraction" in run.changed or (
+        fraction not in (None, own.get("test_fraction")))
+    is_same = own.NAME == node.NAME and (
+        user_path(own.root).resolve() == user_path(node.root).resolve())
+    takes_all = is_chosen and fraction == 1
+    if not takes_all:
+        if is_same:
+            return []
+        # The run's own folder elsewhere has images in it that the run was trained on.
+        known = _images_of(run.folder / "predictions.npz")
+        try:
+            is_split = run.data.train.images is not run.data.test.images
+            if is_split or run.data.test.fingerprint == known:
+                return []
+            takes_all = known and not is_chosen
+        except DataError:  # such as no train/, which an evaluation does not need
+            takes_all = True
+    if takes_all:
+        for part in ("data", "loaders"):
+            vars(run).pop(part, None)
+        with folders_are_for_testing():
+            tested = plural(len(run.data.test), "image")
+        limit = f" (DATA.LIMIT {run.config.DATA.LIMIT})" if run.config.DATA.LIMIT else ""
+        return [f"{tested} of {visible(node.root)} are tested{limit}, none is set aside: leave out "
+                "those that the run was trained on"]
+    every = sum(len(split) for split in (run.data.train, run.data.val or (), run.data.test))
+    return [f"{len(run.data.test):,} of {every:,} images of {visible(node.root)} are tested, as "
+            "test_fraction sets them aside; DATA.DATASET.test_fraction 1 tests all"]
+
+
+def _images_of(path: Path) -> str:
+    """Return the fingerprint of the images that predictions are of; empty if not known."""
+    try:
+        return Predictions.load(path).images
+    except RunError:
+        return ""
 
 
 def _try_one(run: Run, checkpoint: Checkpoint) -> None:

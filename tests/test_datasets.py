@@ -290,6 +290,11 @@ def test_given_statistics_are_kept_and_mixed_sizes_are_known(tmp_path):
     ({"x/": {"a": 3, "b": 3}}, "Is root one folder too high? Then point it at x/x"),
     ({"cat": {"train": 3, "test": 3}, "dog": {"train": 3, "test": 3}}, "Splits come first, then classes"),
     ({".": {"a": 3, "b": 1}}, "one image only in x/b"),
+    ({"train": {"a": 3, "b": 3}, "test": {"b": 3}}, "x/test and x/train have different classes: a\n"),
+    ({"train": {"a": 3, "b": 3}, "val": {"a": 3}, "test": {"a": 3, "b": 3}}, "x/val and x/train have different classes: b\n"),
+    ({"cat": {"train": 3, "test": 3}, "dog": {"train": 3}}, "x/cat holds test, train, which are splits"),
+    ({"archive/train": {"a": 3, "b": 3}, "archive/test": {"a": 3, "b": 3}, ".": {"other": 3}}, "Then point it at x/archive"),
+    ({"train": {"2019": 3, "2020": 3}, ".": {"bus": 3}}, "If it is a class: DATA.DATASET.unsplit true."),
 ])
 def test_folders_that_do_not_fit_are_refused(tmp_path, layout, expected):
     for split, counts in layout.items():
@@ -353,14 +358,14 @@ def test_a_class_called_as_a_split_is_one_among_others(tmp_path):
 
 @pytest.mark.parametrize("train, test", [
     ("training_set", "test_set"), ("TrainImages", "TestImages"), ("dogs_train", "dogs_test"),
-    ("fold1", "fold2")])
+    ("my_train", "test_2020")])
 def test_splits_with_other_names_are_no_classes_and_can_be_named(tmp_path, tool, tiny, train, test):
     fill(tmp_path / "x" / train, {"a": 4, "b": 4}, size=(32, 32))
     fill(tmp_path / "x" / test, {"a": 2, "b": 2}, size=(32, 32))
     node = ["DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.LIMIT", "0"]
     code, _, err = tool("train.py", tiny, "--check", *node)
     assert code == 2 and "command line DATA.DATASET.root: the folders" in err
-    assert f"{train}" in err and f"{test}" in err and "hold no images but the folders a, b" in err
+    assert f"{train}" in err and f"{test}" in err and "are splits, it seems, of the classes a, b" in err
     named = re.search(r"Say which is which: (\{.*\})", err).group(1)
     assert named == f"{{NAME: ImageFolder, root: x, train: {train}, test: {test}}}"
     code, out, err = tool("train.py", tiny, "--check", "DATA.DATASET", named, "DATA.LIMIT", "0")
@@ -372,6 +377,88 @@ def test_splits_with_other_names_are_no_classes_and_can_be_named(tmp_path, tool,
     code, _, err = tool("train.py", tiny, "--check", *node, "DATA.DATASET.train", train,
                         "DATA.DATASET.test", f"{train}/")
     assert code == 2 and f"two splits are the folder {train}" in err
+
+
+@pytest.mark.parametrize("folders, said", [
+    ("seg_train/seg_train/sea seg_train/seg_train/ice seg_test/seg_test/sea seg_test/seg_test/ice seg_pred/seg_pred",
+     "root: x, train: seg_train/seg_train, test: seg_test/seg_test}"),
+    ("seg_train/sea seg_train/ice seg_test/sea seg_test/ice seg_pred", "root: x, train: seg_train, test: seg_test}"),
+    ("train_cats train_dogs test_cats test_dogs", "Splits come first, then classes: test/cats, test/dogs, train/cats, train/dogs."),
+    ("cats_train/old cats_test/old dogs_train/old dogs_test/old", "then classes: test/cats, train/cats, test/dogs, train/dogs."),
+    ("train test sample", "test, train of x are splits, it seems, and hold images without class folders"),
+    ("my_train my_test sample", "my_test, my_train of x are splits, it seems, and hold images without class folders"),
+    ("train_val/a train_val/b my_test/a my_test/b", "root: x, train: train_val, test: my_test}"),
+    ("my_valid/a my_valid/b my_test/a my_test/b", "root: x, train: NAME, val: my_valid, test: my_test}")])
+def test_splits_among_other_folders_are_no_classes_until_they_are_said_to_be(tmp_path, folders, said):
+    fill(tmp_path / "x", dict.fromkeys(folders.split(), 3))
+    with pytest.raises(DataError) as caught:
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+    assert said in str(caught.value) and "DATA.DATASET.unsplit true" in str(caught.value)
+    data = DATASETS.build({"NAME": "ImageFolder", "root": "x", "unsplit": True})
+    assert data.classes == tuple(sorted({folder.split("/")[0] for folder in folders.split()}))
+    assert data.notes == ()
+    with pytest.raises(ConfigError, match="unsplit says that root has no splits"):
+        DATASETS.build({"NAME": "ImageFolder", "root": "x", "unsplit": True, "train": "x"})
+
+
+def test_the_same_folders_in_all_folders_are_parts_of_classes_or_classes_of_splits(tmp_path):
+    fill(tmp_path / "x", dict.fromkeys(["COVID/images", "COVID/masks", "Normal/images", "Normal/masks"], 3))
+    node = {"NAME": "ImageFolder", "root": "x"}
+    with pytest.raises(DataError) as caught:
+        DATASETS.build(node)
+    for words in ("COVID, Normal of x each hold the folders images, masks", "root: x, train: NAME, test: NAME}",
+                  "DATA.DATASET.unsplit true takes all images in them"):
+        assert words in str(caught.value)
+    assert DATASETS.build(node | {"unsplit": True}).classes == ("COVID", "Normal")
+    assert DATASETS.build(node | {"train": "COVID", "test": "Normal"}).classes == ("images", "masks")
+
+
+@pytest.mark.parametrize("folder", ["test", "test/unknown", "test/test"])
+def test_a_test_folder_without_labels_is_told_the_way(tmp_path, folder):
+    fill(tmp_path / "x", {"train/a": 3, "train/b": 3, folder: 3})
+    node = {"NAME": "ImageFolder", "root": "x"}
+    with pytest.raises(DataError) as caught:
+        DATASETS.build(node)
+    assert "If test/ has no labels: point root at x/train, of which test_fraction is set aside." in str(caught.value)
+    assert len(DATASETS.build(node | {"root": "x/train"}).test) == 2
+    fill(tmp_path / "x", {"val/a": 2, "val/b": 2})
+    with pytest.raises(DataError, match="If test/ has no labels: DATA.DATASET.test val takes val/ instead"):
+        DATASETS.build(node)
+    data = DATASETS.build(node | {"test": "val"})
+    assert (len(data.train), len(data.test), data.val) == (6, 4, None)
+    assert data.notes == ("ignored beside train/, val/: test/",)
+
+
+def test_a_test_folder_of_another_name_without_labels_is_told_the_way(tmp_path):
+    fill(tmp_path / "x", {"my_train/a": 3, "my_train/b": 3, "my_test": 3})
+    with pytest.raises(DataError, match="If my_test/ has no labels: point root at x/my_train, of which"):
+        DATASETS.build({"NAME": "ImageFolder", "root": "x"})
+
+
+@pytest.mark.parametrize("train, test", [("train/train", "test/test"), ("train", "test/test"), ("train/data", "test")])
+def test_splits_whose_classes_lie_one_folder_deeper_keep_their_test_images(tmp_path, train, test):
+    fill(tmp_path / "x" / train, {"a": 4, "b": 4})
+    fill(tmp_path / "x" / test, {"a": 2, "b": 2})
+    node = {"NAME": "ImageFolder", "root": "x"}
+    with pytest.raises(DataError) as caught:
+        DATASETS.build(node)
+    assert f"{{NAME: ImageFolder, root: x, train: {train}, test: {test}}}" in str(caught.value)
+    data = DATASETS.build(node | {"train": train, "test": test})
+    assert (len(data.train), len(data.test), data.notes) == (8, 4, ())
+
+
+@pytest.mark.parametrize("train, test", [("{}/x/a", "{}/x/b"), ("./a", "b/"), ("{}/x/a", "b")])
+def test_folders_of_splits_are_not_said_to_be_ignored_however_they_are_written(tmp_path, train, test):
+    for split in ("a", "b", "c"):
+        fill(tmp_path / "x" / split, {"cat": 2, "dog": 2})
+    train, test = train.format(tmp_path), test.format(tmp_path)
+    (tmp_path / "link").symlink_to("x")
+    for root in ("x", "link"):
+        data = DATASETS.build({"NAME": "ImageFolder", "root": root, "train": train, "test": test})
+        assert data.notes == (f"ignored beside {train}/, {test}/: c/",)
+    for other in (f"{tmp_path}/x/a", "c/../a"):
+        with pytest.raises(DataError, match="two splits are the folder"):
+            DATASETS.build({"NAME": "ImageFolder", "root": "x", "train": "a", "test": other})
 
 
 def test_classes_whose_images_lie_in_one_folder_more_are_classes(tmp_path):
@@ -426,17 +513,28 @@ def test_a_class_with_other_files_alone_says_which(tmp_path):
         DATASETS.build({"NAME": "ImageFolder", "root": "x"})
 
 
-@pytest.mark.parametrize("folder", ["x/train/a", "x/test/a", "y/a"])
+@pytest.mark.parametrize("folder", ["x/train/a", "x/test/a"])
 def test_a_class_of_which_no_image_can_be_read_is_refused(tmp_path, folder):
-    for root in ("x/train", "x/test", "y"):
+    for root in ("x/train", "x/test"):
         fill(tmp_path / root, {"a": 5, "b": 5})
-    node = {"NAME": "ImageFolder", "root": folder[0], "skip_unreadable": True}
+    node = {"NAME": "ImageFolder", "root": "x", "skip_unreadable": True}
     for number in range(4):
         (tmp_path / folder / f"{number:03}.png").write_text("no image")
     data = DATASETS.build(node)
     assert len(data.left_out) == 4
     (tmp_path / folder / "004.png").write_text("no image")
-    with pytest.raises(DataError, match=f"none of the 5 images in {folder} can be read"):
+    with pytest.raises(DataError, match=f"none of the 5 t[a-z]* images of a can be read, among them {folder}/000"):
+        DATASETS.build(node)
+
+
+@pytest.mark.parametrize("split, count", [("train", 8), ("test", 2)])
+def test_a_part_that_loses_a_class_is_refused_where_class_folders_are_split(tmp_path, split, count):
+    fill(tmp_path / "x", {"a": 10, "b": 10})
+    node = {"NAME": "ImageFolder", "root": "x", "skip_unreadable": True}
+    images = getattr(DATASETS.build(node), split)
+    for place in np.flatnonzero(images.labels == 0):
+        (tmp_path / images.name(place)).write_text("no image")
+    with pytest.raises(DataError, match=f"none of the {count} {split} images of a can be read, among them x/a/"):
         DATASETS.build(node)
 
 

@@ -152,6 +152,65 @@ def test_the_run_s_own_images_in_another_place_are_written(painted, tmp_path, ca
     assert not path.exists()
 
 
+@pytest.fixture
+def of_classes(tiny):
+    """A run on class folders without splits, as the painted one; of 15 images 3 are tested."""
+    from pathlib import Path
+
+    from test_datasets import fill
+
+    fill(Path("own"), dict.fromkeys(("blue", "green", "red"), 5), (32, 32))
+    return train(load_config(tiny, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: own}", "DATA.LIMIT", "0",
+                                    "TRAIN.EPOCHS", "1"]))
+
+
+def test_another_folder_of_classes_is_tested_whole_and_the_run_s_own_as_it_was(of_classes, tool, tmp_path):
+    from test_datasets import fill
+
+    def said(root, *words):
+        code, out, err = tool("evaluate.py", "--run", of_classes.folder, "DATA.DATASET.root", root, *words)
+        assert code == 0, err
+        return int(re.search(r"Accuracy: \d+/(\d+)", out).group(1)), out
+
+    shutil.copytree("own", "moved")
+    for root in ("own", tmp_path / "own", "moved"):
+        count, out = said(root)
+        assert count == 3 and "Written to" in out and "tested" not in out
+    fill(tmp_path / "other", {"blue": 1, "green": 9, "red": 10}, (32, 32))
+    count, out = said("other")
+    assert count == 20 and "data       20 images of other are tested, none is set aside" in out
+    assert "Not written to" in out and "it is of other images" in out
+    count, out = said("other", "DATA.LIMIT", "6")
+    assert "images of other are tested (DATA.LIMIT 6), none is set aside" in out and count < 20
+    fill(tmp_path / "more", dict.fromkeys(("blue", "green", "red"), 10), (32, 32))
+    part = "data       9 of 30 images of more are tested, as test_fraction sets them aside; DATA.DATASET.test_fraction 1"
+    count, out = said("more", "DATA.DATASET.test_fraction", "0.3")
+    assert count == 9 and part in out
+    (of_classes.folder / "predictions.npz").unlink()  # these may be the run's own, for all that is known
+    count, out = said("more")
+    assert count == 6 and part.replace("9 of", "6 of") in out
+    assert said("more", "DATA.DATASET.test_fraction", "1")[0] == 30
+    with pytest.raises(ConfigError, match="test_fraction lies between 0 and 1"):  # of a training
+        DATASETS.build({"NAME": "ImageFolder", "root": "more", "test_fraction": 1.0})
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_other_images_need_no_folder_train_and_what_was_skipped_is_said(painted, tmp_path, capsys, split):
+    from test_datasets import fill
+
+    fill(tmp_path / "other" / split, dict.fromkeys(("blue", "green", "red"), 7), (32, 32))
+    (tmp_path / "other" / split / "red" / "a.heic").write_text("of a phone")
+    (tmp_path / "other" / split / "red" / "000.png").write_text("no image")
+    said = evaluate(painted.folder, {"DATA.DATASET.root": str(tmp_path / "other"),
+                                     "DATA.DATASET.skip_unreadable": True})
+    out = capsys.readouterr().out
+    assert len(said.true) == 20
+    assert out.count(f"data       1 other file ignored in {split}/ (.heic 1)\n") == 1
+    assert "left out   1 image file that cannot be read, " in out
+    with pytest.raises(DataError, match=f"has {split}/ but no train/"):  # for a training
+        DATASETS.build({"NAME": "ImageFolder", "root": str(tmp_path / "other")})
+
+
 GREY = "[{NAME: ToGray, num_output_channels: 1, p: 1.0}]"
 
 

@@ -1,4 +1,5 @@
 import itertools
+import json
 import warnings
 from types import SimpleNamespace
 
@@ -164,7 +165,8 @@ def test_a_transparent_picture_that_lies_on_its_side_is_turned(tmp_path):
     assert pixels.shape == (30, 20, 3) and (pixels == 255).all()
 
 
-@pytest.mark.parametrize("background, channels", [(256, 3), (-1, 3), ([1, 2], 3), ([1, 2, 3], 1)])
+@pytest.mark.parametrize("background, channels", [
+    (256, 3), (-1, 3), ([1, 2], 3), ([1, 2, 3], 1), (1.5, 3), ([1, 2, 0.5], 3), (None, 3), ("255", 3), (["1"], 1)])
 def test_a_background_is_a_number_or_one_for_each_channel(background, channels):
     with pytest.raises(ValueError, match="background is 0–255, one number or one for each of"):
         ImageFiles(["x.png"], channels, background=background)
@@ -305,6 +307,22 @@ def test_what_was_scanned_before_a_stop_or_an_unreadable_file_is_not_read_again(
         with pytest.raises(DataError, match="8.png cannot be read as an image"):
             scan_files(files, "Reading")
         assert sorted(read) == expected
+
+
+@pytest.mark.parametrize("entry", [
+    5, None, "text", [], [1], {"a": 1}, lambda state, facts: [state, [1, 2]], lambda state, facts: [state, 7],
+    lambda state, facts: [state, [*facts[:2], facts[2][:1], False]],
+    lambda state, facts: [state, [*facts[:2], [*facts[2][:2], [1, "2", 3]], False]],
+    lambda state, facts: [state, [*facts[:2], [[0, 0, 0]] * 3, False]]])
+def test_a_damaged_entry_of_what_was_kept_is_as_if_it_were_not_there(tmp_path, entry):
+    files = some_files(tmp_path / "images", 3)
+    facts = scan_files(files, "Reading")
+    cache, = (tmp_path / ".cache" / "cvkit").iterdir()
+    kept = json.loads(cache.read_text())
+    kept["1.png"] = entry(*kept["1.png"]) if callable(entry) else entry
+    cache.write_text(json.dumps(kept))
+    assert scan_files(files, "Reading") == facts
+    assert len(json.loads(cache.read_text())["1.png"]) == 2  # and it is mended
 
 
 def test_a_word_comes_before_many_files_are_read_and_says_how_far_it_is(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,8 @@
     python tools/evaluate.py DATA.DATASET.root other_images METRICS "[{NAME: TopKAccuracy, k: 3}]"
 
 Without KEY VALUE the run's predictions.npz is rewritten. Classes and normalisation are always those
-that the run was trained with.
+that the run was trained with. Another folder of classes is tested whole; DATA.DATASET.test_fraction
+tests a part of it.
 """
 
 import argparse

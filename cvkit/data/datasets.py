@@ -13,7 +13,9 @@ import tarfile
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,23 @@ _WORDS_BESIDE = {"set", "data", "dataset", "split", "folder", "image", "images",
 _SYSTEM_NAMES = ("@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
                  "ehthumbs.db", "desktop.ini")
 _LAYOUT = f"Images lie in one folder per class and end in {' '.join(IMAGE_ENDINGS)}."
+
+_all_is_test: ContextVar[bool] = ContextVar("all_is_test", default=False)
+
+
+@contextmanager
+def folders_are_for_testing() -> Iterator[None]:
+    """Let an `ImageFolder` that is built meanwhile hold images for an evaluation alone.
+
+    One without splits is tested whole, and one needs no train/. The test images stand in for those
+    of the training, of which an evaluation takes no more than their form. No config can ask for
+    that, as a training would be tested on its own images.
+    """
+    token = _all_is_test.set(True)
+    try:
+        yield
+    finally:
+        _all_is_test.reset(token)
 
 
 @DATASETS.register()
@@ -184,7 +203,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                 mean: list[float] | None = None, std: list[float] | None = None,
                 skip_unreadable: bool = False, background: int | list[int] = 255, seed: int = 0,
                 train: str | None = None, val: str | None = None, test: str | None = None,
-                ) -> ImageData:
+                unsplit: bool = False) -> ImageData:
     """Your own images, a folder for each class.
 
     `root` holds `train/` and `test/` or `val/`, each with one folder per class; or only the
@@ -203,54 +222,67 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
             white by default. A line says how many images have such pixels.
         seed: of the split; DATA.SPLIT_SEED by default.
         train, val, test: folders of the splits in `root`, where they have other names.
+        unsplit: the folders in `root` are classes, even if they are called as splits are.
 
     Raises:
         DataError: no such folder, no images, classes that differ between splits, or files
             that are not images.
     """
     _check_choice("channels", channels, (1, 3))
-    _check_fraction("test_fraction", test_fraction)
+    if not _all_is_test.get():
+        _check_fraction("test_fraction", test_fraction)
     folder = _existing_folder(root)
-    names = _split_folders(folder, {"train": train, "val": val, "test": test})
-    listings = {split: _Listing(folder / name) for split, name in names.items()}
+    given = {"train": train, "val": val, "test": test}
+    if unsplit and any(given.values()):
+        raise ValueError("unsplit says that root has no splits; leave out train, val and test")
+    names = {} if unsplit else _split_folders(folder, given)
     notes = []
-    if listings:
-        classes = tuple(listings["train"].classes)
+    if names:
+        _refuse_deeper_classes(folder, names)
+        listings = {split: _Listing(folder / name, _way_without_labels(folder, names, split))
+                    for split, name in names.items()}
+        first = next(iter(listings.values()))  # train, but for an evaluation
+        classes = tuple(first.classes)
         for listing in listings.values():
-            _refuse_other_classes(listing, listings["train"])
+            _refuse_other_classes(listing, first)
         splits = {split: _image_set(listing.classes, channels, skip_unreadable, background)
                   for split, listing in listings.items()}
         if "test" not in splits:
             splits["test"] = splits.pop("val")
             notes.append(f"{names['val']}/ is the test set, as there is no other")
-        used = {Path(name).parts[0] for name in names.values()}
-        beside = [name for name in _folders_in(folder) if name not in used]
+        beside = [name for name in _folders_in(folder)
+                  if not any(_leads_to(folder / name, folder / split) for split in names.values())]
         if beside:
             notes.append(f"ignored beside {', '.join(f'{name}/' for name in names.values())}: "
                          f"{_first([f'{name}/' for name in beside])}")
     else:
         listings = {"": _Listing(folder)}
-        _refuse_splits_as_classes(listings[""])
         classes = tuple(listings[""].classes)
-        notes += [f"{name}/ is taken for a class: it holds images, not class folders"
-                  for name in classes if any(name.lower() in words
-                                             for words in _SPLIT_WORDS.values())]
+        if not unsplit:
+            _refuse_splits_as_classes(listings[""])
+            notes += [f"{name}/ is taken for a class: it holds images, not class folders"
+                      for name in classes if any(name.lower() in words
+                                                 for words in _SPLIT_WORDS.values())]
         whole = _image_set(listings[""].classes, channels, skip_unreadable, background)
         few = [name for name in classes if len(listings[""].classes[name]) < 2]
-        if few:
+        if _all_is_test.get():
+            splits = {"test": whole}
+        elif few:
             raise DataError(f"one image only in {folder / few[0]}",
                             hint="To be split into train and test, a class needs two at least.")
-        rest, held_out = stratified_split(whole.labels, test_fraction, seed)
-        splits = {"train": whole.take(rest), "test": whole.take(held_out)}
+        else:
+            rest, held_out = stratified_split(whole.labels, test_fraction, seed)
+            splits = {"train": whole.take(rest), "test": whole.take(held_out)}
     facts = {name: scan_files(split.images.take(split.index), f"Reading {name} images")
              for name, split in splits.items()}
     left_out = {path for fact in facts.values() for path in fact["unreadable"]}
     if left_out:
-        for listing in listings.values():
-            listing.refuse_lost_classes(left_out)
-        splits = {name: split.take(np.flatnonzero(
+        readable = {name: split.take(np.flatnonzero(
             ~np.isin(split.images.paths[split.index], list(left_out))))
             for name, split in splits.items()}
+        for name, split in splits.items():
+            _refuse_lost_classes(name, split, readable[name], classes)
+        splits = readable
     notes += filter(None, (listing.note for listing in listings.values()))
     transparent = sum(fact["transparent"] for fact in facts.values())
     if transparent:
@@ -258,8 +290,9 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                      f"laid on background {str(background).strip('[()]')}")
     sizes = {size for fact in facts.values() for size in fact["sizes"]}
     size = tuple(int(side) for side in sizes.pop().split("x")) if len(sizes) == 1 else None
-    return ImageData(classes, splits["train"], splits["test"], channels, size,
-                     tuple(mean or facts["train"]["mean"]), tuple(std or facts["train"]["std"]),
+    first = "train" if "train" in splits else "test"
+    return ImageData(classes, splits[first], splits["test"], channels, size,
+                     tuple(mean or facts[first]["mean"]), tuple(std or facts[first]["std"]),
                      splits.get("val"), tuple(sorted(left_out)),
                      tuple(visible(note) for note in notes))
 
@@ -316,7 +349,9 @@ def _split_folders(folder: Path, given: dict[str, str | None]) -> dict[str, str]
     names, found = _folders_in(folder), {}
     for split, words in _SPLIT_WORDS.items():
         spelled = [name for name in names
-                   if name.lower() in words and name not in given.values()]
+                   if name.lower() in words and not any(
+                       _leads_to(folder / name, folder / other)
+                       for other in filter(None, given.values()))]
         if given[split] is not None:
             if not given[split] or not os.path.isdir(folder / given[split]):
                 raise DataError(f"no folder {given[split]} in {folder}", where=split,
@@ -329,21 +364,64 @@ def _split_folders(folder: Path, given: dict[str, str | None]) -> dict[str, str]
                                  "folder of them.")
         if spelled:
             found[split] = spelled[0]
-    if len(set(map(os.path.normpath, found.values()))) < len(found):
+    if len({os.path.realpath(folder / name) for name in found.values()}) < len(found):
         raise DataError(f"two splits are the folder {max(found.values())}: "
                         f"{', '.join(f'{split} {name}' for split, name in found.items())}")
     if not any(given.values()) and not any(_folders_in(folder / name) for name in found.values()):
         return {}  # a class may be called train, among buses and cars
     others = [name for name in names if name not in found.values()]
-    if "train" not in found:
+    if "train" not in found and not _all_is_test.get():
         raise DataError(f"{folder} has {_first([f'{name}/' for name in found.values()])} but no "
                         "train/", hint=_say_which("train", others))
-    if len(found) == 1:
+    if list(found) == ["train"]:
         hint = _say_which("test", others) if others else "Add one."
+        classes = folder / (_down_to_classes(folder, found["train"]) or found["train"])
         raise DataError(f"{folder} has {found['train']}/ but neither test/ nor val/",
-                        hint=f"{hint} Or point root at {folder / found['train']} to have "
-                             "test_fraction of it set aside.")
+                        hint=f"{hint} Or point root at {classes} to have test_fraction of it set "
+                             "aside. If it is a class: DATA.DATASET.unsplit true.")
     return found
+
+
+def _leads_to(outer: Path, path: Path) -> bool:
+    """Tell whether a path is that of a folder or of one in it, however both are written."""
+    path = Path(os.path.abspath(path))
+    return os.path.realpath(outer) in map(os.path.realpath, (path, *path.parents))
+
+
+def _down_to_classes(folder: Path, name: str) -> str | None:
+    """Return where a split has its class folders, as train/train; None if it has none."""
+    while len(inner := _folders_in(folder / name)) == 1:
+        name = os.path.join(name, inner[0])
+    return name if inner else None
+
+
+def _refuse_deeper_classes(folder: Path, names: dict[str, str]) -> None:
+    """Refuse splits whose class folders lie one folder deeper, as archives are unpacked."""
+    deeper = {split: _down_to_classes(folder, name) or name for split, name in names.items()}
+    classes = set(_folders_in(folder / next(iter(deeper.values()))))
+    named = {split: name if classes & set(_folders_in(folder / name)) else names[split]
+             for split, name in deeper.items()}
+    if len(classes) > 1 and named != names:
+        first = next(folder / name for split, name in names.items() if named[split] != name)
+        raise DataError(f"{first} has a single class, {_folders_in(first)[0]}",
+                        hint="Do its classes lie one folder deeper? Then say so: "
+                             f"{_node(folder, named)}")
+
+
+def _way_without_labels(folder: Path, names: dict[str, str], split: str) -> str | None:
+    """Return how to train without a split, but for that of the training images."""
+    if split == next(iter(names)):  # train, but for an evaluation
+        return None
+    other = next((names[other] for other in names if other not in ("train", split)), None)
+    instead = (f"DATA.DATASET.{split} {other} takes {other}/ instead" if other else
+               f"point root at {folder / names['train']}, of which test_fraction is set aside")
+    return f"If {names[split]}/ has no labels: {instead}."
+
+
+def _node(folder: Path, names: dict[str, str]) -> str:
+    """Return the data set with the names of its splits, as it is written in a config."""
+    return "".join([f"{{NAME: ImageFolder, root: {folder}",
+                    *(f", {split}: {name}" for split, name in names.items()), "}"])
 
 
 def _say_which(split: str, names: Sequence[str]) -> str:
@@ -352,46 +430,90 @@ def _say_which(split: str, names: Sequence[str]) -> str:
     return f"Say which folder it is: DATA.DATASET.{split} {likely[0]}."
 
 
-def _words_of(name: str) -> set[str]:
-    return set(re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())) - {""}
+def _words_of(name: str) -> list[str]:
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return [word for word in re.split(r"[\W_\d]+", spaced) if word]
 
 
 def _splits_in(name: str) -> list[str]:
     """Return the splits that a folder is called after: of training_set, train."""
-    return [split for split, words in _SPLIT_WORDS.items() if _words_of(name) & set(words)]
+    return [split for split, words in _SPLIT_WORDS.items() if set(words) & set(_words_of(name))]
 
 
-def _are_splits(names: Sequence[str]) -> bool:
-    """Tell dogs_train and dogs_test from classes, such as test_passed and test_failed."""
+def _rest_of(name: str) -> tuple[str, ...]:
+    """Return what a folder is called besides a split: of dogs_train, dogs."""
     known = {word for words in _SPLIT_WORDS.values() for word in words} | _WORDS_BESIDE
-    return (all(map(_splits_in, names)) and len({tuple(_splits_in(name)) for name in names}) > 1
-            and len({frozenset(_words_of(name) - known) for name in names}) == 1)
+    return tuple(word for word in _words_of(name) if word not in known)
+
+
+def _splits_among(names: Sequence[str]) -> list[str]:
+    """Return the names that are of splits, it seems, whatever lies beside.
+
+    Such are dogs_train beside dogs_test, and train beside my_test; not test_passed beside
+    test_failed.
+    """
+    def are_two(name: str, other: str) -> bool:
+        splits, others = _splits_in(name), _splits_in(other)
+        return bool(splits and others) and splits != others and (
+            _rest_of(name) == _rest_of(other) or {"train", "test"} <= {*splits, *others})
+
+    return [name for name in names if any(are_two(name, other) for other in names)]
+
+
+_IF_CLASSES = "If they are classes indeed: DATA.DATASET.unsplit true."
 
 
 def _refuse_splits_as_classes(listing: _Listing) -> None:
-    """Refuse a root that is one folder too high, whose splits would become the classes."""
+    """Refuse a root whose splits would become the classes, or would be trained on in them."""
     folder, names = listing.folder, list(listing.classes)
+    splits = _splits_among(names)
+    if splits:
+        problem, hint = _splits_as_classes(folder, splits)
+        raise DataError(problem, hint=f"{hint}\n  {_IF_CLASSES}")
     inner = [{path[len(str(folder / name)) + 1:].rpartition(os.sep)[0].split(os.sep)[0]
               for path in paths} for name, paths in listing.classes.items()]
-    below = sorted(set().union(*inner) - {""})
-    are_same = len(below) > 1 and all(part == set(below) for part in inner)
-    shown = _first(names)
-    if are_same and _are_splits(below):
-        raise DataError(f"the folders {shown} of {folder} each hold {_first(below)}, which are "
-                        "splits", hint="Splits come first, then classes: train/cat, test/cat.")
-    if _are_splits(names) and not below:
-        raise DataError(f"the folders {shown} of {folder} are splits, it seems, and hold images "
-                        "without class folders", hint=_way_for_flat(folder))
-    if _are_splits(names) or are_same:
-        train = next((name for name in names if "train" in _splits_in(name)), names[0])
-        rest = [name for name in names if name != train]
-        test = next((name for name in rest if "test" in _splits_in(name)), rest[0])
+    for name, part in zip(names, inner, strict=True):
+        splits = _splits_among(sorted(part))
+        if splits:
+            hint = ("Splits come first, then classes: train/cat, test/cat. If all in it is of one "
+                    "class: DATA.DATASET.unsplit true.")
+            if _down_to_classes(folder / name, splits[0]):
+                hint = f"Is root one folder too high? Then point it at {folder / name}"
+            raise DataError(f"{folder / name} holds {_first(splits)}, which are splits", hint=hint)
+    below = sorted(inner[0])
+    if len(below) > 1 and "" not in below and all(part == inner[0] for part in inner):
+        train = next((name for name in names if "train" in _splits_in(name)), "NAME")
+        test = next((name for name in names if "test" in _splits_in(name)), "NAME")
         raise DataError(
-            f"the folders {shown} of {folder} hold no images but the folders {_first(below)}: "
-            "splits, it seems, of these classes",
-            hint=f"Say which is which: {{NAME: ImageFolder, root: {folder}, train: {train}, "
-                 f"test: {test}}}\n  If they are classes indeed, put their images directly into "
-                 "them.")
+            f"the folders {_first(names)} of {folder} each hold the folders {_first(below)}: "
+            "classes of several parts, or splits of several classes",
+            hint=f"For splits, say which is which: "
+                 f"{_node(folder, {'train': train, 'test': test})}\n  For classes, "
+                 "DATA.DATASET.unsplit true takes all images in them; those that are not to be "
+                 f"learned (masks, say) have to lie outside {folder}.")
+
+
+def _splits_as_classes(folder: Path, splits: Sequence[str]) -> tuple[str, str]:
+    """Return what is wrong with splits that are not told, and how to tell them."""
+    deeper = {name: _down_to_classes(folder, name) for name in splits}
+    labelled = [name for name in splits if deeper[name]]
+    what = f"the folders {_first(splits)} of {folder} are splits, it seems"
+    split_of = {name: _splits_in(name)[0] for name in splits}
+    if max(Counter(split_of.values()).values()) > 1:
+        meant = [f"{split_of[name]}/{'_'.join(_rest_of(name)) or 'cat'}" for name in splits]
+        return f"{what}, of several classes", ("Splits come first, then classes: "
+                                               f"{_first(list(dict.fromkeys(meant)))}.")
+    if not labelled:
+        return f"{what}, and hold images without class folders", _way_for_flat(folder)
+    what += f", of the classes {_first(_folders_in(folder / deeper[labelled[0]]))}"
+    named = {split: deeper[name] for split in _SPLIT_WORDS for name in labelled
+             if split == split_of[name]}
+    if len(named) == 1 and "train" in named:
+        other = next(name for name in splits if name not in labelled)
+        return what, (f"If {other}/ has no labels: point root at {folder / named['train']}, of "
+                      "which test_fraction is set aside.")
+    return what, ("Say which is which: "
+                  f"{_node(folder, named if 'train' in named else {'train': 'NAME', **named})}")
 
 
 def _refuse_other_classes(listing: _Listing, train: _Listing) -> None:
@@ -400,6 +522,8 @@ def _refuse_other_classes(listing: _Listing, train: _Listing) -> None:
         return
     differ = sorted(set(listing.classes) ^ set(train.classes))
     hint = "Every split needs a folder, with images, for every class."
+    if len(listing.classes) == 1 and not set(listing.classes) & set(train.classes):
+        hint = listing.way or hint  # as test/unknown
     alike = _alike(differ)
     if alike:
         hint = _words_for_alike(alike)
@@ -407,6 +531,18 @@ def _refuse_other_classes(listing: _Listing, train: _Listing) -> None:
         hint = f"Some differ in upper and lower case alone. {hint}"
     raise DataError(f"{listing.folder} and {train.folder} have different classes: "
                     f"{_first(differ)}", hint=hint)
+
+
+def _refuse_lost_classes(name: str, split: ImageSet, readable: ImageSet,
+                         classes: Sequence[str]) -> None:
+    """Refuse a split with a class of which no image can be read."""
+    lost = np.setdiff1d(split.labels, readable.labels)
+    if lost.size:
+        paths = [split.name(place) for place in np.flatnonzero(split.labels == lost[0])]
+        raise DataError(f"none of the {len(paths):,} {name} images of {classes[lost[0]]} can be "
+                        f"read, among them {paths[0]}",
+                        hint="Replace or remove them. Without any of that class, take it out of "
+                             "all splits.")
 
 
 def _alike(names: Iterable[str]) -> list[str]:
@@ -437,6 +573,11 @@ def _way_for_flat(folder: Path) -> str:
 class _Listing:
     """The class folders of a folder, and the images in them.
 
+    Args:
+        folder: to list.
+        way: how to go on without it, of a split that training can do without. Whether it has the
+            classes of the training images, a single one or none, is told by comparing them.
+
     Attributes:
         folder: that was listed.
         classes: image paths by class, both in alphabetical order.
@@ -446,8 +587,8 @@ class _Listing:
         DataError: no classes, a class without images, or names that cannot be.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.others = folder, Counter()
+    def __init__(self, folder: Path, way: str | None = None):
+        self.folder, self.way, self.others = folder, way, Counter()
         self._seen: dict[str, tuple[str, str]] = {}  # real path: the class and the path it had
         names = _folders_in(folder)
         odd = [name for name in names if visible(name) != name]
@@ -459,7 +600,7 @@ class _Listing:
         loose = self._images_in(str(folder), None, above)
         if not names and loose:
             raise DataError(f"{folder} has {len(loose):,} image{'s' * (len(loose) > 1)} and no "
-                            "class folders", hint=_way_for_flat(folder))
+                            "class folders", hint=way or _way_for_flat(folder))
         self.others["in no class folder"] += len(loose)
         self.classes: dict[str, list[str]] = {}
         for name in names:
@@ -468,11 +609,11 @@ class _Listing:
             if not self.classes[name]:
                 raise self._no_images(folder / name, self.others - before)
         if not names:
-            raise DataError(f"{folder} has no class folders", hint=_LAYOUT)
+            raise DataError(f"{folder} has no class folders", hint=way or _LAYOUT)
         alike = _alike(names)
         if alike:
             raise DataError(f"{folder} has two classes {alike[0]}", hint=_words_for_alike(alike))
-        if len(names) < 2:
+        if len(names) < 2 and not way:
             inner = folder / names[0]
             hint = (f"Is root one folder too high? Then point it at {inner}"
                     if len(_folders_in(inner)) > 1 else _way_for_flat(inner))
@@ -486,18 +627,6 @@ class _Listing:
         total = sum(self.others.values())
         return (f"{total:,} other file{'s' * (total > 1)} ignored in {self.folder.name or '.'}/ "
                 f"({_first(kinds, 6)})") if total else None
-
-    def refuse_lost_classes(self, unreadable: set[str]) -> None:
-        """Refuse a class of which no image can be read.
-
-        Raises:
-            DataError: names it.
-        """
-        for name, paths in self.classes.items():
-            if unreadable.issuperset(paths):
-                raise DataError(f"none of the {len(paths):,} images in {self.folder / name} can be "
-                                f"read, among them {paths[0]}",
-                                hint="Replace them, or take the class out of all splits.")
 
     @staticmethod
     def _no_images(folder: Path, others: Counter) -> DataError:

@@ -74,10 +74,12 @@ class ImageFiles(Sequence):
         self.paths, self.channels = np.asarray(paths), channels
         self.skip_unreadable, self.background = skip_unreadable, background
         self.transparent: set[int] = set()
-        values = (background,) if isinstance(background, int) else tuple(background)
-        if len(values) not in (1, channels) or not all(0 <= value <= 255 for value in values):
+        values = tuple(background) if np.iterable(background) else (background,)
+        if len(values) not in (1, channels) or not all(
+                isinstance(value, (int, np.integer)) and 0 <= value <= 255 for value in values):
             raise ValueError(f"background is 0–255, one number or one for each of {channels} "
                              f"channels, not {background}")
+        values = tuple(map(int, values))
         self._ground = (values if len(values) == 3 else values[:1] * 3) + (255,)
 
     def __len__(self) -> int:
@@ -461,7 +463,8 @@ def scan_files(files: ImageFiles, title: str) -> dict:
             are named.
     """
     kept = _KeptFacts(f"4 {files.channels} {files.background}")
-    facts = [kept.find(path) for path in files.paths.tolist()]
+    facts = [known if _are_facts(known := kept.find(path), files.channels) else None
+             for path in files.paths.tolist()]
     unknown = [place for place, known in enumerate(facts) if known is None]
     unreadable: dict[int, DataError] = {}
 
@@ -498,6 +501,16 @@ def scan_files(files: ImageFiles, title: str) -> dict:
             "transparent": sum(is_transparent for *_, is_transparent in readable)}
 
 
+def _are_facts(value: object, channels: int) -> bool:
+    """Tell what `scan_files` keeps of a file from what else a damaged cache may hold."""
+    match value:
+        case [int(height), int(width), [*sums], bool()]:
+            return len(sums) == channels and all(
+                isinstance(row, list) and len(row) == 3 and {type(each) for each in row} == {int}
+                and row[0] == height * width > 0 for row in sums)
+    return False
+
+
 class _KeptFacts:
     """What was found in image files, kept in one file for each folder of them.
 
@@ -512,15 +525,16 @@ class _KeptFacts:
         self._states: dict[str, list[int]] = {}  # of files before they are read
         self._changed: set[str] = set()
 
-    def find(self, path: str) -> list | None:
-        """Return a file's facts, or None if they are not known of it as it is now."""
+    def find(self, path: str) -> object:
+        """Return what was kept of a file, or None if nothing is known of it as it is now."""
         try:
             stat = os.stat(path)
             state = self._states[path] = [stat.st_size, stat.st_mtime_ns]
         except OSError:  # gone: reading it says so
             return None
         entry = self._entries(os.path.dirname(path)).get(os.path.basename(path))
-        return entry[1] if entry and entry[0] == state else None
+        is_sound = isinstance(entry, list) and len(entry) == 2
+        return entry[1] if is_sound and entry[0] == state else None
 
     def add(self, path: str, facts: list) -> None:
         """Note the facts of a file that was looked for."""
