@@ -64,7 +64,7 @@ def _text_without_encoding(path):
             continue
         name = ast.unparse(node.func)
         given = {keyword.arg: keyword.value for keyword in node.keywords}
-        mode = given.get("mode") or ([*node.args[name == "open":], None])[0]
+        mode = given.get("mode") or ([*node.args[name in ("open", "gzip.open"):], None])[0]
         is_file = name.endswith((".read_text", ".write_text", ".fdopen", "TextIOWrapper")) or (
             name.split(".")[-1] == "open" and name not in ("Image.open", "archive.open", "os.open")
             and not (isinstance(mode, ast.Constant) and "b" in str(mode.value)))
