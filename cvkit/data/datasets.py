@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import gzip
 import importlib.util
 import os
 import pickle
@@ -190,8 +189,7 @@ def _grey_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
 
     # As `load_digits` reads them: importing scikit-learn takes longer than a short training.
     package = Path(importlib.util.find_spec("sklearn").origin).parent
-    with gzip.open(package / "datasets" / "data" / "digits.csv.gz", "rb") as file:
-        table = np.loadtxt(file, delimiter=",")
+    table = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     small = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = [np.asarray(Image.fromarray(image).resize((size, size), Image.BICUBIC))
               for image in small]
