@@ -347,7 +347,7 @@ def test_either_split_can_give_it_away(tiny):
 
 
 def test_weights_below_zero_are_named(tiny):
-    loss = build_loss({"NAME": "CrossEntropyLoss", "weight": [-1.0, 3.0]}, 2)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([-1.0, 3.0]))  # a config's are refused before
     text = sanity.negative_loss(loss, {"epoch": 1, "train/loss": -1.0, "test/loss": 1.0}, "test")
     assert "CrossEntropyLoss cannot be. The numbers of LOSS.weight have to be above 0" in text["negative loss"]
 

@@ -162,6 +162,14 @@ class PerImageSource:
             if not is_death_of_worker(error):
                 raise
             raise death_of_worker(error) from error
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            # It died while a batch was on its way, before torch has looked for it.
+            workers = getattr(self._loader._iterator, "_workers", [])
+            for worker in workers:
+                worker.join(1 / len(workers))
+            if all(worker.is_alive() for worker in workers):
+                raise
+            raise death_of_worker(error) from error
 
     def close(self) -> None:
         """End the worker processes; another epoch would start new ones.
