@@ -305,7 +305,8 @@ def negative_loss(loss: nn.Module, record: Mapping[str, Any], monitored: str) ->
     base, outputs = form
     shown = ", ".join(f"{split} {value:.4f}" for split, value in values.items())
     fix = ("The numbers of LOSS.pos_weight have to be above 0"
-           if isinstance(loss, ClassificationLoss) else f"It is defined on {outputs}: make {type(loss).__name__} turn the logits into "
+           if isinstance(loss, ClassificationLoss) else
+           f"It is defined on {outputs}: make {type(loss).__name__} turn the logits into "
            f"them, or set LOSS.NAME {base}, which is given them")
     return {"negative loss": (
         f"the loss is below 0 after epoch {record['epoch']} ({shown}), and {base} cannot be. "
