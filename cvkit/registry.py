@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import difflib
 import enum
 import functools
@@ -637,7 +638,7 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
     if not os.path.isfile(path):  # which takes what no path can be as well
         raise ConfigError(f"no file {path}", where=where,
                           hint="Paths in IMPORTS are relative to the config that lists them, on "
-                               "the command line to where you are. A run needs its files again.")
+                               "the command line to where you are. A run needs its own again.")
     _refuse_run_folder(path, where)
     path = path.resolve()
     module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
@@ -647,11 +648,8 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
         sys.modules[module_name] = module
         _say_imported(str(path), is_told)
         try:
-            spec.loader.exec_module(module)
-        except SyntaxError as error:
-            del sys.modules[module_name]
-            raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}",
-                              where=where) from error
+            with _mistakes_of_syntax_told(where):
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[module_name]
             raise
@@ -688,7 +686,16 @@ def _import_module(name: str, where: object, is_told: bool) -> None:
             if place:
                 _refuse_run_folder(Path(place), where)
         _say_imported(spec.origin or whole, is_told)
-        importlib.import_module(whole)
+        with _mistakes_of_syntax_told(where):
+            importlib.import_module(whole)
+
+
+@contextlib.contextmanager
+def _mistakes_of_syntax_told(where: object) -> Iterator[None]:
+    try:
+        yield
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}", where=where) from error
 
 
 def _say_imported(what: str, is_told: bool) -> None:

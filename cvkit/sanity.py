@@ -304,7 +304,7 @@ def negative_loss(loss: nn.Module, record: Mapping[str, Any], monitored: str) ->
         return {}
     base, outputs = form
     shown = ", ".join(f"{split} {value:.4f}" for split, value in values.items())
-    fix = ("The numbers of LOSS.pos_weight have to be above 0"
+    fix = ("The numbers of LOSS.weight and pos_weight have to be above 0"
            if isinstance(loss, ClassificationLoss) else
            f"It is defined on {outputs}: make {type(loss).__name__} turn the logits into "
            f"them, or set LOSS.NAME {base}, which is given them")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -31,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
 class StopSignals:
     """While entered, notes the first SIGINT, SIGTERM or SIGHUP instead of dying.
 
-    A second stops at once. SIGHUP that is ignored, as under nohup, stays so.
+    A second SIGINT or SIGTERM stops at once. SIGHUP that is ignored, as under nohup, stays so.
 
     Outside the main thread, which alone receives signals, it does nothing.
 
@@ -42,6 +41,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, object] = {}
+        self._shown_on = [place for place in (1, 2) if os.isatty(place)]
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -54,13 +54,21 @@ class StopSignals:
         while self._before:
             signal.signal(*self._before.popitem())
 
+    def _leave_the_terminal(self) -> None:
+        """Let what is shown go nowhere: writing to a terminal that has closed is an error."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for place in self._shown_on:
+            os.dup2(nowhere, place)
+        os.close(nowhere)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            self._leave_the_terminal()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         words = "\nStopping after this step, to save it. Again stops at once.\n"
         if "ipykernel" in sys.modules:
             print(words)
         elif distributed.is_main():
-            with contextlib.suppress(OSError):  # the terminal has gone
-                os.write(2, words.encode())  # not print: it may have come in the middle of one
+            os.write(2, words.encode())  # not print: the signal may have come in the middle of one

@@ -324,7 +324,7 @@ class Trainer:
             writers += [WRITERS.build(node, folder=str(run.folder), config=self.config)
                         for node in self.config.WRITERS if node.NAME != "jsonl"]
         try:
-            with self.signals:
+            with self.signals, self.explaining():
                 while not self._is_finished():
                     predictions = self._train_and_evaluate(writers)
                 predictions = self._final_predictions(predictions)
@@ -348,14 +348,6 @@ class Trainer:
         except UserError as error:
             self._say_stopped(error)
             raise
-        except (RuntimeError, MemoryError) as error:
-            if distributed.size() > 1:  # torchrun ends all; the cause has to be said before
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            explained = self._explained(error)
-            if explained is None:
-                raise
-            self._say_stopped(explained)
-            raise explained from error
         finally:
             self.loaders.close()
             for writer in writers:
@@ -813,6 +805,8 @@ class Trainer:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
+            if distributed.size() > 1:  # torchrun ends all; the cause has to be said before
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             explained = self._explained(error)
             if explained is None:
                 raise

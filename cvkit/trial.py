@@ -59,11 +59,9 @@ def _step(trainer: Any) -> str:
     batch = trainer.loaders.train.first_batch()
     loss, logits = trainer.train_step(batch, 1.0, is_step=False)
     norm = _gradient_norm(trainer)
-    while math.isinf(norm) or math.isnan(norm):  # its first scale is often too large for fp16
-        scale = trainer.scaler.get_scale()
-        if scale <= 1 or not torch.isfinite(loss):
-            break
-        trainer.scaler.update(scale / 16)
+    # The first scale of fp16 is often too large; training skips such steps and halves it.
+    while torch.isfinite(loss) and not math.isfinite(norm) and trainer.scaler.get_scale() > 1:
+        trainer.scaler.update(trainer.scaler.get_scale() / 16)
         trainer.optimizer.zero_grad(set_to_none=True)
         loss, _ = trainer.train_step(batch, 1.0, is_step=False)
         norm = _gradient_norm(trainer)

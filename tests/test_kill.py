@@ -5,12 +5,15 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from test_trainer import EVERYTHING, equal, without_times
 
 from cvkit.checkpoint import Checkpoint
@@ -18,7 +21,7 @@ from cvkit.config import load_config
 from cvkit.errors import RunError
 from cvkit.registry import MODELS
 from cvkit.run import Run, find_runs
-from cvkit.signals import Interrupted
+from cvkit.signals import Interrupted, StopSignals
 from cvkit.trainer import Trainer, train
 
 # What a state inside an epoch is made of, all at once: optimizer steps of two batches, averaged
@@ -91,6 +94,15 @@ def signal_at(monkeypatch, method, call, number):
     monkeypatch.setattr(Trainer, method, wrapped)
 
 
+@pytest.fixture(autouse=True)
+def hang_ups_count():
+    """Let SIGHUP not be ignored, as it is where the tests run under nohup."""
+    before = hasattr(signal, "SIGHUP") and signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, before)
+
+
 def stop_at(monkeypatch, config, call):
     """Train, and stop while the n-th batch is trained on."""
     with monkeypatch.context() as patched:
@@ -111,14 +123,40 @@ VARIANTS = {
 }
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_a_terminal_that_closes_lets_the_step_be_saved(config):
+    """A real one, to which nothing can be written any more."""
+    code = (f"import fcntl, runpy, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+            f"sys.argv = ['train.py', {str(config)!r}, 'TRAIN.EPOCHS', '100000']; "
+            f"runpy.run_path({str(ROOT / 'tools' / 'train.py')!r}, run_name='__main__')")
+    ours, theirs = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs,
+                          start_new_session=True) as process:
+        os.close(theirs)
+        shown = b""
+        while b"Epoch 2/100000" not in shown:
+            shown += os.read(ours, 4096)
+        os.close(ours)
+        assert process.wait(60) == 128 + signal.SIGHUP
+    run, = map(Run, find_runs("runs"))
+    saved = run.checkpoint("last")
+    assert f"Interrupted {saved.place}, and saved. Go on: " in (run.folder / "train.log").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_a_hang_up_that_is_ignored_stays_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGHUP)
+    assert not signals.received and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 @pytest.mark.parametrize("variant, call, number", [
     *((variant, 12, signal.SIGTERM) for variant in VARIANTS),
     *((variant, 3, signal.SIGINT) for variant in ("plain", "everything", "workers")),
     pytest.param("plain", 3, getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(
         not hasattr(signal, "SIGHUP"), reason="no SIGHUP on Windows"))])
 def test_a_stopped_run_goes_on_at_the_next_batch(config, monkeypatch, capsys, variant, call, number):
-    if number not in (signal.SIGINT, signal.SIGTERM):  # under nohup it is ignored, and stays so
-        signal.signal(number, signal.SIG_DFL)
     config = load_config(config, {"TRAIN.EPOCHS": 3, **VARIANTS[variant]})
     whole = train(config)
     before = signal.getsignal(number)

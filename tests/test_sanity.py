@@ -349,7 +349,7 @@ def test_either_split_can_give_it_away(tiny):
 def test_weights_below_zero_are_named(tiny):
     loss = build_loss({"NAME": "BCEWithLogitsLoss", "pos_weight": [-1.0, 3.0]}, 2)
     text = sanity.negative_loss(loss, {"epoch": 1, "train/loss": -1.0, "test/loss": 1.0}, "test")
-    assert "BCEWithLogitsLoss cannot be. The numbers of LOSS.pos_weight have to be above 0" in text["negative loss"]
+    assert "BCEWithLogitsLoss cannot be. The numbers of LOSS.weight and pos_weight have to be above 0" in text["negative loss"]
 
 
 class Rewarded(nn.Module):
