@@ -111,6 +111,10 @@ def test_an_empty_map_is_marked_and_not_a_flat_colour(painted, monkeypatch):
     figure = painted.visualize("cam", count=2)
     marks = [[text.get_text() for text in axis.texts] for axis in figure.axes if axis.images][:6]
     assert marks == [[], ["empty"], [], [], ["empty"], ["empty"]]
+    words = "Empty: nothing at that layer speaks for the class."
+    assert words in figure.caption
+    maps[:] = np.arange(64).reshape(8, 8)
+    assert words not in painted.visualize("cam", count=2).caption
     assert is_empty(np.zeros((5, 5))) and is_empty(np.full((5, 5), 0.3))
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, paint
 from test_kill import same
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cvkit.checkpoint import Checkpoint
 from cvkit.config import load_config
@@ -198,6 +199,26 @@ def test_a_worker_that_dies_while_the_model_computes_is_told_as_well(pictures, m
         with pytest.raises(DataError, match=r"a process that makes batches died: DataLoader worker \(pid \d+\) is killed"):
             train(config)
     same(whole, train(config, resume=True))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError(),
+                                   FileNotFoundError(2, "no socket")])
+def test_a_worker_that_dies_while_a_batch_is_on_its_way_is_told_as_well(pictures, monkeypatch, error):
+    """Then the connection to it breaks, before torch has looked whether it lives."""
+    fetch = _MultiProcessingDataLoaderIter._next_data
+
+    def broken(self):
+        if self._rcvd_idx < 2:
+            return fetch(self)
+        if is_dead:
+            self._workers[0].kill()
+        raise error
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", broken)
+    config = load_config("../tiny.yaml", {**EACH_TIME, "DATA.WORKERS": 1})
+    for is_dead, expected in ((True, DataError), (False, type(error))):
+        with pytest.raises(expected, match="a process that makes batches died" if is_dead else None):
+            train(config)
 
 
 # -- disk ------------------------------------------------------------------------------------------

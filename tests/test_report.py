@@ -203,15 +203,26 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_there(painted, 
     assert "not drawn: cam: layer layer4" in capsys.readouterr().err
 
 
-def test_class_names_are_text(painted):
-    names = ["<b>blue</b>", "green & co", "$red$"]
+def page_with(painted, names):
+    """Return the report of the run with other names of its classes."""
     data, checkpoint = painted.data, painted.checkpoint("last")
     replace(checkpoint, classes=names).save(painted.folder / "checkpoints" / "last.pt")
     replace(painted.predictions, classes=names).save(painted.folder / "predictions.npz")
     run = Run(painted.folder)
     run.__dict__["data"] = replace(data, classes=tuple(names))
     write_report(run)
-    page = (painted.folder / "report.html").read_text()
+    return (painted.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_names_that_no_font_can_draw_stand_in_the_captions(painted, monkeypatch):
+    monkeypatch.setattr(report_module, "_ALWAYS", ("misclassified",))
+    page = page_with(painted, ["\U00012000", "green", "\U00012001"])
+    assert "letters of some names: class 0: \U00012000, class 2: \U00012001." in page
+    assert "the .txt" not in page
+
+
+def test_class_names_are_text(painted):
+    page = page_with(painted, ["<b>blue</b>", "green & co", "$red$"])
     assert "<b>blue" not in page and "&lt;b&gt;blue&lt;/b&gt;" in page
 
 
