@@ -167,9 +167,11 @@ class PerImageSource:
             workers = getattr(self._loader._iterator, "_workers", [])
             for worker in workers:
                 worker.join(1 / len(workers))
-            if all(worker.is_alive() for worker in workers):
+            dead = next((worker for worker in workers if not worker.is_alive()), None)
+            if dead is None:
                 raise
-            raise death_of_worker(error) from error
+            raise death_of_worker(f"DataLoader worker (pid {dead.pid}) ended with exit code "
+                                  f"{dead.exitcode}") from error
 
     def close(self) -> None:
         """End the worker processes; another epoch would start new ones.
@@ -313,9 +315,9 @@ def is_death_of_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
-def death_of_worker(error: BaseException) -> DataError:
+def death_of_worker(reason: object) -> DataError:
     """Return the same in words."""
-    return DataError(f"a process that makes batches died: {error}",
+    return DataError(f"a process that makes batches died: {reason}",
                      hint="What it said stands above. If it said nothing, memory may have run out: "
                           "DATA.WORKERS with a smaller number\n  takes less, 0 makes batches "
                           "without such processes.")
