@@ -65,11 +65,12 @@ def turned(image, degrees):
     return A.Rotate(limit=limit, fill=(10, 20, 30), p=1.0)(image=image)["image"]
 
 
-@pytest.mark.parametrize("name, reference", [("RandomCrop", cropped), ("HorizontalFlip", flipped),
-                                             ("CutOut", cut), ("Rotate", turned)])
-def test_pixels_equal_those_of_albumentations_for_the_same_parameters(name, reference):
+@pytest.mark.parametrize("name, arguments, reference", [
+    ("RandomCrop", {}, cropped), ("HorizontalFlip", {}, flipped), ("CutOut", {}, cut),
+    ("CutOut", {"inside": False}, cut), ("Rotate", {}, turned)])
+def test_pixels_equal_those_of_albumentations_for_the_same_parameters(name, arguments, reference):
     images = np.random.default_rng(1).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
-    made, drawn = batch_of(build(name), images)
+    made, drawn = batch_of(build(name, **arguments), images)
     expected = np.stack([reference(image, *values) for image, values in zip(images, zip(*drawn))])
     if name == "Rotate":
         difference = np.abs(made.astype(int) - expected)
@@ -108,11 +109,12 @@ def parameters_of(image, name):
     return round(float(image[..., 0].mean()) * 20), int(np.array_equal(image, IMAGE))
 
 
-@pytest.mark.parametrize("name", NODES)
-def test_outcomes_and_their_frequencies_equal_those_of_albumentations(name):
+@pytest.mark.parametrize("name, arguments", [*((name, {}) for name in NODES),
+                                             ("CutOut", {"inside": False})])
+def test_outcomes_and_their_frequencies_equal_those_of_albumentations(name, arguments):
     count = 3000
     found = [np.array([parameters_of(image, name) for image in images])
-             for images in outcomes(name, count)]
+             for images in outcomes(name, count, **arguments)]
     for axis in (0, 1):
         ours, theirs = found[0][:, axis], found[1][:, axis]
         values = np.union1d(ours, theirs)

@@ -68,6 +68,20 @@ def test_cutout_always_covers_one_window_within_the_image_with_the_mean():
     assert {y for y, _ in corners} == {x for _, x in corners} == set(range(17))
 
 
+def test_a_cutout_may_be_centred_on_any_pixel_as_in_the_paper():
+    found = set()
+    for image in outcomes({"NAME": "CutOut", "size": [16, 9], "inside": False}):
+        changed = (image != IMAGE).any(-1)
+        for sides, lines in enumerate((changed.any(1), changed.any(0))):
+            places = np.flatnonzero(lines)
+            found.add((sides, places[0], places[-1] + 1))
+        assert changed.sum() == changed.any(1).sum() * changed.any(0).sum()
+        assert (image[changed] == [125, 123, 114]).all()
+    # The published code clips centre - length // 2 and that plus the length to the image.
+    assert found == {(side, max(0, centre - length // 2), min(32, centre - length // 2 + length))
+                     for side, length in enumerate((16, 9)) for centre in range(32)}
+
+
 def test_the_hole_is_zero_after_normalisation(tiny):
     config = load_config(tiny, ["DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 31}]"])
     loader = build_loaders(config, build_data(config), torch.device("cpu")).train

@@ -1,6 +1,10 @@
 """Compare runs: what differs in their configs, results, curves, and which images one gets right.
 
     python tools/compare.py runs/resnet18_cifar10/2026-01-31_12-00-00 runs/other/2026-02-01_09-30-00
+
+Or keep what runs came to, in small files and a page of tables:
+
+    python tools/compare.py runs/resnet18_cifar10/2026-01-31_12-00-00 --results results
 """
 
 import argparse
@@ -14,10 +18,18 @@ from cvkit.files import user_path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more run folders")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="two or more run folders")
     parser.add_argument("--count", type=int, default=20, help="images to show; default 20")
     parser.add_argument("--out", metavar="FOLDER", type=user_path, help="default: runs/compare/…")
+    parser.add_argument("--results", metavar="FOLDER", type=user_path,
+                        help="write there what each run came to, a file of JSON each, and tables "
+                             "into FOLDER.md; a path that ends in .json is the file of one run")
+    parser.add_argument("--note", metavar="TEXT", default="",
+                        help="with --results: what a reader has to know besides")
     args = parse_words(parser, sys.argv[1:])
+    if args.results is not None:
+        keep_results(parser, args)
+        return
     if len(args.runs) < 2:
         parser.error("there is nothing to compare one run with; name two or more")
     from cvkit.visualizers import album
@@ -33,6 +45,21 @@ def main() -> None:
         album.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
     except (RunError, DataError) as error:  # tested on different images, or they are not here
         print(f"left out: disagreements: {error}")
+
+
+def keep_results(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Write the files and the page."""
+    is_file = args.results.suffix == ".json"
+    if is_file and len(args.runs) != 1:
+        parser.error(f"{args.results} is the file of one run; name a folder for several")
+    from cvkit import results
+    from cvkit.run import open_run
+
+    for run in map(open_run, args.runs):
+        print(f"written    {results.keep(run, args.results, args.note)}")
+    page = results.page_of(args.results.parent if is_file else args.results)
+    results.write_page(page)
+    print(f"written    {page}")
 
 
 if __name__ == "__main__":

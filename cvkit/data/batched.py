@@ -85,15 +85,17 @@ class HorizontalFlip:
 
 @dataclass(frozen=True)
 class CutOut:
-    """Cover one window at a random place within the image."""
+    """Cover one window at a random place, which is inside the image or centred on any pixel."""
 
     size: tuple[int, int]
     fill: Fill
     p: float
+    inside: bool
 
     def draw(self, random: np.random.Generator, count: int,
              size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        top, left = (random.integers(0, side - window, count, endpoint=True)
+        top, left = (random.integers(0, side - window, count, endpoint=True) if self.inside else
+                     random.integers(0, side, count) - window // 2
                      for side, window in zip(size, self.size, strict=True))
         return np.where(random.random(count) < self.p, top, size[0]), left  # or below the image
 

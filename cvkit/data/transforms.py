@@ -50,8 +50,9 @@ def RandomCrop(size: int | tuple[int, int], padding: int = 0, fill: Fill = 0, da
 
 
 @TRANSFORMS.register()
-def CutOut(size: int | tuple[int, int], fill: Fill = "mean", p: float = 1.0, data_mean=None):
-    """Cover one window at a random place (DeVries & Taylor, 2017), always within the image.
+def CutOut(size: int | tuple[int, int], fill: Fill = "mean", p: float = 1.0, inside: bool = True,
+           data_mean=None):
+    """Cover one window at a random place (DeVries & Taylor, 2017).
 
     Args:
         size: of the window, in pixels; one number or [height, width]. The image has to be as
@@ -59,12 +60,15 @@ def CutOut(size: int | tuple[int, int], fill: Fill = "mean", p: float = 1.0, dat
         fill: 0–255, one number or one per channel; "mean" for the data's, which is 0 after
             normalisation.
         p: probability.
+        inside: keep the window within the image; false centres it on any pixel, as the paper
+            does, and cuts off what lies outside, so that less is covered.
     """
     (height, width), fill = _pair(size), _fill(fill, data_mean)
+    window = _Window if inside else _CentredWindow
     return _with_batched(
-        _Window(num_holes_range=(1, 1), hole_height_range=(height, height),
-                hole_width_range=(width, width), fill=fill, p=p),
-        batched.CutOut((height, width), fill, p))
+        window(num_holes_range=(1, 1), hole_height_range=(height, height),
+               hole_width_range=(width, width), fill=fill, p=p),
+        batched.CutOut((height, width), fill, p, inside))
 
 
 @TRANSFORMS.register()
@@ -192,6 +196,18 @@ class _Window(A.CoarseDropout):
         if any(side < hole for side, hole in zip(params["shape"], window)):
             raise ValueError(f"its window of {_words(window)} pixels is larger")
         return super().get_params_dependent_on_data(params, data)
+
+
+class _CentredWindow(_Window):
+    """A hole centred on any pixel of the image."""
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict[str, Any]:
+        drawn = super().get_params_dependent_on_data(params, data)
+        shape = np.array(params["shape"][:2])
+        window = np.array([self.hole_height_range[1], self.hole_width_range[1]])
+        start = self.random_generator.integers(0, shape) - window // 2
+        corners = [start, start + window]  # each row, column; albumentations has them turned
+        return drawn | {"holes": np.clip(corners, 0, shape)[:, ::-1].reshape(1, 4)}
 
 
 # -- albumentations ----------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""Results that are kept: the files, the page, and what the headers of configs say of them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_configs import CONFIGS, NAMES
+
+from cvkit.config import load_config
+from cvkit.errors import RunError
+from cvkit.results import fill, keep, read_results, settings_of
+from cvkit.run import Run
+
+PAGE = ROOT / "docs" / "results.md"
+MEASURED = {result.name: result for result in read_results(ROOT / "docs" / "results")}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_a_header_says_what_was_measured_and_what_changed_since(path):
+    header = re.match("(#.*\n)+", path.read_text())[0]
+    words = " ".join(line.lstrip("# ") for line in header.splitlines())
+    result = MEASURED.get(path.stem)
+    if result is None:
+        assert re.search(r"not measured|\d\d\.\d+ % test", words, re.IGNORECASE)
+        return
+    assert result.sentence in words
+    assert "not measured" not in words
+    changed = result.changes(load_config(path))
+    assert ("Changed since: " + ", ".join(changed) in words) == bool(changed)
+
+
+def test_so_many_were_measured():
+    assert sorted(MEASURED) == ["resnet18_cifar10", "resnet18_cifar10_best", "resnet18_s1_cifar10",
+                                "resnet9_cifar10"]
+    for name, result in MEASURED.items():
+        assert "50,000 train, 10,000 test" in result.contents[0]["data"], name
+        assert len(result.curve) == result.config.TRAIN.EPOCHS, name
+
+
+def test_the_page_is_what_its_files_say():
+    assert fill(PAGE) == PAGE.read_text()
+    shown = {PAGE.parent / folder for folder in re.findall(r"<!-- results of (\S+) -->", fill(PAGE))}
+    assert {path.parent for path in (ROOT / "docs").rglob("*.json")} == shown
+
+
+def test_a_file_holds_what_the_run_came_to(run):
+    content = json.loads(keep(run, Path("kept"), "on digits").read_text())
+    found = run.predictions
+    assert content["test"]["accuracy"] == pytest.approx(found.accuracy, abs=1e-6)
+    matrix = np.array(content["confusion"])
+    assert matrix.sum() == len(found.true) and matrix.trace() == found.correct
+    assert matrix[3, 5] == ((found.true == 3) & (found.predicted == 5)).sum()
+    assert content["accuracy by class"]["7"] == pytest.approx(
+        (found.predicted[found.true == 7] == 7).mean(), abs=1e-6)
+    for ours, theirs in zip(content["epochs"], run.metrics, strict=True):
+        assert ours["test/loss"] == pytest.approx(theirs["test/loss"], abs=1e-6)
+        assert ours["train/accuracy"] == pytest.approx(theirs["train/accuracy"], abs=1e-6)
+    assert content["seconds"] == pytest.approx(run.seconds, abs=1e-3)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", content["date"])
+    assert content["data"] == "Digits: 150 train, 150 test (DATA.LIMIT 150), 10 classes, 3×32×32"
+    assert content["versions"]["torch"] and content["device"].endswith("fp32")
+
+
+def test_a_file_names_no_folder_of_the_machine(painted):
+    text = keep(painted, Path("kept")).read_text()
+    assert str(painted.folder.parent.parent.parent) not in text and "/tmp" not in text
+    result, = read_results(Path("kept"))
+    assert result.changes(painted.config) == []
+    assert result.config.DATA.DATASET.root == "painted"
+
+
+def test_what_is_no_number_is_null(run):
+    path = run.folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"train/loss":', '"test/f1": NaN, "train/loss":'))
+    content = json.loads(keep(run, Path("kept")).read_text(), parse_constant=pytest.fail)
+    assert [epoch["test/f1"] for epoch in content["epochs"]] == [None, None]
+
+
+def of_another_seed(run, seed, accuracy):
+    """Write a file as of another seed, with another accuracy."""
+    path = keep(run, Path("kept"))
+    content = json.loads(path.read_text())
+    content["seed"], content["test"]["accuracy"] = seed, accuracy
+    content["config"] = content["config"].replace("\nSEED: 0", f"\nSEED: {seed}")
+    path.with_name(f"tiny_seed{seed}.json").write_text(json.dumps(content))
+
+
+def test_seeds_stand_together_with_their_deviation(run):
+    of_another_seed(run, 1, 0.5)
+    of_another_seed(run, 2, 0.7)
+    Path("kept/tiny.json").unlink()
+    result, = read_results(Path("kept"))
+    assert result.test == "60.00 ± 14.14 %" and result.seeds == "seeds 1, 2"
+    assert result.sentence.startswith("60.00 ± 14.14 % test, ")
+
+
+def test_what_a_config_trains_otherwise_now_is_named(run, tiny):
+    keep(run, Path("kept"))
+    result, = read_results(Path("kept"))
+    assert result.changes(load_config(tiny)) == []
+    same = {"OUTPUT_DIR": "elsewhere", "SEED": 7, "TRAIN.COMPILE": True, "DATA.DATASET.root": "here"}
+    assert set(settings_of(load_config(tiny))).isdisjoint(same)
+    config = load_config(tiny, ["OPTIMIZER.lr", "0.1", "TRAIN.EMA", "0.9"])
+    assert result.changes(config) == ["OPTIMIZER.lr", "TRAIN.EMA"]
+
+
+def test_the_tool_writes_files_and_a_page_and_keeps_what_was_written_by_hand(run, painted, tool):
+    code, out, _ = tool("compare.py", run.folder, painted.folder, "--results", "kept", "--note", "once")
+    assert code == 0 and "written    kept/tiny.json" in out and "written    kept.md" in out
+    page = Path("kept.md")
+    text = page.read_text()
+    best = max((run, painted), key=lambda run: run.predictions.accuracy)
+    first = text.splitlines()[6]
+    assert first.startswith(f"| `{best.config.name}` | {100 * best.predictions.accuracy:.2f} % | ")
+    assert "![Accuracy over the epochs](kept/curves.png)" in text and ", once." in text
+    page.write_text(text.replace("# Results", "# Mine\n\nBy hand."))
+    assert tool("compare.py", painted.folder, "--results", "kept/more")[0] == 0
+    assert page.read_text() == text.replace("# Results", "# Mine\n\nBy hand.")
+    page.write_text(page.read_text() + "<!-- results of kept/more -->\n<!-- end -->\n")
+    assert tool("compare.py", "--results", "kept")[0] == 0
+    assert page.read_text().count("| `painted` |") == 2 and "By hand." in page.read_text()
+
+
+def test_recipes_of_one_config_stand_in_a_table_of_what_differs(run, tool):
+    keep(run, Path("kept/first.json"))
+    content = json.loads(Path("kept/first.json").read_text())
+    content["config"] = content["config"].replace("lr: 0.05", "lr: 0.2")
+    content["test"]["accuracy"] = 0.999
+    Path("kept/second.json").write_text(json.dumps(content))
+    assert tool("compare.py", "--results", "kept")[0] == 0
+    lines = Path("kept.md").read_text().splitlines()
+    assert lines[4] == "`tiny`, varied:"
+    assert lines[6].startswith("| OPTIMIZER.lr | test | train |")
+    assert [line[:16] for line in lines[8:10]] == ["| 0.2 | 99.90 % ", f"| 0.05 | {100 * run.predictions.accuracy:.2f} %"[:16]]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: content.pop("test"), lambda content: content.update(epochs=[]),
+    lambda content: content.update(config="MODEL: 3"), lambda content: content.update(name=None)])
+def test_a_file_that_is_none_of_results_is_named(run, damage):
+    path = keep(run, Path("kept"))
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"kept/tiny\.json is no file of results"):
+        read_results(Path("kept"))
+
+
+def test_mistakes_end_with_a_message(run, tool):
+    second = Run(shutil.copytree(run.folder, run.folder.with_name("second")))
+    code, _, err = tool("compare.py", run.folder, second.folder, "--results", "kept.json")
+    assert code == 2 and "kept.json is the file of one run" in err
+    (second.folder / "predictions.npz").unlink()
+    code, _, err = tool("compare.py", second.folder, "--results", "kept")
+    assert code == 2 and "python tools/evaluate.py --run" in err and not Path("kept").exists()
