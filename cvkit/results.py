@@ -16,16 +16,16 @@ import numpy as np
 
 from cvkit.config import SCHEMA, Config, read_config
 from cvkit.errors import RunError, UserError, visible
-from cvkit.files import write_whole, writing
+from cvkit.files import write_whole
 from cvkit.run import MAY_CHANGE, Run, duration, in_words
 
 # Runs whose figures stand together may differ in these: the seed, and which copy of the data.
 _FREE = (*MAY_CHANGE, "SEED", "DATA.DATASET")
 _VERSIONS = ("python", "cvkit", "torch", "torchvision", "albumentations", "numpy")
-_CURVES = "curves.png"
+CURVES = "curves.png"
 _LEFT_OUT = ("rates", "lower_is_better", "images_per_second")  # of each epoch
-# A block of a page, filled with tables.
-_BLOCK = re.compile(r"(<!-- results of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A block of a page, which is filled with tables.
+BLOCK = re.compile(r"(<!-- results of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def keep(run: Run, path: Path, note: str = "") -> Path:
@@ -256,35 +256,18 @@ def fill(page: Path) -> str:
     text = f"# Results\n\n<!-- results of {page.stem} -->\n<!-- end -->\n"
     if page.is_file():
         text = page.read_text(encoding="utf-8")
-    return _BLOCK.sub(lambda found: (
+    return BLOCK.sub(lambda found: (
         f"{found[1]}{_tables(read_results(page.parent / found[2]), found[2])}{found[3]}"), text)
-
-
-def write_page(page: Path) -> None:
-    """Write a page with its tables, and `curves.png` into the folders that it takes them from.
-
-    Raises:
-        RunError: as `fill`, or it cannot be written.
-    """
-    from cvkit.visualizers.results import accuracy_curves
-
-    write_whole(page, fill(page))
-    for _, folder, _ in _BLOCK.findall(page.read_text(encoding="utf-8")):
-        results = _alone(read_results(page.parent / folder))
-        if len(results) > 1:
-            path = page.parent / folder / _CURVES
-            with writing(path):
-                accuracy_curves(results).savefig(path)
 
 
 def _tables(results: Sequence[Result], folder: str) -> str:
     """Return a table of the configs with their curves, and one for each that was varied."""
-    alone, names = _alone(results), [result.name for result in results]
+    alone, names = alone_in(results), [result.name for result in results]
     parts = []
     if alone:
         parts.append(_table(alone, [], "config"))
     if len(alone) > 1:
-        parts.append(f"![Accuracy over the epochs]({folder}/{_CURVES})\n")
+        parts.append(f"![Accuracy over the epochs]({folder}/{CURVES})\n")
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         group = [result for result in results if result.name == name]
         parts += [f"`{name}`, varied:\n", _table(group, _differing(group))]
@@ -299,8 +282,8 @@ def _differing(group: Sequence[Result]) -> list[str]:
             if len({_value(result, key) for result in group}) > 1]
 
 
-def _alone(results: Sequence[Result]) -> list[Result]:
-    """Return those whose config has no other result there."""
+def alone_in(results: Sequence[Result]) -> list[Result]:
+    """Return the results whose config has no other one among them."""
     names = [result.name for result in results]
     return [result for result in results if names.count(result.name) == 1]
 

@@ -14,14 +14,14 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"data", "models", "losses", "optimizers", "schedulers", "metrics", "writers", "ema",
      "hardware", "log", "signals"},
     {"checkpoint", "experiment", "run", "evaluation", "requirements",
-     "lr_finder", "resume", "sanity", "trial"},
+     "lr_finder", "resume", "results", "sanity", "trial"},
     {"trainer", "visualizers"},
     {"benchmark"},
 ]
 WITHIN = {("errors", "distributed"), ("data", "log"), ("registry", "distributed"), ("files", "errors"), ("registry", "files"), ("config", "files"), ("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
           ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run"),
-          ("run", "lr_finder"), ("resume", "run"),
+          ("run", "lr_finder"), ("resume", "run"), ("results", "run"),
           ("trial", "checkpoint"), ("trial", "evaluation")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 

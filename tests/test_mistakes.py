@@ -228,7 +228,7 @@ def test_several_mistakes_are_told_at_once(tool, tmp_path):
      "no flag --resum\n  Did you mean --resume? The flags are --resume, --check, --print-config."),
     (["train.py", "a.yaml", "--epochs=3"], "Did you mean TRAIN.EPOCHS? The flags are --resume, --check"),
     (["evaluate.py", "--ru", "x"], "no flag --ru\n  Did you mean --run?"),
-    (["compare.py", "a", "b", "--cuont", "3"], "Did you mean --count? The flags are --count, --out."),
+    (["compare.py", "a", "b", "--cuont", "3"], "Did you mean --count? The flags are --count, --out, --results, --note."),
     (["registry.py", "--imports", "x"], "Did you mean --import? The flags are --import."),
     (["benchmark.py", "--jsn"], "Did you mean --json? The flags are --json."),
     (["evaluate.py", "x", "--run"], "expected one argument"),

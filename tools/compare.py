@@ -28,7 +28,11 @@ def main() -> None:
                         help="with --results: what a reader has to know besides")
     args = parse_words(parser, sys.argv[1:])
     if args.results is not None:
-        keep_results(parser, args)
+        from cvkit.run import open_run
+        from cvkit.visualizers.results import keep_all
+
+        for path in keep_all([open_run(run) for run in args.runs], args.results, args.note):
+            print(f"written    {path}")
         return
     if len(args.runs) < 2:
         parser.error("there is nothing to compare one run with; name two or more")
@@ -45,21 +49,6 @@ def main() -> None:
         album.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
     except (RunError, DataError) as error:  # tested on different images, or they are not here
         print(f"left out: disagreements: {error}")
-
-
-def keep_results(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Write the files and the page."""
-    is_file = args.results.suffix == ".json"
-    if is_file and len(args.runs) != 1:
-        parser.error(f"{args.results} is the file of one run; name a folder for several")
-    from cvkit import results
-    from cvkit.run import open_run
-
-    for run in map(open_run, args.runs):
-        print(f"written    {results.keep(run, args.results, args.note)}")
-    page = results.page_of(args.results.parent if is_file else args.results)
-    results.write_page(page)
-    print(f"written    {page}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,51 @@
-"""Accuracy over the epochs, of results that were kept."""
+"""The page of results that were kept, with a picture of their curves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from cvkit.results import Result
+from cvkit.errors import RunError
+from cvkit.files import write_whole, writing
+from cvkit.results import BLOCK, CURVES, Result, alone_in, fill, keep, page_of, read_results
+from cvkit.run import Run
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled, whole_numbers
+
+
+def keep_all(runs: Sequence[Run], place: Path, note: str = "") -> list[Path]:
+    """Write what runs came to and the page of it, and return all that was written.
+
+    Args:
+        place: a folder; or the file of one run, which ends in `.json`.
+        note: see `cvkit.results.keep`.
+
+    Raises:
+        RunError: a run has no predictions, or something cannot be written.
+    """
+    is_file = place.suffix == ".json"
+    if is_file and len(runs) != 1:
+        raise RunError(f"{place} is the file of one run, not of {len(runs)}",
+                       hint="Name a folder for several.")
+    files = [keep(run, place, note) for run in runs]
+    page = page_of(place.parent if is_file else place)
+    write_page(page)
+    return [*files, page]
+
+
+def write_page(page: Path) -> None:
+    """Write a page with its tables, and `curves.png` into the folders that it takes them from.
+
+    Raises:
+        RunError: as `fill`, or it cannot be written.
+    """
+    text = fill(page)
+    write_whole(page, text)
+    for _, folder, _ in BLOCK.findall(text):
+        results = alone_in(read_results(page.parent / folder))
+        if len(results) > 1:
+            path = page.parent / folder / CURVES
+            with writing(path):
+                accuracy_curves(results).savefig(path)
 
 
 @styled
