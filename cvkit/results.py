@@ -16,7 +16,7 @@ import numpy as np
 
 from cvkit.config import SCHEMA, Config, read_config
 from cvkit.errors import RunError, UserError, visible
-from cvkit.files import write_whole
+from cvkit.files import write_whole, writing
 from cvkit.run import MAY_CHANGE, Run, duration, in_words
 
 # Runs whose figures stand together may differ in these: the seed, and which copy of the data.
@@ -39,15 +39,17 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
         note: what else a reader has to know, "on a JPEG copy of CIFAR-10" for example.
 
     Raises:
-        RunError: the run has no predictions, or the file cannot be written.
+        RunError: the run has no finished epoch or no predictions, or the file cannot be written.
     """
     name, seed, found = run.config.name, run.config.SEED, run.predictions
+    if not run.metrics:
+        raise RunError(f"{run.folder} has no finished epoch, so there is no result to keep")
     if path.suffix != ".json":
         path = path / f"{name}{f'_seed{seed}' if seed else ''}.json"
     confusion = np.zeros((len(found.classes),) * 2, dtype=int)
     np.add.at(confusion, (found.true, found.predicted), 1)
-    by_class = {name: row[number] / row.sum() if row.any() else math.nan
-                for number, (name, row) in enumerate(zip(found.classes, confusion))}
+    by_class = {title: row[number] / row.sum() if row.any() else math.nan
+                for number, (title, row) in enumerate(zip(found.classes, confusion))}
     log, environment = _labelled(run, "train.log", r"(\w+) {2,}(.+)"), _labelled(
         run, "environment.txt", r"([\w-]+): (.+)")
     content = {
@@ -61,7 +63,8 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
         "test": {"epoch": found.epoch, "images": len(found.true), "accuracy": found.accuracy,
                  "loss": found.loss},
         "accuracy by class": by_class, "confusion": confusion.tolist()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, _as_json(content))
     return path
 

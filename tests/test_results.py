@@ -154,6 +154,12 @@ def test_mistakes_end_with_a_message(run, tool):
     second = Run(shutil.copytree(run.folder, run.folder.with_name("second")))
     code, _, err = tool("compare.py", run.folder, second.folder, "--results", "kept.json")
     assert code == 2 and "kept.json is the file of one run" in err
+    (second.folder / "metrics.jsonl").write_text("")
+    code, _, err = tool("compare.py", second.folder, "--results", "kept")
+    assert code == 2 and "no finished epoch" in err and not Path("kept").exists()
+    Path("taken").write_text("")
+    code, _, err = tool("compare.py", run.folder, "--results", "taken")
+    assert code == 2 and "cannot write taken/tiny.json" in err
     (second.folder / "predictions.npz").unlink()
     code, _, err = tool("compare.py", second.folder, "--results", "kept")
     assert code == 2 and "python tools/evaluate.py --run" in err and not Path("kept").exists()
