@@ -50,11 +50,11 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
     np.add.at(confusion, (found.true, found.predicted), 1)
     by_class = {title: row[number] / row.sum() if row.any() else math.nan
                 for number, (title, row) in enumerate(zip(found.classes, confusion))}
-    log, environment = _labelled(run, "train.log", r"(\w+) {2,}(.+)"), _labelled(
-        run, "environment.txt", r"([\w-]+): (.+)")
+    log = _labelled(run, "train.log", r"(\w+) {2,}(.+)")
+    environment = _labelled(run, "environment.txt", r"([\w-]+): (.+)")
+    begun = _labelled(run, "train.log", r"(cvkit) .* (\d{4}-\d\d-\d\d) [\d:]+")
     content = {
-        "name": name, "seed": seed, "note": note,
-        "date": _text(run, "train.log")[:200].partition("\n")[0][-19:][:10],
+        "name": name, "seed": seed, "note": note, "date": begun.get("cvkit", ""),
         "data": log.get("data", ""), "device": log.get("device", ""),
         "versions": {part: environment.get(part, "") for part in _VERSIONS},
         "config": _config_of(run).dump(), "seconds": run.seconds,
@@ -79,14 +79,11 @@ def _config_of(run: Run) -> Config:
     return config
 
 
-def _text(run: Run, name: str) -> str:
-    path = run.folder / name
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
 def _labelled(run: Run, name: str, pattern: str) -> dict[str, str]:
     """Return what stands after each label in a file of the run, the first time it does."""
-    found = re.findall(f"^{pattern}$", _text(run, name), re.MULTILINE)
+    path = run.folder / name
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.findall(f"^{pattern}$", text, re.MULTILINE)
     return {label: visible(text) for label, text in reversed(found)}
 
 
@@ -110,7 +107,7 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     if isinstance(value, float):
-        return round(float(value), 6) if math.isfinite(value) else None
+        return float(f"{value:.7g}") if math.isfinite(value) else None  # a rate may be tiny
     return value
 
 
@@ -194,9 +191,9 @@ class Result:
     @property
     def conditions(self) -> str:
         """On what it was measured, in words."""
-        first = self.contents[0]
-        return ", ".join(filter(None, [
-            first["device"], f"torch {first['versions']['torch']}", first["date"], first["note"]]))
+        return " and ".join(dict.fromkeys(", ".join(filter(None, [
+            content["device"], f"torch {content['versions']['torch']}", content["date"],
+            content["note"]])) for content in self.contents))
 
     @property
     def sentence(self) -> str:
@@ -254,13 +251,20 @@ def fill(page: Path) -> str:
     a page that is not there, the first lines are returned.
 
     Raises:
-        RunError: it cannot be read, or a folder holds something else than results.
+        RunError: it cannot be read, or a folder holds no results, or something else.
     """
+    def block(found: re.Match) -> str:
+        folder = page.parent / found[2]
+        results = read_results(folder)
+        if not results:
+            raise RunError(f"no results in {folder}, which {page} is to show",
+                           hint=f"Keep some: python tools/compare.py RUN --results {folder}")
+        return f"{found[1]}{_tables(results, found[2])}{found[3]}"
+
     text = f"# Results\n\n<!-- results of {page.stem} -->\n<!-- end -->\n"
     if page.is_file():
         text = page.read_text(encoding="utf-8")
-    return BLOCK.sub(lambda found: (
-        f"{found[1]}{_tables(read_results(page.parent / found[2]), found[2])}{found[3]}"), text)
+    return BLOCK.sub(block, text)
 
 
 def _tables(results: Sequence[Result], folder: str) -> str:

@@ -34,6 +34,8 @@ def main() -> None:
         for path in keep_all([open_run(run) for run in args.runs], args.results, args.note):
             print(f"written    {path}")
         return
+    if args.note:
+        parser.error("--note goes with --results")
     if len(args.runs) < 2:
         parser.error("there is nothing to compare one run with; name two or more")
     from cvkit.visualizers import album
