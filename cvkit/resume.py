@@ -15,9 +15,8 @@ from cvkit.config import Config
 from cvkit.errors import RunError, UserError
 from cvkit.hardware import random_state, set_random_state
 from cvkit.metrics import Accuracy, Mean
-from cvkit.registry import SCHEDULERS
 from cvkit.run import MAY_CHANGE, Run, find_runs
-from cvkit.schedulers import is_to_find, with_rate
+from cvkit.schedulers import is_planned, is_to_find, with_rate
 
 
 @dataclass
@@ -140,15 +139,9 @@ def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     The number of epochs is none of them where the schedule does not depend on it.
     """
     now, then = config.flat(), run.config.flat()
-    free = (*MAY_CHANGE, "TRAIN.EARLY_STOP", *(() if is_planned(config) else ("TRAIN.EPOCHS",)))
+    free = (*MAY_CHANGE, "TRAIN.EARLY_STOP", *(() if is_planned(config.SCHEDULER) else ("TRAIN.EPOCHS",)))
     return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
             if now.get(key) != then.get(key) and not key.startswith(free)}
-
-
-def is_planned(config: Config) -> bool:
-    """Whether the schedule depends on the number of epochs, which then cannot change."""
-    return config.SCHEDULER is not None and any(
-        SCHEDULERS.asks_for(config.SCHEDULER, fact) for fact in ("total_steps", "epochs", "T_max"))
 
 
 def refuse_changes(config: Config, run: Run) -> None:

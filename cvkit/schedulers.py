@@ -36,8 +36,9 @@ def OneCycleLR(optimizer, max_lr: Rate, **arguments) -> lr_scheduler.OneCycleLR:
             `cvkit.lr_finder`.
         pct_start: part of the training up to the peak, 0.3 by default.
         final_div_factor: the last rate is the first one divided by this; 1 ends where it began.
+        cycle_momentum: move the momentum the other way; by default if the optimizer has one.
     """
-    return lr_scheduler.OneCycleLR(optimizer, max_lr, **arguments)
+    return lr_scheduler.OneCycleLR(optimizer, max_lr, **_cycling(optimizer, arguments))
 
 
 @SCHEDULERS.register()
@@ -47,8 +48,15 @@ def CyclicLR(optimizer, base_lr: float, max_lr: Rate,
 
     Args:
         max_lr: "find" looks for it before training, see `cvkit.lr_finder`.
+        cycle_momentum: as of OneCycleLR.
     """
-    return lr_scheduler.CyclicLR(optimizer, base_lr, max_lr, **arguments)
+    return lr_scheduler.CyclicLR(optimizer, base_lr, max_lr, **_cycling(optimizer, arguments))
+
+
+def _cycling(optimizer: torch.optim.Optimizer, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Leave a momentum that is 0 as it is, unless the config asks for cycles; torch would not."""
+    has_momentum = bool(optimizer.defaults.get("momentum") or optimizer.defaults.get("betas"))
+    return {"cycle_momentum": has_momentum, **arguments}
 
 
 def is_to_find(config: Config) -> bool:
@@ -65,15 +73,81 @@ def with_rate(config: Config, rate: float) -> Config:
     return config
 
 
-# When a scheduler is stepped: "batch" after each optimizer step, "epoch" after each epoch,
-# "metric" after each epoch with the monitored loss or accuracy. Your own class says so in
-# its attribute `unit`.
-UNITS = {"OneCycleLR": "batch", "CyclicLR": "batch", "ReduceLROnPlateau": "metric"}
+_UNITS = {lr_scheduler.OneCycleLR: "batch", lr_scheduler.CyclicLR: "batch",
+          lr_scheduler.ReduceLROnPlateau: "metric"}
+_COMPOSED = (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler)
 
 
 def unit_of(scheduler: Any) -> str:
-    """Return "batch", "epoch" or "metric"."""
-    return getattr(scheduler, "unit", UNITS.get(type(scheduler).__name__, "epoch"))
+    """Return when a scheduler is stepped.
+
+    Returns:
+        "batch", after each optimizer step; "epoch", after each epoch; or "metric", after each epoch
+        with the monitored loss or accuracy. Your own class says so in its attribute `unit`.
+
+    Raises:
+        ConfigError: it is composed of schedulers with several units, or has none of these.
+    """
+    units = {unit_of(part) for part in parts_of(scheduler)}
+    if len(units) > 1:
+        raise ConfigError(f"a {type(scheduler).__name__} of schedulers that are stepped in several "
+                          f"units, {' and '.join(sorted(units))}",
+                          hint="It steps all of them together. To warm up: TRAIN.WARMUP_EPOCHS.")
+    known = (unit for kind, unit in _UNITS.items() if isinstance(scheduler, kind))
+    unit = getattr(scheduler, "unit", None) or next(iter(units), None) or next(known, "epoch")
+    if unit not in ("batch", "epoch", "metric"):
+        raise ConfigError(f"{type(scheduler).__name__} has unit {unit!r}; batch, epoch and metric "
+                          "are possible")
+    return unit
+
+
+def parts_of(scheduler: Any) -> list[Any]:
+    """Return the schedulers that one is composed of; none for most."""
+    return list(scheduler._schedulers) if isinstance(scheduler, _COMPOSED) else []
+
+
+def is_planned(node: Any) -> bool:
+    """Whether a SCHEDULER depends on the number of epochs, which then cannot change.
+
+    Of a SequentialLR only the last one does: the others end at a milestone.
+    """
+    if node is None:
+        return False
+    inner = list(node.get("schedulers", ()))
+    if inner and "milestones" in node:
+        inner = inner[-1:]
+    return any(SCHEDULERS.asks_for(node, fact) for fact in ("total_steps", "epochs", "T_max")) or (
+        any(map(is_planned, inner)))
+
+
+def _for_stretches(node: Any, unit: str, begin: int, end: int, steps_per_epoch: int) -> Any:
+    """Return a node, those within a SequentialLR with the length of their own stretch.
+
+    Args:
+        begin, end: of its own stretch, in `unit`.
+    """
+    inner = node.get("schedulers", ())
+    ends = [*node.get("milestones", [end] * (len(inner) - 1)), end]
+    begins = [begin, *ends[:-1]] if "milestones" in node else [begin] * len(inner)
+    parts = []
+    for part, first, last in zip(inner, begins, ends):
+        length = max(1, last - first)
+        facts = {"total_steps": length} if unit == "batch" else {
+            "total_steps": length * steps_per_epoch, "epochs": length, "T_max": length}
+        facts = {fact: value for fact, value in facts.items() if SCHEDULERS.asks_for(part, fact)}
+        parts.append(_with(_for_stretches(part, unit, 0, length, steps_per_epoch), facts))
+    return _with(node, {"schedulers": parts}) if parts else node
+
+
+def _with(node: Any, arguments: dict[str, Any]) -> Any:
+    """Return a node with more arguments."""
+    if not isinstance(node, Config):
+        return {**node, **arguments}
+    node = node.clone()
+    node.defrost()
+    node.update(arguments)
+    node.freeze()
+    return node
 
 
 class Schedule:
@@ -172,31 +246,53 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
              "max_lr": float(optimizer.param_groups[0]["lr"])}
     if "epochs" in node or "steps_per_epoch" in node:
         del facts["total_steps"]  # OneCycleLR would take it before the config's own
-    try:  # some arguments are looked at only in a step; try the first and last on another optimizer
-        twin = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
-        trial = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
-        twin.step()
-        trial.step(*([1.0] if unit_of(trial) == "metric" else []))
-        if isinstance(trial, lr_scheduler.OneCycleLR) and trial.total_steps == needed:
-            trial.last_epoch = needed - 1
-            trial.step()
-    except (ArithmeticError, ValueError, TypeError) as error:
-        raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {error}",
-                          where=where_in(node, NAME)) from error
+    unit = _try(node, facts, 1)
+    end = needed if unit == "batch" else remaining
+    node = _for_stretches(node, unit, 0, end, steps_per_epoch)
+    _try(node, facts, 1 if unit == "batch" else remaining)
     try:
         scheduler = SCHEDULERS.build(node, **facts)
     except ConfigError as error:
         if "cycle_momentum" in str(error):
             error.hint = "This optimizer has no momentum to cycle: SCHEDULER.cycle_momentum false"
         raise
-    unit = unit_of(scheduler)
     length = getattr(scheduler, "total_steps", None)
     if unit == "batch" and length is not None and length < needed:
         raise ConfigError(f"{node[NAME]} ends after {plural(length, 'step')}, the training takes "
                           f"{needed:,}",
                           where=where_in(node, NAME),
                           hint="Leave its length out: it is taken from TRAIN.EPOCHS.")
-    if unit not in ("batch", "epoch", "metric"):
-        raise ConfigError(f"{node[NAME]} has unit {unit!r}; batch, epoch and metric are possible",
-                          where=where_in(node, NAME))
     return Schedule(optimizer, scheduler, warmup_steps)
+
+
+def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
+    """Step a scheduler on another optimizer, for arguments that are looked at only then.
+
+    Args:
+        steps: how often.
+
+    Returns:
+        Its unit.
+
+    Raises:
+        ConfigError: it cannot be built or stepped.
+    """
+    twin = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+    try:
+        scheduler = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
+        unit = unit_of(scheduler)
+        twin.step()
+        for _ in range(steps):
+            scheduler.step(*([1.0] if unit == "metric" else []))
+        for part in (scheduler, *parts_of(scheduler)):
+            if isinstance(part, lr_scheduler.OneCycleLR):  # the last step, and no more
+                part.last_epoch = part.total_steps - 1
+                part.step()
+    except ConfigError as error:
+        error.where = error.where or where_in(node, NAME)
+        raise
+    except (ArithmeticError, ValueError, TypeError, NotImplementedError) as error:
+        reason = str(error) or "torch composes no schedulers that are composed themselves"
+        raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {reason}",
+                          where=where_in(node, NAME)) from error
+    return unit

@@ -54,7 +54,7 @@ from cvkit.models import parameters_in_words, refuse_single_images
 from cvkit.optimizers import build_optimizer
 from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
-from cvkit.resume import EpochState, Pace, as_begun, is_planned, newest_run_of, refuse_changes
+from cvkit.resume import EpochState, Pace, as_begun, newest_run_of, refuse_changes
 from cvkit.run import Predictions, Run, duration, open_run, test_line
 from cvkit.sanity import (
     DUPLICATES,
@@ -64,7 +64,7 @@ from cvkit.sanity import (
     duplicates,
     idle_scheduler,
 )
-from cvkit.schedulers import Schedule, build_schedule, is_to_find, with_rate
+from cvkit.schedulers import Schedule, build_schedule, is_planned, is_to_find, with_rate
 from cvkit.signals import Interrupted, StopSignals
 from cvkit.trial import try_training
 from cvkit.writers import JsonLines
@@ -356,7 +356,7 @@ class Trainer:
     def _say_finished(self, run: Run) -> None:
         if self.epoch < self.config.TRAIN.EPOCHS:
             longer = f"raise TRAIN.EARLY_STOP, which ended it at {self.config.TRAIN.EARLY_STOP}"
-        elif is_planned(self.config):
+        elif is_planned(self.config.SCHEDULER):
             longer = (f"start a new run: {self.config.SCHEDULER.NAME} planned this one for "
                       "its number of epochs")
         else:

@@ -3,7 +3,7 @@ import torch
 
 from cvkit.errors import ConfigError
 from cvkit.registry import SCHEDULERS
-from cvkit.schedulers import Schedule, build_schedule, unit_of
+from cvkit.schedulers import Schedule, build_schedule, is_planned, unit_of
 
 NODES = {  # the least each needs in a config
     "ChainedScheduler": None, "SequentialLR": None,
@@ -152,3 +152,89 @@ def test_own_schedulers_say_their_unit():
 def test_wrong_schedulers(node, warmup, expected):
     with pytest.raises(ConfigError, match=expected):
         build_schedule(node, optimizer(), 6, 10, warmup)
+
+
+COSINE = {"NAME": "CosineAnnealingLR"}
+
+
+def composed(name, *schedulers, **arguments):
+    return {"NAME": name, "schedulers": list(schedulers), **arguments}
+
+
+def test_a_cosine_within_a_sequence_has_the_length_of_its_own_stretch():
+    node = composed("SequentialLR", {"NAME": "ConstantLR", "factor": 0.5, "total_iters": 9}, COSINE,
+                    milestones=[2])
+    used = rates(node)[::10]
+    assert used[:2] == [0.05, 0.05]
+    assert used[2:] == pytest.approx(rates(COSINE, epochs=4)[::10])
+    three = composed("SequentialLR", COSINE, COSINE, COSINE, milestones=[1, 3])
+    assert rates(three)[::10][1:3] == pytest.approx(rates(COSINE, epochs=2)[::10])
+    chained = composed("ChainedScheduler", composed("SequentialLR", COSINE, COSINE, milestones=[2]))
+    assert rates(chained) == pytest.approx(rates(composed("SequentialLR", COSINE, COSINE, milestones=[2])))
+
+
+def test_one_cycles_in_a_sequence_go_by_steps_each_with_its_own_length():
+    cycle = {"NAME": "OneCycleLR", "max_lr": 0.4}
+    used = rates(composed("SequentialLR", cycle, cycle, milestones=[20]))
+    assert used[:20] == pytest.approx(rates(cycle, epochs=2))
+    assert used[20:] == pytest.approx(rates(cycle, epochs=4))
+    chained = composed("ChainedScheduler", cycle)
+    assert rates(chained) == pytest.approx(rates(cycle))
+
+
+def test_a_composition_that_torch_cannot_step_is_refused():
+    node = composed("SequentialLR", COSINE, composed("ChainedScheduler", COSINE), milestones=[2])
+    with pytest.raises(ConfigError, match="torch composes no schedulers that are composed"):
+        build_schedule(node, optimizer(), 6, 10)
+
+
+def test_schedulers_of_several_units_are_not_put_together():
+    node = composed("SequentialLR", {"NAME": "LinearLR"}, {"NAME": "OneCycleLR", "max_lr": 0.4},
+                    milestones=[2])
+    with pytest.raises(ConfigError, match="in several units, batch and epoch"):
+        build_schedule(node, optimizer(), 6, 10)
+
+
+def test_what_is_derived_from_a_schedule_goes_by_its_unit():
+    class MyCycle(torch.optim.lr_scheduler.OneCycleLR):
+        pass
+
+    class MyPlateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        pass
+
+    assert unit_of(MyCycle(optimizer(), 0.1, total_steps=5)) == "batch"
+    assert unit_of(MyPlateau(optimizer())) == "metric"
+
+
+@pytest.mark.parametrize("node, planned", [
+    (None, False), (COSINE, True), ({"NAME": "StepLR", "step_size": 1}, False),
+    (composed("ChainedScheduler", {"NAME": "ExponentialLR", "gamma": 0.9}), False),
+    (composed("ChainedScheduler", COSINE), True),
+    (composed("SequentialLR", {"NAME": "LinearLR"}, COSINE, milestones=[2]), True),
+    (composed("SequentialLR", COSINE, {"NAME": "ExponentialLR", "gamma": 0.9}, milestones=[2]), False),
+    (composed("SequentialLR", {"NAME": "LinearLR"}, composed("ChainedScheduler", COSINE),
+              milestones=[2]), True)])
+def test_whether_the_number_of_epochs_is_planned_is_asked_within_as_well(node, planned):
+    assert is_planned(node) == planned
+
+
+@pytest.mark.parametrize("node", [{"NAME": "OneCycleLR", "max_lr": 0.4},
+                                  {"NAME": "CyclicLR", "base_lr": 0.01, "max_lr": 0.1}])
+def test_momentum_is_cycled_only_where_there_is_one_or_the_config_asks_for_it(node):
+    weights = [torch.zeros(1, requires_grad=True)]
+
+    def momenta(optimizer, **arguments):
+        schedule = build_schedule({**node, **arguments}, optimizer, 6, 10)
+        found = set()
+        for _ in range(30):
+            group = optimizer.param_groups[0]
+            found.add(round(group.get("momentum", group.get("betas", [0])[0]), 4))
+            optimizer.step()
+            schedule.after_step()
+        return found
+
+    assert momenta(torch.optim.SGD(weights, 0.1)) == {0.0}
+    assert len(momenta(torch.optim.SGD(weights, 0.1), cycle_momentum=True)) > 9
+    assert len(momenta(torch.optim.SGD(weights, 0.1, momentum=0.9))) > 9
+    assert len(momenta(torch.optim.AdamW(weights, 0.1))) > 9
+    assert momenta(torch.optim.Adagrad(weights, 0.1)) == {0}
