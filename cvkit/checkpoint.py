@@ -37,6 +37,7 @@ class Checkpoint:
         monitored: "val", or "test" where no validation data was held out.
         training: optimizer and so on, to resume from; None in `best.pt`. Saved inside an epoch,
             it has "within", what was reached in that epoch.
+        loss: parameters and buffers of a loss that has some; else None.
         transform_input: whether the model is one of torchvision's that map their input to what
             their weights expect; no weights say so.
     """
@@ -51,6 +52,7 @@ class Checkpoint:
     metrics: dict[str, float]
     monitored: str
     training: dict[str, Any] | None = None
+    loss: dict[str, torch.Tensor] | None = None
     transform_input: bool = False
     format: int = FORMAT
 
@@ -322,6 +324,7 @@ _EXPECTED = {
                 and all(map(is_text, value))),
     "monitored": ("val or test", lambda value: is_text(value) and value in ("val", "test")),
     "training": ("what a run is resumed from", _is_training),
+    "loss": ("tensors by name, or nothing", lambda value: value is None or _is_weights(value)),
     "transform_input": ("true or false", lambda value: type(value) is bool),
 }
 

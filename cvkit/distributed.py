@@ -7,7 +7,7 @@ takes its part of every batch, gradients are averaged, and only the first proces
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -115,6 +115,17 @@ def total(value: torch.Tensor) -> torch.Tensor:
         value = value.clone()
         distributed.all_reduce(value)
     return value
+
+
+def average(gradients: Iterable[torch.Tensor | None]) -> None:
+    """Replace each by its mean over all processes; all have the same ones."""
+    if _store is not None:
+        from torch import distributed
+
+        for gradient in gradients:
+            if gradient is not None:
+                distributed.all_reduce(gradient)
+                gradient /= size()
 
 
 def gather(part: torch.Tensor) -> torch.Tensor:

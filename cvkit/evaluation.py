@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cvkit import distributed
-from cvkit.checkpoint import Checkpoint
+from cvkit.checkpoint import Checkpoint, load_weights
 from cvkit.data.datasets import folders_are_for_testing
 from cvkit.data.loaders import BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, plural, visible
@@ -57,11 +57,12 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         check: called after each batch; it may raise.
 
     Returns:
-        The predictions, and the values of loss and metrics by name; means over images. The
-        model is left in the mode it came in.
+        The predictions, and the values of loss and metrics by name; means over images. Model
+        and loss are left in the mode they came in.
     """
-    was_training = model.training
+    was_training = model.training, loss.training
     model.eval()
+    loss.eval()
     mean_loss = Mean()
     labels, index, probabilities = [], [], []
     for number, batch in enumerate(loader):
@@ -74,7 +75,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
                                 for part in (logits.float(), batch.labels, batch.index))
         mean_loss.update(loss(logits, true), len(true), weight_of(loss, true))
         for metric in metrics:
-            metric.update(logits, true)
+            metric.update(logits.clone(), true.clone())  # whatever it does with them
         labels.append(true)
         index.append(places)
         probabilities.append(logits.softmax(1))
@@ -83,7 +84,8 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         if progress.step():
             progress.update(mean_loss.compute(), metrics[0].compute()["accuracy"])
     progress.close()
-    model.train(was_training)
+    model.train(was_training[0])
+    loss.train(was_training[1])
     values = {"loss": mean_loss.compute()}
     for metric in metrics:
         values |= values_of(metric)
@@ -121,8 +123,11 @@ def evaluate(run: Run | str | Path | None = None,
     run.refuse_links()
     _build_data(run)
     classes, loader = run.data.classes, run.loaders.test
-    loss = build_loss(run.config.LOSS, len(classes)).to(run.device)
     checkpoint = run.checkpoint()
+    loss = build_loss(run.config.LOSS, len(classes))
+    if checkpoint.loss is not None:
+        load_weights(loss, checkpoint.loss, "the checkpoint's loss")
+    loss.to(run.device)
     _try_one(run, checkpoint)
     predictions, _ = predict(run.model, loader, loss, build_metrics(run.config.METRICS, classes),
                              classes, run.precision, checkpoint.epoch,

@@ -12,6 +12,7 @@ from torch import nn
 
 from cvkit.errors import ConfigError
 from cvkit.files import reread
+from cvkit.hardware import random_numbers_kept
 from cvkit.registry import NAME, OPTIMIZERS, place_of, where_in
 
 # Of a trial: some optimizers move slow weights only every 5 or 10 steps.
@@ -25,8 +26,8 @@ OPTIMIZERS.add_library("torch.optim", lambda: {
               "SparseAdam": "takes sparse gradients only"})
 
 
-def build_optimizer(node: Any, model: nn.Module,
-                    decay_norm_and_bias: bool = True) -> torch.optim.Optimizer:
+def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = True,
+                    loss: nn.Module | None = None) -> torch.optim.Optimizer:
     """Build an optimizer of a model's weights.
 
     Args:
@@ -34,16 +35,20 @@ def build_optimizer(node: Any, model: nn.Module,
         model: what is trained.
         decay_norm_and_bias: False spares parameters of one dimension (norms and biases) the
             node's weight_decay (He et al., 2019, "Bag of Tricks").
+        loss: its parameters, if it has some, are trained as well, without weight decay.
 
     Raises:
         ConfigError: it cannot be built, take a step on such parameters, or be resumed.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_in(model)
     groups = [{"params": trained}]
     if not decay_norm_and_bias:
         groups = [{"params": [parameter for parameter in trained if parameter.ndim > 1]},
                   {"params": [parameter for parameter in trained if parameter.ndim <= 1],
                    "weight_decay": 0.0}]
+    of_loss = trained_in(loss)
+    trained += of_loss
+    groups.append({"params": of_loss, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
     if isinstance(node.get("lr"), (list, tuple)):  # which torch's annotations would allow
         raise ConfigError(f"lr of optimizer {node[NAME]} takes one number, not {list(node['lr'])}",
@@ -52,12 +57,27 @@ def build_optimizer(node: Any, model: nn.Module,
         _try_steps(node, groups)
     if not _can_be_fused(node, trained):
         return OPTIMIZERS.build(node, params=groups)
-    optimizer = OPTIMIZERS.build(node, params=groups, fused=True)
-    if getattr(optimizer, "defaults", {}).get("momentum"):
-        # Torch would begin with uninitialised memory if GradScaler skips the first step.
-        for parameter in trained:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    return OPTIMIZERS.build(node, params=groups, fused=True)
+
+
+def trained_in(module: nn.Module | None) -> list[nn.Parameter]:
+    """Return the parameters that are trained; none of nothing."""
+    parameters = [] if module is None else module.parameters()
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give a fused SGD its buffers, once it is known whether it has a momentum.
+
+    Torch would begin with uninitialised memory if GradScaler skips the first step.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer",
+                                                      torch.zeros_like(parameter))
 
 
 def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
@@ -68,7 +88,7 @@ def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
             its saved state as it would have without.
     """
     device = groups[0]["params"][0].device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with random_numbers_kept(device):
         copies = _copies(groups, lambda parameter: (parameter.shape, parameter.dtype))
         optimizer = OPTIMIZERS.build(node, params=copies)
         _step(node, optimizer, copies, 0)
@@ -154,4 +174,5 @@ def _can_be_fused(node: Any, trained: list[nn.Parameter]) -> bool:
     """Tell whether torch can update all weights in one kernel, and the config leaves it open."""
     is_open = not {"foreach", "fused", "differentiable", "dampening"} & set(node)
     return is_open and node["NAME"].split(".")[-1] in ("SGD", "Adam", "AdamW") and all(
-        parameter.device.type in ("cpu", "cuda") for parameter in trained)
+        parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
+        for parameter in trained)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from cvkit import distributed
 from cvkit.config import Config
 from cvkit.errors import RunError, UserError
-from cvkit.hardware import random_state, set_random_state
+from cvkit.hardware import (
+    random_state,
+    set_numpy_state,
+    set_python_state,
+    set_random_state,
+)
 from cvkit.metrics import Accuracy, Mean
 from cvkit.run import MAY_CHANGE, Run, find_runs
 from cvkit.schedulers import is_planned, is_to_find, with_rate
@@ -76,7 +83,10 @@ class EpochState:
         state = cls(saved["batches"], saved["rate"], list(saved["rates"]),
                     seconds=saved["seconds"], random=saved["random"])
         for parts in state.random:
-            torch.Generator().set_state(parts["cpu"].clone())  # refuses what is no state
+            torch.Generator().set_state(parts["cpu"].clone())  # these refuse what is no state
+            if "python" in parts:
+                set_python_state(random.Random(), parts["python"])
+                set_numpy_state(np.random.RandomState(), parts["numpy"])
         if distributed.is_main():  # which counts for all
             state.loss.load_state_dict(saved["loss"])
             state.accuracy.load_state_dict(saved["accuracy"])
@@ -139,7 +149,9 @@ def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     The number of epochs is none of them where the schedule does not depend on it.
     """
     now, then = config.flat(), run.config.flat()
-    free = (*MAY_CHANGE, "TRAIN.EARLY_STOP", *(() if is_planned(config.SCHEDULER) else ("TRAIN.EPOCHS",)))
+    free = (*MAY_CHANGE, "TRAIN.EARLY_STOP")
+    if not is_planned(config.SCHEDULER):
+        free += ("TRAIN.EPOCHS",)
     return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
             if now.get(key) != then.get(key) and not key.startswith(free)}
 

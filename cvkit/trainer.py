@@ -44,6 +44,7 @@ from cvkit.hardware import (
     environment,
     is_out_of_memory,
     largest_that_fits,
+    random_numbers_kept,
     seed_everything,
 )
 from cvkit.log import Log, Progress
@@ -51,7 +52,7 @@ from cvkit.losses import build_loss, weight_of
 from cvkit.lr_finder import RULE, RangeTest, range_test
 from cvkit.metrics import is_lower_better, is_part, lower_is_better
 from cvkit.models import parameters_in_words, refuse_single_images
-from cvkit.optimizers import build_optimizer
+from cvkit.optimizers import begin_momentum, build_optimizer, trained_in
 from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
 from cvkit.resume import EpochState, Pace, as_begun, newest_run_of, refuse_changes
@@ -172,7 +173,7 @@ class Trainer:
         """Whether some get no gradient, which processes have to know before they average."""
         if distributed.size() == 1:
             return False
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with random_numbers_kept(self.device):
             twin = self._try_batch(2)
         return any(parameter.requires_grad and parameter.grad is None
                    for parameter in twin.parameters())
@@ -180,11 +181,12 @@ class Trainer:
     def _build_optimizer_and_schedule(self) -> None:
         config = self.config
         self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
-                                         config.TRAIN.DECAY_NORM_AND_BIAS)
+                                         config.TRAIN.DECAY_NORM_AND_BIAS, self.loss)
         if is_to_find(config):  # until it is found, when training begins
             config = with_rate(config, config.OPTIMIZER.lr)
         self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
                                        self.steps_per_epoch, config.TRAIN.WARMUP_EPOCHS)
+        begin_momentum(self.optimizer)
 
     def _build_scaler_and_ema(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -219,7 +221,8 @@ class Trainer:
         twin.forward = distributed.average_gradients(twin.model, self.device,
                                                      self._has_unused_parameters())
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
-                                         self.config.TRAIN.DECAY_NORM_AND_BIAS)
+                                         self.config.TRAIN.DECAY_NORM_AND_BIAS, twin.loss)
+        begin_momentum(twin.optimizer)
         twin.schedule = Schedule(twin.optimizer)
         twin.model.train()
         accumulate = self.config.TRAIN.ACCUMULATE
@@ -241,8 +244,7 @@ class Trainer:
                 progress.update(loss)
             return loss
 
-        devices = [self.device] if self.device.type == "cuda" else []
-        with (torch.random.fork_rng(devices), contextlib.closing(batches()) as source,
+        with (random_numbers_kept(self.device), contextlib.closing(batches()) as source,
               self.explaining()):
             self._seed(0)
             try:
@@ -380,14 +382,19 @@ class Trainer:
             self.log.show(f"Epoch {self.epoch + 1}/{epochs}  lr {self.schedule.rate:.4g}")
         self._seed(self.epoch + 1)
         train_values = self.train_epoch()
+        if not self._is_finite():  # after the very last step, of which no loss was computed yet
+            self._stop_for_non_finite(self.now.batches)
         rate, seconds = self.now.rate, self.now.seconds
-        distributed.share_buffers(*filter(None, (self.model, self.ema and self.ema.model)))
+        distributed.share_buffers(*filter(None, (self.model, self.ema and self.ema.model,
+                                                 self.loss)))
         predictions, values = predict(
             self.evaluated_model, self.loaders.monitored, self.loss,
             build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
             self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log,
                                      place=f"Epoch {self.epoch + 1}/{epochs}"),
             self._stop_if_asked)
+        if self.epoch + 1 == epochs and not math.isfinite(values["loss"]):
+            self._stop_for_non_finite(self.now.batches, f"{monitored} loss")
         self.schedule.after_epoch(values["loss"], values["accuracy"])
         self.epoch += 1
         rates, batch_losses = self.now.rates, self.now.loss.batches()
@@ -454,7 +461,7 @@ class Trainer:
                 bad = now.loss.first_non_finite()
                 if bad is not None:
                     progress.close()
-                    self._stop_for_non_finite(begun + bad + 1, len(loader))
+                    self._stop_for_non_finite(begun + bad + 1)
             if is_due:
                 progress.update(now.loss.compute(), now.accuracy.compute()["accuracy"])
             if is_step:
@@ -502,9 +509,10 @@ class Trainer:
 
     def optimizer_step(self) -> None:
         """Change the weights by the gradients there are."""
+        distributed.average(parameter.grad for parameter in trained_in(self.loss))
         if self.config.TRAIN.CLIP_GRAD_NORM > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.TRAIN.CLIP_GRAD_NORM)
+            nn.utils.clip_grad_norm_(self.weights, self.config.TRAIN.CLIP_GRAD_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -512,17 +520,22 @@ class Trainer:
         if self.ema is not None:
             self.ema.update()
 
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters of the model, and of the loss if it has some."""
+        return [*self.model.parameters(), *self.loss.parameters()]
+
     def _seed(self, epoch: int) -> None:
         """Seed what is random in an epoch; each process has random numbers of its own."""
         rank = (distributed.rank(),) if distributed.rank() else ()
         seed_everything(self.config.SEED, *((epoch,) if epoch else ()), *rank,
                         deterministic=self.config.DETERMINISTIC)
 
-    def _stop_for_non_finite(self, batch: int, batches: int) -> None:
+    def _stop_for_non_finite(self, batch: int, what: str = "loss") -> None:
         saved = f" The weights saved {self.saved} are in last.pt." if self.saved else ""
         raise DivergenceError(
-            f"the loss is no longer finite in epoch {self.epoch + 1}, batch {batch} of {batches}, "
-            f"at a learning rate of about {self.schedule.rate:.3g}.{saved}",
+            f"the {what} is no longer finite in epoch {self.epoch + 1}, batch {batch} of "
+            f"{len(self.loaders.train)}, at a learning rate of about {self.schedule.rate:.3g}.{saved}",
             hint="Lower the learning rate, warm up (TRAIN.WARMUP_EPOCHS 1), clip gradients "
                  "(TRAIN.CLIP_GRAD_NORM 1) or compute in full precision (TRAIN.PRECISION fp32).")
 
@@ -544,19 +557,26 @@ class Trainer:
             classes=list(self.classes), mean=list(self.loaders.mean), std=list(self.loaders.std),
             image_shape=list(self.loaders.image_shape), epoch=self.epoch, metrics=self.values,
             monitored=self.data.monitored, training=training,
+            loss=self.loss.state_dict() or None,
             transform_input=getattr(self.model, "transform_input", None) is True)
 
     def _save(self) -> None:
         """Save all that the rest of the training depends on, at the end or inside of an epoch."""
         within = self.now.state_dict(self.device)
-        if within is not None:
-            weights = torch.stack(torch._foreach_norm(list(self.model.parameters())))
-            if self.now.loss.first_non_finite() is not None or not weights.isfinite().all():
-                self._stop_for_non_finite(self.now.batches, len(self.loaders.train))
+        is_within = within is not None
+        if is_within and (self.now.loss.first_non_finite() is not None or not self._is_finite()):
+            self._stop_for_non_finite(self.now.batches)
         if self.run is not None:
             self.run.save(self.checkpoint(self.training_state(within)))
         self.saved = moment_of(self.epoch, self.now.batches)
         self.pace.restart()
+
+    def _is_finite(self) -> bool:
+        """Whether all weights and averages are numbers."""
+        tensors = [tensor for module in (self.model, self.evaluated_model, self.loss)
+                   for tensor in (*module.parameters(), *module.buffers())
+                   if tensor.is_floating_point() or tensor.is_complex()]
+        return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all())
 
     def training_state(self, within: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what, besides the evaluated weights, the rest of the training depends on.
@@ -592,6 +612,7 @@ class Trainer:
         state = checkpoint.training
         try:
             load_weights(self.evaluated_model, checkpoint.model, "the checkpoint")
+            load_weights(self.loss, checkpoint.loss or {}, "the checkpoint's loss")
             if checkpoint.transform_input:  # which comes with the pretrained weights
                 self.model.transform_input = self.evaluated_model.transform_input = True
             if self.ema is not None:
@@ -736,6 +757,7 @@ class Trainer:
             return predictions
         checkpoint = distributed.from_main(lambda: self.run.checkpoint("best"))
         load_weights(self.evaluated_model, checkpoint.model, "best.pt")
+        load_weights(self.loss, checkpoint.loss or {}, "best.pt's loss")
         predictions = predict(
             self.evaluated_model, self.loaders.test, self.loss,
             build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
@@ -855,9 +877,10 @@ class Trainer:
         """Push a batch through a copy of the model, forward and backward, and return the copy."""
         images = torch.zeros(size, *self.loaders.train_shape, device=self.device)
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-        model = copy.deepcopy(self.model).train()
+        model, criterion = copy.deepcopy((self.model, self.loss))
+        model.train()
         with autocast(self.device, self.precision):
-            loss = self.loss(model(images), labels)
+            loss = criterion(model(images), labels)
         loss.backward()
         return model
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from cvkit.checkpoint import Checkpoint
@@ -16,6 +13,7 @@ from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.evaluation import build_metrics, predict
 from cvkit.files import reread
+from cvkit.hardware import random_numbers_kept
 from cvkit.log import Log, Progress
 from cvkit.registry import NAME, where_in
 
@@ -32,7 +30,7 @@ def try_training(trainer: Any) -> str:
     Raises:
         UserError: what would end the training, or what its checkpoint could not be resumed from.
     """
-    with _random_numbers_kept(trainer.device):
+    with random_numbers_kept(trainer.device):
         twin = trainer.twin()
         words = _step(twin)
         checkpoint = _as_resumed(twin)
@@ -40,18 +38,6 @@ def try_training(trainer: Any) -> str:
         twin.restore(checkpoint)
         _evaluate(twin)
     return words
-
-
-@contextlib.contextmanager
-def _random_numbers_kept(device: torch.device) -> Iterator[None]:
-    """Give torch's, Python's and NumPy's random numbers back their state."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _step(trainer: Any) -> str:
