@@ -46,6 +46,24 @@ def values_of(metric: Any) -> dict[str, float]:
                                "{'recall': 0.5}.") from None
 
 
+def compute(metrics: Sequence[Any]) -> dict[str, float]:
+    """Return what metrics compute, by name.
+
+    Raises:
+        ConfigError: two of them compute a value of the same name, or one that cvkit computes.
+    """
+    values: dict[str, float] = {}
+    for metric in metrics:
+        for name, value in values_of(metric).items():
+            if name in values or name == "loss":
+                whose = "loss and accuracy are cvkit's own" if name in ("loss", "accuracy") else (
+                    "another one does so too")
+                raise ConfigError(f"metric {type(metric).__name__} computes {name!r}: {whose}",
+                                  hint="Give it another name in what compute() returns.")
+            values[name] = value
+    return values
+
+
 @torch.no_grad()
 def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Sequence[Any],
             classes: Sequence[str], precision: str, epoch: int,
@@ -86,9 +104,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     progress.close()
     model.train(was_training[0])
     loss.train(was_training[1])
-    values = {"loss": mean_loss.compute()}
-    for metric in metrics:
-        values |= values_of(metric)
+    values = {"loss": mean_loss.compute(), **compute(metrics)}
     true, index, probabilities = (torch.cat(parts).cpu().numpy()
                                   for parts in (labels, index, probabilities))
     return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes),

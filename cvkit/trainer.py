@@ -11,6 +11,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from cvkit.errors import (
     suggest,
     visible,
 )
-from cvkit.evaluation import build_metrics, evaluate, predict, values_of
+from cvkit.evaluation import build_metrics, compute, evaluate, predict, values_of
 from cvkit.experiment import Experiment
 from cvkit.files import write_whole
 from cvkit.hardware import (
@@ -55,7 +56,14 @@ from cvkit.models import parameters_in_words, refuse_single_images
 from cvkit.optimizers import begin_momentum, build_optimizer, trained_in
 from cvkit.registry import WRITERS
 from cvkit.requirements import check_requirements, enforce, summary
-from cvkit.resume import EpochState, Pace, as_begun, newest_run_of, refuse_changes
+from cvkit.resume import (
+    EpochState,
+    Pace,
+    as_begun,
+    identity_of,
+    newest_run_of,
+    refuse_changes,
+)
 from cvkit.run import Predictions, Run, duration, open_run, test_line
 from cvkit.sanity import (
     DUPLICATES,
@@ -261,13 +269,14 @@ class Trainer:
         """Note which values are better when lower, and who assumes so of the monitored one."""
         classes, monitor = torch.arange(len(self.classes)), self.config.TRAIN.MONITOR
         self.lower, self.assuming, known = ["loss"], None, ["loss"]
-        for metric in build_metrics(self.config.METRICS, self.classes):
-            metric.update(torch.zeros(len(classes), len(classes)), classes)
+        metrics = build_metrics(self.config.METRICS, self.classes)
+        for metric in metrics:
+            metric.update(torch.zeros(len(classes), len(classes)), classes.clone())
             values = values_of(metric)
             self.lower += lower_is_better(metric, values)
-            known += values
             if monitor in values and not (is_part(monitor) or hasattr(metric, "lower_is_better")):
                 self.assuming = type(metric).__name__
+        known += compute(metrics)
         if monitor not in known:
             raise ConfigError(f"no metric named {monitor!r}",
                               where=self.config.TRAIN.where("MONITOR"),
@@ -587,8 +596,14 @@ class Trainer:
         return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(), "best": self.best,
                 "backend": self.loaders.train.backend, "within": within,
+                "images": self._identities,
                 "ema": None if self.ema is None else {
                     "steps": self.ema.steps, "model": self.model.state_dict()}}
+
+    @cached_property
+    def _identities(self) -> dict[str, str]:
+        return {name: identity_of(images) for name, images in (
+            ("training", self.data.train), (self.data.monitored, self.loaders.monitored.images))}
 
     def _load(self, run: Run | None) -> None:
         """Take up a run where its last checkpoint left it. The first process reads it for all."""
@@ -646,6 +661,14 @@ class Trainer:
                                   f"{checkpoint.mean}, now it is {list(self.loaders.mean)}")
         if checkpoint.training is None:
             raise CheckpointError(f"{run.folder}: last.pt holds no training state to go on from")
+        known = checkpoint.training.get("images", self._identities)  # older versions kept none
+        changed = [name for name in known if known[name] != self._identities.get(name)]
+        if changed:
+            raise CheckpointError(f"{run.folder} was trained on other images: those for "
+                                  f"{' and '.join(changed)} are others now, have other labels or "
+                                  "another order",
+                                  hint="Put back what was there, or start a new run without "
+                                       "--resume.")
         backend = checkpoint.training.get("backend", "albumentations")  # as in older runs
         if backend != self.loaders.train.backend:
             raise RunError(f"{run.folder} was trained with DATA.BACKEND {backend}; "
