@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,13 @@ from cvkit.config import Config, check_components
 from cvkit.data import ImageData, build_data, build_loaders
 from cvkit.data.loaders import Loaders
 from cvkit.errors import RunError
-from cvkit.hardware import choose_device, choose_layout, choose_precision, seed_everything
+from cvkit.hardware import (
+    choose_device,
+    choose_layout,
+    choose_precision,
+    seed_everything,
+    takes_layout,
+)
 from cvkit.models import build_model
 from cvkit.registry import NAME, VISUALIZERS
 
@@ -111,14 +118,21 @@ class Experiment(Subject):
         loaders = self.loaders
         seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
         return self._placed(build_model(self.config.MODEL, len(self.data.classes),
-                                        loaders.image_shape, self._takes_weights))
+                                        loaders.image_shape, self._takes_weights),
+                            loaders.image_shape)
 
-    def _placed(self, model: nn.Module) -> nn.Module:
-        """Return the model on the device; it and all batches in the layout that suits it."""
-        layout = self._layout(model)
+    def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
+        """Return the model on the device; it and all batches in the layout that suits it.
+
+        Attributes set: `layout`, and `is_viewed`, whether channels_last had to be given up.
+        """
+        self.layout = choose_layout(self.config.TRAIN.CHANNELS_LAST, model, self.device)
+        model = model.to(self.device, memory_format=self.layout)
+        self.is_viewed = self.layout is torch.channels_last and not takes_layout(
+            model, image_shape, self.device, self.layout)
+        if self.is_viewed:
+            self.layout = torch.contiguous_format
+            model = model.to(memory_format=self.layout)
         if "loaders" in vars(self):
-            self.loaders.set_layout(layout)
-        return model.to(self.device, memory_format=layout)
-
-    def _layout(self, model: nn.Module) -> torch.memory_format:
-        return choose_layout(self.config.TRAIN.CHANNELS_LAST, model, self.device)
+            self.loaders.set_layout(self.layout)
+        return model

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -93,6 +93,23 @@ def choose_layout(channels_last: bool, model: nn.Module,
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1
         and module.in_channels < 16 for module in model.modules())
     return torch.channels_last if channels_last and not is_unsafe else torch.contiguous_format
+
+
+def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.device,
+                 layout: torch.memory_format) -> bool:
+    """Whether a model computes in a layout: `x.view(len(x), -1)` after a convolution does not."""
+    was_training = model.training
+    images = torch.zeros(2, *image_shape, device=device).to(memory_format=layout)
+    try:
+        with torch.no_grad(), random_numbers_kept(device):
+            model.eval()(images)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        return False
+    finally:
+        model.train(was_training)
+    return True
 
 
 def compile_model(model: nn.Module, device: torch.device, where: object = None) -> nn.Module:

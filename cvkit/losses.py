@@ -7,6 +7,7 @@ targets, and so on. Your own are called as `loss(logits, targets)`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,17 @@ _NO_FORM = "is not a loss of logits and classes"
 LOSSES.add_library("torch.nn", lambda: {name: getattr(nn, name) for name in _FORMS},
                    left_out={name: _NO_FORM for name in vars(nn)
                              if "Loss" in name and name not in _FORMS})
+
+
+class _Function(nn.Module):
+    """Any function of logits and targets as a loss."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.function(logits, targets)
 
 
 class ClassificationLoss(nn.Module):
@@ -122,6 +134,11 @@ def build_loss(node: Any, num_classes: int, takes_shares: bool = False) -> nn.Mo
 
 def _build_loss(node: Any, num_classes: int) -> nn.Module:
     criterion = LOSSES.build(node, num_classes=num_classes)
+    if not isinstance(criterion, nn.Module):
+        if not callable(criterion):
+            raise ConfigError(f"loss {node[NAME]} is {type(criterion).__name__}, which cannot be "
+                              "called as loss(logits, targets)", where=where_in(node, NAME))
+        return _Function(criterion)
     if not type(criterion).__module__.startswith("torch.nn"):
         return criterion
     name = type(criterion).__name__

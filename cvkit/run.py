@@ -408,13 +408,14 @@ class Run(Experiment):
             print(f"note       the images are {'×'.join(map(str, now))}, those of the training "
                   f"were {'×'.join(map(str, then))}")
         if "model" in vars(self):
-            loaders.set_layout(self._layout(self.model))
+            loaders.set_layout(self.layout)
         return loaders
 
     @cached_property
     def model(self) -> nn.Module:
         """The trained network on the device, in evaluation mode. Needs no images."""
-        return self._placed(self._trained.build_model(self.config.IMPORTS))
+        return self._placed(self._trained.build_model(self.config.IMPORTS),
+                            self._trained.image_shape)
 
     @cached_property
     def _trained(self) -> Checkpoint:

@@ -132,6 +132,7 @@ class Trainer:
         self._check_processes()
         with distributed.first_on_each_machine():  # which downloads what is not there
             self.data, self.loaders, self.model = parts.data, parts.loaders, parts.model
+        self.is_viewed = parts.is_viewed
         if any(self.loaders.train.part_size(number) <= 1
                for number in range(len(self.loaders.train))):
             refuse_single_images(self.model, self.loaders.train_shape,
@@ -734,6 +735,9 @@ class Trainer:
             both(f"note       metric {self.assuming} has no lower_is_better: the highest "
                  f"{config.TRAIN.MONITOR} is taken as the best")
         both(f"model      {config.MODEL.NAME}, {parameters_in_words(self.model)}")
+        if self.is_viewed:
+            both("note       its view() takes images in the plain memory layout only, which it gets; "
+                 "flatten(1) or reshape() in its place would be faster")
         if run is None and isinstance(getattr(self.model, "weights_loaded", None), str):
             both(f"weights    {self.model.weights_loaded}")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""

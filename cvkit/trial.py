@@ -13,7 +13,7 @@ from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.evaluation import build_metrics, predict
 from cvkit.files import reread
-from cvkit.hardware import random_numbers_kept
+from cvkit.hardware import autocast, random_numbers_kept
 from cvkit.log import Log, Progress
 from cvkit.registry import NAME, where_in
 
@@ -43,7 +43,8 @@ def try_training(trainer: Any) -> str:
 def _step(trainer: Any) -> str:
     trainer.model.train()
     batch = trainer.loaders.train.first_batch()
-    loss, logits = trainer.train_step(batch, 1.0, is_step=False)
+    logits = _called(trainer, batch)
+    loss, _ = trainer.train_step(batch, 1.0, is_step=False)
     norm = _gradient_norm(trainer)
     # The first scale of fp16 is often too large; training skips such steps and halves it.
     while torch.isfinite(loss) and not math.isfinite(norm) and trainer.scaler.get_scale() > 1:
@@ -58,6 +59,36 @@ def _step(trainer: Any) -> str:
     guess = float(trainer.loss(torch.zeros_like(logits), batch.targets))
     return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing gives "
             f"{guess:.4f}), gradient norm {norm:.3g}")
+
+
+def _called(trainer: Any, batch: Batch) -> torch.Tensor:
+    """Return the logits of a model in training, once they and their loss are what is needed.
+
+    Raises:
+        ConfigError: the model returns something else, or the loss is no number or has no gradient.
+    """
+    model, criterion = trainer.config.MODEL, trainer.config.LOSS
+    with autocast(trainer.device, trainer.precision):
+        logits = trainer.model(batch.images)
+        expected = (len(batch.images), len(trainer.classes))
+        if not isinstance(logits, torch.Tensor) or logits.shape != expected:
+            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else (
+                f"a {type(logits).__name__}")
+            raise ConfigError(f"model {model[NAME]} returns {shape} in training; expected logits "
+                              f"of shape {expected}", where=where_in(model, NAME),
+                              hint="As in evaluation, where it returns them.")
+        loss = trainer.loss(logits, batch.targets)
+    where = where_in(criterion, NAME)
+    if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.is_floating_point():
+        shape = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else (
+            f"a {type(loss).__name__}")
+        raise ConfigError(f"loss {criterion[NAME]} returns {shape}, not one number: the mean over "
+                          "the images of a batch", where=where, hint="End it with .mean().")
+    if not loss.requires_grad:
+        raise ConfigError(f"loss {criterion[NAME]} has no gradient: what it returns does not "
+                          "depend on the logits as torch computes them", where=where,
+                          hint="argmax, item(), detach() and NumPy have none.")
+    return logits
 
 
 def _gradient_norm(trainer: Any) -> float:
