@@ -20,6 +20,7 @@ from cvkit.errors import CheckpointError
 from cvkit.models import build_model
 
 FORMAT = 1
+_EXTRA = "_extra_state"  # how torch ends the name of what get_extra_state returns
 
 
 @dataclass
@@ -283,10 +284,15 @@ def is_text(value: Any) -> bool:
 
 
 def _is_weights(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(item, torch.Tensor) and item.device.type == "cpu"
-        and item.layout is torch.strided and not (item.is_quantized or item.is_complex())
+    """Whether these are what a model has: dense tensors, and what its get_extra_state returned."""
+    return isinstance(value, Mapping) and all(isinstance(name, str) and (
+        _is_dense(item) if isinstance(item, torch.Tensor) else name.endswith(_EXTRA))
         for name, item in value.items())
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return (tensor.device.type == "cpu" and tensor.layout is torch.strided
+            and not tensor.is_quantized)
 
 
 def _is_training(value: Any) -> bool:
@@ -339,7 +345,8 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str
     differences = [f"{name} is missing" for name in own if name not in weights]
     differences += [f"{name} is not in the model" for name in weights if name not in own]
     differences += [f"{name} is {tuple(weights[name].shape)}, the model's {tuple(own[name].shape)}"
-                    for name in own if name in weights and weights[name].shape != own[name].shape]
+                    for name in own if name in weights and not name.endswith(_EXTRA)
+                    and weights[name].shape != own[name].shape]
     if differences:
         rest = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise CheckpointError(f"{source} does not fit the model: "

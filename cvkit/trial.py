@@ -31,12 +31,11 @@ def try_training(trainer: Any) -> str:
         UserError: what would end the training, or what its checkpoint could not be resumed from.
     """
     with random_numbers_kept(trainer.device):
-        twin = trainer.twin()
-        words = _step(twin)
-        checkpoint = _as_resumed(twin)
-        twin = trainer.twin()
-        twin.restore(checkpoint)
-        _evaluate(twin)
+        trained, resumed = trainer.twin(), trainer.twin()
+        words = _step(trained)
+        resumed.restore(_as_resumed(trained))
+        _compare(trained, resumed)
+        _evaluate(resumed)
     return words
 
 
@@ -117,7 +116,31 @@ def _as_resumed(trainer: Any) -> Checkpoint:
     except CheckpointError as error:
         raise ConfigError(f"what this training saves could not be read again: {error.problem}",
                           where=where_in(config.MODEL, NAME),
-                          hint="Weights and buffers are tensors of real numbers.") from error
+                          hint="Weights and buffers are dense tensors.") from error
+
+
+def _compare(trained: Any, resumed: Any) -> None:
+    """Refuse a model that is another once its checkpoint is loaded.
+
+    Raises:
+        ConfigError: it says something else of the same images.
+    """
+    images, node = trained.loaders.monitored.first_batch().images, trained.config.MODEL
+    logits = []
+    for trainer in (trained, resumed):
+        trainer._seed(0)  # for a model that draws
+        model = trainer.evaluated_model
+        was_training = model.training
+        with torch.no_grad(), autocast(trainer.device, trainer.precision):
+            logits.append(model.eval()(images))
+        model.train(was_training)
+    if not torch.equal(*logits):
+        difference = float((logits[0] - logits[1]).abs().max())
+        raise ConfigError(
+            f"model {node[NAME]} could not be evaluated or resumed later: once saved and loaded, "
+            f"its logits differ by up to {difference:.3g}", where=where_in(node, NAME),
+            hint="What training changes has to be in its state_dict(): parameters, buffers that "
+                 "are persistent, or what get_extra_state() returns.")
 
 
 def _evaluate(trainer: Any) -> None:
