@@ -36,7 +36,7 @@ class JsonLines:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(_line(values))
 
     def finish(self, run: Any) -> None:
         pass
@@ -49,7 +49,27 @@ class JsonLines:
         """Drop what was written after the epoch a run resumes from."""
         path = folder / "metrics.jsonl"
         kept = [values for values in read_metrics(folder) if values["epoch"] <= last_epoch]
-        write_whole(path, "".join(json.dumps(values) + "\n" for values in kept))
+        write_whole(path, "".join(map(_line, kept)))
+
+
+_INFINITE = {"inf": math.inf, "-inf": -math.inf}  # as JSON has no numbers for them
+
+
+def _line(values: dict[str, Any]) -> str:
+    """Return a line of JSON: NaN is null, and what is infinite a word."""
+    return json.dumps({name: _in_json(value) for name, value in values.items()},
+                      allow_nan=False) + "\n"
+
+
+def _in_json(value: Any) -> Any:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
+
+
+def _from_json(value: Any) -> Any:
+    return math.nan if value is None else _INFINITE.get(value, value) if (
+        isinstance(value, str)) else value
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -67,6 +87,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(values, dict) and "epoch" in values:
+            values = {name: _from_json(value) for name, value in values.items()}
             wrong = next((name for name, value in values.items() if not _is_metric(name, value)),
                          None)
             if wrong is not None:
@@ -77,7 +98,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_metric(name: str, value: Any) -> bool:
-    """Whether a value can be what it is called; one's own metrics may be anything but huge."""
+    """Whether a value can be what it is called; one's own metrics may be anything."""
     if name == "epoch":
         return type(value) is int and 0 < value < 2**31
     if name == "rates":
@@ -89,14 +110,14 @@ def _is_metric(name: str, value: Any) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name in ("lr", "seconds", "images_per_second"):
         return _is_plottable(value)
-    if name in {f"{split}/{key}" for split in ("train", "val", "test")
-                for key in ("loss", "accuracy")} and not is_number:
-        return False
-    return not is_number or not abs(value) >= 1e100 or value in (math.inf, -math.inf)
+    is_drawn = name in {f"{split}/{key}" for split in ("train", "val", "test")
+                        for key in ("loss", "accuracy")}
+    return not is_drawn or (
+        is_number and (not abs(value) >= 1e100 or value in (math.inf, -math.inf)))
 
 
 def _is_plottable(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e100
+    return type(value) in (int, float) and -1e100 < value < 1e100
 
 
 @WRITERS.register("tensorboard")

@@ -107,7 +107,7 @@ def _finish_rates(axes: Axes) -> None:
     axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(whole_numbers())
     axes.set_ylabel("learning rate")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=min(0, _range_of([axes])[0]))
     peaks = [max(line.get_ydata()) for line in axes.lines]
     if peaks and 0 < 10 * min(peaks) < max(peaks):
         axes.set_yscale("log")
