@@ -45,6 +45,16 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(part, path)
 
 
+def plain(state: Any) -> Any:
+    """Return a state with Python's numbers in the place of NumPy's, which no checkpoint holds."""
+    if isinstance(state, dict):
+        return {plain(key): plain(value) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(map(plain, state))
+    is_number = type(state).__module__ == "numpy" and getattr(state, "shape", None) == ()
+    return state.item() if is_number and hasattr(state, "item") else state
+
+
 def reread(state: Any) -> Any:
     """Return what a state comes to once it is saved and loaded, without a file: on the CPU.
 

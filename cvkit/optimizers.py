@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cvkit.errors import ConfigError
-from cvkit.files import reread
+from cvkit.files import plain, reread
 from cvkit.hardware import random_numbers_kept
 from cvkit.registry import NAME, OPTIMIZERS, place_of, where_in
 
@@ -104,7 +104,7 @@ def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
     place, copies = where_in(node, NAME), _copies(groups)
     second = OPTIMIZERS.build(node, params=[dict(group) for group in copies])
     try:
-        state = reread(first.state_dict())
+        state = reread(plain(first.state_dict()))
         if not {"state", "param_groups"} <= set(state):
             raise ValueError("state_dict() has no state and param_groups, as torch's has")
         second.load_state_dict(state)

@@ -37,7 +37,7 @@ from cvkit.errors import (
 )
 from cvkit.evaluation import build_metrics, compute, evaluate, predict, values_of
 from cvkit.experiment import Experiment
-from cvkit.files import write_whole
+from cvkit.files import plain, write_whole
 from cvkit.hardware import (
     autocast,
     compile_model,
@@ -594,7 +594,8 @@ class Trainer:
         At the end of an epoch random numbers are no part of it: each seeds its own from
         (SEED, epoch).
         """
-        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+        return {"optimizer": plain(self.optimizer.state_dict()),
+                "schedule": plain(self.schedule.state_dict()),
                 "scaler": self.scaler.state_dict(), "best": self.best,
                 "backend": self.loaders.train.backend, "within": within,
                 "images": self._identities,

@@ -109,7 +109,7 @@ def _is_metric(name: str, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name in ("lr", "seconds", "images_per_second"):
-        return _is_plottable(value)
+        return _is_plottable(value) and (name == "lr" or value >= 0)
     is_drawn = name in {f"{split}/{key}" for split in ("train", "val", "test")
                         for key in ("loss", "accuracy")}
     return not is_drawn or (
