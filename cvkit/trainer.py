@@ -305,6 +305,7 @@ class Trainer:
                     return run
                 if run is not None:
                     run.set_config(self.config)
+            self._try()
             self._log_beginning(run)
             found = None
             if is_to_find(self.config):
@@ -327,6 +328,20 @@ class Trainer:
                 self.log.show(f"run        {run.folder}")
             self._train(run)
         return run
+
+    def _try(self) -> None:
+        """Refuse what could not be trained, saved, loaded and evaluated, before anything is written.
+
+        Raises:
+            UserError: see `try_training`.
+        """
+        try:
+            try_training(self, is_strict=False)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.log.both("note       saving and loading was not tried before: there is no memory "
+                          "for a second model")
 
     def _train(self, run: Run | None) -> None:
         """Train from where it is to the end; what is written, the first process writes."""
