@@ -17,7 +17,12 @@ from cvkit.data.datasets import folders_are_for_testing
 from cvkit.data.loaders import BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, plural, visible
 from cvkit.files import user_path
-from cvkit.hardware import autocast
+from cvkit.hardware import (
+    autocast,
+    random_state,
+    seed_random_numbers,
+    set_random_state,
+)
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss, weight_of
 from cvkit.metrics import Accuracy, Mean
@@ -83,6 +88,8 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     loss.eval()
     mean_loss = Mean()
     labels, index, probabilities = [], [], []
+    random = random_state(loader.device)  # of the training, which goes on with them
+    seed_random_numbers(epoch)  # for a model that draws: the same whenever it is evaluated
     for number, batch in enumerate(loader):
         with autocast(loader.device, precision):
             logits = model(batch.images)
@@ -102,6 +109,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         if progress.step():
             progress.update(mean_loss.compute(), metrics[0].compute()["accuracy"])
     progress.close()
+    set_random_state(random, loader.device)
     model.train(was_training[0])
     loss.train(was_training[1])
     values = {"loss": mean_loss.compute(), **compute(metrics)}

@@ -131,18 +131,23 @@ def compile_model(model: nn.Module, device: torch.device, where: object = None) 
 
 
 def seed_everything(*key: int, deterministic: bool = False) -> None:
-    """Seed torch, NumPy and Python from (SEED, epoch), so that any epoch can be begun again."""
+    """Seed all random numbers from (SEED, epoch), so that any epoch can be begun again."""
+    seed_random_numbers(*key)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
+        torch.use_deterministic_algorithms(deterministic)  # which imports torch's compiler
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def seed_random_numbers(*key: int) -> None:
+    """Seed torch, NumPy and Python."""
     seed = 0
     for part in key:
         seed = (seed * 1_000_003 + part) % 2**63
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if torch.are_deterministic_algorithms_enabled() != deterministic:
-        torch.use_deterministic_algorithms(deterministic)  # which imports torch's compiler
-    torch.backends.cudnn.benchmark = not deterministic
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

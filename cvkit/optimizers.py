@@ -47,7 +47,6 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
                   {"params": [parameter for parameter in trained if parameter.ndim <= 1],
                    "weight_decay": 0.0}]
     of_loss = trained_in(loss)
-    trained += of_loss
     groups.append({"params": of_loss, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
     if isinstance(node.get("lr"), (list, tuple)):  # which torch's annotations would allow
@@ -55,7 +54,7 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
                           where=where_in(node, "lr"))
     if groups:
         _try_steps(node, groups)
-    if not _can_be_fused(node, trained):
+    if not _can_be_fused(node, [*trained, *of_loss]):
         return OPTIMIZERS.build(node, params=groups)
     return OPTIMIZERS.build(node, params=groups, fused=True)
 

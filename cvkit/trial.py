@@ -62,7 +62,7 @@ def _step(trainer: Any) -> tuple[str, bool]:
         trainer.optimizer.zero_grad(set_to_none=True)
         return f"loss {float(loss)} and gradient norm {norm} of the first batch", False
     trainer.optimizer_step()
-    guess = float(trainer.loss(torch.zeros_like(logits), batch.targets))
+    guess = float(trainer.loss(torch.zeros_like(logits), batch.targets).detach())
     return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing gives "
             f"{guess:.4f}), gradient norm {norm:.3g}"), True
 
@@ -98,8 +98,8 @@ def _called(trainer: Any, batch: Batch) -> torch.Tensor:
 
 
 def _gradient_norm(trainer: Any) -> float:
-    gradients = [torch.linalg.vector_norm(parameter.grad.float())
-                 for parameter in trainer.model.parameters() if parameter.grad is not None]
+    gradients = [torch.linalg.vector_norm(parameter.grad).float()
+                 for parameter in trainer.weights if parameter.grad is not None]
     return float(torch.linalg.vector_norm(torch.stack(gradients))) / trainer.scaler.get_scale()
 
 
