@@ -112,6 +112,8 @@ SCHEMA: dict[str, Any] = {
                                 pattern=r"epoch|[1-9]\d* ?steps?|[1-9]\d* ?min(ute)?s?"),
         "SYNC_BATCHNORM": Key(False, "batch norms see the whole batch of all GPUs, where there are "
                               "several processes"),
+        "UNUSED_PARAMETERS": Key(False, "with several processes: the model leaves out some of its "
+                                 "parameters by chance, as stochastic depth does"),
         "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never",
                           minimum=0),
     },

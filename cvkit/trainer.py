@@ -180,12 +180,12 @@ class Trainer:
 
     def _has_unused_parameters(self) -> bool:
         """Whether some get no gradient, which processes have to know before they average."""
-        if distributed.size() == 1:
-            return False
+        if distributed.size() == 1 or self.config.TRAIN.UNUSED_PARAMETERS:
+            return self.config.TRAIN.UNUSED_PARAMETERS
         with random_numbers_kept(self.device):
             twin = self._try_batch(2)
-        return any(parameter.requires_grad and parameter.grad is None
-                   for parameter in twin.parameters())
+        return distributed.anywhere(any(parameter.requires_grad and parameter.grad is None
+                                        for parameter in twin.parameters()))
 
     def _build_optimizer_and_schedule(self) -> None:
         config = self.config
@@ -883,6 +883,10 @@ class Trainer:
             return RunError(f"process {distributed.rank()} lost contact with another one, which "
                             "failed, was killed, or whose machine is gone",
                             hint=str(error).strip().split("\n")[0])
+        if "finished reduction in the prior iteration" in str(error):
+            return RunError("some parameters of the model got no gradient, others than in the first "
+                            "step, and the processes cannot average them",
+                            hint="TRAIN.UNUSED_PARAMETERS true allows for that.")
         if is_death_of_worker(error):
             return death_of_worker(error)
         if is_out_of_memory(error):

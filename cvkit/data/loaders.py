@@ -125,12 +125,27 @@ class BatchLoader:
         for number, item in enumerate(self.source.epoch(epoch, start), start):
             if len(item[1]) < max(self.part_size(number), 1):
                 self._note_left_out(item[2], epoch, number)
-            yield self._mixed(self._on_device(item), epoch, number)
+            yield self._mixed_part(self._on_device(item), epoch, number)
 
     def _note_left_out(self, index: torch.Tensor, epoch: int, number: int) -> None:
         meant = self._order.positions(epoch)[self._order.part(number)]
         there = np.isin(self.images.index[meant], index.cpu().numpy())
         self.left_out.update(map(self.images.name, meant[~there]))
+
+    def _mixed_part(self, batch: Batch, epoch: int, number: int) -> Batch:
+        """Mix the parts of all processes together, as one would, and return this one's again."""
+        if not self.pipeline.mixing or self._order.size == 1:
+            return self._mixed(batch, epoch, number)
+        count, rank = min(self.part_size(number), len(batch.labels)), self._order.rank
+        owners, images, labels, index = map(distributed.gather, (
+            torch.full((count,), rank, device=self.device), batch.images[:count],
+            batch.labels[:count], batch.index[:count]))
+        whole = self._mixed(Batch(images, labels, index, labels), epoch, number)
+        own = torch.nonzero(owners == rank)[:, 0]
+        if not len(own):  # of a batch with fewer images than processes; it does not count
+            own = torch.zeros(1, dtype=torch.int64, device=self.device)
+        images = whole.images[own].contiguous(memory_format=self.layout)
+        return Batch(images, whole.labels[own], whole.index[own], whole.targets[own])
 
     def _mixed(self, batch: Batch, epoch: int, number: int) -> Batch:
         """Return the batch of that number in the epoch as the model receives it in training."""
