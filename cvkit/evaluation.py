@@ -27,7 +27,7 @@ from cvkit.log import Log, Progress
 from cvkit.losses import build_loss, weight_of
 from cvkit.metrics import Accuracy, Mean
 from cvkit.registry import METRICS
-from cvkit.run import MAY_CHANGE, MAY_EVALUATE, Predictions, Run, open_run
+from cvkit.run import MAY_CHANGE, MAY_EVALUATE, Predictions, Run, is_among, open_run
 
 
 def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
@@ -242,10 +242,10 @@ def _try_one(run: Run, checkpoint: Checkpoint) -> None:
 
 def _why_not_kept(run: Run, predictions: Predictions, path: Path) -> str | None:
     """Return why predictions do not take the place of the run's own, or None."""
-    other = [key for key in run.changed if not key.startswith(MAY_CHANGE)]
+    other = [key for key in run.changed if not is_among(key, MAY_CHANGE)]
     if other:
         return f"it holds what the run says without {', '.join(other)}"
-    if not any(key.startswith("DATA.DATASET") for key in run.changed):
+    if not any(is_among(key, ["DATA.DATASET"]) for key in run.changed):
         return None
     try:
         is_same = Predictions.load(path).images in ("", predictions.images)

@@ -249,6 +249,9 @@ def describe(device: torch.device) -> str:
 def lock_file(file: IO) -> None:
     """Lock an open file until it is closed, or the process ends.
 
+    Within one process it does not keep anyone out: a second lock is granted, and closing either
+    file ends both.
+
     Raises:
         BlockingIOError: another process has locked it.
     """

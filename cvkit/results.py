@@ -17,7 +17,7 @@ import numpy as np
 from cvkit.config import SCHEMA, Config, read_config
 from cvkit.errors import RunError, UserError, visible
 from cvkit.files import write_whole, writing
-from cvkit.run import MAY_CHANGE, Run, duration, in_words
+from cvkit.run import MAY_CHANGE, Run, duration, in_words, is_among
 
 # Runs whose figures stand together may differ in these: the seed, and which copy of the data.
 _FREE = (*MAY_CHANGE, "SEED", "DATA.DATASET")
@@ -211,7 +211,7 @@ class Result:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Return what decides on a result besides seed and data, by dotted key."""
-    return {key: value for key, value in config.flat().items() if not key.startswith(_FREE)}
+    return {key: value for key, value in config.flat().items() if not is_among(key, _FREE)}
 
 
 def read_results(folder: Path) -> list[Result]:

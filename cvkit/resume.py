@@ -24,7 +24,7 @@ from cvkit.hardware import (
     set_random_state,
 )
 from cvkit.metrics import Accuracy, Mean
-from cvkit.run import MAY_CHANGE, Run, find_runs
+from cvkit.run import MAY_CHANGE, Run, find_runs, is_among
 from cvkit.schedulers import is_planned, is_to_find, with_rate
 
 
@@ -161,7 +161,7 @@ def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     if not is_planned(config.SCHEDULER):
         free += ("TRAIN.EPOCHS",)
     return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
-            if now.get(key) != then.get(key) and not key.startswith(free)}
+            if now.get(key) != then.get(key) and not is_among(key, free)}
 
 
 def refuse_changes(config: Config, run: Run) -> None:

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -43,10 +43,20 @@ MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPO
               "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
               "TRAIN.CHECKPOINT_EVERY")
 
+
+
+def is_among(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these names, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
 # And for an evaluation, which may be of other images or by other metrics.
 MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TRAIN.PRECISION")
 
+_locked: set[str] = set()  # folders that this process trains in
+
 _RANGE_TEST = "lr_finder.json"
+_UTC = "%Y-%m-%dT%H:%M:%S"
 WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")  # in a run folder, besides itself
 
 
@@ -227,7 +237,7 @@ class Run(Experiment):
         name = named.group(1) if named else self.folder.resolve().parent.name
         super().__init__(read_config(text, str(path), name=name, overrides=overrides))
         self.changed = list(overrides if isinstance(overrides, Mapping) else overrides[::2])
-        fixed = [key for key in self.changed if not key.startswith(may_change)]
+        fixed = [key for key in self.changed if not is_among(key, may_change)]
         if fixed:
             raise ConfigError(f"{fixed[0]} cannot be changed in a run that was trained",
                               hint=f"What can be: {', '.join(may_change)}.")
@@ -256,7 +266,9 @@ class Run(Experiment):
                 except FileExistsError:
                     continue
             (folder / "checkpoints").mkdir()
-            (folder / "environment.txt").write_text(environment, encoding="utf-8")
+            begun = datetime.now(timezone.utc).strftime(_UTC)
+            (folder / "environment.txt").write_text(f"{environment}begun: {begun}Z\n",
+                                                    encoding="utf-8")
             _write_config(folder, config)
         except OSError as error:
             raise RunError(f"cannot write a run folder into {parent}: {error.strerror}",
@@ -289,7 +301,7 @@ class Run(Experiment):
     def hyperparameters(self) -> dict[str, bool | int | float | str]:
         """The config by dotted key, without what says where it ran; nodes and lists in words."""
         return {key: value if isinstance(value, (bool, int, float)) else in_words(value)
-                for key, value in self.config.flat().items() if not key.startswith(MAY_CHANGE)}
+                for key, value in self.config.flat().items() if not is_among(key, MAY_CHANGE)}
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -483,7 +495,9 @@ class Run(Experiment):
         Raises:
             RunError: another process has it, or the folder cannot be written.
         """
-        path = self.folder / ".lock"
+        path, held = self.folder / ".lock", str(self.folder.resolve())
+        if held in _locked:
+            raise RunError(f"{self.folder} is being trained by this process already")
         with writing(path):
             file = path.open("a+", encoding="utf-8")
         with file:
@@ -497,6 +511,7 @@ class Run(Experiment):
                 raise RunError(f"{self.folder} is being trained by {owner}",
                                hint="Wait for it or stop it. A run of its own needs no "
                                     "--resume.") from None
+            _locked.add(held)
             try:
                 with writing(path):
                     file.truncate(0)
@@ -504,6 +519,7 @@ class Run(Experiment):
                     file.flush()
                 yield
             finally:
+                _locked.discard(held)
                 with suppress(PermissionError):  # Windows removes no open file; it may stay
                     path.unlink(missing_ok=True)
 
@@ -536,7 +552,29 @@ def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[P
     name = config_name if config_name == "*" else glob.escape(config_name)
     found = {path.parent.parent for path in Path(output_dir).glob(f"{name}/*/checkpoints/*.pt")
              if path.name in ("last.pt", "previous.pt")}
-    return sorted(found, key=lambda path: (path.name, path.stat().st_mtime, path))
+    return sorted(found, key=lambda path: (_begun(path), *_in_order(path.name), path))
+
+
+def _begun(folder: Path) -> str:
+    """Return when a run was begun, in UTC: local time, in its name, may be set back."""
+    try:
+        text = (folder / "environment.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^begun: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)Z$", text, re.MULTILINE)
+    if found:
+        return found[1]
+    try:  # one of an older version, or a folder that was named by hand
+        local = datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S")
+        return local.astimezone(timezone.utc).strftime(_UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(folder.stat().st_mtime, timezone.utc).strftime(_UTC)
+
+
+def _in_order(name: str) -> tuple[str, int]:
+    """Split a folder's name so that the tenth run of a second comes after the ninth."""
+    number = re.fullmatch(r"(.{19})_(\d{1,9})", name)
+    return (number[1], int(number[2])) if number else (name, 1)
 
 
 class Runs(Subject):

@@ -290,7 +290,12 @@ class Trainer:
 
         Args:
             run: one to continue; None makes a new run folder.
+
+        Raises:
+            RunError: it has trained already. UserError: something stops it.
         """
+        if self.epoch or self.now.batches or self.run is not None:
+            raise RunError("this Trainer has trained already", hint="Make another one.")
         is_resumed = distributed.from_main(lambda: run is not None)
         with contextlib.ExitStack() as stack:
             if run is not None:
