@@ -7,7 +7,7 @@ takes its part of every batch, gradients are averaged, and only the first proces
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -117,15 +117,18 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def average(gradients: Iterable[torch.Tensor | None]) -> None:
-    """Replace each by its mean over all processes; all have the same ones."""
-    if _store is not None:
-        from torch import distributed
+def average(parameters: Sequence[torch.Tensor]) -> None:
+    """Give the gradients of these the mean over all processes; none where no process has one."""
+    if _store is None or not parameters:
+        return
+    import torch
 
-        for gradient in gradients:
-            if gradient is not None:
-                distributed.all_reduce(gradient)
-                gradient /= size()
+    has_one = total(torch.tensor([float(parameter.grad is not None) for parameter in parameters],
+                                 device=parameters[0].device))
+    for parameter, count in zip(parameters, has_one.tolist()):
+        if count:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = total(own) / size()
 
 
 def gather(part: torch.Tensor) -> torch.Tensor:

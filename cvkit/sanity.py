@@ -18,6 +18,7 @@ from torch import nn
 from cvkit.config import Config
 from cvkit.data.images import ImageData, ImageFiles, ImageSet, statistics
 from cvkit.data.loaders import Loaders
+from cvkit.errors import plural
 from cvkit.losses import ClassificationLoss, torch_form
 from cvkit.registry import NAME
 from cvkit.schedulers import Schedule, build_schedule, is_to_find
@@ -54,7 +55,8 @@ def before_training(config: Config, data: ImageData, loaders: Loaders, steps_per
         found: what `duplicates` returns, if that is known.
     """
     return {**overlaps(config, data, found), **missing_classes(config, data),
-            **odd_normalisation(config, data, loaders), **idle_plan(config, steps_per_epoch)}
+            **odd_normalisation(config, data, loaders), **short_warmup(config, steps_per_epoch),
+            **idle_plan(config, steps_per_epoch)}
 
 
 def after_epoch(config: Config, data: ImageData, loss: nn.Module,
@@ -244,6 +246,15 @@ def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, 
 
 
 # -- learning rate and loss --------------------------------------------------------------
+
+
+def short_warmup(config: Config, steps_per_epoch: int) -> dict[str, str]:
+    """Warn of a warm-up that comes to no step."""
+    epochs = config.TRAIN.WARMUP_EPOCHS
+    if epochs == 0 or round(epochs * steps_per_epoch):
+        return {}
+    return {"warmup": f"there is no warm-up: TRAIN.WARMUP_EPOCHS {epochs:g} comes to no step where "
+                      f"an epoch has {plural(steps_per_epoch, 'step')}"}
 
 
 def idle_plan(config: Config, steps_per_epoch: int) -> dict[str, str]:

@@ -172,9 +172,9 @@ class Trainer:
                               where=config.TRAIN.where("SYNC_BATCHNORM"),
                               hint="On CPUs: MODEL.norm group, or SYNC_BATCHNORM false.")
 
-    def _parallel(self, model: nn.Module) -> nn.Module:
+    def _parallel(self, model: nn.Module, is_compiled: bool = True) -> nn.Module:
         """Return the model as training calls it: compiled, its gradients averaged."""
-        if self.config.TRAIN.COMPILE:
+        if self.config.TRAIN.COMPILE and is_compiled:
             model = compile_model(model, self.device, self.config.TRAIN.where("COMPILE"))
         return distributed.average_gradients(model, self.device, self._has_unused_parameters())
 
@@ -202,11 +202,15 @@ class Trainer:
         decay = self.config.TRAIN.EMA
         self.ema = EMA(self.model, decay) if decay > 0 else None
 
-    def twin(self) -> Trainer:
-        """Return a trainer of copies: its steps leave this one as it is."""
+    def twin(self, is_compiled: bool = True) -> Trainer:
+        """Return a trainer of copies: its steps leave this one as it is.
+
+        Args:
+            is_compiled: False leaves TRAIN.COMPILE out, which takes half a minute.
+        """
         twin = copy.copy(self)
         twin.model, twin.loss = copy.deepcopy((self.model, self.loss))
-        twin.forward = twin._parallel(twin.model)
+        twin.forward = twin._parallel(twin.model, is_compiled)
         twin._build_optimizer_and_schedule()
         twin._build_scaler_and_ema()
         return twin
@@ -227,8 +231,7 @@ class Trainer:
         twin.model, twin.loss = copy.deepcopy((self.model, self.loss))
         twin._build_scaler_and_ema()
         twin.ema = None
-        twin.forward = distributed.average_gradients(twin.model, self.device,
-                                                     self._has_unused_parameters())
+        twin.forward = twin._parallel(twin.model, is_compiled=False)
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
                                          self.config.TRAIN.DECAY_NORM_AND_BIAS, twin.loss)
         begin_momentum(twin.optimizer)
@@ -308,9 +311,9 @@ class Trainer:
                     if run is not None:
                         self._say_finished(run)
                     return run
-                if run is not None:
-                    run.set_config(self.config)
             self._try()
+            if run is not None:
+                run.set_config(self.config)
             self._log_beginning(run)
             found = None
             if is_to_find(self.config):
@@ -335,16 +338,17 @@ class Trainer:
         return run
 
     def _try(self) -> None:
-        """Refuse what could not be trained, saved, loaded and evaluated, before anything is written.
+        """Refuse what could not be trained, saved and evaluated, before anything is written.
 
         Raises:
             UserError: see `try_training`.
         """
         try:
-            try_training(self, is_strict=False)
+            try_training(self, is_whole=False)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
-                raise
+                with self.explaining():
+                    raise
             self.log.both("note       saving and loading was not tried before: there is no memory "
                           "for a second model")
 
@@ -539,7 +543,7 @@ class Trainer:
 
     def optimizer_step(self) -> None:
         """Change the weights by the gradients there are."""
-        distributed.average(parameter.grad for parameter in trained_in(self.loss))
+        distributed.average(trained_in(self.loss))
         if self.config.TRAIN.CLIP_GRAD_NORM > 0:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.weights, self.config.TRAIN.CLIP_GRAD_NORM)
@@ -565,7 +569,8 @@ class Trainer:
         saved = f" The weights saved {self.saved} are in last.pt." if self.saved else ""
         raise DivergenceError(
             f"the {what} is no longer finite in epoch {self.epoch + 1}, batch {batch} of "
-            f"{len(self.loaders.train)}, at a learning rate of about {self.schedule.rate:.3g}.{saved}",
+            f"{len(self.loaders.train)}, at a learning rate of about {self.schedule.rate:.3g}."
+            f"{saved}",
             hint="Lower the learning rate, warm up (TRAIN.WARMUP_EPOCHS 1), clip gradients "
                  "(TRAIN.CLIP_GRAD_NORM 1) or compute in full precision (TRAIN.PRECISION fp32).")
 
@@ -757,8 +762,8 @@ class Trainer:
                  f"{config.TRAIN.MONITOR} is taken as the best")
         both(f"model      {config.MODEL.NAME}, {parameters_in_words(self.model)}")
         if self.is_viewed:
-            both("note       its view() takes images in the plain memory layout only, which it gets; "
-                 "flatten(1) or reshape() in its place would be faster")
+            both("note       its view() takes images in the plain memory layout only, which it "
+                 "gets; flatten(1) or reshape() in its place would be faster")
         if run is None and isinstance(getattr(self.model, "weights_loaded", None), str):
             both(f"weights    {self.model.weights_loaded}")
         averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if self.ema else ""
@@ -889,9 +894,13 @@ class Trainer:
                             "failed, was killed, or whose machine is gone",
                             hint=str(error).strip().split("\n")[0])
         if "finished reduction in the prior iteration" in str(error):
-            return RunError("some parameters of the model got no gradient, others than in the first "
-                            "step, and the processes cannot average them",
+            return RunError("some parameters of the model got no gradient, others than in the "
+                            "first step, and the processes cannot average them",
                             hint="TRAIN.UNUSED_PARAMETERS true allows for that.")
+        if "view size is not compatible" in str(error):
+            return RunError("the model has a view() that takes images in the plain memory layout "
+                            "only", hint="flatten(1) or reshape() in its place; or "
+                            "TRAIN.CHANNELS_LAST false.")
         if is_death_of_worker(error):
             return death_of_worker(error)
         if is_out_of_memory(error):

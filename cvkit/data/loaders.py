@@ -181,10 +181,13 @@ class BatchLoader:
         """
         return self._on_device(self.source.take(positions, 0))
 
-    def first_batch(self, epoch: int = 0) -> Batch:
-        """Return the batch that an epoch begins with, whole; epochs count from 0."""
-        return self._mixed(self._on_device(self.source.take(range(self.batch_sizes[0]), epoch)),
-                           epoch, 0)
+    def first_batch(self, epoch: int = 0, count: int | None = None) -> Batch:
+        """Return the batch that an epoch begins with, whole or its first `count` images.
+
+        Epochs count from 0.
+        """
+        places = range(self.batch_sizes[0])[:count]
+        return self._mixed(self._on_device(self.source.take(places, epoch)), epoch, 0)
 
     def _on_device(self, item: Pixels) -> Batch:
         pixels, labels, index = (part.to(self.device, non_blocking=True) for part in item)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cvkit.errors import ConfigError
+from cvkit.hardware import random_numbers_kept
 from cvkit.models import resnet, resnet9, vit  # noqa: F401  they register their models
 from cvkit.models.torchvision_models import read_torchvision, smallest_image
 from cvkit.registry import MODELS, NAME, where_in
@@ -80,9 +81,8 @@ def refuse_single_images(model: nn.Module, image_shape: tuple[int, int, int],
     """
     device = next(iter(model.parameters()), torch.zeros(0)).device
     twin = copy.deepcopy(model).train()  # whose running statistics may change
-    devices = [device] if device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), random_numbers_kept(device):
             twin(torch.zeros(1, *image_shape, device=device))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

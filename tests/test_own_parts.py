@@ -1,0 +1,582 @@
+"""What people register themselves: it trains, resumes and is evaluated exactly, or is refused."""
+
+import functools
+import json
+import math
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import equal, without_times
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import lr_scheduler
+
+from cvkit.config import load_config
+from cvkit.data import ImageData, ImageSet
+from cvkit.errors import CheckpointError, ConfigError, DivergenceError, RunError, UserError
+from cvkit.evaluation import evaluate
+from cvkit.losses import build_loss
+from cvkit.registry import (
+    DATASETS,
+    LOSSES,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    REGISTRIES,
+    SCHEDULERS,
+)
+from cvkit.run import Run
+from cvkit.trainer import Trainer, train
+
+# -- schedulers ------------------------------------------------------------------------
+
+
+def numpy_cosine(optimizer, epochs):
+    return lr_scheduler.LambdaLR(optimizer, lambda e: 0.5 * (1 + np.cos(np.pi * e / epochs)))
+
+
+class MyCycle(lr_scheduler.OneCycleLR):
+    def __init__(self, optimizer, max_lr, total_steps):
+        super().__init__(optimizer, max_lr, total_steps=total_steps)
+
+
+class LambdaInside(lr_scheduler.LRScheduler):
+    def __init__(self, optimizer):
+        self.factor = lambda epoch: 1 / (1 + epoch)
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+
+class Stateless:
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self):
+        self.optimizer.param_groups[0]["lr"] *= 0.5
+
+
+# -- losses ----------------------------------------------------------------------------
+
+
+class LearnedTemperature(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.zeros(()))
+        self.margin = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, logits, labels):
+        return F.cross_entropy(logits * self.temperature.exp() + self.margin, labels)
+
+
+class Annealed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, logits, labels):
+        if self.training and torch.is_grad_enabled():
+            self.calls += 1
+        return F.cross_entropy(logits, labels, label_smoothing=0.5 * 0.8 ** int(self.calls))
+
+
+class SmoothedInTraining(nn.Module):
+    def forward(self, logits, labels):
+        return F.cross_entropy(logits, labels, label_smoothing=0.9 if self.training else 0.0)
+
+
+def plain_function():
+    return lambda logits, labels: F.cross_entropy(logits, labels)
+
+
+def partial_function():
+    return functools.partial(F.cross_entropy, label_smoothing=0.1)
+
+
+def per_image():
+    return functools.partial(F.cross_entropy, reduction="none")
+
+
+def without_gradient():
+    return lambda logits, labels: (logits.argmax(1) != labels).float().mean()
+
+
+def a_float():
+    return lambda logits, labels: F.cross_entropy(logits, labels).item()
+
+
+def no_loss():
+    return 3
+
+
+# -- models ----------------------------------------------------------------------------
+
+
+class LeNet(nn.Module):
+    """The net of PyTorch's tutorial, with its `view`."""
+
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(in_channels, 6, 5), nn.Conv2d(6, 16, 5)
+        self.pool, self.fc = nn.MaxPool2d(2, 2), nn.Linear(16 * 5 * 5, num_classes)
+
+    def forward(self, x):
+        x = self.pool(torch.relu(self.conv1(x)))
+        x = self.pool(torch.relu(self.conv2(x)))
+        return self.fc(x.view(-1, 16 * 5 * 5))
+
+
+class LeNetViewedInTraining(LeNet):
+    def forward(self, x):
+        x = self.pool(torch.relu(self.conv2(self.pool(torch.relu(self.conv1(x))))))
+        return self.fc(x.view(-1, 16 * 5 * 5) if self.training else x.flatten(1))
+
+
+class Flat(nn.Module):
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.fc = nn.Linear(in_channels * image_size**2, num_classes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+class Spectral(Flat):
+    """Complex parameters."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.filter = nn.Parameter(0.1 * torch.randn(in_channels, image_size, image_size // 2 + 1,
+                                                     dtype=torch.cfloat))
+
+    def forward(self, x):
+        return super().forward(torch.fft.irfft2(torch.fft.rfft2(x.float()) * self.filter, s=x.shape[-2:]))
+
+
+class ExtraState(Flat):
+    """More than tensors, in torch's own way; it changes what the model says."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x) * (1 + 0.01 * self.calls)
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+class PlainAttribute(ExtraState):
+    """The same without a word to the state dict."""
+
+    get_extra_state, set_extra_state = nn.Module.get_extra_state, nn.Module.set_extra_state
+
+
+class NotPersistent(Flat):
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + x.detach().mean() + 1
+        return super().forward(x - self.mean)
+
+
+class Sparse(Flat):
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.register_buffer("graph", torch.eye(3).to_sparse())
+
+
+class PythonRandom(Flat):
+    """Draws from Python's and NumPy's random numbers, when it is built and in every step."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        mask = np.random.rand(in_channels * image_size**2) > 0.5
+        self.register_buffer("mask", torch.from_numpy(mask.astype("float32")))
+
+    def forward(self, x):
+        return self.fc(x.flatten(1) * self.mask * (0.9 + 0.2 * random.random() + 0.01 * np.random.randn()))
+
+
+class SkipsByChance(nn.Module):
+    """Stochastic depth by an `if`."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        size = in_channels * image_size**2
+        self.first, self.second = nn.Linear(size, 32), nn.Linear(size, 32)
+        self.fc = nn.Linear(32, num_classes)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        y = self.first(x)
+        if not self.training or torch.rand(()) < 0.5:
+            y = y + self.second(x)
+        return self.fc(y)
+
+
+class PairInTraining(Flat):
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+class MappingInTraining(Flat):
+    def forward(self, x):
+        logits = super().forward(x)
+        return {"out": logits} if self.training else logits
+
+
+# -- optimizers and metrics ------------------------------------------------------------
+
+
+class NumpyRate(torch.optim.SGD):
+    def __init__(self, params, lr: float):
+        super().__init__(params, np.float64(lr))
+
+
+class NeedsClosure(torch.optim.SGD):
+    def __init__(self, params, lr: float):
+        super().__init__(params, lr)
+
+    def step(self, closure):
+        closure()
+
+
+class Huge:
+    """Whatever number it is, what the training writes can be read again."""
+
+    def update(self, logits, labels):
+        pass
+
+    def compute(self):
+        return {"huge": 1e120, "below": -2.5, "nothing": math.nan, "infinite": -math.inf,
+                "of_numpy": np.float32(0.5)}
+
+
+class Spoils:
+    """Changes the logits in place."""
+
+    def update(self, logits, labels):
+        logits.mul_(-1)
+        labels.zero_()
+
+    def compute(self):
+        return {"spoilt": 0.0}
+
+
+class CallsItAccuracy:
+    def update(self, logits, labels):
+        pass
+
+    def compute(self):
+        return {"accuracy": 0.123}
+
+
+class CallsItLoss(CallsItAccuracy):
+    def compute(self):
+        return {"loss": 7.0}
+
+
+OWN = {SCHEDULERS: [numpy_cosine, MyCycle, LambdaInside, Stateless],
+       LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, plain_function, partial_function,
+                per_image, without_gradient, a_float, no_loss],
+       MODELS: [LeNet, LeNetViewedInTraining, Flat, Spectral, ExtraState, PlainAttribute,
+                NotPersistent, Sparse, PythonRandom, SkipsByChance, PairInTraining,
+                MappingInTraining],
+       OPTIMIZERS: [NumpyRate, NeedsClosure],
+       METRICS: [Huge, Spoils, CallsItAccuracy, CallsItLoss]}
+KEYS = {SCHEDULERS: "SCHEDULER", LOSSES: "LOSS", MODELS: "MODEL", OPTIMIZERS: "OPTIMIZER",
+        METRICS: "METRICS"}
+REFUSED = {
+    "LambdaInside": "state of the schedule of LambdaInside cannot be saved and read again",
+    "Stateless": "scheduler Stateless has no state_dict",
+    "per_image": r"loss per_image returns torch.float32 \(\d+,\), not one number.*\.mean\(\)",
+    "without_gradient": "loss without_gradient has no gradient",
+    "a_float": "loss a_float returns a float, not one number",
+    "no_loss": "loss no_loss is int, which cannot be called as loss",
+    "LeNetViewedInTraining": "a view.. that takes images in the plain memory layout.*CHANNELS_LAST false",
+    "PlainAttribute": "model PlainAttribute could not be evaluated or resumed.*get_extra_state",
+    "NotPersistent": "model NotPersistent could not be evaluated or resumed.*persistent",
+    "Sparse": "model Sparse has graph, which is sparse",
+    "PairInTraining": "model PairInTraining returns a tuple in training; expected logits",
+    "MappingInTraining": "model MappingInTraining returns a dict in training; expected logits",
+    "NeedsClosure": "optimizer NeedsClosure cannot take a step.*closure",
+    "CallsItAccuracy": "metric CallsItAccuracy computes 'accuracy': loss and accuracy are cvkit's own",
+    "CallsItLoss": "metric CallsItLoss computes 'loss': loss and accuracy are cvkit's own"}
+NAMES = {entry.__name__: registry for registry, entries in OWN.items() for entry in entries}
+TRAINED = [name for name in NAMES if name not in REFUSED]
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    for registry in REGISTRIES.values():
+        assert registry.own is not None  # filled, before what it holds is put aside
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for registry, entries in OWN.items():
+        for entry in entries:
+            registry.register()(entry)
+
+
+@pytest.fixture
+def own(tiny):
+    """A function that makes the config of a training with a part of one's own."""
+    def config_of(name=None, **settings):
+        node = {"NAME": name, **({"lr": 0.05} if NAMES.get(name) is OPTIMIZERS else {})}
+        part = {} if name is None else {KEYS[NAMES[name]]: [node] if NAMES[name] is METRICS else node}
+        return load_config(tiny, {"MODEL": {"NAME": "Flat"}, "DATA.LIMIT": 64, "TRAIN.PRECISION": "fp32",
+                                  "TRAIN.CHECKPOINT_EVERY": "1 step", "TRAIN.EMA": 0.5,
+                                  **part, **settings})
+    return config_of
+
+
+def stopped(monkeypatch, config, steps):
+    """Train, and stop as Ctrl-C does after some steps; return nothing, as there is no run yet."""
+    real, taken = Trainer.train_step, []
+
+    def step(self, *args):
+        done = real(self, *args)
+        taken.append(self.run)
+        if sum(run is not None for run in taken) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(Trainer, "train_step", real)
+
+
+def test_these_parts_are_all_there():
+    assert len(TRAINED) >= 14 and len(REFUSED) >= 15 and set(REFUSED) < set(NAMES)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_own_part_trains_repeats_resumes_and_is_evaluated_to_the_bit(own, monkeypatch, name):
+    whole, again = train(own(name)), train(own(name))
+    stopped(monkeypatch, own(name), 3)
+    resumed = train(own(name), resume=True)
+    for other in (again, resumed):
+        ours, theirs = whole.checkpoint(), other.checkpoint()
+        for part in ("model", "loss"):
+            assert equal(getattr(ours, part), getattr(theirs, part))
+        assert equal({**ours.training, "best": 0}, {**theirs.training, "best": 0})
+        assert np.array_equal(whole.predictions.probabilities, other.predictions.probabilities)
+        assert json.dumps(without_times(whole.metrics)) == json.dumps(without_times(other.metrics))
+    found = evaluate(Run(resumed.folder))
+    assert found.loss == whole.predictions.loss
+    assert np.array_equal(found.probabilities, whole.predictions.probabilities)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_own_part_is_refused_by_name_before_anything_is_written(own, name):
+    with pytest.raises(UserError, match=f"(?s){REFUSED[name]}"):
+        train(own(name))
+    assert not Path("runs").exists()
+    with pytest.raises(UserError, match=f"(?s){REFUSED[name]}"):
+        Trainer(own(name)).check()
+
+
+# -- what they are worth ---------------------------------------------------------------
+
+
+def test_rates_of_numpy_are_plain_numbers_where_they_are_saved(own):
+    run = train(own("numpy_cosine", **{"TRAIN.EPOCHS": 3}))
+    assert [epoch["lr"] for epoch in run.metrics] == pytest.approx([0.05, 0.0375, 0.0125])
+    group, = run.checkpoint().training["optimizer"]["param_groups"]
+    assert type(group["lr"]) is float and group["lr"] == pytest.approx(0)
+
+
+def test_a_loss_learns_as_the_model_does_but_does_not_decay(own):
+    """Against a loop by hand."""
+    config = own("LearnedTemperature", **{"TRAIN.EMA": 0.0, "TRAIN.EPOCHS": 1, "DATA.TRAIN_TRANSFORMS": [],
+                                          "OPTIMIZER": {"NAME": "SGD", "lr": 0.05, "momentum": 0, "weight_decay": 0.1}})
+    trainer = Trainer(config)
+    model, loss = Flat(10, 3, 32), LearnedTemperature(10)
+    model.load_state_dict(trainer.model.state_dict())
+    batches = list(trainer.loaders.train)
+    run = trainer.train()
+    for batch in batches:
+        value = loss(model(batch.images), batch.labels)
+        value.backward()
+        with torch.no_grad():
+            for decay, module in ((0.1, model), (0, loss)):
+                for parameter in module.parameters():
+                    parameter -= 0.05 * (parameter.grad + decay * parameter)
+                    parameter.grad = None
+    saved = run.checkpoint()
+    for name, value in {**model.state_dict(), **loss.state_dict()}.items():
+        assert torch.allclose({**saved.model, **saved.loss}[name], value, atol=1e-5), name
+    assert abs(float(saved.loss["temperature"])) > 1e-3
+    best = run.checkpoint("best")
+    assert equal(best.loss, saved.loss)
+
+
+def test_a_loss_is_evaluated_in_evaluation_mode(own):
+    run = train(own("SmoothedInTraining"))
+    true = torch.from_numpy(run.predictions.true)
+    likelihood = torch.from_numpy(run.predictions.probabilities)[torch.arange(len(true)), true]
+    assert run.predictions.loss == pytest.approx(float(-likelihood.log().mean()), abs=1e-5)
+    assert run.predictions.loss == run.metrics[-1]["test/loss"]
+
+
+def test_a_function_is_a_loss(monkeypatch):
+    loss = build_loss({"NAME": "partial_function"}, 10)
+    logits, labels = torch.randn(4, 10), torch.arange(4)
+    assert isinstance(loss, nn.Module)
+    assert torch.equal(loss(logits, labels), F.cross_entropy(logits, labels, label_smoothing=0.1))
+
+
+def test_a_net_that_views_its_features_gets_the_plain_layout_and_is_told_once(own, capsys):
+    run = train(own("LeNet"))
+    assert capsys.readouterr().out.count("note       its view() takes images in the plain") == 1
+    opened = Run(run.folder)
+    opened.model.requires_grad_(False)
+    batch = opened.loaders.test.take(range(8))
+    assert batch.images.is_contiguous()
+    probabilities = opened.model(batch.images).softmax(1)
+    assert np.allclose(probabilities, run.predictions.probabilities[:8], atol=1e-6)
+
+
+def test_metrics_are_written_as_json_and_read_as_what_they_were(own):
+    run = train(own("Huge"))
+    lines = [json.loads(line, parse_constant=pytest.fail)
+             for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["test/nothing"] for line in lines] == [None, None]
+    last = Run(run.folder).metrics[-1]
+    assert last["test/huge"] == 1e120 and last["test/below"] == -2.5 and last["test/of_numpy"] == 0.5
+    assert last["test/infinite"] == -math.inf and math.isnan(last["test/nothing"])
+
+
+def test_a_metric_changes_its_own_logits_only(own):
+    spoilt, plain = train(own("Spoils")), train(own())
+    assert np.array_equal(spoilt.predictions.probabilities, plain.predictions.probabilities)
+    assert np.array_equal(spoilt.predictions.true, plain.predictions.true)
+    assert spoilt.metrics[-1]["test/accuracy"] == plain.metrics[-1]["test/accuracy"]
+
+
+def test_two_metrics_of_one_name_are_refused(own):
+    with pytest.raises(ConfigError, match="metric Spoils computes 'spoilt': another one does so too"):
+        Trainer(own(METRICS=[{"NAME": "Spoils"}, {"NAME": "Spoils"}]))
+
+
+def test_python_s_and_numpy_s_random_numbers_follow_the_seed(own):
+    runs = [train(own("PythonRandom", SEED=seed)) for seed in (1, 1, 2)]
+    losses = [run.predictions.loss for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_trainer_trains_once(own):
+    trainer = Trainer(own())
+    trainer.train()
+    with pytest.raises(RunError, match="has trained already"):
+        trainer.train()
+
+
+# -- weights that are no numbers any more ----------------------------------------------
+
+
+@pytest.fixture
+def bursts(monkeypatch):
+    """A function that registers an optimizer whose weights become infinite in some step."""
+    def register(at):
+        class Bursts(torch.optim.SGD):
+            def __init__(self, params, lr: float):
+                super().__init__(params, lr)
+
+            def step(self, closure=None):
+                super().step()
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        count = self.state[parameter]["steps"] = self.state[parameter].get("steps", 0) + 1
+                        if count == at:
+                            parameter.data.fill_(math.inf)
+
+        OPTIMIZERS.register("Bursts")(Bursts)
+        return {"NAME": "Bursts", "lr": 0.05}
+    return register
+
+
+@pytest.mark.parametrize("at, last", [(2, None), (4, 1), (3, 1)])
+@pytest.mark.parametrize("every", ["epoch", "1 step"])
+def test_infinite_weights_end_a_run_and_are_never_saved(own, bursts, at, last, every):
+    """Of two steps an epoch: in the last of the first, in the last of all, and in between."""
+    config = own(OPTIMIZER=bursts(at), **{"TRAIN.CHECKPOINT_EVERY": every, "TRAIN.EMA": 0.0})
+    with pytest.raises(DivergenceError, match="no longer finite") as raised:
+        train(config)
+    saved = list(Path("runs").rglob("last.pt"))
+    if every == "epoch" and last is None:
+        assert not saved and "last.pt" not in str(raised.value)
+        return
+    checkpoint = Run(saved[0].parent.parent).checkpoint()
+    assert all(value.isfinite().all() for value in checkpoint.model.values())
+    assert "are in last.pt" in str(raised.value)
+
+
+class FineThenNot(Flat):
+    """Finite in training; what it says in evaluation is not, once it was trained."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        self.steps += self.training
+        logits = super().forward(x)
+        return logits if self.training or self.steps < 4 else logits * math.nan
+
+
+def test_a_last_epoch_without_a_finite_loss_is_no_good_end(own):
+    MODELS.register()(FineThenNot)
+    with pytest.raises(DivergenceError, match="the test loss is no longer finite in epoch 2"):
+        train(own("Flat", MODEL={"NAME": "FineThenNot"}, **{"TRAIN.EMA": 0.0}))
+    run = Run(next(Path("runs").rglob("config.yaml")).parent)
+    assert run.checkpoint().epoch in (1, 2) and not (run.folder / "predictions.npz").exists()
+    with pytest.raises(DivergenceError):
+        train(run.config, resume=True)
+
+
+# -- images that are others when a run goes on -----------------------------------------
+
+
+def noise(count=64, seed=0, order=0, change=None):
+    draw = np.random.default_rng(seed)
+    images = draw.integers(0, 256, (count, 32, 32, 3)).astype("uint8")
+    labels = np.arange(count) % 4
+    mean, std = tuple(images.mean((0, 1, 2)) / 255), tuple(images.std((0, 1, 2)) / 255)
+    if change == "pixel":
+        images[3, 0, 0, 0] ^= 1
+    if change == "labels":
+        labels[[0, 1]] = labels[[1, 0]]
+    places = np.random.default_rng(order).permutation(count) if order else np.arange(count)
+    train_set = ImageSet.of(images, labels).take(places)
+    return ImageData(tuple("abcd"), train_set, ImageSet.of(images, np.arange(count) % 4), 3, (32, 32), mean, std)
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"count": 32}, "training and test"), ({"count": 128}, "training and test"),
+    ({"change": "pixel"}, "training and test"), ({"change": "labels"}, "training are others"),
+    ({"order": 1}, "training are others"), ({}, None)])
+def test_a_run_goes_on_with_its_own_images_only(own, monkeypatch, change, expected):
+    extra = {}
+    DATASETS.register("noise")(lambda: noise(**extra))
+    config = own(**{"DATA.DATASET": {"NAME": "noise"}, "DATA.LIMIT": 0})
+    stopped(monkeypatch, config, 2)
+    extra |= change
+    if expected is None:
+        assert len(train(config, resume=True).metrics) == 2
+        return
+    with pytest.raises(CheckpointError, match="other images"):
+        train(config, resume=True)
