@@ -17,6 +17,7 @@ from torch import nn
 
 from cvkit.config import Config, check_components, read_config
 from cvkit.errors import CheckpointError
+from cvkit.files import plain
 from cvkit.models import build_model
 
 FORMAT = 1
@@ -333,6 +334,15 @@ _EXPECTED = {
     "loss": ("tensors by name, or nothing", lambda value: value is None or _is_weights(value)),
     "transform_input": ("true or false", lambda value: type(value) is bool),
 }
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state of a model or a loss, with NumPy's numbers in extra state made plain."""
+    state = module.state_dict()
+    for name in state:
+        if name.endswith(_EXTRA):
+            state[name] = plain(state[name])
+    return state
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

@@ -13,7 +13,7 @@ class EMA:
 
     d = min(decay, (1 + steps) / (10 + steps)), as in TensorFlow's ExponentialMovingAverage,
     so that the random first weights do not linger in short runs. Buffers of whole numbers
-    are copied, those of floats averaged like weights.
+    are copied, and what get_extra_state() returns; buffers of floats are averaged like weights.
 
     Args:
         model: whose weights are averaged.
@@ -25,6 +25,9 @@ class EMA:
         self.decay, self.steps = decay, 0
         self._source = model
         self._weights = list(self.model.parameters()), list(model.parameters())
+        self._with_extra = [
+            pair for pair in zip(self.model.modules(), model.modules())
+            if type(pair[0]).get_extra_state is not nn.Module.get_extra_state]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -40,3 +43,5 @@ class EMA:
         torch._foreach_lerp_(averages, values, 1 - decay)
         if whole:
             torch._foreach_copy_(whole, counts)
+        for average, source in self._with_extra:
+            average.set_extra_state(copy.deepcopy(source.get_extra_state()))

@@ -31,9 +31,17 @@ from cvkit.run import MAY_CHANGE, MAY_EVALUATE, Predictions, Run, is_among, open
 
 
 def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
-    """Return accuracy and the config's METRICS, at zero."""
-    return [Accuracy(), *(METRICS.build(node, classes=list(classes), num_classes=len(classes))
-                          for node in nodes if node["NAME"] != "Accuracy")]
+    """Return accuracy and the config's METRICS, at zero.
+
+    Raises:
+        ConfigError: one has no update() or no compute().
+    """
+    metrics = [Accuracy()]
+    for node in nodes:
+        if node["NAME"] != "Accuracy":
+            metrics.append(METRICS.build(node, classes=list(classes), num_classes=len(classes)))
+            METRICS.refuse_without(node, metrics[-1], "update", "compute")
+    return metrics
 
 
 def values_of(metric: Any) -> dict[str, float]:
@@ -44,6 +52,8 @@ def values_of(metric: Any) -> dict[str, float]:
     """
     values = metric.compute()
     try:
+        if not all(isinstance(name, str) for name in values):
+            raise TypeError("names are text")
         return {name: float(value) for name, value in values.items()}
     except (AttributeError, TypeError, ValueError, RuntimeError):
         raise ConfigError(f"metric {type(metric).__name__} computes {values!r}",

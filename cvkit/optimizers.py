@@ -54,9 +54,8 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
                           where=where_in(node, "lr"))
     if groups:
         _try_steps(node, groups)
-    if not _can_be_fused(node, [*trained, *of_loss]):
-        return OPTIMIZERS.build(node, params=groups)
-    return OPTIMIZERS.build(node, params=groups, fused=True)
+    is_fused = _can_be_fused(node, [*trained, *of_loss])
+    return OPTIMIZERS.build(node, params=groups, fused=is_fused or None)
 
 
 def trained_in(module: nn.Module | None) -> list[nn.Parameter]:
@@ -89,7 +88,7 @@ def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
     device = groups[0]["params"][0].device
     with random_numbers_kept(device):
         copies = _copies(groups, lambda parameter: (parameter.shape, parameter.dtype))
-        optimizer = OPTIMIZERS.build(node, params=copies)
+        optimizer = OPTIMIZERS.build(node, params=copies, fused=None)
         _step(node, optimizer, copies, 0)
         if not type(optimizer).__module__.startswith("torch."):
             _try_to_resume(node, _copies(groups, lambda parameter: parameter.ndim))
@@ -97,11 +96,11 @@ def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
 
 def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
     """Save the state of one optimizer into another, and see that both go on in the same way."""
-    first = OPTIMIZERS.build(node, params=[dict(group) for group in groups])
+    first = OPTIMIZERS.build(node, params=[dict(group) for group in groups], fused=None)
     for number in range(_STEPS_BEFORE):
         _step(node, first, groups, number)
     place, copies = where_in(node, NAME), _copies(groups)
-    second = OPTIMIZERS.build(node, params=[dict(group) for group in copies])
+    second = OPTIMIZERS.build(node, params=[dict(group) for group in copies], fused=None)
     try:
         state = reread(plain(first.state_dict()))
         if not {"state", "param_groups"} <= set(state):

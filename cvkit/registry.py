@@ -254,7 +254,14 @@ class Registry:
                                         value, where_in(node, key))
             for nested in _nested_nodes(value):
                 yield from self._problems(nested)
-        missing = [key for key, parameter in parameters.items()
+        lacking = [key for key in self.required if key not in parameters and not is_open]
+        if lacking:
+            yield ConfigError(f"{self.kind} {name} has no argument {lacking[0]!r}, which each "
+                              f"{self.kind} needs", where=where_in(node, NAME),
+                              hint=f"See {place_of(self.get(name))}")
+        missing = [key for key in self.required
+                   if is_open and key not in parameters and key not in arguments]
+        missing += [key for key, parameter in parameters.items()
                    if key not in arguments and key not in self.offers
                    and (parameter.default is parameter.empty or key in self.required)]
         if missing:
@@ -334,6 +341,18 @@ class Registry:
             named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", reason)]
             raise ConfigError(f"{self.kind} {name} cannot be built: {reason}", where=where_in(
                 node, path or (named[0] if named else NAME))) from error
+
+    def refuse_without(self, node: Any, part: Any, *methods: str) -> None:
+        """Refuse what was built from a node if it lacks a method.
+
+        Raises:
+            ConfigError: names the first one.
+        """
+        for method in methods:
+            if not callable(getattr(part, method, None)):
+                raise ConfigError(f"{self.kind} {_split(node, self.kind)[0]} has no {method}()",
+                                  where=where_in(node, NAME),
+                                  hint=f"A {self.kind} has {', '.join(methods)}.")
 
     def _build_nested(self, value: Any, offered: dict[str, Any]) -> Any:
         if _is_node(value):

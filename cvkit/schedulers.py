@@ -280,10 +280,7 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
     twin = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
     try:
         scheduler = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
-        for method in ("step", "state_dict", "load_state_dict"):
-            if not callable(getattr(scheduler, method, None)):
-                raise ConfigError(f"scheduler {node[NAME]} has no {method}()",
-                                  hint="A subclass of torch.optim.lr_scheduler.LRScheduler has it.")
+        SCHEDULERS.refuse_without(node, scheduler, "step", "state_dict", "load_state_dict")
         unit = unit_of(scheduler)
         twin.step()
         for _ in range(steps):

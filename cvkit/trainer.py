@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import itertools
 import math
 import shlex
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cvkit import __version__, distributed
-from cvkit.checkpoint import Checkpoint, load_weights, moment_of
+from cvkit.checkpoint import Checkpoint, load_weights, moment_of, weights_of
 from cvkit.config import Config, check_components
 from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.data.sources import death_of_worker, is_death_of_worker
@@ -78,6 +79,7 @@ from cvkit.signals import Interrupted, StopSignals
 from cvkit.trial import try_training
 from cvkit.writers import JsonLines
 
+_OF_WRITERS = ("write", "finish", "close")  # methods
 _RATES_PER_EPOCH = 100  # at most so many learning rates of an epoch are noted
 
 
@@ -158,6 +160,9 @@ class Trainer:
         self.left_out: set[str] = set()  # image files that were logged
         self.duplicates: dict[str, list[str]] = {}  # images in two splits, a line each
         self._check_monitor()
+        for node in config.WRITERS:
+            if inspect.isclass(WRITERS.get(node.NAME)):  # else it is known when it is built
+                WRITERS.refuse_without(node, WRITERS.get(node.NAME), *_OF_WRITERS)
         self.requirements = check_requirements(config, parts)
         enforce(self.requirements, config)
 
@@ -355,11 +360,14 @@ class Trainer:
     def _train(self, run: Run | None) -> None:
         """Train from where it is to the end; what is written, the first process writes."""
         self.run, writers = run, []
-        if run is not None:
-            writers = [JsonLines(str(run.folder))]
-            writers += [WRITERS.build(node, folder=str(run.folder), config=self.config)
-                        for node in self.config.WRITERS if node.NAME != "jsonl"]
         try:
+            if run is not None:
+                writers.append(JsonLines(str(run.folder)))
+                for node in self.config.WRITERS:
+                    if node.NAME != "jsonl":
+                        writer = WRITERS.build(node, folder=str(run.folder), config=self.config)
+                        WRITERS.refuse_without(node, writer, *_OF_WRITERS)
+                        writers.append(writer)
             with self.signals, self.explaining():
                 while not self._is_finished():
                     predictions = self._train_and_evaluate(writers)
@@ -427,6 +435,10 @@ class Trainer:
             self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log,
                                      place=f"Epoch {self.epoch + 1}/{epochs}"),
             self._stop_if_asked)
+        if self.config.TRAIN.MONITOR not in values:
+            raise RunError(f"no metric computed TRAIN.MONITOR {self.config.TRAIN.MONITOR} in epoch "
+                           f"{self.epoch + 1}, but {', '.join(values)}",
+                           hint="compute() returns the same names each time.")
         if self.epoch + 1 == epochs and not math.isfinite(values["loss"]):
             self._stop_for_non_finite(self.now.batches, f"{monitored} loss")
         self.schedule.after_epoch(values["loss"], values["accuracy"])
@@ -588,11 +600,11 @@ class Trainer:
     def checkpoint(self, training: dict[str, Any] | None = None) -> Checkpoint:
         """Return what is saved: as it is now, or with `training_state` to go on from."""
         return Checkpoint(
-            model=self.evaluated_model.state_dict(), config=self.config.dump(),
+            model=weights_of(self.evaluated_model), config=self.config.dump(),
             classes=list(self.classes), mean=list(self.loaders.mean), std=list(self.loaders.std),
             image_shape=list(self.loaders.image_shape), epoch=self.epoch, metrics=self.values,
             monitored=self.data.monitored, training=training,
-            loss=self.loss.state_dict() or None,
+            loss=weights_of(self.loss) or None,
             transform_input=getattr(self.model, "transform_input", None) is True)
 
     def _save(self) -> None:
@@ -625,7 +637,7 @@ class Trainer:
                 "backend": self.loaders.train.backend, "within": within,
                 "images": self._identities,
                 "ema": None if self.ema is None else {
-                    "steps": self.ema.steps, "model": self.model.state_dict()}}
+                    "steps": self.ema.steps, "model": weights_of(self.model)}}
 
     @cached_property
     def _identities(self) -> dict[str, str]:

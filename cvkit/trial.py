@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,13 +43,14 @@ def try_training(trainer: Any, is_whole: bool = True) -> str:
         words, is_finite = _step(twin, batch)
         if is_whole and not is_finite:
             raise RunError(f"{words} are not finite", hint="Try TRAIN.PRECISION fp32.")
-        checkpoint, said = _as_resumed(twin), _logits(twin, evaluated.batch, batch)
+        checkpoint, said = _as_resumed(twin), _said(twin, evaluated.batch, batch)
         del twin  # before there is another
         twin = trainer.twin(is_compiled=False)
         twin.restore(checkpoint)
+        again = _said(twin, evaluated.batch, batch)
+        for kind, name in (("model", "MODEL"), ("model", "MODEL"), ("loss", "LOSS")):
+            _compare(kind, trainer.config[name], said.pop(0), again.pop(0))
         _evaluate(twin, evaluated)
-        for before, after in zip(said, _logits(twin, evaluated.batch, batch)):
-            _compare(before, after, trainer.config.MODEL)
     return words
 
 
@@ -150,15 +152,16 @@ def _blame(checkpoint: Checkpoint, config: Any) -> None:
         except Exception as error:
             node = nodes.get(name)
             component = f" of {node[NAME]}" if node else ""
-            reason = str(error).strip().split("\n")[0]
+            held = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+            reason = f"it holds {held[1]}" if held else str(error).strip().split("\n")[0]
             raise ConfigError(f"the state of the {name}{component} cannot be saved and read again: "
                               f"{reason}", where=where_in(node, NAME) if node else None,
                               hint="It has to be tensors and plain values.") from error
 
 
 @torch.no_grad()
-def _logits(trainer: Any, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
-    """Return what the evaluated model says of a batch, and the trained one in training."""
+def _said(trainer: Any, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
+    """Return the logits of the evaluated model, those of the trained one, and their loss."""
     found = []
     for model, batch in ((trainer.evaluated_model, evaluated), (trainer.model, trained)):
         trainer._seed(0)  # for one that draws
@@ -167,16 +170,16 @@ def _logits(trainer: Any, evaluated: Batch, trained: Batch) -> list[torch.Tensor
         with (autocast(trainer.device, trainer.precision),
               torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)):
             found.append(model(batch.images))
-    return found
+    return [*found, trainer.loss(found[-1], trained.targets)]
 
 
-def _compare(before: torch.Tensor, after: torch.Tensor, node: Any) -> None:
-    """Refuse a model that says something else once its checkpoint is loaded."""
+def _compare(kind: str, node: Any, before: torch.Tensor, after: torch.Tensor) -> None:
+    """Refuse a model or a loss that says something else once its checkpoint is loaded."""
     tolerance = 0 if before.device.type == "cpu" else 1e-2 * float(before.abs().max())
     if not torch.allclose(before, after, rtol=0, atol=tolerance, equal_nan=True):
         raise ConfigError(
-            f"model {node[NAME]} could not be evaluated or resumed: once saved and loaded, its "
-            f"logits differ by up to {float((before - after).abs().max()):.3g}",
+            f"{kind} {node[NAME]} could not be evaluated or resumed: once saved and loaded, what "
+            f"it returns differs by up to {float((before - after).abs().max()):.3g}",
             where=where_in(node, NAME),
             hint="What training changes has to be in its state_dict(): parameters, buffers that "
                  "are persistent, or what get_extra_state() returns.")

@@ -108,6 +108,8 @@ def _is_metric(name: str, value: Any) -> bool:
     if name == "lower_is_better":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int) and abs(value) >= 2**1023:  # no float holds it
+        return False
     if name in ("lr", "seconds", "images_per_second"):
         return _is_plottable(value) and (name == "lr" or value >= 0)
     is_drawn = name in {f"{split}/{key}" for split in ("train", "val", "test")

@@ -61,6 +61,18 @@ def test_runs_on_other_images_cannot_be_compared(run, painted):
         Runs([run, painted]).visualize("disagreements")
 
 
+def test_runs_on_other_pixels_with_the_same_labels_cannot_be_compared(run, other):
+    path = other.folder / "predictions.npz"
+    for images in ("another fingerprint", ""):
+        replace(run.predictions, images=images).save(path)
+        runs = Runs([run, Run(other.folder)])
+        if images:
+            with pytest.raises(RunError, match="were tested on different images"):
+                runs.visualize("disagreements")
+        else:  # of an older version
+            assert runs.visualize("disagreements").caption
+
+
 def test_a_count_below_1_is_refused(run, other):
     with pytest.raises(ConfigError, match="count is 1 or more, not 0"):
         Runs([run, other]).visualize("disagreements", count=0)

@@ -92,7 +92,8 @@ def end(started) -> Run:
     for rank in range(1, len(started)):  # only the first process writes, and speaks
         assert [path.name for path in Path(str(rank)).iterdir()] == ["out.txt"]
         lines = Path(f"{rank}/out.txt").read_text().splitlines()
-        assert [line for line in lines if not line.startswith("[Gloo] ")] == []  # torch 2.8 itself
+        of_torch = re.compile(r"\[Gloo\] |.* reducer\.cpp:\d+\] Warning: find_unused_parameters=True")
+        assert [line for line in lines if not of_torch.match(line)] == []
     return Run(find_runs("0/runs")[-1])
 
 
@@ -135,14 +136,35 @@ VARIANTS = {
         "TRAIN.WARMUP_EPOCHS": 0.5, "DATA.VAL_FRACTION": 0.2, "TRAIN.CHECKPOINT_EVERY": "1 step",
         "SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0},
         "METRICS": [{"NAME": "TopKAccuracy", "k": 3}, {"NAME": "PerClassAccuracy"}]}),
+    "mixed": (2, {"DATA.TRAIN_TRANSFORMS": [{"NAME": "MixUp"}, {"NAME": "HorizontalFlip"}]}),
+    # The last batch has one image: none for two of the processes, and none to mix it with.
+    "one left": (3, {"DATA.LIMIT": 129, "DATA.TRAIN_TRANSFORMS": [{"NAME": "CutMix"}]}),
+    "a loss that learns": (2, {"LOSS": {"NAME": "Scaled"}, "IMPORTS": ["../own_loss.py"],
+                               "TRAIN.ACCUMULATE": 2}),
     "workers": (2, {"DATA.BACKEND": "albumentations", "DATA.WORKERS": 1,
                     "DATA.TRAIN_TRANSFORMS": []}),
 }
 
 
+LOSS = """
+import torch
+from cvkit import LOSSES
+
+@LOSSES.register()
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.unused = (torch.nn.Parameter(torch.ones(())) for _ in range(2))
+
+    def forward(self, logits, labels):
+        return torch.nn.functional.cross_entropy(self.scale * logits, labels)
+"""
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_several_processes_train_what_one_does(processes, noisy, variant):
     count, settings = VARIANTS[variant]
+    Path("own_loss.py").write_text(LOSS)
     settings = {**GROUPS, **settings}
     started = begin(processes, count, settings)
     whole = alone(settings)
@@ -153,6 +175,9 @@ def test_several_processes_train_what_one_does(processes, noisy, variant):
     first = vector(Trainer(load_config("../tiny.yaml", settings)).model.state_dict())
     os.chdir("..")
     one, many = vector(whole.checkpoint().model), vector(several.checkpoint().model)
+    if whole.checkpoint().loss:
+        ours, theirs = (float(run.checkpoint().loss["scale"]) for run in (whole, several))
+        assert ours != 1 and theirs - 1 == pytest.approx(ours - 1, rel=0.01)
     # Of what training changed; kernels without vector instructions differ by 0.2 % of it.
     assert (many - one).norm() < 0.01 * (one - first).norm()
 
@@ -200,6 +225,72 @@ def test_parameters_without_gradients_are_no_obstacle(processes, noisy):
     settings = {**{key: value for key, value in GROUPS.items() if not key.startswith("MODEL")},
                 "MODEL": {"NAME": "Partly"}, "IMPORTS": [str(Path("own.py").resolve())]}
     assert len(end(begin(processes, 2, settings)).metrics) == 2
+
+
+SKIPS = """
+import os, time
+import torch
+from torch import nn
+from cvkit import MODELS, distributed
+
+@MODELS.register()
+class SkipsByChance(nn.Module):
+    def __init__(self, num_classes, stops=False):
+        super().__init__()
+        self.first, self.second = (nn.Linear(3 * 32 * 32, 8) for _ in range(2))
+        self.fc, self.steps, self.stops = nn.Linear(8, num_classes), 0, stops
+
+    def forward(self, images):
+        self.steps += self.training
+        if self.stops and self.steps == 3 and torch.is_grad_enabled() and os.environ["RANK"] == "1":
+            time.sleep(30)
+        x = images.flatten(1)
+        y = self.first(x)
+        if not self.training or torch.rand(()) < 0.5:
+            y = y + self.second(x)
+        return self.fc(y)
+
+distributed._TIMEOUT = __import__("datetime").timedelta(seconds=SECONDS)
+"""
+
+
+def skipping(seconds=60, **arguments):
+    Path("own.py").write_text(SKIPS.replace("SECONDS", str(seconds)))
+    return {**{key: value for key, value in GROUPS.items() if not key.startswith("MODEL")},
+            "MODEL": {"NAME": "SkipsByChance", **arguments}, "IMPORTS": ["../own.py"]}
+
+
+def test_a_model_that_leaves_parts_out_by_chance_is_trained_with_the_key(processes, noisy):
+    settings = {**skipping(), "TRAIN.UNUSED_PARAMETERS": True}
+    for seed in range(2):
+        run = end(begin(processes, 2, {**settings, "SEED": seed}))
+        assert len(run.metrics) == 2 and run.metrics[1]["train/loss"] < run.metrics[0]["train/loss"]
+
+
+@pytest.mark.parametrize("seed, is_trained", [(0, False), (1, True), (2, True)])
+def test_without_the_key_it_is_trained_or_told_to_set_it(processes, noisy, seed, is_trained):
+    started = begin(processes, 2, {**skipping(), "SEED": seed})
+    for process in started:
+        process.join(90)
+    assert all(process.exitcode is not None for process in started)
+    said = Path("0/out.txt").read_text() + Path("1/out.txt").read_text()
+    codes = [process.exitcode for process in started]
+    if is_trained:  # as the first step happened to leave a part out
+        assert codes == [0, 0], said
+    else:
+        assert all(codes), said
+        assert "TRAIN.UNUSED_PARAMETERS true allows for that" in said, said
+
+
+def test_a_process_that_waits_in_vain_says_so_and_ends(processes, noisy):
+    """The other one does not answer; it is neither dead nor done."""
+    started = begin(processes, 2, {**skipping(seconds=4, stops=True), "TRAIN.UNUSED_PARAMETERS": True})
+    begun = time.monotonic()
+    started[0].join(25)
+    assert time.monotonic() - begun < 25 and started[0].exitcode
+    started[1].kill()
+    said = Path("0/out.txt").read_text()
+    assert "process 0 lost contact with another one, which failed" in said, said
 
 
 def test_a_process_without_an_image_so_far_goes_on(processes, noisy):

@@ -1,17 +1,23 @@
 """The pages in docs/: their files are written, their commands run, their output is what they say."""
 
+import csv
 import re
 import shlex
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, paint
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score
 
+from cvkit import registry as registries
 from cvkit.benchmark import measure
-from cvkit.config import SCHEMA, load_config
-from cvkit.registry import DATASETS, REGISTRIES
+from cvkit.config import SCHEMA, components, load_config
+from cvkit.registry import DATASETS, LOSSES, METRICS, OPTIMIZERS, REGISTRIES, WRITERS
 from cvkit.requirements import FACTS
+from cvkit.schedulers import build_schedule
+from cvkit.writers import JsonLines, read_metrics
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "README.md")
@@ -72,8 +78,8 @@ def run_folders(command, clone):
 
 def test_every_task_has_its_page_and_the_index_names_all():
     assert [path.stem for path in PAGES] == [
-        "add_a_dataset", "add_a_model", "add_a_transform", "add_a_visualizer", "first_run",
-        "own_images", "performance", "reliability", "results", "resume_on_colab", "several_gpus", "troubleshooting", "write_a_config"]
+        "add_a_dataset", "add_a_model", "add_a_transform", "add_a_visualizer",
+        "add_your_own", "first_run", "own_images", "performance", "reliability", "results", "resume_on_colab", "several_gpus", "troubleshooting", "write_a_config"]
     index = (DOCS / "README.md").read_text()
     assert set(re.findall(r"\((\w+\.md)\)", index)) == {path.name for path in PAGES}
 
@@ -146,3 +152,122 @@ def test_the_page_on_data_sets_reads_one_of_torchvision(clone, monkeypatch):
 def test_the_page_on_configs_names_every_fact_that_can_be_required():
     text = (DOCS / "write_a_config.md").read_text()
     assert all(re.search(rf"\b{name}: ", text) for name in FACTS)
+
+
+YOUR_OWN = (DOCS / "add_your_own.md").read_text()
+
+
+@pytest.fixture
+def own_parts(clone):
+    """The parts that the page "Add your own" registers, by kind; the page's files in a clone."""
+    before = {kind: set(REGISTRIES[kind].own) for kind in REGISTRIES}
+    for _, content in BLOCK.findall(YOUR_OWN):
+        named = re.match(r"# ([\w/]+\.(?:py|yaml))\n", content)
+        if named:
+            (clone / named[1]).write_text(content)
+            if named[1].endswith(".py"):
+                exec(compile(content, named[1], "exec"), {"__name__": named[1].removesuffix(".py")})
+    return {kind: set(REGISTRIES[kind].own) - before[kind] for kind in REGISTRIES}
+
+
+def test_the_page_on_your_own_parts_has_an_example_for_each_registry_and_its_config_names_it(own_parts, clone):
+    assert list(own_parts) == list(REGISTRIES) and all(own_parts.values())
+    used = {(kind, node.NAME) for kind, node in components(load_config(clone / "configs/my_parts.yaml"))}
+    assert used >= {(kind, name) for kind, names in own_parts.items() for name in names}
+
+
+@pytest.mark.parametrize("name", [name for name in dir(registries)
+                                  if isinstance(getattr(registries, name), registries.Registry)])
+def test_the_page_on_your_own_parts_names_all_that_is_offered(name):
+    row = re.search(rf"^\| `{name}` \|(.*?)\|", YOUR_OWN, re.MULTILINE)[1]
+    assert set(re.findall(r"`(\w+)`", row)) == set(getattr(registries, name).offers)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_loss_on_the_page_is_the_focal_loss(own_parts, gamma):
+    random = np.random.default_rng(0)
+    logits, labels = 3 * random.normal(size=(20, 5)), random.integers(0, 5, 20)
+    shares = random.dirichlet(np.ones(5), 20)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    losses = -(1 - p) ** gamma * np.log(p)  # as in the paper's equation 4, of each class
+    loss = LOSSES.build({"NAME": "FocalLoss", "gamma": gamma}, num_classes=5)
+    logits = torch.tensor(logits)
+    assert float(loss(logits, torch.tensor(labels))) == pytest.approx(losses[range(20), labels].mean(), rel=1e-5)
+    assert float(loss(logits, torch.tensor(shares))) == pytest.approx((shares * losses).sum(1).mean(), rel=1e-5)
+    if gamma == 0:
+        cross_entropy = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
+        assert float(loss(logits, torch.tensor(labels))) == pytest.approx(float(cross_entropy), rel=1e-5)
+    sure = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
+    loss(sure, torch.tensor([0, 0])).backward()  # one image surely right, the other surely wrong
+    assert torch.allclose(sure.grad, torch.tensor([[0.0, 0.0], [-0.5, 0.5]]), atol=1e-5)
+
+
+def test_the_optimizer_on_the_page_steps_as_lion_does(own_parts):
+    random = np.random.default_rng(0)
+    start, gradients = random.normal(size=(2, 6)), random.normal(size=(10, 2, 6))
+    weights = [torch.nn.Parameter(torch.tensor(values)) for values in start]
+    optimizer = OPTIMIZERS.build(
+        {"NAME": "Lion", "lr": 0.01, "betas": [0.8, 0.95], "weight_decay": 0.3},
+        params=[{"params": weights[:1]}, {"params": weights[1:], "weight_decay": 0.0}])
+    expected, averages = start.copy(), np.zeros((2, 6))
+    for number, gradient in enumerate(gradients):
+        rate = 0.01 * 0.9 ** number
+        for weight, decay, mean, g, own in zip(expected, (0.3, 0.0), averages, gradient, weights):
+            update = np.sign(0.8 * mean + 0.2 * g)  # algorithm 2 of the paper
+            weight -= rate * (update + decay * weight)
+            mean[:] = 0.95 * mean + 0.05 * g
+            own.grad = torch.tensor(g)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        assert np.allclose([weight.detach() for weight in weights], expected, rtol=0, atol=1e-12)
+
+
+def test_the_schedule_on_the_page_falls_with_the_root_of_the_steps(own_parts):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    node = {"NAME": "InverseSqrt", "timescale": 2.0}
+    schedule = build_schedule(node, optimizer, epochs=6, steps_per_epoch=5, warmup_epochs=2)
+    rates = []
+    for _ in range(30):
+        rates.append(schedule.rate)
+        optimizer.step()
+        schedule.after_step()
+    warm_up = 10  # steps, as many as the timescale: then these are the rates of Vaswani et al.
+    assert rates[:warm_up] == pytest.approx([0.3 * (step + 1) / 11 for step in range(warm_up)])
+    assert rates[warm_up:] == pytest.approx([0.3 * (warm_up / step) ** 0.5 for step in range(warm_up, 30)])
+
+
+@pytest.mark.parametrize("classes", [4, 6])
+def test_the_metric_on_the_page_is_scikit_learn_s(own_parts, classes):
+    """With classes that no image has, too."""
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(50, 4)), random.choice(4, 50, p=[0.6, 0.2, 0.15, 0.05])
+    logits[range(50), labels] += 1
+    logits = np.pad(logits, ((0, 0), (0, classes - 4)), constant_values=-9)
+    metric = METRICS.build("BalancedAccuracy", num_classes=classes, classes=["?"] * classes)
+    for part in (slice(0, 1), slice(1, 33), slice(33, 50)):
+        metric.update(torch.tensor(logits[part]), torch.tensor(labels[part]))
+    value = float(metric.compute()["balanced_accuracy"])
+    assert value == pytest.approx(balanced_accuracy_score(labels, logits.argmax(1)), rel=1e-6)
+    assert abs(value - (logits.argmax(1) == labels).mean()) > 0.01  # or the test would tell nothing
+
+
+def test_the_writer_on_the_page_has_each_epoch_once(own_parts, tmp_path):
+    def rows():
+        with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    lines = JsonLines(str(tmp_path))
+    for epochs, kept in (((1, 2, 3), 0), ((3, 4), 2)):  # the third is lost, and trained again
+        JsonLines.keep_epochs(tmp_path, kept)
+        writer = WRITERS.build("Csv", folder=str(tmp_path), config=None)
+        for epoch in epochs:
+            values = {"epoch": epoch, "lr": 0.1, "train/loss": 1 / epoch, "rates": [[0, 0.1]]}
+            lines.write(epoch, values)
+            writer.write(epoch, values)
+        writer.finish(None)
+        writer.close()
+    assert [row["epoch"] for row in rows()] == ["1", "2", "3", "4"]
+    assert list(rows()[0]) == ["epoch", "lr", "train/loss"]
+    assert [float(row["train/loss"]) for row in rows()] == [
+        values["train/loss"] for values in read_metrics(tmp_path)]

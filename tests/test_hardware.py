@@ -1,18 +1,25 @@
+import random
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 
 from cvkit import hardware
 from cvkit.errors import ConfigError
+from cvkit.files import reread
 from cvkit.hardware import (
     choose_device,
     choose_precision,
     environment,
     public_url,
+    random_numbers_kept,
+    random_state,
     runs_folder,
     seed_everything,
+    seed_random_numbers,
+    set_random_state,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -69,6 +76,24 @@ def test_a_seed_repeats_and_its_parts_matter():
         seed_everything(*key)
         draws.append(float(torch.rand(())))
     assert draws[0] == draws[1] and len(set(draws)) == 3
+
+
+def test_a_state_of_all_random_numbers_is_taken_up_again():
+    def drawn():
+        return [torch.rand(()).item(), random.random(), random.gauss(0, 1), np.random.rand(),
+                np.random.randn()]
+
+    cpu = torch.device("cpu")
+    seed_random_numbers(1, 2)
+    drawn()  # the second of a pair of normal numbers is kept for the next call
+    state = reread(random_state(cpu))
+    expected = [drawn() for _ in range(3)]
+    set_random_state(state, cpu)
+    assert [drawn() for _ in range(3)] == expected
+    with random_numbers_kept(cpu):
+        first = drawn()
+    assert drawn() == first
+    set_random_state({"cpu": state["cpu"]}, cpu)  # as older versions saved it
 
 
 def test_the_environment_names_what_matters():

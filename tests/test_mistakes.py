@@ -91,7 +91,8 @@ MISTAKES = {
         lambda p: (p / "mine.py").write_text("a = 1\ndef f(:\n") and [config(p, new="IMPORTS: [mine.py]\n")],
         ["tiny.yaml:12 IMPORTS", "mine.py:2: invalid syntax"]),
     "a cycle of a momentum that is not there": (
-        lambda p: [config(p, new="SCHEDULER: {NAME: OneCycleLR}\n"), "OPTIMIZER", "{NAME: Adagrad, lr: 0.1}"],
+        lambda p: [config(p, new="SCHEDULER: {NAME: OneCycleLR, cycle_momentum: true}\n"),
+                   "OPTIMIZER", "{NAME: Adagrad, lr: 0.1}"],
         ["OneCycleLR", "no momentum to cycle: SCHEDULER.cycle_momentum false"]),
     "missing import": (lambda p: [config(p, new="IMPORTS: [gone.py]\n")],
                        ["tiny.yaml:12 IMPORTS: no file", "gone.py"]),

@@ -29,6 +29,7 @@ from cvkit.registry import (
     OPTIMIZERS,
     REGISTRIES,
     SCHEDULERS,
+    WRITERS,
 )
 from cvkit.run import Run
 from cvkit.trainer import Trainer, train
@@ -89,6 +90,14 @@ class Annealed(nn.Module):
 class SmoothedInTraining(nn.Module):
     def forward(self, logits, labels):
         return F.cross_entropy(logits, labels, label_smoothing=0.9 if self.training else 0.0)
+
+
+class CountedInAnAttribute(nn.Module):
+    calls = 0
+
+    def forward(self, logits, labels):
+        self.calls += self.training
+        return F.cross_entropy(logits, labels, label_smoothing=0.5 * 0.8 ** self.calls)
 
 
 def plain_function():
@@ -175,6 +184,16 @@ class ExtraState(Flat):
         self.calls = state["calls"]
 
 
+class NumpyExtraState(ExtraState):
+    def get_extra_state(self):
+        return {"calls": np.int64(self.calls)}
+
+
+class PathInExtraState(ExtraState):
+    def get_extra_state(self):
+        return {"calls": self.calls, "place": Path()}
+
+
 class PlainAttribute(ExtraState):
     """The same without a word to the state dict."""
 
@@ -255,6 +274,20 @@ class NeedsClosure(torch.optim.SGD):
         closure()
 
 
+class Rated(torch.optim.SGD):
+    """No `lr`."""
+
+    def __init__(self, params, rate: float = 0.1):
+        super().__init__(params, rate)
+
+
+class Fused(torch.optim.SGD):
+    """An argument that is only offered, and not always."""
+
+    def __init__(self, params, lr: float, fused):
+        super().__init__(params, lr, fused=fused)
+
+
 class Huge:
     """Whatever number it is, what the training writes can be read again."""
 
@@ -285,21 +318,47 @@ class CallsItAccuracy:
         return {"accuracy": 0.123}
 
 
+class Numbered(CallsItAccuracy):
+    def compute(self):
+        return {1: 0.5}
+
+
+class OnlyComputes:
+    def compute(self):
+        return {"nothing": 0.5}
+
+
 class CallsItLoss(CallsItAccuracy):
     def compute(self):
         return {"loss": 7.0}
 
 
+# -- writers ---------------------------------------------------------------------------
+
+
+class Unclosed:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def write(self, step, values):
+        pass
+
+    def finish(self, run):
+        pass
+
+
 OWN = {SCHEDULERS: [numpy_cosine, MyCycle, LambdaInside, Stateless],
-       LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, plain_function, partial_function,
+       LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, CountedInAnAttribute, plain_function, partial_function,
                 per_image, without_gradient, a_float, no_loss],
-       MODELS: [LeNet, LeNetViewedInTraining, Flat, Spectral, ExtraState, PlainAttribute,
+       MODELS: [LeNet, LeNetViewedInTraining, Flat, Spectral, ExtraState, NumpyExtraState,
+                PathInExtraState, PlainAttribute,
                 NotPersistent, Sparse, PythonRandom, SkipsByChance, PairInTraining,
                 MappingInTraining],
-       OPTIMIZERS: [NumpyRate, NeedsClosure],
-       METRICS: [Huge, Spoils, CallsItAccuracy, CallsItLoss]}
+       OPTIMIZERS: [NumpyRate, NeedsClosure, Rated, Fused],
+       METRICS: [Huge, Spoils, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
+       WRITERS: [Unclosed]}
 KEYS = {SCHEDULERS: "SCHEDULER", LOSSES: "LOSS", MODELS: "MODEL", OPTIMIZERS: "OPTIMIZER",
-        METRICS: "METRICS"}
+        METRICS: "METRICS", WRITERS: "WRITERS"}
 REFUSED = {
     "LambdaInside": "state of the schedule of LambdaInside cannot be saved and read again",
     "Stateless": "scheduler Stateless has no state_dict",
@@ -311,9 +370,15 @@ REFUSED = {
     "PlainAttribute": "model PlainAttribute could not be evaluated or resumed.*get_extra_state",
     "NotPersistent": "model NotPersistent could not be evaluated or resumed.*persistent",
     "Sparse": "model Sparse has graph, which is sparse",
+    "PathInExtraState": r"state of the model of PathInExtraState cannot .* again: it holds pathlib\.",
+    "CountedInAnAttribute": "loss CountedInAnAttribute could not be evaluated or resumed",
     "PairInTraining": "model PairInTraining returns a tuple in training; expected logits",
     "MappingInTraining": "model MappingInTraining returns a dict in training; expected logits",
     "NeedsClosure": "optimizer NeedsClosure cannot take a step.*closure",
+    "Rated": "optimizer Rated has no argument 'lr', which each optimizer needs",
+    "Numbered": "metric Numbered computes {1: 0.5}",
+    "OnlyComputes": r"metric OnlyComputes has no update\(\)",
+    "Unclosed": r"writer Unclosed has no close\(\)",
     "CallsItAccuracy": "metric CallsItAccuracy computes 'accuracy': loss and accuracy are cvkit's own",
     "CallsItLoss": "metric CallsItLoss computes 'loss': loss and accuracy are cvkit's own"}
 NAMES = {entry.__name__: registry for registry, entries in OWN.items() for entry in entries}
@@ -334,8 +399,9 @@ def registered(monkeypatch):
 def own(tiny):
     """A function that makes the config of a training with a part of one's own."""
     def config_of(name=None, **settings):
-        node = {"NAME": name, **({"lr": 0.05} if NAMES.get(name) is OPTIMIZERS else {})}
-        part = {} if name is None else {KEYS[NAMES[name]]: [node] if NAMES[name] is METRICS else node}
+        node = {"NAME": name, **({"lr": 0.05} if name in ("NumpyRate", "NeedsClosure", "Fused") else {})}
+        is_list = NAMES.get(name) in (METRICS, WRITERS)
+        part = {} if name is None else {KEYS[NAMES[name]]: [node] if is_list else node}
         return load_config(tiny, {"MODEL": {"NAME": "Flat"}, "DATA.LIMIT": 64, "TRAIN.PRECISION": "fp32",
                                   "TRAIN.CHECKPOINT_EVERY": "1 step", "TRAIN.EMA": 0.5,
                                   **part, **settings})
@@ -360,7 +426,7 @@ def stopped(monkeypatch, config, steps):
 
 
 def test_these_parts_are_all_there():
-    assert len(TRAINED) >= 14 and len(REFUSED) >= 15 and set(REFUSED) < set(NAMES)
+    assert len(TRAINED) >= 16 and len(REFUSED) >= 21 and set(REFUSED) < set(NAMES)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -470,6 +536,29 @@ def test_a_metric_changes_its_own_logits_only(own):
 def test_two_metrics_of_one_name_are_refused(own):
     with pytest.raises(ConfigError, match="metric Spoils computes 'spoilt': another one does so too"):
         Trainer(own(METRICS=[{"NAME": "Spoils"}, {"NAME": "Spoils"}]))
+
+
+def test_a_monitored_name_that_is_computed_in_the_trial_only_is_told(own):
+    class Counts:
+        """Names its value by what was counted."""
+
+        count = 0
+
+        def update(self, logits, labels):
+            self.count += len(labels)
+
+        def compute(self):
+            return {f"n{self.count}": 0.5}
+
+    METRICS.register()(Counts)
+    with pytest.raises(RunError, match="no metric computed TRAIN.MONITOR n10 in epoch 1, but .*n64"):
+        train(own(METRICS=[{"NAME": "Counts"}], **{"TRAIN.MONITOR": "n10"}))
+
+
+def test_averaged_weights_have_the_extra_state_of_the_model(own):
+    trainer = Trainer(own("ExtraState", **{"TRAIN.EMA": 0.9}))
+    trainer.train()
+    assert trainer.evaluated_model.calls == trainer.model.calls == 4
 
 
 def test_python_s_and_numpy_s_random_numbers_follow_the_seed(own):

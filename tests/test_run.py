@@ -1,8 +1,11 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,14 @@ from conftest import ROOT
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.run import (
+    MAY_CHANGE,
     Predictions,
     Run,
     Runs,
     duration,
     find_runs,
     in_words,
+    is_among,
     open_run,
     run_names,
 )
@@ -70,6 +75,76 @@ def test_the_newest_run_with_a_checkpoint_is_opened(config, tiny):
     with pytest.raises(RunError, match="no run of other with a checkpoint in runs/\n  Without --resume a "
                                        "run is begun. The newest runs"):
         open_run(config_name="other")
+
+
+def begun(config, name, time=None):
+    """Make a run folder of a name, which says when it was begun if a time is given."""
+    run = make(config)
+    (run.folder / "environment.txt").write_text(f"python: 3\nbegun: {time}Z\n" if time else "python: 3\n")
+    folder = run.folder.with_name(name)
+    run.folder.rename(folder)
+    return folder
+
+
+def test_of_runs_of_one_second_the_tenth_is_the_newest(config):
+    start = "2026-10-25_02-30-00"
+    made = [begun(config, start + ending) for ending in ("", "_2", "_3", "_9", "_10", "_11")]
+    assert find_runs("runs", "tiny") == made
+
+
+def test_the_newest_run_is_the_one_that_was_begun_last_whatever_the_clock_said(config):
+    """Clocks are set back an hour in autumn, and runs are copied from other time zones."""
+    before = begun(config, "2026-10-25_02-50-00", "2026-10-25T00:50:00")
+    after = begun(config, "2026-10-25_02-10-00", "2026-10-25T01:10:00")
+    abroad = begun(config, "2026-10-24_18-20-00", "2026-10-25T01:20:00")
+    assert find_runs("runs", "tiny") == [before, after, abroad]
+    assert open_run(None, "runs").folder == abroad
+
+
+def test_a_new_run_says_in_utc_when_it_was_begun(config, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        text = (Run.create(config, "python: 3\n").folder / "environment.txt").read_text()
+        said = datetime.strptime(re.search("begun: (.*)Z", text)[1], "%Y-%m-%dT%H:%M:%S")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert abs(said.replace(tzinfo=timezone.utc).timestamp() - time.time()) < 60
+
+
+def _try_lock(folder, answer):
+    try:
+        with Run(folder).lock():
+            answer.send("free")
+    except RunError as error:
+        answer.send(str(error))
+
+
+def test_a_run_is_locked_within_a_process_too_and_stays_so_for_others(run, processes):
+    def others():
+        reading, answer = processes.Pipe(duplex=False)
+        process = processes.Process(target=_try_lock, args=(run.folder.resolve(), answer))
+        process.start()
+        said = reading.recv()
+        process.join()
+        return said
+
+    with run.lock():
+        with (pytest.raises(RunError, match="is being trained by this process already"),
+              Run(run.folder.resolve()).lock()):
+            pass
+        assert "is being trained by process" in others()
+    assert others() == "free"
+    with run.lock():
+        pass
+
+
+@pytest.mark.parametrize("key, may", [
+    ("DATA.DATASET.root", True), ("DATA.DATASET.root_variant", False), ("WRITERS", True),
+    ("WRITERS.0.NAME", True), ("DEVICES", False), ("TRAIN.COMPILE", True), ("DATA.DATASET", False)])
+def test_what_may_change_is_named_whole(key, may):
+    assert is_among(key, MAY_CHANGE) == may
 
 
 def test_runs_that_are_not_there_are_refused(config, tmp_path):

@@ -297,6 +297,14 @@ def test_the_warm_up_is_not_part_of_the_plan(tiny):
     assert plan(tiny, step, **{"TRAIN.EPOCHS": 1}) is None  # nothing can be planned for one epoch
 
 
+@pytest.mark.parametrize("epochs, says", [(0.09, True), (0.2, False), (0.0, False), (1.0, False)])
+def test_a_warm_up_of_no_step_is_told(tiny, capsys, epochs, says):
+    Trainer(load_config(tiny, {"TRAIN.WARMUP_EPOCHS": epochs})).check()
+    line = (f"warning    there is no warm-up: TRAIN.WARMUP_EPOCHS {epochs:g} comes to no step where "
+            "an epoch has 5 steps\n")
+    assert (line in capsys.readouterr().out) == says
+
+
 def test_an_own_scheduler_that_did_nothing_is_told_at_the_end(tiny, capsys, registries):
     @SCHEDULERS.register()
     class idle(torch.optim.lr_scheduler.LRScheduler):  # noqa: N801

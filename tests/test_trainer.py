@@ -49,7 +49,7 @@ def interrupt_in_epoch(monkeypatch, number):
     step, calls = Trainer.train_step, []
 
     def train_step(self, *args):
-        calls.append(self.epoch)
+        calls.extend([self.epoch] * (self.run is not None))  # else it is tried on copies
         if calls.count(number - 1) == 3:
             raise KeyboardInterrupt
         return step(self, *args)
@@ -352,15 +352,15 @@ def test_the_screen_says_where_everything_is_and_what_to_run_next(quick, capsys)
 
 def test_a_non_finite_loss_stops_the_run_and_names_its_place(quick, monkeypatch):
     monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
-    calls = []
 
     @LOSSES.register()
     class Breaks(nn.Module):
+        calls = 0
+
         def forward(self, logits, labels):
-            if self.training and torch.is_grad_enabled():
-                calls.append(1)
+            self.calls += self.training
             loss = nn.functional.cross_entropy(logits, labels)
-            return loss / 0 if len(calls) == 8 else loss  # epoch 2, batch 3
+            return loss / 0 if self.calls == 8 else loss  # epoch 2, batch 3
 
     with pytest.raises(RunError, match="no longer finite in epoch 2, batch 3 of 5") as caught:
         train(load_config(quick, {"LOSS": {"NAME": "Breaks"}}))

@@ -111,13 +111,23 @@ class BatchedSource:
     def close(self) -> None:
         """Do nothing: there are no processes to end."""
 
-    def take(self, places: Sequence[int], epoch: int) -> Pixels:
-        """Return the images at these places of an epoch."""
-        places = np.asarray(places)
-        chosen = self._order.positions(epoch)[places]
-        images = torch.from_numpy(np.stack([self._cache.image(item) for item in chosen]))
+    def take(self, asked: Sequence[int], epoch: int) -> Pixels:
+        """Return the images at these places of an epoch, without what may be left out."""
+        found, places, positions = [], [], self._order.positions(epoch)
+        for place in asked:
+            try:
+                found.append(self._cache.image(positions[place]))
+            except UnreadableError as error:
+                if not self._cache.may_skip:
+                    raise
+                reason = error.problem
+                continue
+            places.append(place)
+        if not places:
+            raise _nothing_left(reason)
+        chosen = positions[places]
         images = self._pipeline.augment_batch(
-            images.to(self._device),
+            torch.from_numpy(np.stack(found)).to(self._device),
             [[values[places] for values in group] for group in self._draw(epoch)])
         return (images, torch.from_numpy(self._images.labels[chosen]),
                 torch.from_numpy(self._images.index[chosen]))
@@ -183,16 +193,24 @@ class PerImageSource:
             iterator._shutdown_workers()
 
     def take(self, places: Sequence[int], epoch: int) -> Pixels:
-        """Return the images at these places of an epoch, as they are in their batches."""
+        """Return the images at these places of an epoch, without what may be left out.
+
+        They are as in their batches.
+        """
         places, size = np.asarray(places), self._order.batch_size
         order = self._order.positions(epoch)
         if not self._batches.pipeline.random:  # then it is the same in whichever batch
             return _raised(self._batches[_Request(order[places], (self._order.seed, epoch, 0))])
         alone = _Requests(Order(len(order), size, False, self._order.seed))
-        made = {number: _raised(self._batches[alone.request(order, epoch, number)])
-                for number in np.unique(places // size).tolist()}
-        parts = [[part[place % size] for part in made[place // size]] for place in places.tolist()]
-        return tuple(torch.stack(column) for column in zip(*parts, strict=True))
+        made = {}
+        for number in np.unique(places // size).tolist():
+            # Those before them in the batch draw random numbers as well.
+            needed = (places[places // size == number] % size).max() + 1
+            request = alone.request(order, epoch, number)
+            batch = _raised(self._batches[request._replace(positions=request.positions[:needed])])
+            made.update(zip(batch[2].tolist(), zip(*batch)))
+        index = self._batches.index[order[places]].tolist()
+        return tuple(map(torch.stack, zip(*(made[item] for item in index if item in made))))
 
 
 class _UserCode:
