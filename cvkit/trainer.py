@@ -285,7 +285,11 @@ class Trainer:
             self.lower += lower_is_better(metric, values)
             if monitor in values and not (is_part(monitor) or hasattr(metric, "lower_is_better")):
                 self.assuming = type(metric).__name__
-        known += compute(metrics)
+        try:
+            known += compute(metrics)
+        except ConfigError as error:
+            error.where = error.where or self.config.where("METRICS")
+            raise
         if monitor not in known:
             raise ConfigError(f"no metric named {monitor!r}",
                               where=self.config.TRAIN.where("MONITOR"),

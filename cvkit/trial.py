@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from cvkit.checkpoint import Checkpoint
 from cvkit.data.loaders import Batch, BatchLoader
@@ -18,7 +21,7 @@ from cvkit.hardware import autocast, random_numbers_kept
 from cvkit.log import Log, Progress
 from cvkit.registry import NAME, where_in
 
-_FEW = 16  # images, for what has to be quick
+_FEW = 8  # images, for what has to be quick
 
 
 def try_training(trainer: Any, is_whole: bool = True) -> str:
@@ -35,10 +38,9 @@ def try_training(trainer: Any, is_whole: bool = True) -> str:
     Raises:
         UserError: what would end the training, or what its checkpoint could not be resumed from.
     """
-    count = None if is_whole else _FEW
     with random_numbers_kept(trainer.device):
-        batch = trainer.loaders.train.first_batch(count=count)
-        evaluated = _FirstBatch(trainer.loaders.monitored, count)
+        batch = _first_batch(trainer.loaders.train, is_whole)
+        evaluated = _FirstBatch(trainer.loaders.monitored, is_whole)
         twin = trainer.twin(is_compiled=is_whole)
         words, is_finite = _step(twin, batch)
         if is_whole and not is_finite:
@@ -54,12 +56,27 @@ def try_training(trainer: Any, is_whole: bool = True) -> str:
     return words
 
 
+def _first_batch(loader: BatchLoader, is_whole: bool) -> Batch:
+    """Return the first batch, or what is quick: a few of its images.
+
+    A GPU is given them as often as fills the batch, as it looks for kernels for each size.
+    """
+    if is_whole:
+        return loader.first_batch()
+    batch = loader.first_batch(count=_FEW)
+    if loader.device.type == "cpu":
+        return batch
+    rows = torch.arange(max(loader.part_size(0), 1), device=loader.device) % len(batch.labels)
+    images = batch.images[rows].contiguous(memory_format=loader.layout)
+    return Batch(images, batch.labels[rows], batch.index[rows], batch.targets[rows])
+
+
 def _step(trainer: Any, batch: Batch) -> tuple[str, bool]:
     """Train on one batch; return in words what came of it, and whether it is finite."""
     _refuse_sparse(trainer)
     trainer.model.train()
-    logits = _called(trainer, batch)
-    loss, _ = trainer.train_step(batch, 1.0, False)
+    with _forms_checked(trainer):
+        loss, logits = trainer.train_step(batch, 1.0, False)
     norm = _gradient_norm(trainer)
     # The first scale of fp16 is often too large; training skips such steps and halves it.
     while torch.isfinite(loss) and not math.isfinite(norm) and trainer.scaler.get_scale() > 1:
@@ -87,34 +104,43 @@ def _refuse_sparse(trainer: Any) -> None:
                                   hint="Keep it as indices and values, and make it in forward().")
 
 
-def _called(trainer: Any, batch: Batch) -> torch.Tensor:
-    """Return the logits of a model in training, once they and their loss are what is needed.
+@contextmanager
+def _forms_checked(trainer: Any) -> Iterator[None]:
+    """Refuse a model that returns no logits in training, or a loss that is none, when called.
 
     Raises:
-        ConfigError: the model returns something else, or the loss is no number or has no gradient.
+        ConfigError: within it.
     """
-    model, criterion = trainer.config.MODEL, trainer.config.LOSS
-    with autocast(trainer.device, trainer.precision):
-        logits = trainer.model(batch.images)
-        expected = (len(batch.images), len(trainer.classes))
-        if not isinstance(logits, torch.Tensor) or logits.shape != expected:
-            shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else (
-                f"a {type(logits).__name__}")
-            raise ConfigError(f"model {model[NAME]} returns {shape} in training; expected logits "
-                              f"of shape {expected}", where=where_in(model, NAME),
-                              hint="As in evaluation, where it returns them.")
-        loss = trainer.loss(logits, batch.targets)
-    where = where_in(criterion, NAME)
+    hooks = (trainer.model.register_forward_hook(partial(_refuse_logits, trainer)),
+             trainer.loss.register_forward_hook(partial(_refuse_loss, trainer.config.LOSS)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _refuse_logits(trainer: Any, _: nn.Module, inputs: tuple[torch.Tensor], logits: Any) -> None:
+    node, expected = trainer.config.MODEL, (len(inputs[0]), len(trainer.classes))
+    if not isinstance(logits, torch.Tensor) or logits.shape != expected:
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else (
+            f"a {type(logits).__name__}")
+        raise ConfigError(f"model {node[NAME]} returns {shape} in training; expected logits "
+                          f"of shape {expected}", where=where_in(node, NAME),
+                          hint="As in evaluation, where it returns them.")
+
+
+def _refuse_loss(node: Any, _: nn.Module, inputs: tuple[torch.Tensor, ...], loss: Any) -> None:
+    where = where_in(node, NAME)
     if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.is_floating_point():
         shape = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else (
             f"a {type(loss).__name__}")
-        raise ConfigError(f"loss {criterion[NAME]} returns {shape}, not one number: the mean over "
+        raise ConfigError(f"loss {node[NAME]} returns {shape}, not one number: the mean over "
                           "the images of a batch", where=where, hint="End it with .mean().")
     if not loss.requires_grad:
-        raise ConfigError(f"loss {criterion[NAME]} has no gradient: what it returns does not "
+        raise ConfigError(f"loss {node[NAME]} has no gradient: what it returns does not "
                           "depend on the logits as torch computes them", where=where,
                           hint="argmax, item(), detach() and NumPy have none.")
-    return logits
 
 
 def _gradient_norm(trainer: Any) -> float:
@@ -195,8 +221,8 @@ def _evaluate(trainer: Any, loader: _FirstBatch) -> None:
 class _FirstBatch:
     """A loader of the first batch alone, or of its first few images."""
 
-    def __init__(self, loader: BatchLoader, count: int | None):
-        self._loader, self.batch = loader, loader.first_batch(count=count)
+    def __init__(self, loader: BatchLoader, is_whole: bool):
+        self._loader, self.batch = loader, _first_batch(loader, is_whole)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
