@@ -22,6 +22,7 @@ from cvkit import distributed
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
 from cvkit.evaluation import evaluate
+from cvkit.registry import LOSSES
 from cvkit.run import Run, find_runs
 from cvkit.trainer import Trainer, train
 
@@ -162,7 +163,8 @@ class Scaled(torch.nn.Module):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_several_processes_train_what_one_does(processes, noisy, variant):
+def test_several_processes_train_what_one_does(processes, noisy, monkeypatch, variant):
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
     count, settings = VARIANTS[variant]
     Path("own_loss.py").write_text(LOSS)
     settings = {**GROUPS, **settings}
