@@ -190,10 +190,7 @@ class Schedule:
         if self.steps <= self.warmup_steps:
             self._warm_up()
         elif self.unit == "batch" and is_warm:
-            with warnings.catch_warnings():
-                # A gradient scaler may skip the first optimizer step; that is no misuse.
-                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-                self._step()
+            self._step()
 
     def after_epoch(self, loss: float, accuracy: float) -> None:
         """Call after each epoch with the monitored split's mean loss and accuracy."""
@@ -206,7 +203,10 @@ class Schedule:
             self._step(accuracy if is_max else loss)
 
     def _step(self, *metric: float) -> None:
-        self.scheduler.step(*metric)
+        with warnings.catch_warnings():
+            # The first step may be of a run before, or one that a gradient scaler skipped.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.scheduler.step(*metric)
         self.scheduler_steps += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -433,12 +433,13 @@ class Trainer:
         rate, seconds = self.now.rate, self.now.seconds
         distributed.share_buffers(*filter(None, (self.model, self.ema and self.ema.model,
                                                  self.loss)))
-        predictions, values = predict(
-            self.evaluated_model, self.loaders.monitored, self.loss,
-            build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
-            self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log,
-                                     place=f"Epoch {self.epoch + 1}/{epochs}"),
-            self._stop_if_asked)
+        with self._undone_if_stopped():
+            predictions, values = predict(
+                self.evaluated_model, self.loaders.monitored, self.loss,
+                build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
+                self.epoch + 1, Progress("Test", len(self.loaders.monitored), self.log,
+                                         place=f"Epoch {self.epoch + 1}/{epochs}"),
+                self._stop_if_asked)
         if self.config.TRAIN.MONITOR not in values:
             raise RunError(f"no metric computed TRAIN.MONITOR {self.config.TRAIN.MONITOR} in epoch "
                            f"{self.epoch + 1}, but {', '.join(values)}",
@@ -525,14 +526,41 @@ class Trainer:
         """Save inside an epoch, if it is time to; stop, if that was asked for."""
         if distributed.anywhere(self.pace.is_due(self.schedule.steps)):
             self._save()
-        self._stop_if_asked()
+        with self._saved_if_stopped():
+            self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        """Save and stop, if a signal asked for it, in whichever process."""
+        """Stop, if a signal asked for it, in whichever process."""
         if distributed.anywhere(bool(self.signals.received)):
+            raise Interrupted(self.signals.received or signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def _saved_if_stopped(self) -> Iterator[None]:
+        try:
+            yield
+        except Interrupted:
             if self.saved != moment_of(self.epoch, self.now.batches):  # just now
                 self._save()
-            raise Interrupted(self.signals.received or signal.SIGTERM)
+            raise
+
+    @contextlib.contextmanager
+    def _undone_if_stopped(self) -> Iterator[None]:
+        """Save what was before an evaluation that is stopped: it will be done again.
+
+        A model or a loss may count how often it was called.
+        """
+        kept = []
+        for module in (self.model, self.evaluated_model, self.loss):
+            parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+            kept.append((module, {name: copy.deepcopy(value) for name, value in
+                                  module.state_dict().items() if name not in parameters}))
+        with self._saved_if_stopped():
+            try:
+                yield
+            except (Interrupted, DataError):
+                for module, state in kept:
+                    module.load_state_dict(state, strict=False)
+                raise
 
     def train_step(self, batch: Batch, weight: float, is_step: bool) -> tuple[Tensor, Tensor]:
         """Forward and backward; with `is_step`, also change the weights.

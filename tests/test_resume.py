@@ -1,14 +1,23 @@
-"""resume="auto": which run is gone on with. That it then ends alike to the bit, test_trainer tells."""
+"""resume="auto": which run is gone on with; and that any run that is, ends alike to the bit."""
 
+import contextlib
 import dataclasses
+import json
+import random
+import signal
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from test_trainer import without_times
+from torch import nn
+from torch.optim import lr_scheduler
 
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, RunError
-from cvkit.registry import SCHEDULERS
+from cvkit.models.resnet import BasicBlock
+from cvkit.registry import LOSSES, METRICS, MODELS, SCHEDULERS
 from cvkit.resume import newest_run_of
 from cvkit.run import Run, find_runs
 from cvkit.trainer import Trainer, train
@@ -109,3 +118,278 @@ def test_a_run_from_when_seed_made_the_split_too_keeps_its_split(tiny, capsys):
            "DATA.SPLIT_SEED 3" in capsys.readouterr().out
     again = train(load_config(path), resume=part.folder)
     assert len(again.metrics) == 2 and "  SPLIT_SEED: 3\n" in path.read_text()
+
+
+# -- any run, stopped anywhere -------------------------------------------------------------------
+
+CROP, MIXUP = {"NAME": "RandomCrop", "size": 8, "padding": 1}, {"NAME": "MixUp", "alpha": 1.0}
+OPTIONS = {
+    "SCHEDULER": [
+        None,
+        {"NAME": "OneCycleLR"},
+        {"NAME": "OneCycleLR", "max_lr": 0.02, "three_phase": True},
+        {"NAME": "CyclicLR", "base_lr": 0.001, "max_lr": 0.02, "step_size_up": 3},
+        {"NAME": "CyclicLR", "base_lr": 0.001, "max_lr": 0.02, "step_size_up": 2,
+         "mode": "exp_range", "gamma": 0.9},
+        {"NAME": "CosineAnnealingLR"},
+        {"NAME": "CosineAnnealingWarmRestarts", "T_0": 1, "T_mult": 2},
+        {"NAME": "MultiStepLR", "milestones": [1, 2], "gamma": 0.3},
+        {"NAME": "StepLR", "step_size": 1},
+        {"NAME": "ReduceLROnPlateau", "patience": 0, "threshold": 0.5},
+        {"NAME": "ReduceLROnPlateau", "patience": 0, "mode": "max", "cooldown": 1},
+        {"NAME": "ExponentialLR", "gamma": 0.7},
+        {"NAME": "PolynomialLR", "total_iters": 3, "power": 1.5},
+        {"NAME": "LinearLR", "start_factor": 0.1, "total_iters": 2},
+        {"NAME": "ConstantLR", "total_iters": 1},
+        {"NAME": "SequentialLR", "milestones": [1], "schedulers": [
+            {"NAME": "LinearLR", "total_iters": 1}, {"NAME": "CosineAnnealingLR"}]},
+        {"NAME": "ChainedScheduler", "schedulers": [
+            {"NAME": "ExponentialLR", "gamma": 0.9}, {"NAME": "StepLR", "step_size": 2}]},
+        {"NAME": "wave"},
+        {"NAME": "wave", "unit": "batch"}],
+    "OPTIMIZER": [
+        {"NAME": "SGD", "lr": 0.05},
+        {"NAME": "SGD", "lr": 0.02, "momentum": 0.9},
+        {"NAME": "SGD", "lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        {"NAME": "SGD", "lr": 0.02, "momentum": 0.9, "dampening": 0.3},
+        {"NAME": "Adam", "lr": 0.01},
+        {"NAME": "Adam", "lr": 0.01, "amsgrad": True, "foreach": True},
+        {"NAME": "AdamW", "lr": 0.01, "weight_decay": 0.1},
+        {"NAME": "RMSprop", "lr": 0.001},
+        {"NAME": "RMSprop", "lr": 0.001, "momentum": 0.5, "centered": True},
+        {"NAME": "NAdam", "lr": 0.01},
+        {"NAME": "RAdam", "lr": 0.01},
+        {"NAME": "Adagrad", "lr": 0.01, "lr_decay": 0.1},
+        {"NAME": "Adadelta", "lr": 1.0},
+        {"NAME": "Adamax", "lr": 0.01},
+        {"NAME": "Adafactor", "lr": 0.01},
+        {"NAME": "ASGD", "lr": 0.01, "t0": 3},
+        {"NAME": "Rprop", "lr": 0.001}],
+    "LOSS": [
+        {"NAME": "CrossEntropyLoss"},
+        {"NAME": "CrossEntropyLoss", "label_smoothing": 0.1},
+        {"NAME": "CrossEntropyLoss", "weight": [1, 2, 3, 1, 2, 3, 1, 2, 3, 1]},
+        {"NAME": "tempered"},
+        {"NAME": "annealed"}],
+    "MODEL": [{"NAME": "dropped"}, {"NAME": "linear"}, {"NAME": "moody"}],
+    "SEED": [0, 1, 2],
+    "DATA.TRAIN_TRANSFORMS": [
+        [], [CROP], [MIXUP], [CROP, {"NAME": "CutMix"}],
+        [{**MIXUP, "p": 0.4}, {"NAME": "CutMix", "p": 0.4}],
+        [{"NAME": "CutOut", "size": 3}, {"NAME": "RandomBrightnessContrast"}, MIXUP]],
+    "DATA.LIMIT": [40, 50, 60],
+    "DATA.BATCH_SIZE": [10, 13, 20],
+    "DATA.EVAL_BATCH_SIZE": [0, 16],
+    "DATA.VAL_FRACTION": [0.0, 0.25],
+    "DATA.BACKEND": ["auto", "albumentations"],
+    "DATA.WORKERS": [0] * 14 + [1],
+    "TRAIN.EPOCHS": [2, 3],
+    "TRAIN.PRECISION": ["fp32", "fp32", "fp32", "bf16"],
+    "TRAIN.CHANNELS_LAST": [True, False],
+    "TRAIN.WARMUP_EPOCHS": [0.0, 0.0, 0.5, 1.0],
+    "TRAIN.EMA": [0.0, 0.9],
+    "TRAIN.ACCUMULATE": [1, 2, 3],
+    "TRAIN.CLIP_GRAD_NORM": [0.0, 1.0],
+    "TRAIN.DECAY_NORM_AND_BIAS": [True, False],
+    "TRAIN.MONITOR": ["accuracy", "loss", "luck"],
+    "TRAIN.EARLY_STOP": [0, 0, 1],
+    "TRAIN.CHECKPOINT_EVERY": ["epoch", "1 step", "2 steps"],
+}
+STOPS = [["signal"], ["kill"], ["evaluation"], ["signal", "signal"], ["kill", "signal"],
+         ["evaluation", "kill"]]
+FAST, ALL = 20, 320
+
+
+def wave(optimizer, unit: str = "epoch"):
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / 9))
+    schedule.unit = unit
+    return schedule
+
+
+class tempered(nn.Module):  # noqa: N801
+    """Learns a temperature."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits, targets):
+        return nn.functional.cross_entropy(logits.float() * self.log_temperature.exp(), targets)
+
+
+class annealed(nn.Module):  # noqa: N801
+    """Smooths the less, the more often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, logits, targets):
+        self.calls += 1
+        return nn.functional.cross_entropy(logits.float(), targets,
+                                           label_smoothing=0.5 / float(self.calls))
+
+
+class luck:  # noqa: N801
+    """Is another number in each epoch, so that any epoch may be the best."""
+
+    def __init__(self):
+        self.total = 0.0
+
+    def update(self, logits, labels):
+        self.total += float(logits.double().sum())
+
+    def compute(self):
+        return {"luck": 1000 * self.total % 1}
+
+
+def dropped(num_classes):
+    return nn.Sequential(BasicBlock(3, 4, 2, "batch", 1), nn.Flatten(), nn.Dropout(0.5),
+                         nn.Linear(4 * 4 * 4, num_classes))
+
+
+def linear(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+
+
+class moody(nn.Module):  # noqa: N801
+    """Draws all random numbers there are, and goes by how often it was called."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc, self.calls = nn.Linear(3 * 8 * 8, num_classes), 0
+
+    def forward(self, images):
+        self.calls += 1
+        noise = 0.1 * (random.gauss(0, 1) + np.random.normal() + torch.randn(len(images), 1))
+        return self.fc(images.flatten(1)) * (1 + 1 / self.calls) + noise
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+@pytest.fixture
+def any_config(tmp_path, monkeypatch):
+    """The path of a config that says what OPTIONS leave open."""
+    for registry, entries in ((SCHEDULERS, [wave]), (LOSSES, [tempered, annealed]),
+                              (METRICS, [luck]), (MODELS, [dropped, linear, moody])):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        for entry in entries:
+            registry.register()(entry)
+    path = tmp_path / "any.yaml"
+    path.write_text("DATA: {DATASET: {NAME: Digits, size: 8}}\nMETRICS: [{NAME: luck}]\n")
+    return path
+
+
+def drawn(number):
+    """Return a case's settings and where it stops: (part of what is left to train, how).
+
+    Each option is dealt from a deck that is shuffled when it is used up, so a few cases have all.
+    """
+    def dealt(name, options):
+        deck, place = divmod(number, len(options))
+        return random.Random(f"{name} {deck}").sample(options, len(options))[place]
+
+    settings = {key: dealt(key, options) for key, options in OPTIONS.items()}
+    if settings["DATA.WORKERS"]:
+        settings["DATA.BACKEND"] = "albumentations"
+    places = random.Random(number)
+    return settings, [(places.random(), how) for how in dealt("stops", STOPS)]
+
+
+@contextlib.contextmanager
+def stopping_at(call=0, how=""):
+    """Stop at the n-th batch that a run trains on, of which a list is returned.
+
+    By a signal, then or in the evaluation after it; or at once, if there is a checkpoint to go on
+    from.
+    """
+    real, real_check, calls = Trainer.train_step, Trainer._stop_if_asked, []
+
+    def step(self, *args, **kwargs):
+        if self.run is not None:  # else it is tried on copies
+            calls.append(self.epoch)
+            if len(calls) == call and how != "evaluation":
+                if how == "kill" and self.run.has_checkpoint:
+                    raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGTERM)
+        return real(self, *args, **kwargs)
+
+    def check(self):
+        if how == "evaluation" and len(calls) >= call and self.now._started is None:
+            signal.raise_signal(signal.SIGTERM)
+        real_check(self)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "train_step", step)
+        patched.setattr(Trainer, "_stop_if_asked", check)
+        yield calls
+
+
+def content(run):
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    with np.load(run.folder / "predictions.npz") as predictions:
+        return {"last": vars(run.checkpoint("last")), "best": vars(run.checkpoint("best")),
+                "metrics": without_times(map(json.loads, lines)), "predictions": dict(predictions)}
+
+
+def differences(ours, theirs, place=""):
+    """Yield the places where two values are not the same bits."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        for key in ours:
+            yield from differences(ours[key], theirs[key], f"{place}/{key}")
+    elif isinstance(ours, (list, tuple)) and type(ours) is type(theirs) and len(ours) == len(theirs):
+        for number, pair in enumerate(zip(ours, theirs)):
+            yield from differences(*pair, f"{place}/{number}")
+    elif isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape) or not torch.equal(
+                ours.flatten().view(torch.uint8), theirs.flatten().view(torch.uint8)):
+            yield place
+    elif isinstance(ours, np.ndarray) and isinstance(theirs, np.ndarray):
+        if (ours.dtype, ours.shape, ours.tobytes()) != (theirs.dtype, theirs.shape, theirs.tobytes()):
+            yield place
+    elif repr(ours) != repr(theirs):
+        yield f"{place}: {ours!r} and {theirs!r}"
+
+
+def with_stops(config, stops, epochs):
+    """Train so many epochs, each of so many batches, with stops."""
+    folder, total = False, sum(epochs)
+    for part, how in stops:
+        left = total
+        if folder:
+            saved = Run(folder).checkpoint("last")
+            left -= sum(epochs[:saved.epoch]) + saved.batches
+        if left:
+            with stopping_at(1 + int(part * left), how), pytest.raises(KeyboardInterrupt):
+                train(config, resume=folder)
+            folder = find_runs(config.OUTPUT_DIR)[-1]
+    return train(config, resume=folder)
+
+
+@pytest.mark.parametrize("first, count", [
+    *((first, 5) for first in range(0, FAST, 5)),
+    *(pytest.param(first, 30, marks=pytest.mark.slow) for first in range(FAST, ALL, 30))])
+def test_any_run_that_was_stopped_ends_like_the_one_that_was_not(any_config, first, count):
+    for number in range(first, first + count):
+        settings, stops = drawn(number)
+        try:
+            config = load_config(any_config, {**settings, "OUTPUT_DIR": f"runs-{number}"})
+            with stopping_at() as calls:
+                whole = train(config)
+            resumed = with_stops(config, stops, [*Counter(calls).values()])
+            found = [*differences(content(whole), content(resumed))]
+            assert not found, "\n".join(found)
+        except (Exception, pytest.fail.Exception) as error:
+            raise AssertionError(f"case {number}, stopped {stops}: {settings}\n{error}") from error
+
+
+@pytest.mark.parametrize("count", [FAST, pytest.param(ALL, id="all")])
+def test_these_runs_have_every_option(count):
+    cases = [drawn(number) for number in range(count)]
+    for key, options in OPTIONS.items():
+        assert all(any(case[key] == option for case, _ in cases) for option in options), key
+    assert all(any([how for _, how in stops] == kinds for _, stops in cases) for kinds in STOPS)
