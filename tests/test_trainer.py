@@ -528,7 +528,7 @@ def register_metric(monkeypatch, computed, **attributes):
     ({"lower_is_better": {"own_error"}}, 3), ({}, 2)])
 def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(quick, monkeypatch, attributes,
                                                                  expected):
-    values = iter([0, 0, 5, 7, 3, 4])  # two of the checks before training
+    values = iter([0, 0, 0, 5, 7, 3, 4])  # three of the checks before training
     register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
     run = train(load_config(quick, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
                                    "TRAIN.MONITOR": "own_error"}))
@@ -541,7 +541,7 @@ def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(quick, monkeypa
 @pytest.mark.parametrize("attributes, expected", [
     ({"lower_is_better": {"own_error"}}, 3), ({"lower_is_better": set()}, 2)])
 def test_what_could_not_be_counted_at_first_is_not_the_best(quick, monkeypatch, attributes, expected):
-    values = iter([0, 0, math.nan, 5, 3, math.nan])  # two of the checks before training
+    values = iter([0, 0, 0, math.nan, 5, 3, math.nan])  # three of the checks before training
     register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
     run = train(load_config(quick, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
                                    "TRAIN.MONITOR": "own_error", "TRAIN.EARLY_STOP": 3}))
@@ -550,7 +550,7 @@ def test_what_could_not_be_counted_at_first_is_not_the_best(quick, monkeypatch, 
 
 def test_a_run_that_took_the_wrong_end_for_the_best_looks_for_it_anew(quick, monkeypatch):
     config = {"METRICS": [{"NAME": "Own"}], "DATA.LIMIT": 60, "TRAIN.MONITOR": "own_error"}
-    values = iter([0, 0, 7, 0, 0, 6])
+    values = iter([0, 0, 0, 7, 0, 0, 0, 6])
     for epochs, attributes in ((1, {}), (2, {"lower_is_better": True})):
         register_metric(monkeypatch, lambda: {"own_error": next(values)}, **attributes)
         run = train(load_config(quick, {**config, "TRAIN.EPOCHS": epochs}), resume=epochs > 1)
