@@ -12,8 +12,9 @@ class EMA:
     """Averaged weights: after each step, average = d × average + (1 - d) × weights.
 
     d = min(decay, (1 + steps) / (10 + steps)), as in TensorFlow's ExponentialMovingAverage,
-    so that the random first weights do not linger in short runs. Buffers of whole numbers
-    are copied, and what get_extra_state() returns; buffers of floats are averaged like weights.
+    so that the random first weights do not linger in short runs. Buffers of floats are averaged
+    like weights; those of whole numbers, masks of infinities, and what get_extra_state() returns,
+    are copied.
 
     Args:
         model: whose weights are averaged.
@@ -25,6 +26,9 @@ class EMA:
         self.decay, self.steps = decay, 0
         self._source = model
         self._weights = list(self.model.parameters()), list(model.parameters())
+        self._is_averaged = [buffer.is_floating_point() and buffer.layout is torch.strided
+                             and bool(buffer.isfinite().all())
+                             for buffer in model.buffers()]
         self._with_extra = [
             pair for pair in zip(self.model.modules(), model.modules())
             if type(pair[0]).get_extra_state is not nn.Module.get_extra_state]
@@ -36,10 +40,10 @@ class EMA:
         self.steps += 1
         averages, values = map(list, self._weights)
         whole, counts = [], []
-        for average, value in zip(self.model.buffers(), self._source.buffers()):
-            is_float = average.is_floating_point()
-            (averages if is_float else whole).append(average)
-            (values if is_float else counts).append(value)
+        for average, value, is_averaged in zip(self.model.buffers(), self._source.buffers(),
+                                               self._is_averaged):
+            (averages if is_averaged else whole).append(average)
+            (values if is_averaged else counts).append(value)
         torch._foreach_lerp_(averages, values, 1 - decay)
         if whole:
             torch._foreach_copy_(whole, counts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,7 @@ from cvkit.data.datasets import folders_are_for_testing
 from cvkit.data.loaders import BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, plural, visible
 from cvkit.files import user_path
-from cvkit.hardware import (
-    autocast,
-    random_state,
-    seed_random_numbers,
-    set_random_state,
-)
+from cvkit.hardware import autocast, random_numbers_kept, seed_random_numbers, state_kept
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss, weight_of
 from cvkit.metrics import Accuracy, Mean
@@ -61,15 +57,18 @@ def values_of(metric: Any) -> dict[str, float]:
                                "{'recall': 0.5}.") from None
 
 
-def compute(metrics: Sequence[Any]) -> dict[str, float]:
-    """Return what metrics compute, by name.
+def together(computed: Iterable[tuple[Any, dict[str, float]]]) -> dict[str, float]:
+    """Return what several metrics computed, by name.
+
+    Args:
+        computed: each metric and what `values_of` returns of it.
 
     Raises:
         ConfigError: two of them compute a value of the same name, or one that cvkit computes.
     """
     values: dict[str, float] = {}
-    for metric in metrics:
-        for name, value in values_of(metric).items():
+    for metric, own in computed:
+        for name, value in own.items():
             if name in values or name == "loss":
                 whose = "loss and accuracy are cvkit's own" if name in ("loss", "accuracy") else (
                     "another one does so too")
@@ -77,6 +76,18 @@ def compute(metrics: Sequence[Any]) -> dict[str, float]:
                                   hint="Give it another name in what compute() returns.")
             values[name] = value
     return values
+
+
+@contextmanager
+def _in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    were_training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, was_training in zip(modules, were_training):
+            module.train(was_training)
 
 
 @torch.no_grad()
@@ -91,38 +102,34 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
 
     Returns:
         The predictions, and the values of loss and metrics by name; means over images. Model
-        and loss are left in the mode they came in.
+        and loss are left as they came: their mode, buffers and extra state.
     """
-    was_training = model.training, loss.training
-    model.eval()
-    loss.eval()
     mean_loss = Mean()
     labels, index, probabilities = [], [], []
-    random = random_state(loader.device)  # of the training, which goes on with them
-    seed_random_numbers(epoch)  # for a model that draws: the same whenever it is evaluated
-    for number, batch in enumerate(loader):
-        with autocast(loader.device, precision):
-            logits = model(batch.images)
-        count = min(loader.part_size(number), len(batch.labels))
-        # All parts of the batch, in order: what follows is the same in every process, and the
-        # same as in a single one.
-        logits, true, places = (distributed.gather(part[:count])
-                                for part in (logits.float(), batch.labels, batch.index))
-        mean_loss.update(loss(logits, true), len(true), weight_of(loss, true))
-        for metric in metrics:
-            metric.update(logits.clone(), true.clone())  # whatever it does with them
-        labels.append(true)
-        index.append(places)
-        probabilities.append(logits.softmax(1))
-        if check is not None:
-            check()
-        if progress.step():
-            progress.update(mean_loss.compute(), metrics[0].compute()["accuracy"])
+    with (state_kept(model, loss), random_numbers_kept(loader.device),
+          _in_evaluation_mode(model, loss)):
+        seed_random_numbers(epoch)  # for a model that draws: the same whenever it is evaluated
+        for number, batch in enumerate(loader):
+            with autocast(loader.device, precision):
+                logits = model(batch.images)
+            count = min(loader.part_size(number), len(batch.labels))
+            # All parts of the batch, in order: what follows is the same in every process, and
+            # the same as in a single one.
+            logits, true, places = (distributed.gather(part[:count])
+                                    for part in (logits.float(), batch.labels, batch.index))
+            mean_loss.update(loss(logits, true), len(true), weight_of(loss, true))
+            for metric in metrics:
+                metric.update(logits.clone(), true.clone())  # whatever it does with them
+            labels.append(true)
+            index.append(places)
+            probabilities.append(logits.softmax(1))
+            if check is not None:
+                check()
+            if progress.step():
+                progress.update(mean_loss.compute(), metrics[0].compute()["accuracy"])
     progress.close()
-    set_random_state(random, loader.device)
-    model.train(was_training[0])
-    loss.train(was_training[1])
-    values = {"loss": mean_loss.compute(), **compute(metrics)}
+    values = {"loss": mean_loss.compute(), **together(
+        (metric, values_of(metric)) for metric in metrics)}
     true, index, probabilities = (torch.cat(parts).cpu().numpy()
                                   for parts in (labels, index, probabilities))
     return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes),

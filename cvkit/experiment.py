@@ -86,6 +86,8 @@ class Experiment(Subject):
 
     what = "a config, not a run"
     instead = "Train it, or name a finished run: --run RUN."
+    is_viewed = False  # whether the model had to be given the plain memory layout
+    layout: torch.memory_format | None = None  # of the model, once it is built
 
     def __init__(self, config: Config, takes_weights: bool = True):
         self.config, self._takes_weights = config, takes_weights
@@ -122,10 +124,7 @@ class Experiment(Subject):
                             loaders.image_shape)
 
     def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
-        """Return the model on the device; it and all batches in the layout that suits it.
-
-        Attributes set: `layout`, and `is_viewed`, whether channels_last had to be given up.
-        """
+        """Return the model on the device; it and all batches in the layout that suits it."""
         self.layout = choose_layout(self.config.TRAIN.CHANNELS_LAST, model, self.device)
         model = model.to(self.device, memory_format=self.layout)
         self.is_viewed = self.layout is torch.channels_last and not takes_layout(

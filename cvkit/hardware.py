@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import os
 import platform
@@ -100,16 +101,33 @@ def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.dev
     """Whether a model computes in a layout: `x.view(len(x), -1)` after a convolution does not."""
     was_training = model.training
     images = torch.zeros(2, *image_shape, device=device).to(memory_format=layout)
-    try:
-        with torch.no_grad(), random_numbers_kept(device):
-            model.eval()(images)
-    except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
-            raise
-        return False
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), random_numbers_kept(device), state_kept(model):
+        for is_training in (False, True):
+            try:
+                model.train(is_training)(images)
+            except (RuntimeError, ValueError) as error:
+                if "view size is not compatible" in str(error):
+                    return False
+                if not is_training:  # else it is for the training to tell, of its own images
+                    raise
+            finally:
+                model.train(was_training)
     return True
+
+
+@contextmanager
+def state_kept(*modules: nn.Module) -> Iterator[None]:
+    """Give buffers and extra state back what they were: whoever asks a model leaves no trace."""
+    kept = []
+    for module in modules:
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        kept.append({name: copy.deepcopy(value) for name, value in module.state_dict().items()
+                     if name not in parameters})
+    try:
+        yield
+    finally:
+        for module, state in zip(modules, kept):
+            module.load_state_dict(state, strict=False)
 
 
 def compile_model(model: nn.Module, device: torch.device, where: object = None) -> nn.Module:

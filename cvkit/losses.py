@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import UninitializedParameter
 
 from cvkit.errors import ConfigError, plural
 from cvkit.registry import LOSSES, NAME, where_in
@@ -140,6 +141,8 @@ def _build_loss(node: Any, num_classes: int) -> nn.Module:
                               "called as loss(logits, targets)", where=where_in(node, NAME))
         return _Function(criterion)
     if not type(criterion).__module__.startswith("torch.nn"):
+        if any(isinstance(weight, UninitializedParameter) for weight in criterion.parameters()):
+            criterion(torch.zeros(2, num_classes), torch.arange(2) % num_classes)  # of LazyLinear
         return criterion
     name = type(criterion).__name__
     if name not in _FORMS:

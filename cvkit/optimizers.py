@@ -13,7 +13,7 @@ from torch import nn
 from cvkit.errors import ConfigError
 from cvkit.files import plain, reread
 from cvkit.hardware import random_numbers_kept
-from cvkit.registry import NAME, OPTIMIZERS, place_of, where_in
+from cvkit.registry import NAME, OPTIMIZERS, parameters_of, place_of, where_in
 
 # Of a trial: some optimizers move slow weights only every 5 or 10 steps.
 _STEPS_BEFORE, _STEPS_AFTER = 3, 20
@@ -27,7 +27,8 @@ OPTIMIZERS.add_library("torch.optim", lambda: {
 
 
 def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = True,
-                    loss: nn.Module | None = None) -> torch.optim.Optimizer:
+                    loss: nn.Module | None = None,
+                    is_tried: bool = True) -> torch.optim.Optimizer:
     """Build an optimizer of a model's weights.
 
     Args:
@@ -36,6 +37,7 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
         decay_norm_and_bias: False spares parameters of one dimension (norms and biases) the
             node's weight_decay (He et al., 2019, "Bag of Tricks").
         loss: its parameters, if it has some, are trained as well, without weight decay.
+        is_tried: whether steps are tried; not for one that is as another.
 
     Raises:
         ConfigError: it cannot be built, take a step on such parameters, or be resumed.
@@ -52,10 +54,17 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
     if isinstance(node.get("lr"), (list, tuple)):  # which torch's annotations would allow
         raise ConfigError(f"lr of optimizer {node[NAME]} takes one number, not {list(node['lr'])}",
                           where=where_in(node, "lr"))
-    if groups:
+    if groups and is_tried:
         _try_steps(node, groups)
     is_fused = _can_be_fused(node, [*trained, *of_loss])
-    return OPTIMIZERS.build(node, params=groups, fused=is_fused or None)
+    return _build(node, groups, **({"fused": True} if is_fused else {}))
+
+
+def _build(node: Any, groups: list[dict[str, Any]], **offered: Any) -> torch.optim.Optimizer:
+    parameter = parameters_of(OPTIMIZERS.get(node[NAME]))[0].get("fused")
+    if parameter is not None and parameter.default is parameter.empty:
+        offered.setdefault("fused", None)
+    return OPTIMIZERS.build(node, params=groups, **offered)
 
 
 def trained_in(module: nn.Module | None) -> list[nn.Parameter]:
@@ -88,7 +97,7 @@ def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
     device = groups[0]["params"][0].device
     with random_numbers_kept(device):
         copies = _copies(groups, lambda parameter: (parameter.shape, parameter.dtype))
-        optimizer = OPTIMIZERS.build(node, params=copies, fused=None)
+        optimizer = _build(node, copies)
         _step(node, optimizer, copies, 0)
         if not type(optimizer).__module__.startswith("torch."):
             _try_to_resume(node, _copies(groups, lambda parameter: parameter.ndim))
@@ -96,11 +105,11 @@ def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
 
 def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
     """Save the state of one optimizer into another, and see that both go on in the same way."""
-    first = OPTIMIZERS.build(node, params=[dict(group) for group in groups], fused=None)
+    first = _build(node, [dict(group) for group in groups])
     for number in range(_STEPS_BEFORE):
         _step(node, first, groups, number)
     place, copies = where_in(node, NAME), _copies(groups)
-    second = OPTIMIZERS.build(node, params=[dict(group) for group in copies], fused=None)
+    second = _build(node, [dict(group) for group in copies])
     try:
         state = reread(plain(first.state_dict()))
         if not {"state", "param_groups"} <= set(state):

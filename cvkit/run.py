@@ -30,7 +30,7 @@ from cvkit.data.loaders import Loaders
 from cvkit.errors import CheckpointError, ConfigError, RunError, plural, suggest, visible
 from cvkit.experiment import Experiment, Subject
 from cvkit.files import user_path, write_whole, writing
-from cvkit.hardware import lock_file
+from cvkit.hardware import choose_layout, lock_file
 from cvkit.lr_finder import RangeTest
 from cvkit.metrics import is_lower_better
 from cvkit.models import parameters_in_words
@@ -41,8 +41,7 @@ from cvkit.writers import read_metrics
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
               "DATA.BACKEND", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.DATASET.root",
               "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
-              "TRAIN.CHECKPOINT_EVERY")
-
+              "TRAIN.CHECKPOINT_EVERY", "TRAIN.UNUSED_PARAMETERS")
 
 
 def is_among(key: str, names: Sequence[str]) -> bool:
@@ -420,7 +419,8 @@ class Run(Experiment):
             print(f"note       the images are {'×'.join(map(str, now))}, those of the training "
                   f"were {'×'.join(map(str, then))}")
         if "model" in vars(self):
-            loaders.set_layout(self.layout)
+            loaders.set_layout(self.layout or choose_layout(
+                self.config.TRAIN.CHANNELS_LAST, self.model, self.device))
         return loaders
 
     @cached_property

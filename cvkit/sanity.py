@@ -69,7 +69,8 @@ def after_epoch(config: Config, data: ImageData, loss: nn.Module,
         records: of the epochs so far, as `Run.metrics`.
         batch_losses: of the last epoch, in order.
     """
-    return {**negative_loss(loss, records[-1], data.monitored),
+    return {**not_a_number(config, records[-1], data.monitored),
+            **negative_loss(loss, records[-1], data.monitored),
             **rising_at_chance(config, data, records, batch_losses)}
 
 
@@ -305,6 +306,15 @@ def _idle(config: Config, rates: Sequence[float]) -> dict[str, str]:
         f"{node.NAME} leaves the learning rate at {rate} in all {config.TRAIN.EPOCHS} epochs. "
         f"Choose {arguments or 'its arguments'} for TRAIN.EPOCHS {config.TRAIN.EPOCHS}, or say "
         "SCHEDULER null if a constant rate is meant")}
+
+
+def not_a_number(config: Config, record: Mapping[str, Any], monitored: str) -> dict[str, str]:
+    """Warn of a monitored metric that had nothing to count, or divided by nothing."""
+    name = config.TRAIN.MONITOR
+    if not math.isnan(record.get(f"{monitored}/{name}", 0.0)):
+        return {}
+    return {"nan": f"{monitored} {name} is NaN in epoch {record['epoch']}, which counts as worse "
+                   "than any number"}
 
 
 def negative_loss(loss: nn.Module, record: Mapping[str, Any], monitored: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -55,7 +56,8 @@ def CyclicLR(optimizer, base_lr: float, max_lr: Rate,
 
 def _cycling(optimizer: torch.optim.Optimizer, arguments: dict[str, Any]) -> dict[str, Any]:
     """Leave a momentum that is 0 as it is, unless the config asks for cycles; torch would not."""
-    has_momentum = bool(optimizer.defaults.get("momentum") or optimizer.defaults.get("betas"))
+    has_momentum = bool(optimizer.defaults.get("momentum")
+                        or (optimizer.defaults.get("betas") or [0])[0])
     return {"cycle_momentum": has_momentum, **arguments}
 
 
@@ -113,7 +115,7 @@ def is_planned(node: Any) -> bool:
     """
     if node is None:
         return False
-    inner = list(node.get("schedulers", ()))
+    inner = _within(node)
     if inner and "milestones" in node:
         inner = inner[-1:]
     return any(SCHEDULERS.asks_for(node, fact) for fact in ("total_steps", "epochs", "T_max")) or (
@@ -126,17 +128,28 @@ def _for_stretches(node: Any, unit: str, begin: int, end: int, steps_per_epoch: 
     Args:
         begin, end: of its own stretch, in `unit`.
     """
-    inner = node.get("schedulers", ())
+    inner = _within(node)
     ends = [*node.get("milestones", [end] * (len(inner) - 1)), end]
     begins = [begin, *ends[:-1]] if "milestones" in node else [begin] * len(inner)
     parts = []
     for part, first, last in zip(inner, begins, ends):
         length = max(1, last - first)
+        own = part.get("total_steps") if isinstance(part, Mapping) else None
+        if unit == "batch" and isinstance(own, int) and own < length:
+            raise ConfigError(f"{part[NAME]} ends after {plural(own, 'step')}, its stretch takes "
+                              f"{length:,}", where=where_in(part, "total_steps"),
+                              hint="Leave its length out: it is taken from the milestones.")
         facts = {"total_steps": length} if unit == "batch" else {
             "total_steps": length * steps_per_epoch, "epochs": length, "T_max": length}
         facts = {fact: value for fact, value in facts.items() if SCHEDULERS.asks_for(part, fact)}
         parts.append(_with(_for_stretches(part, unit, 0, length, steps_per_epoch), facts))
     return _with(node, {"schedulers": parts}) if parts else node
+
+
+def _within(node: Any) -> list[Any]:
+    """Return the nodes that a composed scheduler's node has within."""
+    inner = node.get("schedulers") if isinstance(node, Mapping) else None
+    return list(inner) if isinstance(inner, (list, tuple)) else []
 
 
 def _with(node: Any, arguments: dict[str, Any]) -> Any:
@@ -292,7 +305,7 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
     except ConfigError as error:
         error.where = error.where or where_in(node, NAME)
         raise
-    except (ArithmeticError, ValueError, TypeError, NotImplementedError) as error:
+    except (ArithmeticError, LookupError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error) or "torch composes no schedulers that are composed themselves"
         raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {reason}",
                           where=where_in(node, NAME)) from error

@@ -36,7 +36,7 @@ from cvkit.errors import (
     suggest,
     visible,
 )
-from cvkit.evaluation import build_metrics, compute, evaluate, predict, values_of
+from cvkit.evaluation import build_metrics, evaluate, predict, together, values_of
 from cvkit.experiment import Experiment
 from cvkit.files import plain, write_whole
 from cvkit.hardware import (
@@ -76,10 +76,11 @@ from cvkit.sanity import (
 )
 from cvkit.schedulers import Schedule, build_schedule, is_planned, is_to_find, with_rate
 from cvkit.signals import Interrupted, StopSignals
-from cvkit.trial import try_training
+from cvkit.trial import CopyError, refusing_copies_that_fail, try_training
 from cvkit.writers import JsonLines
 
 _OF_WRITERS = ("write", "finish", "close")  # methods
+_TRIES = 5  # of whether a model leaves out parameters by chance
 _RATES_PER_EPOCH = 100  # at most so many learning rates of an epoch are noted
 
 
@@ -188,14 +189,15 @@ class Trainer:
         if distributed.size() == 1 or self.config.TRAIN.UNUSED_PARAMETERS:
             return self.config.TRAIN.UNUSED_PARAMETERS
         with random_numbers_kept(self.device):
-            twin = self._try_batch(2)
-        return distributed.anywhere(any(parameter.requires_grad and parameter.grad is None
-                                        for parameter in twin.parameters()))
+            twins = (self._try_batch(2) for _ in range(_TRIES))  # each draws other numbers
+            has_some = any(parameter.requires_grad and parameter.grad is None
+                           for twin in twins for parameter in twin.parameters())
+        return distributed.anywhere(has_some)
 
-    def _build_optimizer_and_schedule(self) -> None:
+    def _build_optimizer_and_schedule(self, is_tried: bool = True) -> None:
         config = self.config
         self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
-                                         config.TRAIN.DECAY_NORM_AND_BIAS, self.loss)
+                                         config.TRAIN.DECAY_NORM_AND_BIAS, self.loss, is_tried)
         if is_to_find(config):  # until it is found, when training begins
             config = with_rate(config, config.OPTIMIZER.lr)
         self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
@@ -205,7 +207,13 @@ class Trainer:
     def _build_scaler_and_ema(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         decay = self.config.TRAIN.EMA
-        self.ema = EMA(self.model, decay) if decay > 0 else None
+        try:
+            self.ema = EMA(self.model, decay) if decay > 0 else None
+        except (TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ConfigError(f"the model cannot be copied, and averages are of a copy: {error}",
+                              where=self.config.TRAIN.where("EMA"), hint="TRAIN.EMA 0") from error
 
     def twin(self, is_compiled: bool = True) -> Trainer:
         """Return a trainer of copies: its steps leave this one as it is.
@@ -214,11 +222,27 @@ class Trainer:
             is_compiled: False leaves TRAIN.COMPILE out, which takes half a minute.
         """
         twin = copy.copy(self)
-        twin.model, twin.loss = copy.deepcopy((self.model, self.loss))
+        twin.model, twin.loss = self._copied()
         twin.forward = twin._parallel(twin.model, is_compiled)
-        twin._build_optimizer_and_schedule()
+        twin._build_optimizer_and_schedule(is_tried=False)
         twin._build_scaler_and_ema()
         return twin
+
+    def _copied(self) -> tuple[nn.Module, nn.Module]:
+        """Return copies of model and loss.
+
+        Raises:
+            CopyError: there are none.
+        """
+        try:
+            model, loss = copy.deepcopy((self.model, self.loss))
+        except (TypeError, RuntimeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise CopyError(f"model or loss cannot be copied: {error}") from error
+        if not all(parameter.is_leaf for parameter in model.parameters()):  # of a jit.script
+            raise CopyError("a copy of the model cannot be trained")
+        return model, loss
 
     def find_lr(self, lowest: float = 1e-5, highest: float = 10.0, steps: int = 100) -> RangeTest:
         """Look for a learning rate: train a copy of the model for some steps at rising rates.
@@ -233,7 +257,7 @@ class Trainer:
             RunError: the loss does not fall at any of the rates.
         """
         twin = copy.copy(self)
-        twin.model, twin.loss = copy.deepcopy((self.model, self.loss))
+        twin.model, twin.loss = self._copied()
         twin._build_scaler_and_ema()
         twin.ema = None
         twin.forward = twin._parallel(twin.model, is_compiled=False)
@@ -279,14 +303,16 @@ class Trainer:
         classes, monitor = torch.arange(len(self.classes)), self.config.TRAIN.MONITOR
         self.lower, self.assuming, known = ["loss"], None, ["loss"]
         metrics = build_metrics(self.config.METRICS, self.classes)
+        computed = []
         for metric in metrics:
             metric.update(torch.zeros(len(classes), len(classes)), classes.clone())
             values = values_of(metric)
+            computed.append((metric, values))
             self.lower += lower_is_better(metric, values)
             if monitor in values and not (is_part(monitor) or hasattr(metric, "lower_is_better")):
                 self.assuming = type(metric).__name__
         try:
-            known += compute(metrics)
+            known += together(computed)
         except ConfigError as error:
             error.where = error.where or self.config.where("METRICS")
             raise
@@ -353,13 +379,23 @@ class Trainer:
             UserError: see `try_training`.
         """
         try:
-            try_training(self, is_whole=False)
+            try:
+                try_training(self, is_whole=False)
+            except CopyError:
+                raise
+            except Exception:  # a loss may need more images, or the first ones not be readable
+                with refusing_copies_that_fail(self):
+                    try_training(self, is_whole=True, is_strict=False)
+        except CopyError as error:
+            self.log.both(f"note       saving and loading was not tried before: {error.problem}")
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 with self.explaining():
                     raise
             self.log.both("note       saving and loading was not tried before: there is no memory "
                           "for a second model")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _train(self, run: Run | None) -> None:
         """Train from where it is to the end; what is written, the first process writes."""
@@ -429,11 +465,11 @@ class Trainer:
         self._seed(self.epoch + 1)
         train_values = self.train_epoch()
         if not self._is_finite():  # after the very last step, of which no loss was computed yet
-            self._stop_for_non_finite(self.now.batches)
+            self._stop_for_non_finite(self.now.batches, "weights are")
         rate, seconds = self.now.rate, self.now.seconds
         distributed.share_buffers(*filter(None, (self.model, self.ema and self.ema.model,
                                                  self.loss)))
-        with self._undone_if_stopped():
+        with self._saved_if_stopped():
             predictions, values = predict(
                 self.evaluated_model, self.loaders.monitored, self.loss,
                 build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
@@ -444,8 +480,11 @@ class Trainer:
             raise RunError(f"no metric computed TRAIN.MONITOR {self.config.TRAIN.MONITOR} in epoch "
                            f"{self.epoch + 1}, but {', '.join(values)}",
                            hint="compute() returns the same names each time.")
-        if self.epoch + 1 == epochs and not math.isfinite(values["loss"]):
-            self._stop_for_non_finite(self.now.batches, f"{monitored} loss")
+        best = self.epoch + 1 if self._is_better(values) else self.best["epoch"]
+        is_last = self.epoch + 1 >= epochs or 0 < self.config.TRAIN.EARLY_STOP <= (
+            self.epoch + 1 - best)
+        if is_last and not math.isfinite(values["loss"]):
+            self._stop_for_non_finite(self.now.batches, f"{monitored} loss is")
         self.schedule.after_epoch(values["loss"], values["accuracy"])
         self.epoch += 1
         rates, batch_losses = self.now.rates, self.now.loss.batches()
@@ -543,25 +582,6 @@ class Trainer:
                 self._save()
             raise
 
-    @contextlib.contextmanager
-    def _undone_if_stopped(self) -> Iterator[None]:
-        """Save what was before an evaluation that is stopped: it will be done again.
-
-        A model or a loss may count how often it was called.
-        """
-        kept = []
-        for module in (self.model, self.evaluated_model, self.loss):
-            parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-            kept.append((module, {name: copy.deepcopy(value) for name, value in
-                                  module.state_dict().items() if name not in parameters}))
-        with self._saved_if_stopped():
-            try:
-                yield
-            except (Interrupted, DataError):
-                for module, state in kept:
-                    module.load_state_dict(state, strict=False)
-                raise
-
     def train_step(self, batch: Batch, weight: float, is_step: bool) -> tuple[Tensor, Tensor]:
         """Forward and backward; with `is_step`, also change the weights.
 
@@ -609,10 +629,10 @@ class Trainer:
         seed_everything(self.config.SEED, *((epoch,) if epoch else ()), *rank,
                         deterministic=self.config.DETERMINISTIC)
 
-    def _stop_for_non_finite(self, batch: int, what: str = "loss") -> None:
+    def _stop_for_non_finite(self, batch: int, what: str = "loss is") -> None:
         saved = f" The weights saved {self.saved} are in last.pt." if self.saved else ""
         raise DivergenceError(
-            f"the {what} is no longer finite in epoch {self.epoch + 1}, batch {batch} of "
+            f"the {what} no longer finite in epoch {self.epoch + 1}, batch {batch} of "
             f"{len(self.loaders.train)}, at a learning rate of about {self.schedule.rate:.3g}."
             f"{saved}",
             hint="Lower the learning rate, warm up (TRAIN.WARMUP_EPOCHS 1), clip gradients "
@@ -642,20 +662,23 @@ class Trainer:
     def _save(self) -> None:
         """Save all that the rest of the training depends on, at the end or inside of an epoch."""
         within = self.now.state_dict(self.device)
-        is_within = within is not None
-        if is_within and (self.now.loss.first_non_finite() is not None or not self._is_finite()):
-            self._stop_for_non_finite(self.now.batches)
+        if within is not None:
+            if self.now.loss.first_non_finite() is not None:
+                self._stop_for_non_finite(self.now.batches)
+            if not self._is_finite():
+                self._stop_for_non_finite(self.now.batches, "weights are")
         if self.run is not None:
             self.run.save(self.checkpoint(self.training_state(within)))
         self.saved = moment_of(self.epoch, self.now.batches)
         self.pace.restart()
 
     def _is_finite(self) -> bool:
-        """Whether all weights and averages are numbers."""
-        tensors = [tensor for module in (self.model, self.evaluated_model, self.loss)
-                   for tensor in (*module.parameters(), *module.buffers())
-                   if tensor.is_floating_point() or tensor.is_complex()]
-        return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all())
+        """Whether all weights and their averages are numbers; buffers may be infinite masks."""
+        modules = {id(module): module for module in (self.model, self.evaluated_model, self.loss)}
+        weights = [parameter.detach() for module in modules.values()
+                   for parameter in module.parameters() if parameter.numel()]
+        return not weights or bool(
+            torch.stack(torch._foreach_norm(weights, math.inf)).isfinite().all())
 
     def training_state(self, within: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what, besides the evaluated weights, the rest of the training depends on.
@@ -698,7 +721,8 @@ class Trainer:
         state = checkpoint.training
         try:
             load_weights(self.evaluated_model, checkpoint.model, "the checkpoint")
-            load_weights(self.loss, checkpoint.loss or {}, "the checkpoint's loss")
+            if checkpoint.loss is not None:  # of older versions: it stays as it was built
+                load_weights(self.loss, checkpoint.loss, "the checkpoint's loss")
             if checkpoint.transform_input:  # which comes with the pretrained weights
                 self.model.transform_input = self.evaluated_model.transform_input = True
             if self.ema is not None:
@@ -845,8 +869,16 @@ class Trainer:
         if is_to_find(self.config):
             return f"{optimizer.NAME}, {scheduler.NAME} up to a rate to be found"
         if scheduler.get("max_lr", optimizer.lr) != optimizer.lr:
-            return f"{optimizer.NAME}, {scheduler.NAME} up to {scheduler.max_lr} (not OPTIMIZER.lr)"
-        return f"{words}, {scheduler.NAME}"
+            return (f"{optimizer.NAME}, {scheduler.NAME} up to {scheduler.max_lr} (not "
+                    f"OPTIMIZER.lr){self._words_for_momentum()}")
+        return f"{words}, {scheduler.NAME}{self._words_for_momentum()}"
+
+    def _words_for_momentum(self) -> str:
+        """Say between what the schedule moves the momentum; nothing where it leaves it."""
+        group = self.optimizer.param_groups[0]
+        if not {"base_momentum", "max_momentum"} <= set(group):
+            return ""
+        return f", momentum {group['base_momentum']:g} to {group['max_momentum']:g}"
 
     def _final_predictions(self, predictions: Predictions) -> Predictions:
         """Return those of the model whose results count: the last epoch's, or the best's."""
@@ -854,7 +886,8 @@ class Trainer:
             return predictions
         checkpoint = distributed.from_main(lambda: self.run.checkpoint("best"))
         load_weights(self.evaluated_model, checkpoint.model, "best.pt")
-        load_weights(self.loss, checkpoint.loss or {}, "best.pt's loss")
+        if checkpoint.loss is not None:
+            load_weights(self.loss, checkpoint.loss, "best.pt's loss")
         predictions = predict(
             self.evaluated_model, self.loaders.test, self.loss,
             build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
@@ -936,15 +969,12 @@ class Trainer:
         if distributed.is_loss_of_contact(error):
             return RunError(f"process {distributed.rank()} lost contact with another one, which "
                             "failed, was killed, or whose machine is gone",
-                            hint=str(error).strip().split("\n")[0])
+                            hint=str(error).strip().split("\n")[0] + "\n  If the model leaves out "
+                            "parameters by chance: TRAIN.UNUSED_PARAMETERS true.")
         if "finished reduction in the prior iteration" in str(error):
             return RunError("some parameters of the model got no gradient, others than in the "
                             "first step, and the processes cannot average them",
                             hint="TRAIN.UNUSED_PARAMETERS true allows for that.")
-        if "view size is not compatible" in str(error):
-            return RunError("the model has a view() that takes images in the plain memory layout "
-                            "only", hint="flatten(1) or reshape() in its place; or "
-                            "TRAIN.CHANNELS_LAST false.")
         if is_death_of_worker(error):
             return death_of_worker(error)
         if is_out_of_memory(error):
@@ -982,7 +1012,7 @@ class Trainer:
         """Push a batch through a copy of the model, forward and backward, and return the copy."""
         images = torch.zeros(size, *self.loaders.train_shape, device=self.device)
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-        model, criterion = copy.deepcopy((self.model, self.loss))
+        model, criterion = self._copied()
         model.train()
         with autocast(self.device, self.precision):
             loss = criterion(model(images), labels)

@@ -17,43 +17,82 @@ from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.evaluation import build_metrics, predict
 from cvkit.files import reread
-from cvkit.hardware import autocast, random_numbers_kept
+from cvkit.hardware import autocast, is_out_of_memory, random_numbers_kept, state_kept
 from cvkit.log import Log, Progress
 from cvkit.registry import NAME, where_in
 
+_HINT = ("What training changes has to be in state_dict(): parameters, buffers that are "
+         "persistent, or what get_extra_state() returns. Random numbers are torch's, NumPy's and "
+         "Python's, not those of a generator of its own.")
 _FEW = 8  # images, for what has to be quick
 
 
-def try_training(trainer: Any, is_whole: bool = True) -> str:
+class CopyError(RunError):
+    """A model or a loss that cannot be copied, so that nothing can be tried."""
+
+
+def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) -> str:
     """Try all that a training does, on copies: the trainer and random numbers stay as they were.
 
     Args:
         trainer: a `Trainer`.
-        is_whole: try whole batches, and refuse a first loss that is not finite; a training, which
-            meets both soon enough, tries a few images to begin at once.
+        is_whole: try whole batches, not a few images, which are quicker.
+        is_strict: refuse a first loss that is not finite; a training says so itself.
 
     Returns:
         What came of the step, in words.
 
     Raises:
         UserError: what would end the training, or what its checkpoint could not be resumed from.
+        CopyError: model or loss cannot be copied.
     """
     with random_numbers_kept(trainer.device):
         batch = _first_batch(trainer.loaders.train, is_whole)
         evaluated = _FirstBatch(trainer.loaders.monitored, is_whole)
         twin = trainer.twin(is_compiled=is_whole)
         words, is_finite = _step(twin, batch)
-        if is_whole and not is_finite:
+        if is_whole and is_strict and not is_finite:
             raise RunError(f"{words} are not finite", hint="Try TRAIN.PRECISION fp32.")
         checkpoint, said = _as_resumed(twin), _said(twin, evaluated.batch, batch)
         del twin  # before there is another
         twin = trainer.twin(is_compiled=False)
-        twin.restore(checkpoint)
+        try:
+            twin.restore(checkpoint)
+        except CheckpointError as error:
+            raise ConfigError(f"this training could not be resumed: {error.problem}",
+                              where=where_in(trainer.config.MODEL, NAME), hint=_HINT) from error
         again = _said(twin, evaluated.batch, batch)
         for kind, name in (("model", "MODEL"), ("model", "MODEL"), ("loss", "LOSS")):
-            _compare(kind, trainer.config[name], said.pop(0), again.pop(0))
+            try:
+                _compare(kind, trainer.config[name], said.pop(0), again.pop(0))
+            except ConfigError:
+                _refuse_copies_that_differ(trainer, evaluated.batch)
+                raise
         _evaluate(twin, evaluated)
     return words
+
+
+@contextmanager
+def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
+    """Tell an error of a model from one of its copies alone.
+
+    Raises:
+        CopyError: the trainer's own model and loss take the batch which a copy failed on.
+    """
+    try:
+        yield
+    except (RuntimeError, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        batch = trainer.loaders.train.first_batch()
+        with (torch.no_grad(), random_numbers_kept(trainer.device),
+              state_kept(trainer.model, trainer.loss),
+              autocast(trainer.device, trainer.precision)):
+            try:
+                trainer.loss(trainer.model.train()(batch.images), batch.targets)
+            except Exception:
+                raise error from None
+        raise CopyError(f"a copy of the model fails: {error}") from error
 
 
 def _first_batch(loader: BatchLoader, is_whole: bool) -> Batch:
@@ -132,11 +171,14 @@ def _refuse_logits(trainer: Any, _: nn.Module, inputs: tuple[torch.Tensor], logi
 
 def _refuse_loss(node: Any, _: nn.Module, inputs: tuple[torch.Tensor, ...], loss: Any) -> None:
     where = where_in(node, NAME)
-    if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.is_floating_point():
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         shape = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else (
             f"a {type(loss).__name__}")
         raise ConfigError(f"loss {node[NAME]} returns {shape}, not one number: the mean over "
                           "the images of a batch", where=where, hint="End it with .mean().")
+    if not inputs[0].requires_grad:
+        raise ConfigError("the logits of the model have no gradient: nothing can be trained",
+                          hint="no_grad(), detach() and NumPy leave none.")
     if not loss.requires_grad:
         raise ConfigError(f"loss {node[NAME]} has no gradient: what it returns does not "
                           "depend on the logits as torch computes them", where=where,
@@ -192,11 +234,40 @@ def _said(trainer: Any, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
     for model, batch in ((trainer.evaluated_model, evaluated), (trainer.model, trained)):
         trainer._seed(0)  # for one that draws
         model.train(batch is trained)
-        # Of several kernels a GPU is to take the same each time.
-        with (autocast(trainer.device, trainer.precision),
-              torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)):
+        with autocast(trainer.device, trainer.precision), _same_kernels():
             found.append(model(batch.images))
     return [*found, trainer.loss(found[-1], trained.targets)]
+
+
+@contextmanager
+def _same_kernels() -> Iterator[None]:
+    """Let a GPU take the same of several kernels each time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+
+
+def _refuse_copies_that_differ(trainer: Any, batch: Batch) -> None:
+    """Tell a model that is lost when it is saved from one whose copy is another.
+
+    Raises:
+        CopyError: a copy says something else, as where a hook fills what the original holds.
+    """
+    found = []
+    for model in (trainer.model, trainer.twin(is_compiled=False).model):
+        trainer._seed(0)
+        was_training = model.training
+        with (torch.no_grad(), autocast(trainer.device, trainer.precision), _same_kernels(),
+              state_kept(model)):
+            found.append(model.eval()(batch.images))
+        model.train(was_training)
+    if not torch.allclose(*found, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise CopyError("a copy of the model says something else than the model itself; does a "
+                        "hook or an attribute hold the original?")
 
 
 def _compare(kind: str, node: Any, before: torch.Tensor, after: torch.Tensor) -> None:
@@ -207,15 +278,25 @@ def _compare(kind: str, node: Any, before: torch.Tensor, after: torch.Tensor) ->
             f"{kind} {node[NAME]} could not be evaluated or resumed: once saved and loaded, what "
             f"it returns differs by up to {float((before - after).abs().max()):.3g}",
             where=where_in(node, NAME),
-            hint="What training changes has to be in its state_dict(): parameters, buffers that "
-                 "are persistent, or what get_extra_state() returns.")
+            hint=_HINT)
 
 
 def _evaluate(trainer: Any, loader: _FirstBatch) -> None:
-    """Evaluate as after an epoch, on one batch."""
+    """Evaluate as after an epoch, on one batch; it may lack classes that a metric needs."""
+    metrics = build_metrics(trainer.config.METRICS, trainer.classes)
     predict(trainer.evaluated_model, loader, trainer.loss,
-            build_metrics(trainer.config.METRICS, trainer.classes), trainer.classes,
+            [metrics[0], *map(_Unasked, metrics[1:])], trainer.classes,
             trainer.precision, 1, Progress("Test", 1, Log(is_silent=True)))
+
+
+class _Unasked:
+    """A metric that is given batches, and not asked what it computes."""
+
+    def __init__(self, metric: Any):
+        self.update = metric.update
+
+    def compute(self) -> dict[str, float]:
+        return {}
 
 
 class _FirstBatch:

@@ -18,7 +18,7 @@ FLOORS = [  # a module imports from lower floors only; within a floor only what 
     {"trainer", "visualizers"},
     {"benchmark"},
 ]
-WITHIN = {("errors", "distributed"), ("data", "log"), ("registry", "distributed"), ("files", "errors"), ("registry", "files"), ("config", "files"), ("registry", "errors"), ("config", "errors"), ("config", "registry"),
+WITHIN = {("errors", "distributed"), ("data", "log"), ("data", "hardware"), ("registry", "distributed"), ("files", "errors"), ("registry", "files"), ("config", "files"), ("registry", "errors"), ("config", "errors"), ("config", "registry"),
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
           ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run"),
           ("run", "lr_finder"), ("resume", "run"), ("results", "run"), ("optimizers", "hardware"), ("models", "hardware"),

@@ -1,4 +1,5 @@
 import multiprocessing
+import random
 import signal
 import sys
 from types import ModuleType
@@ -13,6 +14,7 @@ from cvkit.config import check_components, load_config
 from cvkit.data import build_data, build_loaders, sources
 from cvkit.data.loaders import _Builder
 from cvkit.errors import ConfigError, DataError, RunError
+from cvkit.experiment import Experiment
 from cvkit.registry import DATASETS, TRANSFORMS
 
 CPU = torch.device("cpu")
@@ -467,3 +469,32 @@ def test_a_window_larger_than_the_image_is_refused_however_batches_are_made(tiny
 def test_a_window_of_the_whole_image_is_fine(tiny):
     loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 32, fill: 7}]").train
     assert (loader.denormalise(next(iter(loader)).images) == 7).all()
+
+
+def shifted(image):
+    """Draw from NumPy's and Python's global random numbers, as transforms of one's own do."""
+    return np.clip(image.astype(int) + np.random.randint(50) + random.randrange(50), 0, 255).astype(np.uint8)
+
+
+def test_in_workers_global_random_numbers_depend_on_the_batch_alone(tiny, monkeypatch):
+    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+    TRANSFORMS.register("shifted")(lambda: shifted)
+    config = load_config(tiny, {"DATA.BACKEND": "albumentations", "DATA.WORKERS": 2,
+                                "DATA.TRAIN_TRANSFORMS": [{"NAME": "shifted"}]})
+    whole = [batch.images for batch in Experiment(config).loaders.train]
+    loaders = Experiment(config).loaders
+    loaders.train.set_epoch(0, 2)
+    rest = [batch.images for batch in loaders.train]
+    loaders.close()
+    assert len(rest) == 3 and all(map(torch.equal, whole[2:], rest))
+
+
+def test_images_that_are_there_twice_are_augmented_each_on_its_own(tiny, monkeypatch):
+    config = load_config(tiny, {"DATA.BACKEND": "albumentations", "DATA.LIMIT": 20})
+    experiment = Experiment(config)
+    data = experiment.data
+    experiment.data = data.with_splits(train=data.train.take(np.repeat(np.arange(20), 2)))
+    loader = experiment.loaders.train
+    first = next(iter(loader))
+    assert torch.equal(loader.first_batch().images, first.images)
+    assert torch.equal(loader.first_batch(count=7).images, first.images[:7])

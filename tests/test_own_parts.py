@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from cvkit.config import load_config
 from cvkit.data import ImageData, ImageSet
 from cvkit.errors import CheckpointError, ConfigError, DivergenceError, RunError, UserError
 from cvkit.evaluation import evaluate
+from cvkit.experiment import Experiment
 from cvkit.losses import build_loss
 from cvkit.registry import (
     DATASETS,
@@ -31,7 +33,7 @@ from cvkit.registry import (
     SCHEDULERS,
     WRITERS,
 )
-from cvkit.run import Run
+from cvkit.run import Run, open_run
 from cvkit.trainer import Trainer, train
 
 # -- schedulers ------------------------------------------------------------------------
@@ -98,6 +100,13 @@ class CountedInAnAttribute(nn.Module):
     def forward(self, logits, labels):
         self.calls += self.training
         return F.cross_entropy(logits, labels, label_smoothing=0.5 * 0.8 ** self.calls)
+
+
+class HardestTwelve(nn.Module):
+    """Needs more images than a few."""
+
+    def forward(self, logits, labels):
+        return F.cross_entropy(logits, labels, reduction="none").topk(12).values.mean()[None]
 
 
 def plain_function():
@@ -246,6 +255,27 @@ class SkipsByChance(nn.Module):
         return self.fc(y)
 
 
+class Infinite(Flat):
+    """A mask of -inf, weights without a number, and a buffer that is filled later."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+        self.empty = nn.Parameter(torch.zeros(0, 4))
+
+
+class CountsEvaluations(Flat):
+    """Goes by how often it was called, in evaluation as well."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1 + 0.01 * self.calls)
+
+
 class PairInTraining(Flat):
     def forward(self, x):
         logits = super().forward(x)
@@ -286,6 +316,28 @@ class Fused(torch.optim.SGD):
 
     def __init__(self, params, lr: float, fused):
         super().__init__(params, lr, fused=fused)
+
+
+class FusedByDefault(torch.optim.SGD):
+    def __init__(self, params, lr: float, fused: bool = False):
+        assert fused is False
+        super().__init__(params, lr)
+
+
+class NeedsAllClasses:
+    """As the area under the ROC curve does; and asked twice, it knows nothing any more."""
+
+    def __init__(self):
+        self.labels = set()
+
+    def update(self, logits, labels):
+        self.labels |= set(labels.tolist())
+
+    def compute(self):
+        if len(self.labels) < 10:
+            raise ValueError("a class is absent")
+        self.labels = set()
+        return {"area": 0.5}
 
 
 class Huge:
@@ -348,14 +400,15 @@ class Unclosed:
 
 
 OWN = {SCHEDULERS: [numpy_cosine, MyCycle, LambdaInside, Stateless],
-       LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, CountedInAnAttribute, plain_function, partial_function,
+       LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, CountedInAnAttribute,
+                HardestTwelve, plain_function, partial_function,
                 per_image, without_gradient, a_float, no_loss],
        MODELS: [LeNet, LeNetViewedInTraining, Flat, Spectral, ExtraState, NumpyExtraState,
                 PathInExtraState, PlainAttribute,
-                NotPersistent, Sparse, PythonRandom, SkipsByChance, PairInTraining,
+                NotPersistent, Sparse, Infinite, CountsEvaluations, PythonRandom, SkipsByChance, PairInTraining,
                 MappingInTraining],
-       OPTIMIZERS: [NumpyRate, NeedsClosure, Rated, Fused],
-       METRICS: [Huge, Spoils, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
+       OPTIMIZERS: [NumpyRate, NeedsClosure, Rated, Fused, FusedByDefault],
+       METRICS: [Huge, Spoils, NeedsAllClasses, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
        WRITERS: [Unclosed]}
 KEYS = {SCHEDULERS: "SCHEDULER", LOSSES: "LOSS", MODELS: "MODEL", OPTIMIZERS: "OPTIMIZER",
         METRICS: "METRICS", WRITERS: "WRITERS"}
@@ -366,7 +419,6 @@ REFUSED = {
     "without_gradient": "loss without_gradient has no gradient",
     "a_float": "loss a_float returns a float, not one number",
     "no_loss": "loss no_loss is int, which cannot be called as loss",
-    "LeNetViewedInTraining": "a view.. that takes images in the plain memory layout.*CHANNELS_LAST false",
     "PlainAttribute": "model PlainAttribute could not be evaluated or resumed.*get_extra_state",
     "NotPersistent": "model NotPersistent could not be evaluated or resumed.*persistent",
     "Sparse": "model Sparse has graph, which is sparse",
@@ -399,7 +451,7 @@ def registered(monkeypatch):
 def own(tiny):
     """A function that makes the config of a training with a part of one's own."""
     def config_of(name=None, **settings):
-        node = {"NAME": name, **({"lr": 0.05} if name in ("NumpyRate", "NeedsClosure", "Fused") else {})}
+        node = {"NAME": name, **({"lr": 0.05} if NAMES.get(name) is OPTIMIZERS and name != "Rated" else {})}
         is_list = NAMES.get(name) in (METRICS, WRITERS)
         part = {} if name is None else {KEYS[NAMES[name]]: [node] if is_list else node}
         return load_config(tiny, {"MODEL": {"NAME": "Flat"}, "DATA.LIMIT": 64, "TRAIN.PRECISION": "fp32",
@@ -426,7 +478,7 @@ def stopped(monkeypatch, config, steps):
 
 
 def test_these_parts_are_all_there():
-    assert len(TRAINED) >= 16 and len(REFUSED) >= 21 and set(REFUSED) < set(NAMES)
+    assert len(TRAINED) >= 24 and len(REFUSED) >= 20 and set(REFUSED) < set(NAMES)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -567,6 +619,90 @@ def test_python_s_and_numpy_s_random_numbers_follow_the_seed(own):
     assert losses[0] == losses[1] != losses[2]
 
 
+class Locked(Flat):
+    """Cannot be copied."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.lock = threading.Lock()
+
+
+class Hooked(Flat):
+    """A hook fills an attribute of the original, which its copies know nothing of."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.seen = {}
+        self.fc.register_forward_hook(lambda module, inputs, output: self.seen.update(a=output.detach()))
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits + self.seen.get("a", 0)
+
+
+class HookedMean(Hooked):
+    def forward(self, x):
+        logits = Flat.forward(self, x)
+        return logits + self.seen["a"].mean() if self.seen else logits
+
+
+@pytest.mark.parametrize("model, expected", [
+    (Locked, "model or loss cannot be copied: cannot pickle"), (Hooked, "a copy of the model fails: The size of tensor"),
+    (HookedMean, "a copy of the model says something else")])
+def test_what_cannot_be_copied_is_trained_and_said_not_to_be_tried(own, capsys, model, expected):
+    MODELS.register()(model)
+    run = train(own(MODEL={"NAME": model.__name__}, **{"TRAIN.EMA": 0.0}))
+    assert f"note       saving and loading was not tried before: {expected}" in capsys.readouterr().out
+    assert evaluate(run).loss == run.predictions.loss
+
+
+def test_averages_of_a_model_that_cannot_be_copied_are_refused(own):
+    MODELS.register()(Locked)
+    with pytest.raises(ConfigError, match="TRAIN.EMA: the model cannot be copied"):
+        train(own(MODEL={"NAME": "Locked"}))
+
+
+def test_a_run_of_an_older_version_goes_on_with_its_class_weights(own, monkeypatch):
+    config = own(LOSS={"NAME": "CrossEntropyLoss", "weight": [1] * 5 + [2] * 5})
+    whole = train(config)
+    stopped(monkeypatch, config, 2)
+    run = open_run()
+    checkpoint = run.checkpoint()
+    assert checkpoint.loss is not None
+    checkpoint.loss = None
+    checkpoint.save(run.checkpoints / "last.pt")
+    assert equal(train(config, resume=True).checkpoint().model, whole.checkpoint().model)
+
+
+def test_weights_without_gradients_are_named(own):
+    class NoGradient(Flat):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    MODELS.register()(NoGradient)
+    with pytest.raises(ConfigError, match="the logits of the model have no gradient"):
+        train(own(MODEL={"NAME": "NoGradient"}))
+
+
+def test_a_metric_that_is_nan_is_said_once(own, capsys):
+    class LateF1(CallsItAccuracy):
+        lower_is_better = False
+
+        def compute(self):
+            return {"f1": math.nan}
+
+    METRICS.register()(LateF1)
+    train(own(METRICS=[{"NAME": "LateF1"}], **{"TRAIN.MONITOR": "f1"}))
+    assert capsys.readouterr().out.count("warning    test f1 is NaN in epoch 1, which counts as worse") == 1
+
+
+def test_a_model_that_is_given_to_a_trainer_is_trained(own):
+    parts = Experiment(own())
+    parts.model = Flat(10, 3, 32)
+    assert Trainer(own(), parts).train().metrics
+
+
 def test_a_trainer_trains_once(own):
     trainer = Trainer(own())
     trainer.train()
@@ -627,10 +763,11 @@ class FineThenNot(Flat):
         return logits if self.training or self.steps < 4 else logits * math.nan
 
 
-def test_a_last_epoch_without_a_finite_loss_is_no_good_end(own):
+@pytest.mark.parametrize("settings", [{}, {"TRAIN.EPOCHS": 9, "TRAIN.EARLY_STOP": 1}])
+def test_a_last_epoch_without_a_finite_loss_is_no_good_end(own, settings):
     MODELS.register()(FineThenNot)
     with pytest.raises(DivergenceError, match="the test loss is no longer finite in epoch 2"):
-        train(own("Flat", MODEL={"NAME": "FineThenNot"}, **{"TRAIN.EMA": 0.0}))
+        train(own("Flat", MODEL={"NAME": "FineThenNot"}, **{"TRAIN.EMA": 0.0, **settings}))
     run = Run(next(Path("runs").rglob("config.yaml")).parent)
     assert run.checkpoint().epoch in (1, 2) and not (run.folder / "predictions.npz").exists()
     with pytest.raises(DivergenceError):

@@ -143,6 +143,8 @@ OPTIONS = {
         {"NAME": "ConstantLR", "total_iters": 1},
         {"NAME": "SequentialLR", "milestones": [1], "schedulers": [
             {"NAME": "LinearLR", "total_iters": 1}, {"NAME": "CosineAnnealingLR"}]},
+        {"NAME": "SequentialLR", "milestones": [1], "schedulers": [
+            {"NAME": "ConstantLR"}, {"NAME": "MultiStepLR", "milestones": [1]}]},
         {"NAME": "ChainedScheduler", "schedulers": [
             {"NAME": "ExponentialLR", "gamma": 0.9}, {"NAME": "StepLR", "step_size": 2}]},
         {"NAME": "wave"},

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageSet, UnreadableError
 from cvkit.data.transforms import RESIZE_HINT, Pipeline
 from cvkit.errors import DataError, RunError, UserError, show_what_can_be_shown
+from cvkit.hardware import seed_random_numbers
 from cvkit.registry import import_user_code
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # uint8 (N, H, W, C), labels (N,), index (N,)
@@ -207,10 +208,13 @@ class PerImageSource:
             # Those before them in the batch draw random numbers as well.
             needed = (places[places // size == number] % size).max() + 1
             request = alone.request(order, epoch, number)
-            batch = _raised(self._batches[request._replace(positions=request.positions[:needed])])
-            made.update(zip(batch[2].tolist(), zip(*batch)))
-        index = self._batches.index[order[places]].tolist()
-        return tuple(map(torch.stack, zip(*(made[item] for item in index if item in made))))
+            request = request._replace(positions=request.positions[:needed])
+            rows = list(zip(*_raised(self._batches[request])))
+            for place, index in enumerate(self._batches.index[request.positions].tolist()):
+                if rows and rows[0][2] == index:  # else it was left out
+                    made[number * size + place] = rows.pop(0)
+        return tuple(map(torch.stack, zip(*(made[place] for place in places.tolist()
+                                            if place in made))))
 
 
 class _UserCode:
@@ -249,6 +253,8 @@ class _Batches(Dataset):
 
     def __getitem__(self, request: _Request) -> Pixels | UserError:
         self.pipeline.seed(*request.key)
+        if get_worker_info() is not None:  # a process that a resumed run begins anew
+            seed_random_numbers(*request.key)
         pixels, places = [], []
         try:
             for position in request.positions:
