@@ -214,6 +214,6 @@ def is_loss_of_contact(error: BaseException) -> bool:
     if _store is None or not isinstance(error, RuntimeError):
         return False
     words = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out",
-             "NCCL", "recv", "gloo")
+             "pair closure", "NCCL", "recv", "gloo")
     return isinstance(error, torch.distributed.DistError) or any(
         word in str(error) for word in words)

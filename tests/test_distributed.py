@@ -285,6 +285,15 @@ def test_without_the_key_it_is_trained_or_told_to_set_it(processes, noisy, late,
         assert "TRAIN.UNUSED_PARAMETERS true allows for that" in said, said
 
 
+@pytest.mark.parametrize("words", [
+    "Application timeout caused pair closure", "Connection closed by peer [127.0.0.1]:1234",
+    "[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 4000ms for recv operation"])
+def test_all_that_torch_says_of_a_lost_process_is_known(monkeypatch, words):
+    monkeypatch.setattr(distributed, "_store", object())
+    assert distributed.is_loss_of_contact(RuntimeError(words))
+    assert not distributed.is_loss_of_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
 def test_a_process_that_waits_in_vain_says_so_and_ends(processes, noisy):
     """The other one does not answer; it is neither dead nor done."""
     started = begin(processes, 2, {**skipping(seconds=4, stops=True), "TRAIN.UNUSED_PARAMETERS": True})
