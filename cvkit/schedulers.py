@@ -291,6 +291,7 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
         ConfigError: it cannot be built or stepped.
     """
     twin = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+    scheduler = None
     try:
         scheduler = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
         SCHEDULERS.refuse_without(node, scheduler, "step", "state_dict", "load_state_dict")
@@ -306,7 +307,9 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
         error.where = error.where or where_in(node, NAME)
         raise
     except (ArithmeticError, LookupError, ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error) or "torch composes no schedulers that are composed themselves"
+        reason = str(error)
+        if any(map(parts_of, parts_of(scheduler))):
+            reason = "torch composes no schedulers that are composed themselves"
         raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {reason}",
                           where=where_in(node, NAME)) from error
     return unit
