@@ -24,6 +24,7 @@ from cvkit.registry import NAME, where_in
 _HINT = ("What training changes has to be in state_dict(): parameters, buffers that are "
          "persistent, or what get_extra_state() returns. Random numbers are torch's, NumPy's and "
          "Python's, not those of a generator of its own.")
+_MORE_RATES = 3
 _FEW = 8  # images, for what has to be quick
 
 
@@ -54,6 +55,7 @@ def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) ->
         if is_whole and is_strict and not is_finite:
             raise RunError(f"{words} are not finite", hint="Try TRAIN.PRECISION fp32.")
         checkpoint, said = _as_resumed(twin), _said(twin, evaluated.batch, batch)
+        rates = _next_rates(twin)
         del twin  # before there is another
         twin = trainer.twin(is_compiled=False)
         try:
@@ -61,6 +63,11 @@ def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) ->
         except CheckpointError as error:
             raise ConfigError(f"this training could not be resumed: {error.problem}",
                               where=where_in(trainer.config.MODEL, NAME), hint=_HINT) from error
+        if _next_rates(twin) != rates:
+            node = trainer.config.SCHEDULER
+            raise ConfigError(f"scheduler {node[NAME]} could not be resumed: once its state is "
+                              "saved and loaded, it gives other rates", where=where_in(node, NAME),
+                              hint="What step() goes by has to be in state_dict().")
         again = _said(twin, evaluated.batch, batch)
         for kind, name in (("model", "MODEL"), ("model", "MODEL"), ("loss", "LOSS")):
             try:
@@ -95,6 +102,21 @@ def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
         raise CopyError(f"a copy of the model fails: {error}") from error
 
 
+def _next_rates(trainer: Any) -> list[list[float]]:
+    """Return the rates after some more steps of a scheduler of one's own."""
+    schedule, rates = trainer.schedule, []
+    if type(schedule.scheduler).__module__.startswith("torch.optim"):
+        return rates
+    for _ in range(_MORE_RATES):
+        try:
+            schedule.after_step()
+            schedule.after_epoch(1.0, 0.5)
+        except (ArithmeticError, LookupError, ValueError):  # it has come to its end
+            break
+        rates.append([float(group["lr"]) for group in trainer.optimizer.param_groups])
+    return rates
+
+
 def _first_batch(loader: BatchLoader, is_whole: bool) -> Batch:
     """Return the first batch, or what is quick: a few of its images.
 
@@ -113,6 +135,7 @@ def _first_batch(loader: BatchLoader, is_whole: bool) -> Batch:
 def _step(trainer: Any, batch: Batch) -> tuple[str, bool]:
     """Train on one batch; return in words what came of it, and whether it is finite."""
     _refuse_sparse(trainer)
+    _refuse_hidden(trainer)
     trainer.model.train()
     with _forms_checked(trainer):
         loss, logits = trainer.train_step(batch, 1.0, False)
@@ -141,6 +164,25 @@ def _refuse_sparse(trainer: Any) -> None:
                 raise ConfigError(f"{kind} {node[NAME]} has {name}, which is sparse",
                                   where=where_in(node, NAME),
                                   hint="Keep it as indices and values, and make it in forward().")
+
+
+def _refuse_hidden(trainer: Any) -> None:
+    """Refuse layers that torch does not know of, which are neither trained nor saved."""
+    usual = vars(nn.Module())
+    for kind, whole, node in (("model", trainer.model, trainer.config.MODEL),
+                              ("loss", trainer.loss, trainer.config.LOSS)):
+        known = {id(item) for item in (*whole.modules(), *whole.parameters())}
+        for module in whole.modules():
+            for name, value in vars(module).items():
+                items = value.values() if isinstance(value, dict) else value
+                if name not in usual and isinstance(value, (dict, list, tuple)) and any(
+                        isinstance(item, (nn.Module, nn.Parameter)) and id(item) not in known
+                        for item in items):
+                    raise ConfigError(f"{kind} {node[NAME]} keeps layers or parameters in a "
+                                      f"{type(value).__name__}, {name} of {type(module).__name__}, "
+                                      "which torch neither trains nor saves",
+                                      where=where_in(node, NAME),
+                                      hint="nn.ModuleList, ModuleDict and ParameterList hold them.")
 
 
 @contextmanager
