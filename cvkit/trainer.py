@@ -497,9 +497,11 @@ class Trainer:
                   "lower_is_better": self.lower, "rates": rates}
         if is_best:
             self.best = {"epoch": self.epoch, **values}
-        for writer in writers:
+        for writer in writers[:1]:
             writer.write(self.epoch, record)
         self._save()
+        for writer in writers[1:]:  # which may be anyone's: what fails there costs no epoch
+            writer.write(self.epoch, record)
 
         def words(values: dict[str, float]) -> str:
             return f"loss {values['loss']:.4f} acc {100 * values['accuracy']:6.2f}%"

@@ -230,6 +230,11 @@ def _refuse_loss(node: Any, _: nn.Module, inputs: tuple[torch.Tensor, ...], loss
 def _gradient_norm(trainer: Any) -> float:
     gradients = [torch.linalg.vector_norm(parameter.grad).float()
                  for parameter in trainer.weights if parameter.grad is not None]
+    if not gradients:
+        node = trainer.config.LOSS
+        raise ConfigError(f"no weight gets a gradient from loss {node[NAME]}",
+                          where=where_in(node, NAME),
+                          hint="item(), detach() and torch.tensor() of its parts leave none.")
     return float(torch.linalg.vector_norm(torch.stack(gradients))) / trainer.scaler.get_scale()
 
 

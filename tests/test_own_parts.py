@@ -143,6 +143,10 @@ def without_gradient():
     return lambda logits, labels: (logits.argmax(1) != labels).float().mean()
 
 
+def made_anew():
+    return lambda logits, labels: torch.tensor(F.cross_entropy(logits, labels).item(), requires_grad=True)
+
+
 def a_float():
     return lambda logits, labels: F.cross_entropy(logits, labels).item()
 
@@ -439,7 +443,7 @@ class Unclosed:
 OWN = {SCHEDULERS: [numpy_cosine, MyCycle, LambdaInside, Stateless, Forgets],
        LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, CountedInAnAttribute,
                 HardestTwelve, plain_function, partial_function,
-                per_image, without_gradient, a_float, no_loss],
+                per_image, without_gradient, made_anew, a_float, no_loss],
        MODELS: [LeNet, LeNetViewedInTraining, Flat, Spectral, ExtraState, NumpyExtraState,
                 PathInExtraState, PlainAttribute,
                 NotPersistent, Sparse, Infinite, CountsEvaluations, Hidden, ListedToo, PythonRandom, SkipsByChance, PairInTraining,
@@ -456,6 +460,7 @@ REFUSED = {
     "Hidden": "model Hidden keeps layers or parameters in a list, layers of Hidden,.*ModuleList",
     "per_image": r"loss per_image returns torch.float32 \(\d+,\), not one number.*\.mean\(\)",
     "without_gradient": "loss without_gradient has no gradient",
+    "made_anew": "no weight gets a gradient from loss made_anew",
     "a_float": "loss a_float returns a float, not one number",
     "no_loss": "loss no_loss is int, which cannot be called as loss",
     "PlainAttribute": "model PlainAttribute could not be evaluated or resumed.*get_extra_state",
@@ -650,6 +655,22 @@ def test_averaged_weights_have_the_extra_state_of_the_model(own):
     trainer = Trainer(own("ExtraState", **{"TRAIN.EMA": 0.9}))
     trainer.train()
     assert trainer.evaluated_model.calls == trainer.model.calls == 4
+
+
+class Fails(Unclosed):
+    def write(self, step, values):
+        raise OSError("the server is gone")
+
+    def close(self):
+        pass
+
+
+def test_a_writer_that_fails_costs_no_epoch(own):
+    WRITERS.register()(Fails)
+    with pytest.raises(OSError, match="the server is gone"):
+        train(own(WRITERS=[{"NAME": "Fails"}]))
+    assert open_run().checkpoint().epoch == len(open_run().metrics) == 1
+    assert train(own(), resume=True).metrics[-1]["epoch"] == 2
 
 
 def test_python_s_and_numpy_s_random_numbers_follow_the_seed(own):
