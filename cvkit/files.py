@@ -73,7 +73,7 @@ _SMALL = 10_000  # numbers; larger tensors are what takes time and memory, and a
 def reread(state: Any) -> Any:
     """Return what a state comes to once it is saved and loaded, without a file: on the CPU.
 
-    Large dense tensors, which every checkpoint can hold, are put back as they are.
+    Large dense tensors, which every checkpoint can hold, are copied instead, which is quicker.
 
     Raises:
         Exception: of pickle or torch, if it holds more than tensors and plain values.
@@ -94,5 +94,5 @@ def reread(state: Any) -> Any:
     torch.save(_with_each(state, without_bulk), file)
     file.seek(0)
     found = torch.load(file, map_location="cpu", weights_only=True)
-    return _with_each(found, lambda value: large.get(value, value).cpu() if (
+    return _with_each(found, lambda value: large[value].to("cpu", copy=True) if (
         isinstance(value, str) and value in large) else value)

@@ -182,8 +182,9 @@ class Trainer:
         """Return the model as training calls it: compiled, its gradients averaged."""
         if self.config.TRAIN.COMPILE and is_compiled:
             model = compile_model(model, self.device, self.config.TRAIN.where("COMPILE"))
-        return distributed.average_gradients(model, self.device, self._has_unused_parameters())
+        return distributed.average_gradients(model, self.device, self._has_unused_parameters)
 
+    @cached_property
     def _has_unused_parameters(self) -> bool:
         """Whether some get no gradient, which processes have to know before they average."""
         if distributed.size() == 1 or self.config.TRAIN.UNUSED_PARAMETERS:
@@ -480,7 +481,8 @@ class Trainer:
             raise RunError(f"no metric computed TRAIN.MONITOR {self.config.TRAIN.MONITOR} in epoch "
                            f"{self.epoch + 1}, but {', '.join(values)}",
                            hint="compute() returns the same names each time.")
-        best = self.epoch + 1 if self._is_better(values) else self.best["epoch"]
+        is_best = self._is_better(values)
+        best = self.epoch + 1 if is_best else self.best["epoch"]
         is_last = self.epoch + 1 >= epochs or 0 < self.config.TRAIN.EARLY_STOP <= (
             self.epoch + 1 - best)
         if is_last and not math.isfinite(values["loss"]):
@@ -489,7 +491,6 @@ class Trainer:
         self.epoch += 1
         rates, batch_losses = self.now.rates, self.now.loss.batches()
         self.values, self.now = values, EpochState()
-        is_best = self._is_better(values)
         record = {"epoch": self.epoch, "lr": rate, "seconds": round(seconds, 3),
                   "images_per_second": round(len(self.data.train) / seconds, 1),
                   **{f"train/{name}": value for name, value in train_values.items()},

@@ -337,6 +337,13 @@ class NumpyRate(torch.optim.SGD):
         super().__init__(params, np.float64(lr))
 
 
+class Heavy(torch.optim.SGD):
+    """Has state for more weights than are read back number by number."""
+
+    def __init__(self, params, lr: float):
+        super().__init__(params, lr, momentum=0.9)
+
+
 class NeedsClosure(torch.optim.SGD):
     def __init__(self, params, lr: float):
         super().__init__(params, lr)
@@ -448,7 +455,7 @@ OWN = {SCHEDULERS: [numpy_cosine, MyCycle, LambdaInside, Stateless, Forgets],
                 PathInExtraState, PlainAttribute,
                 NotPersistent, Sparse, Infinite, CountsEvaluations, Hidden, ListedToo, PythonRandom, SkipsByChance, PairInTraining,
                 MappingInTraining],
-       OPTIMIZERS: [NumpyRate, NeedsClosure, Rated, Fused, FusedByDefault],
+       OPTIMIZERS: [NumpyRate, Heavy, NeedsClosure, Rated, Fused, FusedByDefault],
        METRICS: [Huge, Spoils, NeedsAllClasses, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
        WRITERS: [Unclosed]}
 KEYS = {SCHEDULERS: "SCHEDULER", LOSSES: "LOSS", MODELS: "MODEL", OPTIMIZERS: "OPTIMIZER",

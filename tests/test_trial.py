@@ -7,31 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_own_parts import Annealed, LambdaInside, NeedsClosure
 from test_trainer import equal
 from torch import nn
-from torch.optim import lr_scheduler
 
 from cvkit.config import load_config
 from cvkit.errors import RunError, UserError
 from cvkit.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
 from cvkit.trainer import Trainer
-
-
-class NeedsClosure(torch.optim.SGD):
-    def __init__(self, params, lr: float):
-        super().__init__(params, lr)
-
-    def step(self, closure):
-        closure()
-
-
-class LambdaInside(lr_scheduler.LRScheduler):
-    def __init__(self, optimizer):
-        self.factor = lambda epoch: 1 / (1 + epoch)
-        super().__init__(optimizer)
-
-    def get_lr(self):
-        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
 
 class Flat(nn.Sequential):
@@ -58,16 +41,6 @@ class OnlySmall:
 
     def compute(self):
         return {"small": 0.5}
-
-
-class Annealed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, logits, labels):
-        self.calls += 1
-        return nn.functional.cross_entropy(logits, labels)
 
 
 @pytest.fixture(autouse=True)
