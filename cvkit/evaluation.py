@@ -142,7 +142,7 @@ def evaluate(run: Run | str | Path | None = None,
     """Evaluate a run's model on its test images and rewrite the run's `predictions.npz`.
 
     That file is left as it is where other images, transforms, metrics or another precision are
-    asked for; a line says so. Another `ImageFolder` than the run's needs no train/, and one without
+    asked for, or the data set has other training images than it had; a line says so. Another `ImageFolder` than the run's needs no train/, and one without
     splits is tested whole.
 
     Args:
@@ -179,6 +179,10 @@ def evaluate(run: Run | str | Path | None = None,
         print(other)
     path = run.folder / "predictions.npz"
     reason = _why_not_kept(run, predictions, path)
+    if run.has_other_training_images:
+        print("warning    the data set has other training images than those that the run was "
+              "trained on: some of them may be among these test images")
+        reason = "the run's data set has other images now"
     if reason is None:
         predictions.save(path)
         print(f"Written to {path}")

@@ -86,6 +86,7 @@ class Experiment(Subject):
 
     what = "a config, not a run"
     instead = "Train it, or name a finished run: --run RUN."
+    has_built_data = False  # or was given it
     is_viewed = False  # whether the model had to be given the plain memory layout
     layout: torch.memory_format | None = None  # of the model, once it is built
 
@@ -107,6 +108,7 @@ class Experiment(Subject):
     def data(self) -> ImageData:
         """The images, with DATA.VAL_FRACTION and DATA.LIMIT applied."""
         check_components(self.config)
+        self.has_built_data = True
         return build_data(self.config)
 
     @cached_property

@@ -27,8 +27,8 @@ OPTIMIZERS.add_library("torch.optim", lambda: {
 
 
 def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = True,
-                    loss: nn.Module | None = None,
-                    is_tried: bool = True) -> torch.optim.Optimizer:
+                    loss: nn.Module | None = None, is_tried: bool = True,
+                    is_scheduled: bool = False) -> torch.optim.Optimizer:
     """Build an optimizer of a model's weights.
 
     Args:
@@ -38,9 +38,11 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
             node's weight_decay (He et al., 2019, "Bag of Tricks").
         loss: its parameters, if it has some, are trained as well, without weight decay.
         is_tried: whether steps are tried; not for one that is as another.
+        is_scheduled: whether its learning rate will be changed.
 
     Raises:
-        ConfigError: it cannot be built, take a step on such parameters, or be resumed.
+        ConfigError: it cannot be built, take a step on such parameters, change them by the rate of
+            their group, or be resumed.
     """
     trained = trained_in(model)
     groups = [{"params": trained}]
@@ -55,7 +57,7 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
         raise ConfigError(f"lr of optimizer {node[NAME]} takes one number, not {list(node['lr'])}",
                           where=where_in(node, "lr"))
     if groups and is_tried:
-        _try_steps(node, groups)
+        _try_steps(node, groups, is_scheduled)
     is_fused = _can_be_fused(node, [*trained, *of_loss])
     return _build(node, groups, **({"fused": True} if is_fused else {}))
 
@@ -87,12 +89,13 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
                                                       torch.zeros_like(parameter))
 
 
-def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
-    """Refuse what shows only in a step, and one's own optimizer that could not be resumed.
+def _try_steps(node: Any, groups: list[dict[str, Any]], is_scheduled: bool) -> None:
+    """Refuse what shows only in steps; one's own optimizer that does nothing or cannot be resumed.
 
     Raises:
-        ConfigError: it cannot take a step on parameters of these shapes; or it does not go on from
-            its saved state as it would have without.
+        ConfigError: it cannot take a step on parameters of these shapes; it changes none, or not by
+            the rate of their group; or it does not go on from its saved state as it would have
+            without.
     """
     device = groups[0]["params"][0].device
     with random_numbers_kept(device):
@@ -100,7 +103,40 @@ def _try_steps(node: Any, groups: list[dict[str, Any]]) -> None:
         optimizer = _build(node, copies)
         _step(node, optimizer, copies, 0)
         if not type(optimizer).__module__.startswith("torch."):
-            _try_to_resume(node, _copies(groups, lambda parameter: parameter.ndim))
+            few = _copies(groups, lambda parameter: parameter.ndim)
+            _try_to_resume(node, _copies(few))
+            _try_rates(node, few, is_scheduled)
+
+
+def _try_rates(node: Any, groups: list[dict[str, Any]], is_scheduled: bool) -> None:
+    """Refuse an optimizer that changes no weight, or all of them the same at any rate."""
+    found = []
+    for factor in (1.0, 0.5):
+        copies = _copies(groups)
+        optimizer = _build(node, [dict(group) for group in copies])
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        for number in range(_STEPS_BEFORE + _STEPS_AFTER):
+            _step(node, optimizer, copies, number)
+        found.append(copies)
+    steps = _STEPS_BEFORE + _STEPS_AFTER
+    if node["lr"] and _are_equal(found[0], groups):
+        raise ConfigError(f"optimizer {node[NAME]} changes no weight in {steps} steps",
+                          where=where_in(node, NAME),
+                          hint="step() changes them in place: weight.sub_(…), not weight = weight "
+                               f"- …; see {place_of(type(optimizer))}")
+    if is_scheduled and _are_equal(*found):
+        raise ConfigError(f"optimizer {node[NAME]} takes the same {steps} steps at half the "
+                          "learning rate: SCHEDULER and WARMUP_EPOCHS would have no effect",
+                          where=where_in(node, NAME),
+                          hint="step() reads the rate from self.param_groups, group[\"lr\"]; see "
+                               f"{place_of(type(optimizer))}")
+
+
+def _are_equal(groups: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    return all(torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True)
+               for group, other in zip(groups, others)
+               for ours, theirs in zip(group["params"], other["params"]))
 
 
 def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
@@ -124,9 +160,7 @@ def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"] * 0.9  # as a scheduler does
             _step(node, optimizer, params, number)
-        if not all(torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True)
-                   for group, other in zip(groups, copies)
-                   for ours, theirs in zip(group["params"], other["params"])):
+        if not _are_equal(groups, copies):
             own = set(vars(first)) - set(vars(torch.optim.SGD([torch.zeros(1)], lr=1)))
             kept = f": {', '.join(sorted(own))}" if own else ""
             raise ConfigError(

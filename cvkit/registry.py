@@ -96,6 +96,9 @@ class Registry:
 
         def add(entry: Callable) -> Callable:
             key = name or entry.__name__
+            if key == "<lambda>":
+                raise ConfigError(f"a {self.kind} without a name: {place_of(entry)}",
+                                  hint="A lambda needs one: register('its_name')(lambda …).")
             old = self._entries.get(key)
             if old is not None and not _is_reload(old, entry):
                 raise ConfigError(f"two {self.kind}s named {key!r}: {place_of(old)} and "
@@ -164,6 +167,10 @@ class Registry:
                 module = self._library.module
                 reason = self._library.left_out.get(name.removeprefix(module + "."))
                 hint = f"That of {module} {reason}. {hint}" if reason else hint
+            is_misspelt = difflib.get_close_matches(str(name).lower(), map(str.lower, self), 1, 0.75)
+            if not is_misspelt:
+                hint += (f"\n  One of your own: register() above it, and its file in IMPORTS; see "
+                         "docs/add_your_own.md")
             raise ConfigError(f"no {self.kind} named {name!r}", where=where, hint=hint)
         return entry
 
@@ -270,6 +277,10 @@ class Registry:
             facts = difflib.get_close_matches(missing[0], self.offers)
             if facts and name in self._entries:
                 hint = f"Is {facts[0]} meant, which it is given by itself? {hint}"
+            if name in self._entries and inspect.isfunction(self._entries[name]) and not arguments:
+                hint = (f"It is called with these, once, to make the {self.kind}: if they are what "
+                        f"the {self.kind} itself\n  is given, register a function that returns it. "
+                        f"{hint}")
             replaced = getattr(node, "replaced", {})
             dropped = [replaced[key] for key in missing if key in replaced]
             if dropped:
@@ -326,7 +337,9 @@ class Registry:
         # an argument names; the rest may be a bug and keeps its traceback.
         is_own_code = name in self._entries and not entry.__module__.startswith("cvkit.")
         try:
-            return entry(**facts, **arguments)
+            made = entry(**facts, **arguments)
+            _refuse_unmade(made)
+            return made
         except UserError as error:
             if error.where is None or error.where in parameters:
                 named = error.where or (
@@ -335,9 +348,14 @@ class Registry:
             raise
         except Exception as error:
             path = isinstance(error, OSError) and _path_in(str(error.filename), arguments)
-            if is_own_code and not (path or isinstance(error, ValueError)):
-                raise
             reason = _reason(error)
+            is_argument = isinstance(error, TypeError) and any(
+                f"unexpected keyword argument '{key}'" in reason for key in arguments)
+            if "__init__() call" in reason:  # of torch's Module, before which nothing can be assigned
+                error = ValueError(f"super().__init__() comes first in {place_of(entry)}")
+                reason = str(error)
+            if is_own_code and not (path or is_argument or isinstance(error, ValueError)):
+                raise
             named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", reason)]
             raise ConfigError(f"{self.kind} {name} cannot be built: {reason}", where=where_in(
                 node, path or (named[0] if named else NAME))) from error
@@ -364,6 +382,23 @@ class Registry:
         if isinstance(value, str) and re.match(r"~[\w.-]*/", value):
             return str(user_path(value))
         return value
+
+
+# What torch's classes have once they are initialised.
+_MADE = {"Module": "_parameters", "Optimizer": "param_groups", "LRScheduler": "optimizer"}
+
+
+def _refuse_unmade(made: Any) -> None:
+    """Refuse an object whose class forgets to initialise the one of torch that it is derived from.
+
+    Raises:
+        ValueError: says where.
+    """
+    for base in type(made).__mro__:
+        attribute = _MADE.get(base.__name__) if base.__module__.startswith("torch.") else None
+        if attribute and not hasattr(made, attribute):
+            raise ValueError(f"super().__init__() of {base.__name__} was not called: "
+                             f"{place_of(type(made))}")
 
 
 def _path_in(text: str, arguments: Mapping[str, Any]) -> str | None:
@@ -444,6 +479,8 @@ def parameters_of(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     entry = inspect.unwrap(entry, stop=lambda wrapped: hasattr(wrapped, "__signature__"))
     signature = inspect.signature(entry)
     maker = entry.__init__ if inspect.isclass(entry) else entry
+    if getattr(maker, "__module__", None) == "torch.nn.modules.module":  # no __init__ of its own
+        return {}, False
     names = {**vars(sys.modules.get(entry.__module__, typing)), **getattr(maker, "__globals__", {})}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = {key: value.replace(annotation=_resolved(value.annotation, names))
@@ -636,7 +673,8 @@ def import_user_code(names: Iterable[str], where: object = None, is_told: bool =
     """Import a config's `IMPORTS`: paths of Python files, or names of modules.
 
     The one door through which code comes that is not installed with cvkit. What is imported is
-    printed, once; a run folder supplies none. Modules are looked for in the current folder as well.
+    printed, once; a run folder supplies none. Modules are looked for in the current folder as well,
+    what a file imports itself beside that file.
 
     Args:
         names: of files and modules.
@@ -657,7 +695,9 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
     if not os.path.isfile(path):  # which takes what no path can be as well
         raise ConfigError(f"no file {path}", where=where,
                           hint="Paths in IMPORTS are relative to the config that lists them, on "
-                               "the command line to where you are. A run needs its own again.")
+                               "the command line to where you are. A run folder holds no code: to "
+                               "open a run, its files have to be where they were, or IMPORTS "
+                               "\"[elsewhere/my.py]\" says where they are.")
     _refuse_run_folder(path, where)
     path = path.resolve()
     module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
@@ -665,6 +705,8 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
+        if str(path.parent) not in sys.path:  # as Python does for a script, but last
+            sys.path.append(str(path.parent))
         _say_imported(str(path), is_told)
         try:
             with _mistakes_of_syntax_told(where):

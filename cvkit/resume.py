@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import re
@@ -15,7 +14,6 @@ import torch
 
 from cvkit import distributed
 from cvkit.config import Config
-from cvkit.data import ImageSet
 from cvkit.errors import RunError, UserError
 from cvkit.hardware import (
     random_state,
@@ -93,12 +91,6 @@ class EpochState:
             state.loss.load_state_dict(saved["loss"])
             state.accuracy.load_state_dict(saved["accuracy"])
         return state
-
-
-def identity_of(images: ImageSet) -> str:
-    """Return what tells a split from one with other images, labels or another order."""
-    content = images.fingerprint.encode() + images.labels.tobytes() + images.index.tobytes()
-    return hashlib.sha1(content).hexdigest()
 
 
 class Pace:

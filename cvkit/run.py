@@ -401,6 +401,21 @@ class Run(Experiment):
                                   f"{', '.join(data.classes)}")
         return data
 
+    @property
+    def has_other_training_images(self) -> bool:
+        """Whether the config gives others than it did in training, or in another order.
+
+        False where that is not known: the data was chosen by hand, or no last checkpoint is there.
+        """
+        if any(is_among(key, ["DATA"]) for key in self.changed):
+            return False
+        try:
+            training = self.checkpoint("last").training or {}
+        except CheckpointError:
+            return False
+        known = training.get("images", {}).get("training")  # older versions kept none
+        return known is not None and known != self.data.train.identity
+
     @cached_property
     def loaders(self) -> Loaders:
         """Batches of the splits, normalised as the run was trained.

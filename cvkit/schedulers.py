@@ -278,6 +278,33 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     return Schedule(optimizer, scheduler, warmup_steps)
 
 
+def _refuse_other_unit(node: Any, scheduler: Any, unit: str) -> None:
+    """Refuse a scheduler that asks for its length in another unit than it is stepped in."""
+    for inner, part in zip(_within(node), parts_of(scheduler)):
+        _refuse_other_unit(inner, part, unit)
+    if SCHEDULERS.get(node[NAME]).__module__.startswith(("torch.", "cvkit.")):
+        return
+    asked = [fact for fact in SCHEDULERS.offers if SCHEDULERS.asks_for(node, fact)]
+    of_steps = [fact for fact in asked if fact in ("total_steps", "steps_per_epoch")]
+    of_epochs = [fact for fact in asked if fact in ("epochs", "T_max")]
+    if unit == "epoch" and of_steps and not hasattr(scheduler, "unit"):
+        raise ConfigError(f"scheduler {node[NAME]} asks for {of_steps[0]}, and does not say whether "
+                          "it is stepped after each batch or each epoch",
+                          hint="Give the class, or what the function returns, the attribute "
+                               "unit = \"batch\"; or \"epoch\".")
+    if unit == "batch" and of_epochs and not of_steps:
+        raise ConfigError(f"scheduler {node[NAME]} is stepped after each batch, and asks for "
+                          f"{of_epochs[0]}, which counts epochs",
+                          hint="total_steps counts batches; steps_per_epoch is offered as well.")
+
+
+def _refuse_negative(node: Any, optimizer: torch.optim.Optimizer) -> None:
+    rate = min(float(group["lr"]) for group in optimizer.param_groups)
+    if rate < 0:
+        raise ConfigError(f"scheduler {node[NAME]} makes the learning rate negative, {rate:.3g} at "
+                          "a rate of 0.1: such steps go uphill")
+
+
 def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
     """Step a scheduler on another optimizer, for arguments that are looked at only then.
 
@@ -296,9 +323,11 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
         scheduler = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
         SCHEDULERS.refuse_without(node, scheduler, "step", "state_dict", "load_state_dict")
         unit = unit_of(scheduler)
+        _refuse_other_unit(node, scheduler, unit)
         twin.step()
         for _ in range(steps):
             scheduler.step(*([1.0] if unit == "metric" else []))
+            _refuse_negative(node, twin)
         for part in (scheduler, *parts_of(scheduler)):
             if isinstance(part, lr_scheduler.OneCycleLR):  # the last step, and no more
                 part.last_epoch = part.total_steps - 1

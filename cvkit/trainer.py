@@ -61,7 +61,6 @@ from cvkit.resume import (
     EpochState,
     Pace,
     as_begun,
-    identity_of,
     newest_run_of,
     refuse_changes,
 )
@@ -135,7 +134,7 @@ class Trainer:
         self._check_processes()
         with distributed.first_on_each_machine():  # which downloads what is not there
             self.data, self.loaders, self.model = parts.data, parts.loaders, parts.model
-        self.is_viewed = parts.is_viewed
+        self.is_viewed, self.has_built_data = parts.is_viewed, parts.has_built_data
         if any(self.loaders.train.part_size(number) <= 1
                for number in range(len(self.loaders.train))):
             refuse_single_images(self.model, self.loaders.train_shape,
@@ -197,8 +196,9 @@ class Trainer:
 
     def _build_optimizer_and_schedule(self, is_tried: bool = True) -> None:
         config = self.config
-        self.optimizer = build_optimizer(config.OPTIMIZER, self.model,
-                                         config.TRAIN.DECAY_NORM_AND_BIAS, self.loss, is_tried)
+        self.optimizer = build_optimizer(
+            config.OPTIMIZER, self.model, config.TRAIN.DECAY_NORM_AND_BIAS, self.loss, is_tried,
+            config.SCHEDULER is not None or config.TRAIN.WARMUP_EPOCHS > 0)
         if is_to_find(config):  # until it is found, when training begins
             config = with_rate(config, config.OPTIMIZER.lr)
         self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
@@ -693,13 +693,14 @@ class Trainer:
                 "schedule": plain(self.schedule.state_dict()),
                 "scaler": self.scaler.state_dict(), "best": self.best,
                 "backend": self.loaders.train.backend, "within": within,
-                "images": self._identities,
+                "images": self.identities,
                 "ema": None if self.ema is None else {
                     "steps": self.ema.steps, "model": weights_of(self.model)}}
 
     @cached_property
-    def _identities(self) -> dict[str, str]:
-        return {name: identity_of(images) for name, images in (
+    def identities(self) -> dict[str, str]:
+        """What tells the images that are trained on, and those that are monitored, from others."""
+        return {name: images.identity for name, images in (
             ("training", self.data.train), (self.data.monitored, self.loaders.monitored.images))}
 
     def _load(self, run: Run | None) -> None:
@@ -759,8 +760,8 @@ class Trainer:
                                   f"{checkpoint.mean}, now it is {list(self.loaders.mean)}")
         if checkpoint.training is None:
             raise CheckpointError(f"{run.folder}: last.pt holds no training state to go on from")
-        known = checkpoint.training.get("images", self._identities)  # older versions kept none
-        changed = [name for name in known if known[name] != self._identities.get(name)]
+        known = checkpoint.training.get("images", self.identities)  # older versions kept none
+        changed = [name for name in known if known[name] != self.identities.get(name)]
         if changed:
             raise CheckpointError(f"{run.folder} was trained on other images: those for "
                                   f"{' and '.join(changed)} are others now, have other labels or "

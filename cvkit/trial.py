@@ -12,20 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from cvkit import distributed
 from cvkit.checkpoint import Checkpoint
+from cvkit.data import build_data
 from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.evaluation import build_metrics, predict
 from cvkit.files import reread
 from cvkit.hardware import autocast, is_out_of_memory, random_numbers_kept, state_kept
 from cvkit.log import Log, Progress
-from cvkit.registry import NAME, where_in
+from cvkit.registry import DATASETS, NAME, where_in
 
 _HINT = ("What training changes has to be in state_dict(): parameters, buffers that are "
          "persistent, or what get_extra_state() returns. Random numbers are torch's, NumPy's and "
          "Python's, not those of a generator of its own.")
 _MORE_RATES = 3
 _FEW = 8  # images, for what has to be quick
+_BUILT_TWICE = 10**9  # bytes of images; more may not fit into memory again
 
 
 class CopyError(RunError):
@@ -47,6 +50,7 @@ def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) ->
         UserError: what would end the training, or what its checkpoint could not be resumed from.
         CopyError: model or loss cannot be copied.
     """
+    _refuse_other_images(trainer)
     with random_numbers_kept(trainer.device):
         batch = _first_batch(trainer.loaders.train, is_whole)
         evaluated = _FirstBatch(trainer.loaders.monitored, is_whole)
@@ -100,6 +104,29 @@ def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
             except Exception:
                 raise error from None
         raise CopyError(f"a copy of the model fails: {error}") from error
+
+
+def _refuse_other_images(trainer: Any) -> None:
+    """Refuse images that are others in each process, or, of a data set of one's own, each time."""
+    node = trainer.config.DATA.DATASET
+    is_own = trainer.has_built_data and not DATASETS.get(node[NAME]).__module__.startswith("cvkit.")
+    if distributed.size() == 1 and not is_own:
+        return
+    whose = None
+    if any(other != trainer.identities for other in distributed.from_all(trainer.identities)):
+        whose = "in each process"
+    elif is_own and sum(getattr(split.images, "nbytes", 0) for split in (
+            trainer.data.train, trainer.data.test)) <= _BUILT_TWICE:
+        again = build_data(trainer.config)
+        splits = (again.train, getattr(again, again.monitored))
+        if [split.identity for split in splits] != list(trainer.identities.values()):
+            whose = "each time it is built"
+    if whose:
+        raise ConfigError(f"data set {node[NAME]} has other images, labels or another order "
+                          f"{whose}: no training could be resumed or evaluated",
+                          where=where_in(node, NAME),
+                          hint="Draw by the seed that it is offered, numpy.random.default_rng(seed),"
+                               " and sort what sets or folders hold.")
 
 
 def _next_rates(trainer: Any) -> list[list[float]]:

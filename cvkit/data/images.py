@@ -213,6 +213,12 @@ class ImageSet:
             content = np.ascontiguousarray(self.images if is_whole else self.images[places])
         return hashlib.sha1(content).hexdigest()
 
+    @cached_property
+    def identity(self) -> str:
+        """What tells this split from one with other images, labels or another order."""
+        content = self.fingerprint.encode() + self.labels.tobytes() + self.index.tobytes()
+        return hashlib.sha1(content).hexdigest()
+
     def take(self, positions: np.ndarray) -> ImageSet:
         """Return the images at these positions; pixels are shared, not copied."""
         return ImageSet(self.images, self.labels[positions], self.index[positions])
@@ -273,6 +279,13 @@ def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.exists(path) else -1
 
 
+# What of an `ImageData` is a row of, in words.
+_FORMS = {"classes": "their names: [\"cat\", \"dog\"]",
+          "mean": "one number for each channel: (0.5,) or (0.5, 0.5, 0.5)",
+          "std": "one number for each channel: (0.2,) or (0.2, 0.2, 0.2)",
+          "image_size": "(height, width), or None where sizes differ"}
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set: its splits and what it declares.
@@ -307,8 +320,12 @@ class ImageData:
         # Checkpoints hold plain values only, and NumPy's scalars are none.
         for name, kind in (("classes", str), ("mean", float), ("std", float), ("image_size", int)):
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(map(kind, value)))
+            try:
+                value = value if value is None else tuple(map(kind, value))
+            except (TypeError, ValueError):
+                raise DataError(f"{name} of ImageData is {value!r}",
+                                hint=f"Give {_FORMS[name]}.") from None
+            object.__setattr__(self, name, value)
         for name in ("train", "val", "test"):
             if getattr(self, name) is not None:
                 self._check(name, getattr(self, name))

@@ -24,16 +24,27 @@ from cvkit.data.sources import (
 )
 from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
 from cvkit.errors import ConfigError, DataError, plural
-from cvkit.registry import DATASETS, where_in
+from cvkit.hardware import random_numbers_kept, seed_random_numbers
+from cvkit.registry import DATASETS, NAME, where_in
 
 
 def build_data(config: Config) -> ImageData:
     """Build `DATA.DATASET`, hold out `VAL_FRACTION` and apply `LIMIT`.
 
+    Random numbers of Python, NumPy and torch that it draws are seeded by DATA.SPLIT_SEED.
+
     Raises:
         ConfigError, DataError: as the data set says; both a val split and VAL_FRACTION.
     """
-    data = DATASETS.build(config.DATA.DATASET, seed=config.DATA.SPLIT_SEED)
+    node = config.DATA.DATASET
+    with random_numbers_kept(torch.device("cpu")):
+        seed_random_numbers(config.DATA.SPLIT_SEED)
+        data = DATASETS.build(node, seed=config.DATA.SPLIT_SEED)
+    if not isinstance(data, ImageData):
+        raise ConfigError(f"data set {node[NAME]} returned {type(data).__name__}, not a "
+                          "cvkit.ImageData", where=where_in(node, NAME),
+                          hint="Is a return missing?" if data is None else
+                               "docs/add_a_dataset.md shows how to make one.")
     fraction, limit = config.DATA.VAL_FRACTION, config.DATA.LIMIT
     if fraction > 0:
         if data.val is not None:

@@ -304,5 +304,6 @@ def positions_of(split: ImageSet, predictions: Predictions, rows: Sequence[int])
     is_same = predictions.images in ("", split.fingerprint)
     if labels != predictions.true.tolist() or not is_same:
         raise RunError("predictions.npz is of other test images than the data now has",
-                       hint="Write it anew: python tools/evaluate.py --run RUN")
+                       hint="Put back what was there. If other images are meant to be tested, "
+                            "write it anew: python tools/evaluate.py --run RUN")
     return np.asarray([found[row] for row in rows], dtype=np.int64)
