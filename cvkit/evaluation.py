@@ -36,7 +36,7 @@ def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
     for node in nodes:
         if node["NAME"] != "Accuracy":
             metrics.append(METRICS.build(node, classes=list(classes), num_classes=len(classes)))
-            METRICS.refuse_without(node, metrics[-1], "update", "compute")
+            METRICS.refuse_without(node, metrics[-1], "update(logits, labels)", "compute()")
     return metrics
 
 
@@ -79,7 +79,8 @@ def together(computed: Iterable[tuple[Any, dict[str, float]]]) -> dict[str, floa
 
 
 @contextmanager
-def _in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+def in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Give modules the mode back in which they came."""
     were_training = [module.training for module in modules]
     try:
         for module in modules:
@@ -107,7 +108,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     mean_loss = Mean()
     labels, index, probabilities = [], [], []
     with (state_kept(model, loss), random_numbers_kept(loader.device),
-          _in_evaluation_mode(model, loss)):
+          in_evaluation_mode(model, loss)):
         seed_random_numbers(epoch)  # for a model that draws: the same whenever it is evaluated
         for number, batch in enumerate(loader):
             with autocast(loader.device, precision):

@@ -361,14 +361,29 @@ class Registry:
                 node, path or (named[0] if named else NAME))) from error
 
     def refuse_without(self, node: Any, part: Any, *methods: str) -> None:
-        """Refuse what was built from a node if it lacks a method.
+        """Refuse what was built from a node, or will be, if it lacks a method.
+
+        Args:
+            part: an object, or its class.
+            methods: each as it is called, such as "update(logits, labels)".
 
         Raises:
             ConfigError: names the first one.
         """
-        for method in methods:
-            if not callable(getattr(part, method, None)):
-                raise ConfigError(f"{self.kind} {_split(node, self.kind)[0]} has no {method}()",
+        for form in methods:
+            method, *arguments = re.findall(r"\w+", form)
+            found = getattr(part, method, None)
+            problem = None if callable(found) else f"has no {method}()"
+            if problem is None:
+                is_unbound = inspect.isclass(part) and inspect.isfunction(found)
+                try:
+                    inspect.signature(found).bind(*[None] * is_unbound, *arguments)
+                except TypeError:
+                    problem = f"cannot be called as {form}: {place_of(found)}"
+                except ValueError:  # of a method without a signature, in C
+                    pass
+            if problem:
+                raise ConfigError(f"{self.kind} {_split(node, self.kind)[0]} {problem}",
                                   where=where_in(node, NAME),
                                   hint=f"A {self.kind} has {', '.join(methods)}.")
 

@@ -246,6 +246,50 @@ def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, 
     return statistics(data.train.images[some])
 
 
+# -- model and loss, in a trial ----------------------------------------------------------
+
+
+def odd_logits(config: Config, logits: torch.Tensor, of_half: torch.Tensor) -> dict[str, str]:
+    """Warn of probabilities in the place of logits, and of what depends on the rest of a batch.
+
+    Args:
+        logits: (N, C), of an evaluation.
+        of_half: what the first images get without the others; of one batch only the first ones.
+    """
+    name, logits, of_half = config.MODEL.NAME, logits.float(), of_half.float()
+    found = {}
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 0.01).all()):
+        found["probabilities"] = (
+            f"model {name} returns probabilities, and loss and pictures take them for logits: "
+            "leave its softmax out")
+    difference = float((logits[:len(of_half)] - of_half).abs().max())
+    if difference > 0.05 * float(logits.abs().max()):
+        found["batch"] = (
+            f"what model {name} says of an image in evaluation depends on the other images of its "
+            f"batch, by up to {difference:.3g}: results will change with DATA.EVAL_BATCH_SIZE. Has "
+            "it a softmax over dim 0, or a norm without running statistics?")
+    return found
+
+
+def odd_loss(config: Config, loss: nn.Module, labels: torch.Tensor,
+             logits: torch.Tensor) -> dict[str, str]:
+    """Warn of a loss that is higher for right logits than for wrong ones.
+
+    Args:
+        logits: (N, C), for their form.
+    """
+    def value(classes: torch.Tensor) -> float:
+        return float(loss(10 * torch.nn.functional.one_hot(
+            classes % logits.shape[1], logits.shape[1]).to(logits.dtype), labels))
+
+    right, wrong = value(labels), value(labels + 1)
+    if not right > wrong:
+        return {}
+    return {"sign": f"loss {config.LOSS.NAME} is {right:.4g} of images that are surely right and "
+                    f"{wrong:.4g} of those that are surely wrong: training makes it low. Is its "
+                    "sign the other way round?"}
+
+
 # -- learning rate and loss --------------------------------------------------------------
 
 

@@ -321,8 +321,9 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
     scheduler = None
     try:
         scheduler = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
-        SCHEDULERS.refuse_without(node, scheduler, "step", "state_dict", "load_state_dict")
+        SCHEDULERS.refuse_without(node, scheduler, "state_dict()", "load_state_dict(state)")
         unit = unit_of(scheduler)
+        SCHEDULERS.refuse_without(node, scheduler, "step(value)" if unit == "metric" else "step()")
         _refuse_other_unit(node, scheduler, unit)
         twin.step()
         for _ in range(steps):

@@ -52,7 +52,12 @@ from cvkit.hardware import (
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss, weight_of
 from cvkit.lr_finder import RULE, RangeTest, range_test
-from cvkit.metrics import is_lower_better, is_part, lower_is_better
+from cvkit.metrics import (
+    is_lower_better,
+    is_part,
+    lower_is_better,
+    refusing_to_fill_the_class,
+)
 from cvkit.models import parameters_in_words, refuse_single_images
 from cvkit.optimizers import begin_momentum, build_optimizer, trained_in
 from cvkit.registry import WRITERS
@@ -78,7 +83,7 @@ from cvkit.signals import Interrupted, StopSignals
 from cvkit.trial import CopyError, refusing_copies_that_fail, try_training
 from cvkit.writers import JsonLines
 
-_OF_WRITERS = ("write", "finish", "close")  # methods
+_OF_WRITERS = ("write(step, values)", "finish(run)", "close()")
 _TRIES = 5  # of whether a model leaves out parameters by chance
 _RATES_PER_EPOCH = 100  # at most so many learning rates of an epoch are noted
 
@@ -263,7 +268,8 @@ class Trainer:
         twin.ema = None
         twin.forward = twin._parallel(twin.model, is_compiled=False)
         twin.optimizer = build_optimizer(self.config.OPTIMIZER, twin.model,
-                                         self.config.TRAIN.DECAY_NORM_AND_BIAS, twin.loss)
+                                         self.config.TRAIN.DECAY_NORM_AND_BIAS, twin.loss,
+                                         is_scheduled=True)
         begin_momentum(twin.optimizer)
         twin.schedule = Schedule(twin.optimizer)
         twin.model.train()
@@ -306,8 +312,9 @@ class Trainer:
         metrics = build_metrics(self.config.METRICS, self.classes)
         computed = []
         for metric in metrics:
-            metric.update(torch.zeros(len(classes), len(classes)), classes.clone())
-            values = values_of(metric)
+            with refusing_to_fill_the_class(metric):
+                metric.update(torch.zeros(len(classes), len(classes)), classes.clone())
+                values = values_of(metric)
             computed.append((metric, values))
             self.lower += lower_is_better(metric, values)
             if monitor in values and not (is_part(monitor) or hasattr(metric, "lower_is_better")):
@@ -416,8 +423,9 @@ class Trainer:
             distributed.stop()
             if run is not None:
                 self._finish(run, predictions)
-                for writer in writers:
-                    writer.finish(run)
+                with contextlib.ExitStack() as stack:  # what fails in one keeps none from it
+                    for writer in reversed(writers):
+                        stack.callback(writer.finish, run)
         except KeyboardInterrupt as error:
             if run is not None:
                 self.log.both(self._words_for_interruption(error))

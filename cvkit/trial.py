@@ -17,11 +17,12 @@ from cvkit.checkpoint import Checkpoint
 from cvkit.data import build_data
 from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError
-from cvkit.evaluation import build_metrics, predict
+from cvkit.evaluation import build_metrics, in_evaluation_mode, predict
 from cvkit.files import reread
 from cvkit.hardware import autocast, is_out_of_memory, random_numbers_kept, state_kept
 from cvkit.log import Log, Progress
 from cvkit.registry import DATASETS, NAME, where_in
+from cvkit.sanity import odd_logits, odd_loss
 
 _HINT = ("What training changes has to be in state_dict(): parameters, buffers that are "
          "persistent, or what get_extra_state() returns. Random numbers are torch's, NumPy's and "
@@ -59,6 +60,7 @@ def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) ->
         if is_whole and is_strict and not is_finite:
             raise RunError(f"{words} are not finite", hint="Try TRAIN.PRECISION fp32.")
         checkpoint, said = _as_resumed(twin), _said(twin, evaluated.batch, batch)
+        trainer.warn(_odd(twin, evaluated.batch))
         rates = _next_rates(twin)
         del twin  # before there is another
         twin = trainer.twin(is_compiled=False)
@@ -176,10 +178,24 @@ def _step(trainer: Any, batch: Batch) -> tuple[str, bool]:
     if not (torch.isfinite(loss) and math.isfinite(norm)):
         trainer.optimizer.zero_grad(set_to_none=True)
         return f"loss {float(loss)} and gradient norm {norm} of the first batch", False
+    _refuse_sum(trainer, logits, batch.targets)
     trainer.optimizer_step()
     guess = float(trainer.loss(torch.zeros_like(logits), batch.targets).detach())
     return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing gives "
             f"{guess:.4f}), gradient norm {norm:.3g}"), True
+
+
+@torch.no_grad()
+def _refuse_sum(trainer: Any, logits: torch.Tensor, targets: torch.Tensor) -> None:
+    """Refuse a loss that is twice as high of twice the images."""
+    with state_kept(trainer.loss), in_evaluation_mode(trainer.loss):
+        once = float(trainer.loss(logits, targets))
+        twice = float(trainer.loss(torch.cat([logits, logits]), torch.cat([targets, targets])))
+    if once and math.isclose(twice, 2 * once, rel_tol=1e-3):
+        node = trainer.config.LOSS
+        raise ConfigError(f"loss {node[NAME]} is a sum over the images of a batch, not their mean",
+                          where=where_in(node, NAME),
+                          hint="End it with .mean(), or divide it by len(logits).")
 
 
 def _refuse_sparse(trainer: Any) -> None:
@@ -243,8 +259,10 @@ def _refuse_loss(node: Any, _: nn.Module, inputs: tuple[torch.Tensor, ...], loss
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         shape = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else (
             f"a {type(loss).__name__}")
+        hint = ("End it with .mean()." if isinstance(loss, torch.Tensor) and loss.numel() > 1 else
+                "Training needs that alone, as a tensor with its gradient.")
         raise ConfigError(f"loss {node[NAME]} returns {shape}, not one number: the mean over "
-                          "the images of a batch", where=where, hint="End it with .mean().")
+                          "the images of a batch", where=where, hint=hint)
     if not inputs[0].requires_grad:
         raise ConfigError("the logits of the model have no gradient: nothing can be trained",
                           hint="no_grad(), detach() and NumPy leave none.")
@@ -311,6 +329,19 @@ def _said(trainer: Any, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
         with autocast(trainer.device, trainer.precision), _same_kernels():
             found.append(model(batch.images))
     return [*found, trainer.loss(found[-1], trained.targets)]
+
+
+@torch.no_grad()
+def _odd(trainer: Any, batch: Batch) -> dict[str, str]:
+    """Return warnings of what the model says of a few images, and of the loss."""
+    model, found = trainer.evaluated_model, []
+    with (state_kept(model, trainer.loss), in_evaluation_mode(model, trainer.loss), _same_kernels(),
+          autocast(trainer.device, trainer.precision)):
+        for count in (_FEW, _FEW // 2):
+            trainer._seed(0)  # for one that draws
+            found.append(model(batch.images[:count]))
+        return {**odd_logits(trainer.config, *found),
+                **odd_loss(trainer.config, trainer.loss, batch.labels, found[0])}
 
 
 @contextmanager

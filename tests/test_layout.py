@@ -22,7 +22,7 @@ WITHIN = {("errors", "distributed"), ("data", "log"), ("data", "hardware"), ("re
           ("run", "checkpoint"), ("run", "experiment"), ("evaluation", "run"),
           ("evaluation", "checkpoint"), ("requirements", "experiment"), ("requirements", "run"),
           ("run", "lr_finder"), ("resume", "run"), ("results", "run"), ("optimizers", "hardware"), ("models", "hardware"),
-          ("trial", "checkpoint"), ("trial", "evaluation")}
+          ("trial", "checkpoint"), ("trial", "evaluation"), ("trial", "sanity")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 
 
