@@ -345,20 +345,24 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str,
+                 what: str = "model") -> None:
     """Load weights, all of them.
+
+    Args:
+        source, what: they are from and for, in words.
 
     Raises:
         CheckpointError: names or shapes differ; the first few are listed.
     """
     own = model.state_dict()
     differences = [f"{name} is missing" for name in own if name not in weights]
-    differences += [f"{name} is not in the model" for name in weights if name not in own]
-    differences += [f"{name} is {tuple(weights[name].shape)}, the model's {tuple(own[name].shape)}"
+    differences += [f"{name} is not in the {what}" for name in weights if name not in own]
+    differences += [f"{name} is {tuple(weights[name].shape)}, the {what}'s {tuple(own[name].shape)}"
                     for name in own if name in weights and not name.endswith(_EXTRA)
                     and weights[name].shape != own[name].shape]
     if differences:
         rest = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise CheckpointError(f"{source} does not fit the model: "
+        raise CheckpointError(f"{source} does not fit the {what}: "
                               f"{'; '.join(differences[:4])}{rest}")
     model.load_state_dict(weights)

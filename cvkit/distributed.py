@@ -7,6 +7,7 @@ takes its part of every batch, gradients are averaged, and only the first proces
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TIMEOUT = timedelta(minutes=10)  # for a machine that is silent; a closed connection ends at once
+_SECONDS_TO_SPEAK = 20  # of the first process of a machine, before another one does
 _PATIENCE = timedelta(hours=12)  # for a download by the first process of a machine
 
 _store: Any = None  # which processes leave notes in
@@ -199,8 +201,10 @@ def share_buffers(*models: nn.Module) -> None:
 
 def is_first_to_fail() -> bool:
     """Note that this process fails; whether it is the first, whose error is the cause."""
-    if _store is None:
-        return local_rank() == 0  # nothing was begun: all fail in the same way
+    if _store is None:  # nothing was begun: all fail in the same way, and torchrun ends them then
+        if local_rank() > 0:
+            time.sleep(_SECONDS_TO_SPEAK)
+        return True
     try:
         return _store.add("failed", 1) == 1
     except RuntimeError:  # the machine that kept these notes is gone

@@ -143,8 +143,8 @@ def evaluate(run: Run | str | Path | None = None,
     """Evaluate a run's model on its test images and rewrite the run's `predictions.npz`.
 
     That file is left as it is where other images, transforms, metrics or another precision are
-    asked for, or the data set has other training images than it had; a line says so. Another `ImageFolder` than the run's needs no train/, and one without
-    splits is tested whole.
+    asked for, or the data set has other training images than it had; a line says so. Another
+    `ImageFolder` than the run's needs no train/, and one without splits is tested whole.
 
     Args:
         run: a run, its path, or None for the newest.
@@ -168,7 +168,7 @@ def evaluate(run: Run | str | Path | None = None,
     checkpoint = run.checkpoint()
     loss = build_loss(run.config.LOSS, len(classes))
     if checkpoint.loss is not None:
-        load_weights(loss, checkpoint.loss, "the checkpoint's loss")
+        load_weights(loss, checkpoint.loss, "the checkpoint", "loss")
     loss.to(run.device)
     _try_one(run, checkpoint)
     predictions, _ = predict(run.model, loader, loss, build_metrics(run.config.METRICS, classes),

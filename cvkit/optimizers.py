@@ -66,7 +66,16 @@ def _build(node: Any, groups: list[dict[str, Any]], **offered: Any) -> torch.opt
     parameter = parameters_of(OPTIMIZERS.get(node[NAME]))[0].get("fused")
     if parameter is not None and parameter.default is parameter.empty:
         offered.setdefault("fused", None)
-    return OPTIMIZERS.build(node, params=groups, **offered)
+    try:
+        return OPTIMIZERS.build(node, params=groups, **offered)
+    except AttributeError as error:
+        if "'dict' object has no attribute" not in str(error):
+            raise
+        raise ConfigError(f"optimizer {node[NAME]} takes params for a list of weights ({error})",
+                          where=where_in(node, NAME),
+                          hint="They are groups, [{\"params\": […], …}, …]: torch.optim.Optimizer "
+                               f"makes self.param_groups of them; see "
+                               f"{place_of(OPTIMIZERS.get(node[NAME]))}") from error
 
 
 def trained_in(module: nn.Module | None) -> list[nn.Parameter]:

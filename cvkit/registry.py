@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import enum
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -167,9 +168,8 @@ class Registry:
                 module = self._library.module
                 reason = self._library.left_out.get(name.removeprefix(module + "."))
                 hint = f"That of {module} {reason}. {hint}" if reason else hint
-            is_misspelt = difflib.get_close_matches(str(name).lower(), map(str.lower, self), 1, 0.75)
-            if not is_misspelt:
-                hint += (f"\n  One of your own: register() above it, and its file in IMPORTS; see "
+            if not difflib.get_close_matches(str(name).lower(), map(str.lower, self), 1, 0.75):
+                hint += ("\n  One of your own: register() above it, and its file in IMPORTS; see "
                          "docs/add_your_own.md")
             raise ConfigError(f"no {self.kind} named {name!r}", where=where, hint=hint)
         return entry
@@ -351,7 +351,7 @@ class Registry:
             reason = _reason(error)
             is_argument = isinstance(error, TypeError) and any(
                 f"unexpected keyword argument '{key}'" in reason for key in arguments)
-            if "__init__() call" in reason:  # of torch's Module, before which nothing can be assigned
+            if "__init__() call" in reason:  # of torch's Module: it has to come before assignments
                 error = ValueError(f"super().__init__() comes first in {place_of(entry)}")
                 reason = str(error)
             if is_own_code and not (path or is_argument or isinstance(error, ValueError)):
@@ -706,6 +706,19 @@ def import_user_code(names: Iterable[str], where: object = None, is_told: bool =
             _import_module(name, where, is_told)
 
 
+_code: dict[str, str] = {}  # what was imported: names, and what tells the content from others
+
+
+def user_code() -> dict[str, str]:
+    """Return what tells the files that were imported, by name, from edited ones."""
+    return dict(_code)
+
+
+def _note_code(name: str, origin: str | None) -> None:
+    if origin and os.path.isfile(origin):
+        _code[name] = hashlib.sha1(Path(origin).read_bytes()).hexdigest()
+
+
 def _import_file(path: Path, where: object, is_told: bool) -> None:
     if not os.path.isfile(path):  # which takes what no path can be as well
         raise ConfigError(f"no file {path}", where=where,
@@ -723,6 +736,7 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
         if str(path.parent) not in sys.path:  # as Python does for a script, but last
             sys.path.append(str(path.parent))
         _say_imported(str(path), is_told)
+        _note_code(path.name, str(path))
         try:
             with _mistakes_of_syntax_told(where):
                 spec.loader.exec_module(module)
@@ -762,6 +776,7 @@ def _import_module(name: str, where: object, is_told: bool) -> None:
             if place:
                 _refuse_run_folder(Path(place), where)
         _say_imported(spec.origin or whole, is_told)
+        _note_code(whole, spec.origin)
         with _mistakes_of_syntax_told(where):
             importlib.import_module(whole)
 

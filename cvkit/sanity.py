@@ -285,8 +285,8 @@ def odd_loss(config: Config, loss: nn.Module, labels: torch.Tensor,
     right, wrong = value(labels), value(labels + 1)
     if not right > wrong:
         return {}
-    return {"sign": f"loss {config.LOSS.NAME} is {right:.4g} of images that are surely right and "
-                    f"{wrong:.4g} of those that are surely wrong: training makes it low. Is its "
+    return {"sign": f"loss {config.LOSS.NAME} is {right:.4g} where all images are surely right and "
+                    f"{wrong:.4g} where all are surely wrong, and training makes it low: is its "
                     "sign the other way round?"}
 
 

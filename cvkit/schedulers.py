@@ -288,8 +288,8 @@ def _refuse_other_unit(node: Any, scheduler: Any, unit: str) -> None:
     of_steps = [fact for fact in asked if fact in ("total_steps", "steps_per_epoch")]
     of_epochs = [fact for fact in asked if fact in ("epochs", "T_max")]
     if unit == "epoch" and of_steps and not hasattr(scheduler, "unit"):
-        raise ConfigError(f"scheduler {node[NAME]} asks for {of_steps[0]}, and does not say whether "
-                          "it is stepped after each batch or each epoch",
+        raise ConfigError(f"scheduler {node[NAME]} asks for {of_steps[0]}, and does not say "
+                          "whether it is stepped after each batch or each epoch",
                           hint="Give the class, or what the function returns, the attribute "
                                "unit = \"batch\"; or \"epoch\".")
     if unit == "batch" and of_epochs and not of_steps:

@@ -60,7 +60,7 @@ from cvkit.metrics import (
 )
 from cvkit.models import parameters_in_words, refuse_single_images
 from cvkit.optimizers import begin_momentum, build_optimizer, trained_in
-from cvkit.registry import WRITERS
+from cvkit.registry import WRITERS, user_code
 from cvkit.requirements import check_requirements, enforce, summary
 from cvkit.resume import (
     EpochState,
@@ -80,7 +80,7 @@ from cvkit.sanity import (
 )
 from cvkit.schedulers import Schedule, build_schedule, is_planned, is_to_find, with_rate
 from cvkit.signals import Interrupted, StopSignals
-from cvkit.trial import CopyError, refusing_copies_that_fail, try_training
+from cvkit.trial import CopyError, forms_checked, refusing_copies_that_fail, try_training
 from cvkit.writers import JsonLines
 
 _OF_WRITERS = ("write(step, values)", "finish(run)", "close()")
@@ -193,10 +193,19 @@ class Trainer:
         """Whether some get no gradient, which processes have to know before they average."""
         if distributed.size() == 1 or self.config.TRAIN.UNUSED_PARAMETERS:
             return self.config.TRAIN.UNUSED_PARAMETERS
+        def leaves_some_out(size: int) -> bool:  # each draws other numbers
+            return any(parameter.requires_grad and parameter.grad is None for _ in range(_TRIES)
+                       for parameter in self._try_batch(size).parameters())
+
         with random_numbers_kept(self.device):
-            twins = (self._try_batch(2) for _ in range(_TRIES))  # each draws other numbers
-            has_some = any(parameter.requires_grad and parameter.grad is None
-                           for twin in twins for parameter in twin.parameters())
+            try:
+                has_some = leaves_some_out(2)
+            except CopyError:  # then torch says so, if they are left out
+                has_some = False
+            except ConfigError:
+                raise
+            except Exception:  # a loss may need more images
+                has_some = leaves_some_out(self.loaders.train.part_size(0))
         return distributed.anywhere(has_some)
 
     def _build_optimizer_and_schedule(self, is_tried: bool = True) -> None:
@@ -311,15 +320,16 @@ class Trainer:
         self.lower, self.assuming, known = ["loss"], None, ["loss"]
         metrics = build_metrics(self.config.METRICS, self.classes)
         computed = []
-        for metric in metrics:
-            with refusing_to_fill_the_class(metric):
-                metric.update(torch.zeros(len(classes), len(classes)), classes.clone())
-                values = values_of(metric)
-            computed.append((metric, values))
-            self.lower += lower_is_better(metric, values)
-            if monitor in values and not (is_part(monitor) or hasattr(metric, "lower_is_better")):
-                self.assuming = type(metric).__name__
         try:
+            for metric in metrics:
+                with refusing_to_fill_the_class(metric):
+                    metric.update(torch.zeros(len(classes), len(classes)), classes.clone())
+                    values = values_of(metric)
+                computed.append((metric, values))
+                self.lower += lower_is_better(metric, values)
+                if monitor in values and not (
+                        is_part(monitor) or hasattr(metric, "lower_is_better")):
+                    self.assuming = type(metric).__name__
             known += together(computed)
         except ConfigError as error:
             error.where = error.where or self.config.where("METRICS")
@@ -416,7 +426,7 @@ class Trainer:
                         writer = WRITERS.build(node, folder=str(run.folder), config=self.config)
                         WRITERS.refuse_without(node, writer, *_OF_WRITERS)
                         writers.append(writer)
-            with self.signals, self.explaining():
+            with self.explaining(), self.signals:  # whose end lets SIGTERM kill again
                 while not self._is_finished():
                     predictions = self._train_and_evaluate(writers)
                 predictions = self._final_predictions(predictions)
@@ -701,7 +711,7 @@ class Trainer:
                 "schedule": plain(self.schedule.state_dict()),
                 "scaler": self.scaler.state_dict(), "best": self.best,
                 "backend": self.loaders.train.backend, "within": within,
-                "images": self.identities,
+                "images": self.identities, "code": user_code(),
                 "ema": None if self.ema is None else {
                     "steps": self.ema.steps, "model": weights_of(self.model)}}
 
@@ -734,7 +744,7 @@ class Trainer:
         try:
             load_weights(self.evaluated_model, checkpoint.model, "the checkpoint")
             if checkpoint.loss is not None:  # of older versions: it stays as it was built
-                load_weights(self.loss, checkpoint.loss, "the checkpoint's loss")
+                load_weights(self.loss, checkpoint.loss, "the checkpoint", "loss")
             if checkpoint.transform_input:  # which comes with the pretrained weights
                 self.model.transform_input = self.evaluated_model.transform_input = True
             if self.ema is not None:
@@ -776,6 +786,12 @@ class Trainer:
                                   "another order",
                                   hint="Put back what was there, or start a new run without "
                                        "--resume.")
+        code = checkpoint.training.get("code", user_code())
+        edited = [name for name, content in user_code().items()
+                  if code.get(name, content) != content]
+        if edited:
+            self.log.both(f"note       {', '.join(edited)} was edited since the run was saved; it is "
+                          "trained on with the file as it is now")
         backend = checkpoint.training.get("backend", "albumentations")  # as in older runs
         if backend != self.loaders.train.backend:
             raise RunError(f"{run.folder} was trained with DATA.BACKEND {backend}; "
@@ -899,7 +915,7 @@ class Trainer:
         checkpoint = distributed.from_main(lambda: self.run.checkpoint("best"))
         load_weights(self.evaluated_model, checkpoint.model, "best.pt")
         if checkpoint.loss is not None:
-            load_weights(self.loss, checkpoint.loss, "best.pt's loss")
+            load_weights(self.loss, checkpoint.loss, "best.pt", "loss")
         predictions = predict(
             self.evaluated_model, self.loaders.test, self.loss,
             build_metrics(self.config.METRICS, self.classes), self.classes, self.precision,
@@ -1024,12 +1040,13 @@ class Trainer:
         """Push a batch through a copy of the model, forward and backward, and return the copy."""
         images = torch.zeros(size, *self.loaders.train_shape, device=self.device)
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-        model, criterion = self._copied()
-        model.train()
-        with autocast(self.device, self.precision):
-            loss = criterion(model(images), labels)
+        twin = copy.copy(self)
+        twin.model, twin.loss = self._copied()
+        twin.model.train()
+        with autocast(self.device, self.precision), forms_checked(twin):
+            loss = twin.loss(twin.model(images), labels)
         loss.backward()
-        return model
+        return twin.model
 
     # -- check ---------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -127,8 +128,8 @@ def _refuse_other_images(trainer: Any) -> None:
         raise ConfigError(f"data set {node[NAME]} has other images, labels or another order "
                           f"{whose}: no training could be resumed or evaluated",
                           where=where_in(node, NAME),
-                          hint="Draw by the seed that it is offered, numpy.random.default_rng(seed),"
-                               " and sort what sets or folders hold.")
+                          hint="Draw by the seed that it is offered, numpy.random.default_rng(seed)"
+                               " for example, and sort what sets or folders hold.")
 
 
 def _next_rates(trainer: Any) -> list[list[float]]:
@@ -166,7 +167,7 @@ def _step(trainer: Any, batch: Batch) -> tuple[str, bool]:
     _refuse_sparse(trainer)
     _refuse_hidden(trainer)
     trainer.model.train()
-    with _forms_checked(trainer):
+    with forms_checked(trainer):
         loss, logits = trainer.train_step(batch, 1.0, False)
     norm = _gradient_norm(trainer)
     # The first scale of fp16 is often too large; training skips such steps and halves it.
@@ -229,7 +230,7 @@ def _refuse_hidden(trainer: Any) -> None:
 
 
 @contextmanager
-def _forms_checked(trainer: Any) -> Iterator[None]:
+def forms_checked(trainer: Any) -> Iterator[None]:
     """Refuse a model that returns no logits in training, or a loss that is none, when called.
 
     Raises:
@@ -307,16 +308,32 @@ def _blame(checkpoint: Checkpoint, config: Any) -> None:
              "schedule": config.SCHEDULER}
     parts = {"model": checkpoint.model, "loss": checkpoint.loss, **checkpoint.training}
     for name, state in parts.items():
-        try:
-            reread(state)
-        except Exception as error:
-            node = nodes.get(name)
-            component = f" of {node[NAME]}" if node else ""
-            held = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-            reason = f"it holds {held[1]}" if held else str(error).strip().split("\n")[0]
-            raise ConfigError(f"the state of the {name}{component} cannot be saved and read again: "
-                              f"{reason}", where=where_in(node, NAME) if node else None,
-                              hint="It has to be tensors and plain values.") from error
+        error, key = _why_not_read(state), None
+        if error is None:
+            continue
+        while isinstance(state, dict):  # down to what it is
+            inner = next((inner for inner in state if _why_not_read(state[inner])), None)
+            if inner is None:
+                break
+            state, key = state[inner], inner
+        node = nodes.get(name)
+        component = f" of {node[NAME]}" if node else ""
+        held = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        reason = f"{key or 'it'} holds {held[1]}" if held else (
+            f"{key}: " if key else "") + str(error).strip().split("\n")[0]
+        way = " .tolist() makes them of an array." if isinstance(state, np.ndarray) else ""
+        raise ConfigError(f"the state of the {name}{component} cannot be saved and read again: "
+                          f"{reason}", where=where_in(node, NAME) if node else None,
+                          hint=f"It has to be tensors and plain values.{way}") from error
+
+
+def _why_not_read(state: Any) -> Exception | None:
+    """Return what keeps a state from being saved and read again, or None."""
+    try:
+        reread(state)
+    except Exception as error:  # of pickle or torch
+        return error
+    return None
 
 
 @torch.no_grad()

@@ -285,6 +285,64 @@ def test_without_the_key_it_is_trained_or_told_to_set_it(processes, noisy, late,
         assert "TRAIN.UNUSED_PARAMETERS true allows for that" in said, said
 
 
+OWN = """
+import os
+import numpy as np
+from torch import nn
+from torch.nn import functional as F
+from cvkit import DATASETS, LOSSES, MODELS, ImageData, ImageSet
+
+class Flat(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc = nn.Linear(3 * 32 * 32, num_classes)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+MODELS.register("Flat")(Flat)
+
+@MODELS.register()
+class PairInTraining(Flat):
+    def forward(self, images):
+        logits = super().forward(images)
+        return (logits, images) if self.training else logits
+
+@LOSSES.register()
+class HardestTwelve(nn.Module):
+    def forward(self, logits, labels):
+        return F.cross_entropy(logits, labels, reduction="none").topk(12).values.mean()
+
+@DATASETS.register()
+def drawn_by_rank():
+    order = np.random.default_rng(int(os.environ["RANK"])).permutation(96)
+    images = np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3)).astype(np.uint8)[order]
+    labels = (np.arange(96) % 4)[order]
+    train, test = ImageSet.of(images[:64], labels[:64]), ImageSet.of(images[64:], labels[64:])
+    return ImageData("abcd", train, test, 3, (32, 32), (0.5,) * 3, (0.29,) * 3)
+"""
+
+
+@pytest.mark.parametrize("part, expected", [
+    ({"DATA.DATASET": {"NAME": "drawn_by_rank"}}, "data set drawn_by_rank has other images, labels or another "
+                                                   "order in each process"),
+    ({"MODEL": {"NAME": "PairInTraining"}}, "model PairInTraining returns a tuple in training"),
+    ({"LOSS": {"NAME": "HardestTwelve"}}, None)])
+def test_parts_of_one_s_own_are_refused_by_name_or_trained(processes, noisy, part, expected):
+    Path("own.py").write_text(OWN)
+    settings = {**{key: value for key, value in GROUPS.items() if not key.startswith("MODEL")},
+                "MODEL": {"NAME": "Flat"}, "DATA.BATCH_SIZE": 32, "DATA.LIMIT": 64, "IMPORTS": ["../own.py"], **part}
+    started = begin(processes, 2, settings)
+    if expected is None:
+        assert len(end(started).metrics) == 2
+        return
+    for process in started:
+        process.join(60)
+    assert all(process.exitcode for process in started)
+    assert expected in Path("0/out.txt").read_text()
+    assert not Path("0/runs").exists()
+
+
 @pytest.mark.parametrize("words", [
     "Application timeout caused pair closure", "Connection closed by peer [127.0.0.1]:1234",
     "[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 4000ms for recv operation"])
@@ -441,6 +499,32 @@ def test_a_mistake_in_the_config_is_said_once(tiny):
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 1 and said.count("error: ") == 1
     assert "Did you mean EPOCHS?" in said
+
+
+def test_the_first_process_speaks_before_another_of_the_machine_ends_the_job(monkeypatch):
+    """torchrun ends all as soon as one has ended."""
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for name, value in variables_of(0, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    assert distributed.is_first_to_fail() and waited == []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.is_first_to_fail() and len(waited) == 1 and waited[0] >= 10
+
+
+def test_a_process_that_failed_is_not_ended_before_it_has_said_why(tiny, monkeypatch):
+    def fail(self):
+        monkeypatch.setattr(distributed, "size", lambda: 2)
+        raise RuntimeError("something of torch")
+
+    monkeypatch.setattr(Trainer, "train_epoch", fail)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="something of torch"):
+            train(load_config(tiny))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

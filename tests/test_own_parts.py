@@ -83,6 +83,51 @@ class Forgets(lr_scheduler.LRScheduler):
         pass
 
 
+class NumpyTable(lr_scheduler.LRScheduler):
+    unit = "batch"
+
+    def __init__(self, optimizer, total_steps):
+        self.table = np.linspace(1, 0, total_steps + 1)
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [rate * float(self.table[self.last_epoch]) for rate in self.base_lrs]
+
+
+class WithoutUnit(lr_scheduler.LRScheduler):
+    """Meant for batches."""
+
+    def __init__(self, optimizer, total_steps):
+        self.total = total_steps
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [rate * (1 - self.last_epoch / self.total) for rate in self.base_lrs]
+
+
+def linear_over_batches(optimizer, total_steps):
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total_steps)
+    schedule.unit = "batch"
+    return schedule
+
+
+class EpochsOverBatches(WithoutUnit):
+    unit = "batch"
+
+    def __init__(self, optimizer, epochs):
+        super().__init__(optimizer, epochs)
+
+
+class BelowZero(lr_scheduler.LRScheduler):
+    def get_lr(self):
+        return [rate * (1 - self.last_epoch) for rate in self.base_lrs]
+
+
+class ForgetsToInitialise(lr_scheduler.LRScheduler):
+    def __init__(self, optimizer):
+        self.count = 0
+
+
 # -- losses ----------------------------------------------------------------------------
 
 
@@ -137,6 +182,26 @@ def partial_function():
 
 def per_image():
     return functools.partial(F.cross_entropy, reduction="none")
+
+
+def a_sum():
+    return functools.partial(F.cross_entropy, reduction="sum")
+
+
+def a_tuple():
+    return lambda logits, labels: (F.cross_entropy(logits, labels), 0.5)
+
+
+def itself(logits, targets, gamma=2.0):
+    return F.cross_entropy(logits, targets)
+
+
+class LossWithoutInit(nn.Module):
+    def __init__(self):
+        self.gamma = 2.0
+
+    def forward(self, logits, labels):
+        return F.cross_entropy(logits, labels)
 
 
 def without_gradient():
@@ -317,6 +382,11 @@ class ListedToo(Flat):
         self.layers = [self.fc]
 
 
+class ModelWithoutInit(nn.Module):
+    def __init__(self):
+        self.fc = nn.Linear(3, 3)
+
+
 class PairInTraining(Flat):
     def forward(self, x):
         logits = super().forward(x)
@@ -342,6 +412,39 @@ class Heavy(torch.optim.SGD):
 
     def __init__(self, params, lr: float):
         super().__init__(params, lr, momentum=0.9)
+
+
+class Rebinds(torch.optim.Optimizer):
+    """Changes names, no weights."""
+
+    def __init__(self, params, lr: float):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight = weight - group["lr"] * weight.grad
+
+
+class RateOfItsOwn(torch.optim.Optimizer):
+    """Goes by the first rate for ever."""
+
+    def __init__(self, params, lr: float):
+        super().__init__(params, {"lr": lr})
+        self.rate = lr
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight -= self.rate * weight.grad
+
+
+class FlatList(RateOfItsOwn):
+    def __init__(self, params, lr: float):
+        super().__init__([weight for weight in params if weight.requires_grad], lr)
 
 
 class NeedsClosure(torch.optim.SGD):
@@ -399,6 +502,16 @@ class Huge:
                 "of_numpy": np.float32(0.5)}
 
 
+class InItsClass:
+    labels = []
+
+    def update(self, logits, labels):
+        self.labels += labels.tolist()
+
+    def compute(self):
+        return {"count": len(self.labels)}
+
+
 class Spoils:
     """Changes the logits in place."""
 
@@ -447,21 +560,43 @@ class Unclosed:
         pass
 
 
-OWN = {SCHEDULERS: [numpy_cosine, MyCycle, LambdaInside, Stateless, Forgets],
+class TakesValuesOnly(Unclosed):
+    def write(self, values):
+        pass
+
+    def close(self):
+        pass
+
+
+OWN = {SCHEDULERS: [NumpyTable, WithoutUnit, linear_over_batches, EpochsOverBatches, BelowZero, ForgetsToInitialise, numpy_cosine, MyCycle, LambdaInside, Stateless, Forgets],
        LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, CountedInAnAttribute,
                 HardestTwelve, plain_function, partial_function,
-                per_image, without_gradient, made_anew, a_float, no_loss],
+                per_image, a_sum, a_tuple, itself, LossWithoutInit, without_gradient, made_anew, a_float, no_loss],
        MODELS: [LeNet, LeNetViewedInTraining, Flat, Spectral, ExtraState, NumpyExtraState,
                 PathInExtraState, PlainAttribute,
-                NotPersistent, Sparse, Infinite, CountsEvaluations, Hidden, ListedToo, PythonRandom, SkipsByChance, PairInTraining,
+                NotPersistent, Sparse, Infinite, CountsEvaluations, Hidden, ListedToo, ModelWithoutInit, PythonRandom, SkipsByChance, PairInTraining,
                 MappingInTraining],
-       OPTIMIZERS: [NumpyRate, Heavy, NeedsClosure, Rated, Fused, FusedByDefault],
-       METRICS: [Huge, Spoils, NeedsAllClasses, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
-       WRITERS: [Unclosed]}
+       OPTIMIZERS: [NumpyRate, Heavy, Rebinds, RateOfItsOwn, FlatList, NeedsClosure, Rated, Fused, FusedByDefault],
+       METRICS: [Huge, InItsClass, Spoils, NeedsAllClasses, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
+       WRITERS: [Unclosed, TakesValuesOnly]}
 KEYS = {SCHEDULERS: "SCHEDULER", LOSSES: "LOSS", MODELS: "MODEL", OPTIMIZERS: "OPTIMIZER",
         METRICS: "METRICS", WRITERS: "WRITERS"}
 REFUSED = {
     "LambdaInside": "state of the schedule of LambdaInside cannot be saved and read again",
+    "NumpyTable": r"state of the schedule of NumpyTable cannot be saved.*: table holds numpy.*\.tolist\(\)",
+    "WithoutUnit": 'scheduler WithoutUnit asks for total_steps, and does not say.*unit = "batch"',
+    "EpochsOverBatches": "EpochsOverBatches is stepped after each batch, and asks for epochs.*total_steps",
+    "BelowZero": "scheduler BelowZero makes the learning rate negative, -0.1",
+    "ForgetsToInitialise": r"super\(\).__init__\(\) of LRScheduler was not called: .*test_own_parts.py:\d+",
+    "a_sum": "loss a_sum is a sum over the images of a batch.*len",
+    "a_tuple": "loss a_tuple returns a tuple, not one number.*alone, as a tensor",
+    "itself": "loss itself needs logits, targets.*register a function that returns it",
+    "LossWithoutInit": r"super\(\).__init__\(\) of Module was not called: .*test_own_parts.py:\d+",
+    "ModelWithoutInit": r"super\(\).__init__\(\) comes first in .*test_own_parts.py:\d+",
+    "Rebinds": r"optimizer Rebinds changes no weight in 23 steps.*test_own_parts.py:\d+",
+    "FlatList": "optimizer FlatList takes params for a list of weights.*They are groups",
+    "InItsClass": "metric InItsClass fills labels of its class.*self.labels in __init__",
+    "TakesValuesOnly": r"writer TakesValuesOnly cannot be called as write\(step, values\): .*py:\d+",
     "Stateless": "scheduler Stateless has no state_dict",
     "Forgets": "scheduler Forgets could not be resumed.*gives other rates",
     "Hidden": "model Hidden keeps layers or parameters in a list, layers of Hidden,.*ModuleList",
@@ -473,7 +608,7 @@ REFUSED = {
     "PlainAttribute": "model PlainAttribute could not be evaluated or resumed.*get_extra_state",
     "NotPersistent": "model NotPersistent could not be evaluated or resumed.*persistent",
     "Sparse": "model Sparse has graph, which is sparse",
-    "PathInExtraState": r"state of the model of PathInExtraState cannot .* again: it holds pathlib\.",
+    "PathInExtraState": r"state of the model of PathInExtraState cannot .* again: place holds pathlib\.",
     "CountedInAnAttribute": "loss CountedInAnAttribute could not be evaluated or resumed",
     "PairInTraining": "model PairInTraining returns a tuple in training; expected logits",
     "MappingInTraining": "model MappingInTraining returns a dict in training; expected logits",
@@ -529,7 +664,7 @@ def stopped(monkeypatch, config, steps):
 
 
 def test_these_parts_are_all_there():
-    assert len(TRAINED) >= 24 and len(REFUSED) >= 22 and set(REFUSED) < set(NAMES)
+    assert len(TRAINED) >= 28 and len(REFUSED) >= 37 and set(REFUSED) < set(NAMES)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -752,6 +887,71 @@ def test_weights_without_gradients_are_named(own):
         train(own(MODEL={"NAME": "NoGradient"}))
 
 
+def minus_cross_entropy():
+    return lambda logits, labels: -F.cross_entropy(logits, labels)
+
+
+class Softmax(Flat):
+    def __init__(self, num_classes, in_channels, image_size, dim: int = 1):
+        super().__init__(num_classes, in_channels, image_size)
+        self.dim = dim
+
+    def forward(self, x):
+        return super().forward(x).softmax(self.dim)
+
+
+class Alone(Flat):
+    """Normalises by the batch, in evaluation as well."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize("registry, part, arguments, expected", [
+    (LOSSES, minus_cross_entropy, {}, "loss minus_cross_entropy is -"),
+    (MODELS, Softmax, {}, "model Softmax returns probabilities"),
+    (MODELS, Softmax, {"dim": 0}, "what model Softmax says of an image in evaluation depends on the"),
+    (MODELS, Alone, {}, "what model Alone says of an image in evaluation depends on the other images"),
+    (LOSSES, plain_function, {}, None), (MODELS, Flat, {}, None), (MODELS, LeNet, {}, None)])
+def test_what_trains_and_is_wrong_all_the_same_is_told_once(own, capsys, registry, part, arguments, expected):
+    registry.register()(part)
+    node = {KEYS[registry]: {"NAME": part.__name__, **arguments}}
+    for tell in (Trainer(own(**node)).check, lambda: train(own(**node))):
+        tell()
+        warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+        assert [expected in line for line in warnings] == [True] if expected else warnings == []
+
+
+def test_what_is_evaluated_is_the_same_in_any_batches_or_told(own):
+    """The half of a batch that is compared is of the same weights and statistics."""
+    assert Trainer(own(MODEL={"NAME": "resnet18", "width": 4})).check() is None
+
+
+def test_an_optimizer_may_have_a_rate_of_its_own_where_no_schedule_changes_it(own):
+    assert train(own("RateOfItsOwn", SCHEDULER=None)).metrics
+    with pytest.raises(ConfigError, match="at half the learning rate"):
+        train(own("RateOfItsOwn", SCHEDULER=None, **{"TRAIN.WARMUP_EPOCHS": 1}))
+
+
+class Finishes(TakesValuesOnly):
+    finished = 0
+
+    def write(self, step, values):
+        pass
+
+    def finish(self, run):
+        Finishes.finished += 1
+        raise OSError("the server is gone")
+
+
+def test_a_writer_that_fails_at_the_end_keeps_the_others_from_nothing(own):
+    WRITERS.register()(Finishes)
+    with pytest.raises(OSError, match="the server is gone"):
+        train(own(WRITERS=[{"NAME": "Finishes"}, {"NAME": "Finishes"}]))
+    assert Finishes.finished == 2 and open_run().predictions.epoch == 2
+
+
 def test_a_metric_that_is_nan_is_said_once(own, capsys):
     class LateF1(CallsItAccuracy):
         lower_is_better = False
@@ -873,3 +1073,122 @@ def test_a_run_goes_on_with_its_own_images_only(own, monkeypatch, change, expect
         return
     with pytest.raises(CheckpointError, match="other images"):
         train(config, resume=True)
+
+
+# -- data sets that draw ---------------------------------------------------------------
+
+
+def drawn(permutation):
+    whole = noise()
+    return whole.with_splits(train=whole.train.take(permutation[:48]), test=whole.train.take(permutation[48:]))
+
+
+def drawn_globally():
+    order = np.random.permutation(64)
+    random.shuffle(order)
+    return drawn(order[torch.randperm(64).numpy()])
+
+
+def drawn_by_the_system():
+    return drawn(np.random.default_rng().permutation(64))
+
+
+def drawn_in_each_process():
+    return drawn(np.random.default_rng(Number.value).permutation(64))
+
+
+class Number:
+    value = 0
+
+
+def test_what_a_data_set_draws_is_the_same_each_time(own, capsys):
+    DATASETS.register()(drawn_globally)
+    config = own(**{"DATA.DATASET": {"NAME": "drawn_globally"}, "DATA.LIMIT": 0})
+    run = train(config)
+    found = evaluate(Run(run.folder))
+    assert np.array_equal(found.probabilities, run.predictions.probabilities)
+    assert "warning" not in capsys.readouterr().out
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert Run(run.folder).data.test.identity == run.data.test.identity
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    seeds = [Experiment(own(**{"DATA.DATASET": {"NAME": "drawn_globally"}, "DATA.LIMIT": 0,
+                               "DATA.SPLIT_SEED": seed})).data.test.identity for seed in (0, 0, 1)]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_a_data_set_that_is_another_each_time_is_refused(own):
+    DATASETS.register()(drawn_by_the_system)
+    config = own(**{"DATA.DATASET": {"NAME": "drawn_by_the_system"}, "DATA.LIMIT": 0})
+    for refuse in (Trainer(config).check, lambda: train(config)):
+        with pytest.raises(ConfigError, match="data set drawn_by_the_system has other images.*each time it is built") as caught:
+            refuse()
+        assert "by the seed" in caught.value.hint
+    assert not Path("runs").exists()
+
+
+def test_images_that_are_given_are_not_built_again(own):
+    DATASETS.register()(drawn_by_the_system)
+    config = own(**{"DATA.DATASET": {"NAME": "drawn_by_the_system"}, "DATA.LIMIT": 0})
+    parts = Experiment(config)
+    parts.data = noise()
+    assert Trainer(config, parts).train().metrics
+
+
+def test_an_evaluation_of_a_run_whose_data_set_has_other_training_images_warns_and_keeps_the_old(own, capsys):
+    """As when a set of words is iterated: the same in one process, another in the next."""
+    DATASETS.register()(drawn_in_each_process)
+    run = train(own(**{"DATA.DATASET": {"NAME": "drawn_in_each_process"}, "DATA.LIMIT": 0}))
+    before = (run.folder / "predictions.npz").read_bytes()
+    capsys.readouterr()
+    Number.value = 1
+    try:
+        evaluate(Run(run.folder))
+        said = capsys.readouterr().out
+        with pytest.raises(RunError, match="of other test images(?s:.*)Put back what was there"):
+            Run(run.folder).visualize("misclassified")
+        evaluate(Run(run.folder), {"DATA.DATASET": {"NAME": "noise"}} if "noise" in DATASETS else {"DATA.LIMIT": 40})
+        assert "warning" not in capsys.readouterr().out  # as they were chosen
+    finally:
+        Number.value = 0
+    assert "warning    the data set has other training images than those that the run was trained on" in said
+    assert "Not written to" in said and (run.folder / "predictions.npz").read_bytes() == before
+    evaluate(Run(run.folder))
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("returned, expected", [
+    (None, "returned NoneType, not a cvkit.ImageData(?s:.*)Is a return missing"),
+    (([], []), "returned tuple, not a cvkit.ImageData(?s:.*)add_a_dataset.md"),
+    (torch.utils.data.TensorDataset(torch.zeros(2)), "returned TensorDataset, not a cvkit.ImageData")])
+def test_a_data_set_that_returns_something_else_is_told_so(own, returned, expected):
+    DATASETS.register("other")(lambda: returned)
+    with pytest.raises(ConfigError, match=f"data set other {expected}"):
+        train(own(**{"DATA.DATASET": {"NAME": "other"}}))
+
+
+# -- code that was edited --------------------------------------------------------------
+
+
+EDITED = """
+from torch import nn
+from cvkit import MODELS
+
+@MODELS.register("edited")
+def edited(num_classes, in_channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size ** 2, num_classes))
+"""
+
+
+def test_a_run_that_goes_on_with_edited_code_says_so(own, monkeypatch, capsys):
+    path = Path("edited_part.py").resolve()
+    path.write_text(EDITED)
+    config = own(MODEL={"NAME": "edited"}, IMPORTS=[str(path)])
+    stopped(monkeypatch, config, 2)
+    train(config, resume=True)
+    assert "was edited" not in capsys.readouterr().out
+    stopped(monkeypatch, config, 2)
+    monkeypatch.setattr("cvkit.registry._code", {path.name: "what another process imported"})
+    train(config, resume=True)
+    assert capsys.readouterr().out.count("note       edited_part.py was edited since the run was saved") == 1
+    assert "edited_part.py was edited" in (open_run().folder / "train.log").read_text()

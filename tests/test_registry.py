@@ -369,6 +369,57 @@ def test_imports_register_files_and_modules(tmp_path, monkeypatch):
     assert MODELS.build("from_a_file") == "file" and MODELS.build("from_a_module") == "module"
 
 
+def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "a_helper_of_mine.py").write_text("WIDTH = 7\n")
+    (folder / "my_model.py").write_text(
+        "from cvkit import MODELS\nfrom a_helper_of_mine import WIDTH\n\n"
+        "@MODELS.register()\ndef with_a_helper():\n    import json\n    return WIDTH, json\n")
+    (folder / "json.py").write_text("raise ImportError('the one of Python is meant')\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    import_user_code([str(folder / "my_model.py")])
+    assert MODELS.build("with_a_helper")[0] == 7
+    assert sys.path[-1] == str(folder)
+
+
+def test_a_lambda_needs_a_name():
+    toy = Registry("nameless toy", "cvkit.errors")
+    with pytest.raises(ConfigError, match=r"a nameless toy without a name: .*test_registry.py:\d+"):
+        toy.register()(lambda: 1)
+    toy.register("one")(lambda: 1)
+    assert toy.build("one") == 1
+
+
+@pytest.mark.parametrize("name, is_told", [("Net", True), ("convnet", True), ("resnet81", False), ("ResNet-18", False)])
+def test_the_way_to_one_s_own_is_told_unless_a_name_is_misspelt(name, is_told):
+    with pytest.raises(ConfigError) as caught:
+        MODELS.get(name)
+    assert ("One of your own: register() above it, and its file in IMPORTS" in caught.value.hint) == is_told
+
+
+def test_arguments_of_a_module_without_a_constructor_are_refused(monkeypatch):
+    from torch import nn
+
+    from cvkit.registry import LOSSES
+
+    class Bare(nn.Module):
+        pass
+
+    class Passing(nn.Module):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+
+    assert LOSSES.own is not None
+    monkeypatch.setattr(LOSSES, "_entries", {**LOSSES._entries, "Bare": Bare, "Passing": Passing})
+    with pytest.raises(ConfigError, match="loss Bare has no argument 'gama'"):
+        LOSSES.build({"NAME": "Bare", "gama": 3})
+    with pytest.raises(ConfigError, match="loss Passing cannot be built: .*unexpected keyword argument 'gama'"):
+        LOSSES.build({"NAME": "Passing", "gama": 3})
+    assert isinstance(LOSSES.build("Bare"), Bare)
+
+
 def test_the_overview_shows_own_names_with_summaries_and_the_library():
     text = overview(MODELS)
     assert "resnet18  ResNet-18 for small images" in text

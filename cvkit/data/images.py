@@ -302,7 +302,7 @@ class ImageData:
         mean, std: of the training images, per channel, pixels scaled to 0–1.
 
     Raises:
-        DataError: labels beyond the classes, or images of other channels than declared.
+        DataError: labels beyond the classes, or images of other channels or sizes than declared.
     """
 
     classes: tuple[str, ...]
@@ -344,6 +344,11 @@ class ImageData:
         if channels != self.channels:
             raise DataError(f"the {name} images have {channels} channels, and the data set says "
                             f"{self.channels}", hint=f"Give ImageData channels={channels}.")
+        size = images.shape[1:3] if isinstance(images, np.ndarray) else self.image_size
+        if self.image_size not in (None, size):
+            raise DataError(f"the {name} images are {_shape(size)}, and the data set says "
+                            f"{_shape(self.image_size)}",
+                            hint=f"Give ImageData image_size={_shape(size)}.")
 
     @property
     def monitored(self) -> str:
