@@ -277,7 +277,9 @@ class Registry:
             facts = difflib.get_close_matches(missing[0], self.offers)
             if facts and name in self._entries:
                 hint = f"Is {facts[0]} meant, which it is given by itself? {hint}"
-            if name in self._entries and inspect.isfunction(self._entries[name]) and not arguments:
+            entry = self.get(name)
+            if inspect.isfunction(entry) and not entry.__module__.startswith(
+                    ("cvkit.", "torchvision.")) and not arguments:
                 hint = (f"It is called with these, once, to make the {self.kind}: if they are what "
                         f"the {self.kind} itself\n  is given, register a function that returns it. "
                         f"{hint}")

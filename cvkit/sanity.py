@@ -70,6 +70,7 @@ def after_epoch(config: Config, data: ImageData, loss: nn.Module,
         batch_losses: of the last epoch, in order.
     """
     return {**not_a_number(config, records[-1], data.monitored),
+            **negative_rate(config, records[-1]),
             **negative_loss(loss, records[-1], data.monitored),
             **rising_at_chance(config, data, records, batch_losses)}
 
@@ -359,6 +360,15 @@ def not_a_number(config: Config, record: Mapping[str, Any], monitored: str) -> d
         return {}
     return {"nan": f"{monitored} {name} is NaN in epoch {record['epoch']}, which counts as worse "
                    "than any number"}
+
+
+def negative_rate(config: Config, record: Mapping[str, Any]) -> dict[str, str]:
+    """Warn of learning rates below 0."""
+    lowest = min((rate for _, rate in record.get("rates", ())), default=0.0)
+    if lowest >= 0:
+        return {}
+    return {"rate": f"{config.SCHEDULER.NAME} made the learning rate negative in epoch "
+                    f"{record['epoch']}, down to {lowest:.3g}: such steps raise the loss"}
 
 
 def negative_loss(loss: nn.Module, record: Mapping[str, Any], monitored: str) -> dict[str, str]:

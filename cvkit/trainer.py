@@ -790,8 +790,8 @@ class Trainer:
         edited = [name for name, content in user_code().items()
                   if code.get(name, content) != content]
         if edited:
-            self.log.both(f"note       {', '.join(edited)} was edited since the run was saved; it is "
-                          "trained on with the file as it is now")
+            self.log.both(f"note       {', '.join(edited)} was edited since the run was saved: the "
+                          "rest is trained with it as it is now")
         backend = checkpoint.training.get("backend", "albumentations")  # as in older runs
         if backend != self.loaders.train.backend:
             raise RunError(f"{run.folder} was trained with DATA.BACKEND {backend}; "

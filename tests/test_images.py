@@ -423,6 +423,22 @@ def test_images_of_another_form_are_refused(images, expected):
         ImageSet.of(images, [0, 1] * 4)
 
 
+@pytest.mark.parametrize("declared, expected", [
+    ({"mean": 0.5}, "mean of ImageData is 0.5\n  Give one number for each channel"),
+    ({"std": ["a"] * 3}, "std of ImageData is .'a', 'a', 'a'.\n  Give one number"),
+    ({"image_size": 16}, "image_size of ImageData is 16\n  Give .height, width., or None"),
+    ({"image_size": (28, 28)}, r"the train images are \(16, 16\), and the data set says \(28, 28\)\n  Give ImageData "
+                               r"image_size=\(16, 16\)"),
+    ({"classes": 4}, "classes of ImageData is 4\n  Give their names")])
+def test_what_a_data_set_declares_in_another_form_is_told(declared, expected):
+    images = np.zeros((8, 16, 16, 3), np.uint8)
+    split = ImageSet.of(images, np.arange(8) % 4)
+    facts = {"classes": "abcd", "channels": 3, "image_size": (16, 16), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    with pytest.raises(DataError, match=expected):
+        ImageData(train=split, test=split, **{**facts, **declared})
+    assert ImageData(train=split, test=split, **{**facts, "image_size": None}).image_size is None
+
+
 @pytest.mark.parametrize("labels, channels, expected", [
     (np.arange(8) % 4 + 1, 3, "the train labels go up to 4, and 4 classes have the numbers 0 to 3\n  Subtract 1"),
     ([0, 7] * 4, 3, "the train labels go up to 7, .*\n  Name all classes"),

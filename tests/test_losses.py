@@ -40,7 +40,7 @@ def test_the_number_of_losses_that_fit():
 def test_a_mistyped_loss_lists_only_those_that_can_be_taken(name):
     with pytest.raises(ConfigError, match=f"no loss named '{name}'") as caught:
         loss_of(name)
-    listed = caught.value.hint.split("Allowed: ")[1].rstrip(".").split(", ")
+    listed = caught.value.hint.split("Allowed: ")[1].split("\n")[0].rstrip(".").split(", ")
     assert sorted(listed) == sorted(_FORMS)
 
 

@@ -384,7 +384,8 @@ def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
     assert sys.path[-1] == str(folder)
 
 
-def test_a_lambda_needs_a_name():
+def test_a_lambda_needs_a_name(monkeypatch):
+    monkeypatch.setattr("cvkit.registry.REGISTRIES", {})
     toy = Registry("nameless toy", "cvkit.errors")
     with pytest.raises(ConfigError, match=r"a nameless toy without a name: .*test_registry.py:\d+"):
         toy.register()(lambda: 1)

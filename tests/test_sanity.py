@@ -31,7 +31,8 @@ def data_of(train, test, val=None, classes=("ant", "bee"), mean=(0.5,) * 3, std=
         images, labels = images if isinstance(images, tuple) else (images, np.arange(len(images)) % 2)
         return ImageSet.of(images, labels)
 
-    return ImageData(classes, split(train), split(test), 3, (16, 16), mean, std,
+    train = split(train)
+    return ImageData(classes, train, split(test), 3, train.images.shape[1:3], mean, std,
                      None if val is None else split(val))
 
 
@@ -316,6 +317,19 @@ def test_an_own_scheduler_that_did_nothing_is_told_at_the_end(tiny, capsys, regi
     overrides = {"SCHEDULER": {"NAME": "idle"}, "TRAIN.EPOCHS": 2, "TRAIN.WARMUP_EPOCHS": 1}
     line, = trained(tiny, capsys, **overrides)
     assert "idle leaves the learning rate at 0.05 in all 2 epochs. Choose its arguments for TRAIN.EPOCHS 2" in line
+
+
+def test_a_rate_below_zero_is_told_once(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(SCHEDULERS, "_entries", dict(SCHEDULERS._entries))
+
+    @SCHEDULERS.register()
+    def dips(optimizer, total_steps):
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 1.5 * step / total_steps)
+        schedule.unit = "batch"
+        return schedule
+
+    line, = trained(tiny, capsys, **{"SCHEDULER": {"NAME": "dips"}, "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60})
+    assert "dips made the learning rate negative in epoch 4, down to -0.0156" in line and "raise the loss" in line
 
 
 @pytest.mark.parametrize("overrides", [

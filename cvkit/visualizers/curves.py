@@ -121,7 +121,7 @@ def _describe(run: Run, name: str) -> str:
     return (f"{name}: train {100 * last['train/accuracy']:.2f} %, {split} "
             f"{100 * last[f'{split}/accuracy']:.2f} % after epoch {last['epoch']}; best by "
             f"{split} {run.config.TRAIN.MONITOR} in epoch {best['epoch']}, "
-            f"{100 * best[f'{split}/accuracy']:.2f} %")
+            f"accuracy {100 * best[f'{split}/accuracy']:.2f} %")
 
 
 def _range_of(panels: Sequence[Axes]) -> tuple[float, float]:
