@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import os
@@ -337,11 +338,11 @@ _EXPECTED = {
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state of a model or a loss, with NumPy's numbers in extra state made plain."""
+    """Return the state of a model or a loss, extra state as a copy without NumPy's numbers."""
     state = module.state_dict()
     for name in state:
         if name.endswith(_EXTRA):
-            state[name] = plain(state[name])
+            state[name] = plain(copy.deepcopy(state[name]))
     return state
 
 

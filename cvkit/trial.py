@@ -289,7 +289,7 @@ def _as_resumed(trainer: Any) -> Checkpoint:
     trainer.schedule.after_epoch(1.0, 0.5)
     checkpoint = trainer.checkpoint(trainer.training_state())
     try:
-        content = reread(checkpoint.content())
+        content = reread(checkpoint.content(), is_copied=False)
     except Exception:  # of pickle or torch, each in its own words, which do not say of what
         _blame(checkpoint, trainer.config)
         raise
@@ -342,10 +342,10 @@ def _said(trainer: Any, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
     found = []
     for model, batch in ((trainer.evaluated_model, evaluated), (trainer.model, trained)):
         trainer._seed(0)  # for one that draws
-        model.train(batch is trained)
-        with autocast(trainer.device, trainer.precision), _same_kernels():
-            found.append(model(batch.images))
-    return [*found, trainer.loss(found[-1], trained.targets)]
+        with (state_kept(model), autocast(trainer.device, trainer.precision), _same_kernels()):
+            found.append(model.train(batch is trained)(batch.images))
+    with state_kept(trainer.loss):
+        return [*found, trainer.loss(found[-1], trained.targets)]
 
 
 @torch.no_grad()
