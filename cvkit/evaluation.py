@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from cvkit.hardware import autocast, random_numbers_kept, seed_random_numbers, s
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss, weight_of
 from cvkit.metrics import Accuracy, Mean
-from cvkit.registry import METRICS
+from cvkit.registry import METRICS, where_in
 from cvkit.run import MAY_CHANGE, MAY_EVALUATE, Predictions, Run, is_among, open_run
 
 
@@ -55,6 +56,37 @@ def values_of(metric: Any) -> dict[str, float]:
         raise ConfigError(f"metric {type(metric).__name__} computes {values!r}",
                           hint="compute() returns numbers by name, such as "
                                "{'recall': 0.5}.") from None
+
+
+def refuse_what_adds_up(nodes: Iterable[Any], classes: Sequence[str]) -> None:
+    """Refuse a metric that counts in its class, where each evaluation goes on with the last one's.
+
+    Raises:
+        ConfigError: what a new one computes depends on another, and an attribute of the class is
+            another then.
+    """
+    right = torch.eye(len(classes))
+    for node in nodes:
+        kind = METRICS.get(node["NAME"])
+        if node["NAME"] == "Accuracy" or not inspect.isclass(kind):
+            continue
+        found, before = [], _shared(kind)
+        for logits in (right, right.roll(1, 0), right):
+            metric = build_metrics([node], classes)[1]
+            metric.update(logits.clone(), torch.arange(len(classes)))
+            found.append(values_of(metric))
+        changed = [name for name, value in _shared(kind).items() if before.get(name) != value]
+        if changed and repr(found[0]) != repr(found[2]):  # as text, in which NaN is NaN
+            raise ConfigError(
+                f"metric {node['NAME']} counts in {changed[0]} of its class, so that an evaluation "
+                "adds to the one before", where=where_in(node, "NAME"),
+                hint=f"Set self.{changed[0]} in __init__: each evaluation makes the metric anew.")
+
+
+def _shared(kind: type) -> dict[str, str]:
+    """Return the values of a class, in words."""
+    return {name: repr(value) for base in kind.__mro__ for name, value in vars(base).items()
+            if not callable(value) and not name.startswith("__")}
 
 
 def together(computed: Iterable[tuple[Any, dict[str, float]]]) -> dict[str, float]:

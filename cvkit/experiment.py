@@ -86,7 +86,7 @@ class Experiment(Subject):
 
     what = "a config, not a run"
     instead = "Train it, or name a finished run: --run RUN."
-    has_built_data = False  # or was given it
+    built_data: ImageData | None = None  # `data`, unless others are given
     is_viewed = False  # whether the model had to be given the plain memory layout
     layout: torch.memory_format | None = None  # of the model, once it is built
 
@@ -108,8 +108,8 @@ class Experiment(Subject):
     def data(self) -> ImageData:
         """The images, with DATA.VAL_FRACTION and DATA.LIMIT applied."""
         check_components(self.config)
-        self.has_built_data = True
-        return build_data(self.config)
+        self.built_data = build_data(self.config)
+        return self.built_data
 
     @cached_property
     def loaders(self) -> Loaders:

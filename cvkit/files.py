@@ -70,13 +70,10 @@ def _with_each(state: Any, change: Callable[[Any], Any]) -> Any:
 _SMALL = 10_000  # numbers; larger tensors are what takes time and memory, and all alike
 
 
-def reread(state: Any, is_copied: bool = True) -> Any:
+def reread(state: Any) -> Any:
     """Return what a state comes to once it is saved and loaded, without a file: on the CPU.
 
     Large dense tensors, which every checkpoint can hold, are copied instead, which is quicker.
-
-    Args:
-        is_copied: False leaves those as they are, where nothing else changes them any more.
 
     Raises:
         Exception: of pickle or torch, if it holds more than tensors and plain values.
@@ -97,5 +94,5 @@ def reread(state: Any, is_copied: bool = True) -> Any:
     torch.save(_with_each(state, without_bulk), file)
     file.seek(0)
     found = torch.load(file, map_location="cpu", weights_only=True)
-    return _with_each(found, lambda value: large[value].to("cpu", copy=is_copied) if (
+    return _with_each(found, lambda value: large[value].to("cpu", copy=True) if (
         isinstance(value, str) and value in large) else value)

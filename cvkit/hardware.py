@@ -101,7 +101,7 @@ def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.dev
     """Whether a model computes in a layout: `x.view(len(x), -1)` after a convolution does not."""
     was_training = model.training
     images = torch.zeros(2, *image_shape, device=device).to(memory_format=layout)
-    with torch.no_grad(), random_numbers_kept(device), state_kept(model):
+    with torch.no_grad(), random_numbers_kept(device), state_kept(model, with_frozen=True):
         for is_training in (False, True):
             try:
                 model.train(is_training)(images)
@@ -116,11 +116,16 @@ def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.dev
 
 
 @contextmanager
-def state_kept(*modules: nn.Module) -> Iterator[None]:
-    """Give buffers and extra state back what they were: whoever asks a model leaves no trace."""
+def state_kept(*modules: nn.Module, with_frozen: bool = False) -> Iterator[None]:
+    """Give buffers and extra state back what they were: whoever asks a model leaves no trace.
+
+    Args:
+        with_frozen: weights without gradients as well, which models move in training themselves.
+    """
     kept = []
     for module in modules:
-        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        parameters = {name for name, value in module.named_parameters(remove_duplicate=False)
+                      if value.requires_grad or not with_frozen}
         kept.append({name: copy.deepcopy(value) for name, value in module.state_dict().items()
                      if name not in parameters})
     try:

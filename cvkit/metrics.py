@@ -8,8 +8,7 @@ names of those values that are better when lower.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,26 +52,6 @@ def is_lower_better(name: str, record: Mapping[str, Any]) -> bool:
 def is_part(name: str) -> bool:
     """Tell whether a value is a part of one, by what cvkit's own metrics are called."""
     return re.fullmatch(r"(accuracy(/.*)?|top\d+)", name, re.DOTALL) is not None
-
-
-@contextmanager
-def refusing_to_fill_the_class(metric: Any) -> Iterator[None]:
-    """Refuse a metric that notes what it counts in its class, where each evaluation adds to it.
-
-    Raises:
-        ConfigError: at the end; names what it is noted in.
-    """
-    def sizes() -> dict[str, int]:
-        return {name: len(value) for kind in type(metric).__mro__
-                for name, value in vars(kind).items() if isinstance(value, (list, dict, set))}
-
-    before = sizes()
-    yield
-    grown = [name for name, size in sizes().items() if size != before.get(name)]
-    if grown:
-        raise ConfigError(f"metric {type(metric).__name__} fills {grown[0]} of its class, which "
-                          "each evaluation would add to", hint=f"Set self.{grown[0]} in __init__: "
-                          "each evaluation makes the metric anew.")
 
 
 class Mean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,8 @@ from cvkit.files import plain, reread
 from cvkit.hardware import random_numbers_kept
 from cvkit.registry import NAME, OPTIMIZERS, parameters_of, place_of, where_in
 
-# Of a trial: some optimizers move slow weights only every 5 or 10 steps.
-_STEPS_BEFORE, _STEPS_AFTER = 3, 20
+# Of a trial: some optimizers move slow weights only every 5 or 10 steps, or gather gradients.
+_STEPS_BEFORE, _STEPS_AFTER, _MOST_STEPS = 3, 20, 200
 
 OPTIMIZERS.add_library("torch.optim", lambda: {
     name: entry for name, entry in vars(torch.optim).items()
@@ -67,15 +68,26 @@ def _build(node: Any, groups: list[dict[str, Any]], **offered: Any) -> torch.opt
     if parameter is not None and parameter.default is parameter.empty:
         offered.setdefault("fused", None)
     try:
-        return OPTIMIZERS.build(node, params=groups, **offered)
-    except AttributeError as error:
-        if "'dict' object has no attribute" not in str(error):
+        optimizer = OPTIMIZERS.build(node, params=groups, **offered)
+    except (AttributeError, TypeError) as error:
+        missing = re.match("'dict' object has no attribute '(\\w+)'", str(error))
+        is_of_weight = missing and hasattr(torch.Tensor, missing[1])
+        if not (is_of_weight or "must be Tensor, not dict" in str(error)):
             raise
         raise ConfigError(f"optimizer {node[NAME]} takes params for a list of weights ({error})",
                           where=where_in(node, NAME),
                           hint="They are groups, [{\"params\": […], …}, …]: torch.optim.Optimizer "
                                f"makes self.param_groups of them; see "
                                f"{place_of(OPTIMIZERS.get(node[NAME]))}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer {node[NAME]} is {type(optimizer).__name__}, which is no "
+                          "torch.optim.Optimizer", where=where_in(node, NAME),
+                          hint="Derive it from that: it has the groups, and what is saved.")
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise ConfigError(f"optimizer {node[NAME]} has no lr in its groups, which schedules change",
+                          where=where_in(node, NAME),
+                          hint="Give it as a default: super().__init__(params, {\"lr\": lr})")
+    return optimizer
 
 
 def trained_in(module: nn.Module | None) -> list[nn.Parameter]:
@@ -119,27 +131,31 @@ def _try_steps(node: Any, groups: list[dict[str, Any]], is_scheduled: bool) -> N
 
 def _try_rates(node: Any, groups: list[dict[str, Any]], is_scheduled: bool) -> None:
     """Refuse an optimizer that changes no weight, or all of them the same at any rate."""
-    found = []
-    for factor in (1.0, 0.5):
+    def weights_after(steps: int, factor: float) -> list[dict[str, Any]]:
         copies = _copies(groups)
         optimizer = _build(node, [dict(group) for group in copies])
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * factor
-        for number in range(_STEPS_BEFORE + _STEPS_AFTER):
+        for number in range(steps):
             _step(node, optimizer, copies, number)
-        found.append(copies)
-    steps = _STEPS_BEFORE + _STEPS_AFTER
-    if node["lr"] and _are_equal(found[0], groups):
+        return copies
+
+    steps, place = _STEPS_BEFORE + _STEPS_AFTER, place_of(OPTIMIZERS.get(node[NAME]))
+    trained = weights_after(steps, 1.0)
+    if _are_equal(trained, groups):
+        steps = _MOST_STEPS
+        trained = weights_after(steps, 1.0)
+    if node["lr"] and _are_equal(trained, groups):
         raise ConfigError(f"optimizer {node[NAME]} changes no weight in {steps} steps",
                           where=where_in(node, NAME),
                           hint="step() changes them in place: weight.sub_(…), not weight = weight "
-                               f"- …; see {place_of(type(optimizer))}")
-    if is_scheduled and _are_equal(*found):
+                               f"- …; see {place}")
+    if is_scheduled and _are_equal(trained, weights_after(steps, 0.5)):
         raise ConfigError(f"optimizer {node[NAME]} takes the same {steps} steps at half the "
                           "learning rate: SCHEDULER and WARMUP_EPOCHS would have no effect",
                           where=where_in(node, NAME),
                           hint="step() reads the rate from self.param_groups, group[\"lr\"]; see "
-                               f"{place_of(type(optimizer))}")
+                               + place)
 
 
 def _are_equal(groups: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:

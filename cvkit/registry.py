@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 import types
 import typing
 import zlib
@@ -278,8 +279,8 @@ class Registry:
             if facts and name in self._entries:
                 hint = f"Is {facts[0]} meant, which it is given by itself? {hint}"
             entry = self.get(name)
-            if inspect.isfunction(entry) and not entry.__module__.startswith(
-                    ("cvkit.", "torchvision.")) and not arguments:
+            is_called = self.kind in ("loss", "metric", "scheduler")  # what it makes
+            if is_called and inspect.isfunction(entry) and not arguments:
                 hint = (f"It is called with these, once, to make the {self.kind}: if they are what "
                         f"the {self.kind} itself\n  is given, register a function that returns it. "
                         f"{hint}")
@@ -351,12 +352,12 @@ class Registry:
         except Exception as error:
             path = isinstance(error, OSError) and _path_in(str(error.filename), arguments)
             reason = _reason(error)
-            is_argument = isinstance(error, TypeError) and any(
-                f"unexpected keyword argument '{key}'" in reason for key in arguments)
             if "__init__() call" in reason:  # of torch's Module: it has to come before assignments
-                error = ValueError(f"super().__init__() comes first in {place_of(entry)}")
+                own = [frame for frame in traceback.extract_tb(error.__traceback__)
+                       if f"{os.sep}torch{os.sep}" not in frame.filename][-1]
+                error = ValueError(f"super().__init__() comes before {own.filename}:{own.lineno}")
                 reason = str(error)
-            if is_own_code and not (path or is_argument or isinstance(error, ValueError)):
+            if is_own_code and not (path or isinstance(error, ValueError)):
                 raise
             named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", reason)]
             raise ConfigError(f"{self.kind} {name} cannot be built: {reason}", where=where_in(
@@ -375,11 +376,15 @@ class Registry:
         for form in methods:
             method, *arguments = re.findall(r"\w+", form)
             found = getattr(part, method, None)
+            if found is None and inspect.isclass(part) and method in _names_in(part.__init__):
+                continue  # set there, so that the object has it
             problem = None if callable(found) else f"has no {method}()"
             if problem is None:
-                is_unbound = inspect.isclass(part) and inspect.isfunction(found)
+                is_unbound = inspect.isclass(part) and inspect.isfunction(found) and not isinstance(
+                    inspect.getattr_static(part, method), staticmethod)
                 try:
-                    inspect.signature(found).bind(*[None] * is_unbound, *arguments)
+                    inspect.signature(found, follow_wrapped=False).bind(
+                        *[None] * is_unbound, *arguments)
                 except TypeError:
                     problem = f"cannot be called as {form}: {place_of(found)}"
                 except ValueError:  # of a method without a signature, in C
@@ -416,6 +421,11 @@ def _refuse_unmade(made: Any) -> None:
         if attribute and not hasattr(made, attribute):
             raise ValueError(f"super().__init__() of {base.__name__} was not called: "
                              f"{place_of(type(made))}")
+
+
+def _names_in(function: Callable) -> tuple[str, ...]:
+    """Return the attributes and globals that a function names."""
+    return getattr(getattr(function, "__code__", None), "co_names", ())
 
 
 def _path_in(text: str, arguments: Mapping[str, Any]) -> str | None:
@@ -708,17 +718,27 @@ def import_user_code(names: Iterable[str], where: object = None, is_told: bool =
             _import_module(name, where, is_told)
 
 
-_code: dict[str, str] = {}  # what was imported: names, and what tells the content from others
+_code: dict[str, str] = {}  # files that were imported, and what tells their content from others
 
 
 def user_code() -> dict[str, str]:
-    """Return what tells the files that were imported, by name, from edited ones."""
+    """Return what tells the files that were imported, by path, from edited ones."""
     return dict(_code)
 
 
-def _note_code(name: str, origin: str | None) -> None:
-    if origin and os.path.isfile(origin):
-        _code[name] = hashlib.sha1(Path(origin).read_bytes()).hexdigest()
+@contextlib.contextmanager
+def _code_noted(origin: str | None) -> Iterator[None]:
+    """Note a file that is imported meanwhile, and what it imports from its folder."""
+    before = set(sys.modules)
+    yield
+    if not origin or not os.path.isfile(origin):
+        return
+    folder = os.path.join(os.path.dirname(os.path.abspath(origin)), "")
+    files = {origin, *(getattr(sys.modules[name], "__file__", None) or ""
+                       for name in set(sys.modules) - before)}
+    for path in map(os.path.abspath, files):
+        if path.startswith(folder) and path.endswith(".py"):
+            _code[path] = hashlib.sha1(Path(path).read_bytes()).hexdigest()
 
 
 def _import_file(path: Path, where: object, is_told: bool) -> None:
@@ -738,9 +758,8 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
         if str(path.parent) not in sys.path:  # as Python does for a script, but last
             sys.path.append(str(path.parent))
         _say_imported(str(path), is_told)
-        _note_code(path.name, str(path))
         try:
-            with _mistakes_of_syntax_told(where):
+            with _mistakes_of_syntax_told(where), _code_noted(str(path)):
                 spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[module_name]
@@ -778,8 +797,7 @@ def _import_module(name: str, where: object, is_told: bool) -> None:
             if place:
                 _refuse_run_folder(Path(place), where)
         _say_imported(spec.origin or whole, is_told)
-        _note_code(whole, spec.origin)
-        with _mistakes_of_syntax_told(where):
+        with _mistakes_of_syntax_told(where), _code_noted(spec.origin):
             importlib.import_module(whole)
 
 

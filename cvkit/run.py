@@ -407,7 +407,9 @@ class Run(Experiment):
 
         False where that is not known: the data was chosen by hand, or no last checkpoint is there.
         """
-        if any(is_among(key, ["DATA"]) for key in self.changed):
+        where_it_runs = [key for key in MAY_CHANGE if key != "DATA.DATASET.root"]
+        if any(is_among(key, ["DATA"]) and not is_among(key, where_it_runs)
+               for key in self.changed):
             return False
         try:
             training = self.checkpoint("last").training or {}

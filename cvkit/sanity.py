@@ -276,19 +276,27 @@ def odd_loss(config: Config, loss: nn.Module, labels: torch.Tensor,
              logits: torch.Tensor) -> dict[str, str]:
     """Warn of a loss that is higher for right logits than for wrong ones.
 
-    Args:
-        logits: (N, C), for their form.
-    """
-    def value(classes: torch.Tensor) -> float:
-        return float(loss(10 * torch.nn.functional.one_hot(
-            classes % logits.shape[1], logits.shape[1]).to(logits.dtype), labels))
+    Not of one with weights of its own, which have yet to learn what is right.
 
-    right, wrong = value(labels), value(labels + 1)
-    if not right > wrong:
+    Args:
+        labels, logits: (N,) and (N, C), of a model. It may return what the loss alone knows, so
+            that the loss is given no other values, only in another order.
+    """
+    if any(parameter.requires_grad for parameter in loss.parameters()):
         return {}
-    return {"sign": f"loss {config.LOSS.NAME} is {right:.4g} where all images are surely right and "
-                    f"{wrong:.4g} where all are surely wrong, and training makes it low: is its "
-                    "sign the other way round?"}
+
+    def value(classes: torch.Tensor) -> float:
+        """Return the loss once the highest value of each image is that of another class."""
+        rows, highest, moved = torch.arange(len(logits)), logits.argmax(1), logits.clone()
+        moved[rows, highest], moved[rows, classes] = logits[rows, classes], logits[rows, highest]
+        return float(loss(moved, labels))
+
+    right, wrong = value(labels), value((labels + 1) % logits.shape[1])
+    if not right > wrong + 1e-4 * abs(wrong):
+        return {}
+    return {"sign": f"loss {config.LOSS.NAME} is {right:.4g} where all images are right and "
+                    f"{wrong:.4g} where all are wrong, and training makes it low: is its sign the "
+                    "other way round?"}
 
 
 # -- learning rate and loss --------------------------------------------------------------

@@ -77,6 +77,7 @@ def with_rate(config: Config, rate: float) -> Config:
 
 _UNITS = {lr_scheduler.OneCycleLR: "batch", lr_scheduler.CyclicLR: "batch",
           lr_scheduler.ReduceLROnPlateau: "metric"}
+_MOST_TRIED = 5_000  # steps, which take some hundredths of a second
 _COMPOSED = (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler)
 
 
@@ -259,10 +260,12 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
              "max_lr": float(optimizer.param_groups[0]["lr"])}
     if "epochs" in node or "steps_per_epoch" in node:
         del facts["total_steps"]  # OneCycleLR would take it before the config's own
+    is_own = not SCHEDULERS.get(node[NAME]).__module__.startswith(("torch.", "cvkit."))
     unit = _try(node, facts, 1)
     end = needed if unit == "batch" else remaining
     node = _for_stretches(node, unit, 0, end, steps_per_epoch)
-    _try(node, facts, 1 if unit == "batch" else remaining)
+    tried = min(needed, _MOST_TRIED) if is_own else 1  # torch's is known to work
+    _try(node, facts, tried if unit == "batch" else remaining)
     try:
         scheduler = SCHEDULERS.build(node, **facts)
     except ConfigError as error:
@@ -287,7 +290,7 @@ def _refuse_other_unit(node: Any, scheduler: Any, unit: str) -> None:
     asked = [fact for fact in SCHEDULERS.offers if SCHEDULERS.asks_for(node, fact)]
     of_steps = [fact for fact in asked if fact in ("total_steps", "steps_per_epoch")]
     of_epochs = [fact for fact in asked if fact in ("epochs", "T_max")]
-    if unit == "epoch" and of_steps and not hasattr(scheduler, "unit"):
+    if unit == "epoch" and of_steps and not _says_unit(scheduler):
         raise ConfigError(f"scheduler {node[NAME]} asks for {of_steps[0]}, and does not say "
                           "whether it is stepped after each batch or each epoch",
                           hint="Give the class, or what the function returns, the attribute "
@@ -298,11 +301,16 @@ def _refuse_other_unit(node: Any, scheduler: Any, unit: str) -> None:
                           hint="total_steps counts batches; steps_per_epoch is offered as well.")
 
 
+def _says_unit(scheduler: Any) -> bool:
+    parts = parts_of(scheduler)
+    return hasattr(scheduler, "unit") or (bool(parts) and all(map(_says_unit, parts)))
+
+
 def _refuse_negative(node: Any, optimizer: torch.optim.Optimizer) -> None:
     rate = min(float(group["lr"]) for group in optimizer.param_groups)
-    if rate < 0:
-        raise ConfigError(f"scheduler {node[NAME]} makes the learning rate negative, {rate:.3g} at "
-                          "a rate of 0.1: such steps go uphill")
+    if rate < -1e-12:  # rounding
+        raise ConfigError(f"scheduler {node[NAME]} makes the learning rate negative, {rate:.3g}: "
+                          "such steps raise the loss")
 
 
 def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
@@ -317,7 +325,7 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
     Raises:
         ConfigError: it cannot be built or stepped.
     """
-    twin = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+    twin = torch.optim.SGD([torch.zeros(1)], lr=facts["max_lr"], momentum=0.9)
     scheduler = None
     try:
         scheduler = SCHEDULERS.build(node, **{**facts, "optimizer": twin})
@@ -327,8 +335,8 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
         _refuse_other_unit(node, scheduler, unit)
         twin.step()
         for _ in range(steps):
-            scheduler.step(*([1.0] if unit == "metric" else []))
             _refuse_negative(node, twin)
+            scheduler.step(*([1.0] if unit == "metric" else []))
         for part in (scheduler, *parts_of(scheduler)):
             if isinstance(part, lr_scheduler.OneCycleLR):  # the last step, and no more
                 part.last_epoch = part.total_steps - 1

@@ -36,7 +36,14 @@ from cvkit.errors import (
     suggest,
     visible,
 )
-from cvkit.evaluation import build_metrics, evaluate, predict, together, values_of
+from cvkit.evaluation import (
+    build_metrics,
+    evaluate,
+    predict,
+    refuse_what_adds_up,
+    together,
+    values_of,
+)
 from cvkit.experiment import Experiment
 from cvkit.files import plain, write_whole
 from cvkit.hardware import (
@@ -52,12 +59,7 @@ from cvkit.hardware import (
 from cvkit.log import Log, Progress
 from cvkit.losses import build_loss, weight_of
 from cvkit.lr_finder import RULE, RangeTest, range_test
-from cvkit.metrics import (
-    is_lower_better,
-    is_part,
-    lower_is_better,
-    refusing_to_fill_the_class,
-)
+from cvkit.metrics import is_lower_better, is_part, lower_is_better
 from cvkit.models import parameters_in_words, refuse_single_images
 from cvkit.optimizers import begin_momentum, build_optimizer, trained_in
 from cvkit.registry import WRITERS, user_code
@@ -80,7 +82,13 @@ from cvkit.sanity import (
 )
 from cvkit.schedulers import Schedule, build_schedule, is_planned, is_to_find, with_rate
 from cvkit.signals import Interrupted, StopSignals
-from cvkit.trial import CopyError, forms_checked, refusing_copies_that_fail, try_training
+from cvkit.trial import (
+    CopyError,
+    forms_checked,
+    refuse_other_images,
+    refusing_copies_that_fail,
+    try_training,
+)
 from cvkit.writers import JsonLines
 
 _OF_WRITERS = ("write(step, values)", "finish(run)", "close()")
@@ -139,7 +147,7 @@ class Trainer:
         self._check_processes()
         with distributed.first_on_each_machine():  # which downloads what is not there
             self.data, self.loaders, self.model = parts.data, parts.loaders, parts.model
-        self.is_viewed, self.has_built_data = parts.is_viewed, parts.has_built_data
+        self.is_viewed, self.has_built_data = parts.is_viewed, self.data is parts.built_data
         if any(self.loaders.train.part_size(number) <= 1
                for number in range(len(self.loaders.train))):
             refuse_single_images(self.model, self.loaders.train_shape,
@@ -162,6 +170,7 @@ class Trainer:
         self.run: Run | None = None  # that it writes, in the first process
         self.signals, self.pace = StopSignals(), Pace(config.TRAIN.CHECKPOINT_EVERY)
         self.warn = Warner(self.log.both)
+        self.odd: dict[str, str] = {}  # warnings of the trial
         self.left_out: set[str] = set()  # image files that were logged
         self.duplicates: dict[str, list[str]] = {}  # images in two splits, a line each
         self._check_monitor()
@@ -321,10 +330,10 @@ class Trainer:
         metrics = build_metrics(self.config.METRICS, self.classes)
         computed = []
         try:
+            refuse_what_adds_up(self.config.METRICS, self.classes)
             for metric in metrics:
-                with refusing_to_fill_the_class(metric):
-                    metric.update(torch.zeros(len(classes), len(classes)), classes.clone())
-                    values = values_of(metric)
+                metric.update(torch.zeros(len(classes), len(classes)), classes.clone())
+                values = values_of(metric)
                 computed.append((metric, values))
                 self.lower += lower_is_better(metric, values)
                 if monitor in values and not (
@@ -396,6 +405,7 @@ class Trainer:
         Raises:
             UserError: see `try_training`.
         """
+        refuse_other_images(self)
         try:
             try:
                 try_training(self, is_whole=False)
@@ -486,8 +496,8 @@ class Trainer:
         if not self._is_finite():  # after the very last step, of which no loss was computed yet
             self._stop_for_non_finite(self.now.batches, "weights are")
         rate, seconds = self.now.rate, self.now.seconds
-        distributed.share_buffers(*filter(None, (self.model, self.ema and self.ema.model,
-                                                 self.loss)))
+        averaged = [] if self.ema is None else [self.ema.model]
+        distributed.share_buffers(self.model, *averaged, self.loss)
         with self._saved_if_stopped():
             predictions, values = predict(
                 self.evaluated_model, self.loaders.monitored, self.loss,
@@ -872,8 +882,8 @@ class Trainer:
             both(f"required   {demand}")
         if distributed.is_main():
             self.duplicates = duplicates(data)
-            self.warn(before_training(config, data, self.loaders, self.steps_per_epoch,
-                                      self.duplicates))
+            self.warn({**before_training(config, data, self.loaders, self.steps_per_epoch,
+                                         self.duplicates), **self.odd})
 
     def _left_out_of(self, *loaders: BatchLoader) -> set[str]:
         """Return the image files that the loaders' batches lack, in all processes."""
@@ -1054,6 +1064,8 @@ class Trainer:
         """Try a step, a save, a load and an evaluation, and say how it went. Writes nothing."""
         self._log_beginning(None)
         with self.explaining():
+            refuse_other_images(self)
             words = try_training(self)
+        self.warn(self.odd)
         self.log.show(f"check      {words}. All is well; nothing was written.")
         distributed.stop()

@@ -15,7 +15,7 @@ from torch import nn
 
 from cvkit import distributed
 from cvkit.checkpoint import Checkpoint
-from cvkit.data import build_data
+from cvkit.data import ImageData, build_data
 from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.evaluation import build_metrics, in_evaluation_mode, predict
@@ -52,7 +52,6 @@ def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) ->
         UserError: what would end the training, or what its checkpoint could not be resumed from.
         CopyError: model or loss cannot be copied.
     """
-    _refuse_other_images(trainer)
     with random_numbers_kept(trainer.device):
         batch = _first_batch(trainer.loaders.train, is_whole)
         evaluated = _FirstBatch(trainer.loaders.monitored, is_whole)
@@ -61,7 +60,7 @@ def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) ->
         if is_whole and is_strict and not is_finite:
             raise RunError(f"{words} are not finite", hint="Try TRAIN.PRECISION fp32.")
         checkpoint, said = _as_resumed(twin), _said(twin, evaluated.batch, batch)
-        trainer.warn(_odd(twin, evaluated.batch))
+        trainer.odd = _odd(twin, evaluated.batch)
         rates = _next_rates(twin)
         del twin  # before there is another
         twin = trainer.twin(is_compiled=False)
@@ -100,7 +99,7 @@ def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
             raise
         batch = trainer.loaders.train.first_batch()
         with (torch.no_grad(), random_numbers_kept(trainer.device),
-              state_kept(trainer.model, trainer.loss),
+              state_kept(trainer.model, trainer.loss, with_frozen=True),
               autocast(trainer.device, trainer.precision)):
             try:
                 trainer.loss(trainer.model.train()(batch.images), batch.targets)
@@ -109,25 +108,38 @@ def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
         raise CopyError(f"a copy of the model fails: {error}") from error
 
 
-def _refuse_other_images(trainer: Any) -> None:
-    """Refuse images that are others in each process, or, of a data set of one's own, each time."""
+def refuse_other_images(trainer: Any) -> None:
+    """Refuse images that are others in each process, or, of a data set of one's own, each time.
+
+    Raises:
+        ConfigError: they are, in all processes.
+    """
     node = trainer.config.DATA.DATASET
     is_own = trainer.has_built_data and not DATASETS.get(node[NAME]).__module__.startswith("cvkit.")
     if distributed.size() == 1 and not is_own:
         return
-    whose = None
-    if any(other != trainer.identities for other in distributed.from_all(trainer.identities)):
-        whose = "in each process"
-    elif is_own and sum(getattr(split.images, "nbytes", 0) for split in (
-            trainer.data.train, trainer.data.test)) <= _BUILT_TWICE:
-        again = build_data(trainer.config)
-        splits = (again.train, getattr(again, again.monitored))
-        if [split.identity for split in splits] != list(trainer.identities.values()):
-            whose = "each time it is built"
+
+    def identities(data: ImageData) -> list[str]:
+        return [split.identity for split in (data.train, data.val, data.test) if split is not None]
+
+    arrays = {id(split.images): getattr(split.images, "nbytes", 0) for split in (
+        trainer.data.train, trainer.data.val, trainer.data.test) if split is not None}
+    ours, whose = identities(trainer.data), None
+    if is_own and sum(arrays.values()) <= _BUILT_TWICE:
+        try:
+            whose = None if identities(build_data(trainer.config)) == ours else (
+                "has other images, labels or another order each time it is built")
+        except Exception as error:  # all processes have to know
+            if distributed.size() == 1:
+                raise
+            whose = f"cannot be built a second time: {error}"
+    found = distributed.from_all((ours, whose))
+    whose = next((whose for _, whose in found if whose), None)
+    if whose is None and any(other != ours for other, _ in found):
+        whose = "has other images, labels or another order in each process"
     if whose:
-        raise ConfigError(f"data set {node[NAME]} has other images, labels or another order "
-                          f"{whose}: no training could be resumed or evaluated",
-                          where=where_in(node, NAME),
+        raise ConfigError(f"data set {node[NAME]} {whose}: no training could be resumed or "
+                          "evaluated", where=where_in(node, NAME),
                           hint="Draw by the seed that it is offered, numpy.random.default_rng(seed)"
                                " for example, and sort what sets or folders hold.")
 
@@ -181,7 +193,7 @@ def _step(trainer: Any, batch: Batch) -> tuple[str, bool]:
         return f"loss {float(loss)} and gradient norm {norm} of the first batch", False
     _refuse_sum(trainer, logits, batch.targets)
     trainer.optimizer_step()
-    guess = float(trainer.loss(torch.zeros_like(logits), batch.targets).detach())
+    guess = float(trainer.loss(torch.zeros_like(logits).float(), batch.targets).detach())
     return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing gives "
             f"{guess:.4f}), gradient norm {norm:.3g}"), True
 
@@ -189,9 +201,14 @@ def _step(trainer: Any, batch: Batch) -> tuple[str, bool]:
 @torch.no_grad()
 def _refuse_sum(trainer: Any, logits: torch.Tensor, targets: torch.Tensor) -> None:
     """Refuse a loss that is twice as high of twice the images."""
+    half = len(logits) // 2
+    logits, targets = logits[:half].float(), targets[:half]
     with state_kept(trainer.loss), in_evaluation_mode(trainer.loss):
-        once = float(trainer.loss(logits, targets))
-        twice = float(trainer.loss(torch.cat([logits, logits]), torch.cat([targets, targets])))
+        try:
+            once = float(trainer.loss(logits, targets))
+            twice = float(trainer.loss(torch.cat([logits, logits]), torch.cat([targets, targets])))
+        except Exception:  # it may take whole batches only
+            return
     if once and math.isclose(twice, 2 * once, rel_tol=1e-3):
         node = trainer.config.LOSS
         raise ConfigError(f"loss {node[NAME]} is a sum over the images of a batch, not their mean",
@@ -289,7 +306,7 @@ def _as_resumed(trainer: Any) -> Checkpoint:
     trainer.schedule.after_epoch(1.0, 0.5)
     checkpoint = trainer.checkpoint(trainer.training_state())
     try:
-        content = reread(checkpoint.content(), is_copied=False)
+        content = reread(checkpoint.content())
     except Exception:  # of pickle or torch, each in its own words, which do not say of what
         _blame(checkpoint, trainer.config)
         raise
@@ -312,10 +329,10 @@ def _blame(checkpoint: Checkpoint, config: Any) -> None:
         if error is None:
             continue
         while isinstance(state, dict):  # down to what it is
-            inner = next((inner for inner in state if _why_not_read(state[inner])), None)
-            if inner is None:
+            inner = [inner for inner in state if _why_not_read(state[inner])]
+            if not inner:
                 break
-            state, key = state[inner], inner
+            state, key = state[inner[0]], str(inner[0])
         node = nodes.get(name)
         component = f" of {node[NAME]}" if node else ""
         held = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
@@ -342,23 +359,28 @@ def _said(trainer: Any, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
     found = []
     for model, batch in ((trainer.evaluated_model, evaluated), (trainer.model, trained)):
         trainer._seed(0)  # for one that draws
-        with (state_kept(model), autocast(trainer.device, trainer.precision), _same_kernels()):
-            found.append(model.train(batch is trained)(batch.images))
-    with state_kept(trainer.loss):
-        return [*found, trainer.loss(found[-1], trained.targets)]
+        model.train(batch is trained)
+        with autocast(trainer.device, trainer.precision), _same_kernels():
+            found.append(model(batch.images))
+    return [*found, trainer.loss(found[-1].float(), trained.targets)]
 
 
 @torch.no_grad()
 def _odd(trainer: Any, batch: Batch) -> dict[str, str]:
-    """Return warnings of what the model says of a few images, and of the loss."""
-    model, found = trainer.evaluated_model, []
-    with (state_kept(model, trainer.loss), in_evaluation_mode(model, trainer.loss), _same_kernels(),
-          autocast(trainer.device, trainer.precision)):
-        for count in (_FEW, _FEW // 2):
-            trainer._seed(0)  # for one that draws
-            found.append(model(batch.images[:count]))
-        return {**odd_logits(trainer.config, *found),
-                **odd_loss(trainer.config, trainer.loss, batch.labels, found[0])}
+    """Return warnings of what the model says of a batch, and of the loss."""
+    model, count = trainer.evaluated_model, len(batch.images)
+
+    def said(count: int, seed: int) -> torch.Tensor:
+        trainer._seed(seed)
+        with autocast(trainer.device, trainer.precision):
+            return model(batch.images[:count]).float()
+
+    with state_kept(model, trainer.loss), in_evaluation_mode(model, trainer.loss), _same_kernels():
+        logits = said(count, 0)
+        found = odd_logits(trainer.config, logits, said(max(count // 2, 1), 0))
+        if "batch" in found and not torch.equal(logits, said(count, 1)):
+            del found["batch"]  # it draws, others for another number of images
+        return {**found, **odd_loss(trainer.config, trainer.loss, batch.labels, logits)}
 
 
 @contextmanager

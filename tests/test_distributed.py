@@ -313,9 +313,18 @@ class HardestTwelve(nn.Module):
     def forward(self, logits, labels):
         return F.cross_entropy(logits, labels, reduction="none").topk(12).values.mean()
 
+built = [0]
+
 @DATASETS.register()
-def drawn_by_rank():
-    order = np.random.default_rng(int(os.environ["RANK"])).permutation(96)
+def drawn_again_in_one():
+    built[0] += 1
+    if os.environ["RANK"] == "1" and built[0] == 2:
+        raise OSError("the disk is gone")
+    return drawn_by_rank(0)
+
+@DATASETS.register()
+def drawn_by_rank(rank=os.environ["RANK"]):
+    order = np.random.default_rng(int(rank)).permutation(96)
     images = np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3)).astype(np.uint8)[order]
     labels = (np.arange(96) % 4)[order]
     train, test = ImageSet.of(images[:64], labels[:64]), ImageSet.of(images[64:], labels[64:])
@@ -326,6 +335,7 @@ def drawn_by_rank():
 @pytest.mark.parametrize("part, expected", [
     ({"DATA.DATASET": {"NAME": "drawn_by_rank"}}, "data set drawn_by_rank has other images, labels or another "
                                                    "order in each process"),
+    ({"DATA.DATASET": {"NAME": "drawn_again_in_one"}}, "cannot be built a second time: the disk is gone"),
     ({"MODEL": {"NAME": "PairInTraining"}}, "model PairInTraining returns a tuple in training"),
     ({"LOSS": {"NAME": "HardestTwelve"}}, None)])
 def test_parts_of_one_s_own_are_refused_by_name_or_trained(processes, noisy, part, expected):

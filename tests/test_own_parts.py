@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from cvkit.registry import (
     REGISTRIES,
     SCHEDULERS,
     WRITERS,
+    import_user_code,
+    user_code,
 )
 from cvkit.run import Run, open_run
 from cvkit.trainer import Trainer, train
@@ -120,7 +123,14 @@ class EpochsOverBatches(WithoutUnit):
 
 class BelowZero(lr_scheduler.LRScheduler):
     def get_lr(self):
-        return [rate * (1 - self.last_epoch) for rate in self.base_lrs]
+        return [rate * (1 - 2 * self.last_epoch) for rate in self.base_lrs]
+
+
+class BelowZeroInBatches(WithoutUnit):
+    unit = "batch"
+
+    def get_lr(self):
+        return [rate * (1 - 2 * self.last_epoch / self.total) for rate in self.base_lrs]
 
 
 class ForgetsToInitialise(lr_scheduler.LRScheduler):
@@ -186,6 +196,30 @@ def per_image():
 
 def a_sum():
     return functools.partial(F.cross_entropy, reduction="sum")
+
+
+def of_cosines():
+    """Takes what its model returns, and nothing else."""
+    def loss(cosines, labels):
+        assert cosines.abs().max() <= 1.001
+        return F.binary_cross_entropy((cosines + 1) / 2, F.one_hot(labels, 10).to(cosines.dtype))
+    return loss
+
+
+class WithHead(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(num_classes, num_classes)
+
+    def forward(self, logits, labels):
+        return F.cross_entropy(self.head(logits), labels)
+
+
+class OfWholeBatches(nn.Module):
+    """Has a place for 32 images, no more and no less."""
+
+    def forward(self, logits, labels):
+        return (torch.ones(32) * F.cross_entropy(logits, labels, reduction="none")).mean()
 
 
 def a_tuple():
@@ -408,6 +442,46 @@ class ModelWithoutInit(nn.Module):
         self.fc = nn.Linear(3, 3)
 
 
+class Block(nn.Module):
+    """Forgets to initialise what it is derived from, within a model that does not."""
+
+    def __init__(self):
+        self.fc = nn.Linear(3, 3)
+
+
+class WithBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+
+class Teacher(Flat):
+    """Weights without gradients follow others, in the forward pass of a training."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__(num_classes, in_channels, image_size)
+        self.slow = nn.Linear(in_channels * image_size**2, num_classes).requires_grad_(False)
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                for slow, fast in zip(self.slow.parameters(), self.fc.parameters()):
+                    slow.lerp_(fast, 0.1)
+        return super().forward(x) + self.slow(x.flatten(1))
+
+
+class Draws(Flat):
+    """Dropout in evaluation as well."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, True)
+
+
+class Cosines(Flat):
+    def forward(self, x):
+        return torch.tanh(super().forward(x))
+
+
 class PairInTraining(Flat):
     def forward(self, x):
         logits = super().forward(x)
@@ -466,6 +540,35 @@ class RateOfItsOwn(torch.optim.Optimizer):
 class FlatList(RateOfItsOwn):
     def __init__(self, params, lr: float):
         super().__init__([weight for weight in params if weight.requires_grad], lr)
+
+
+class MeanOf32(RateOfItsOwn):
+    """Takes a step by the mean of 32 gradients, which are in its state."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                state["sum"] = state.get("sum", 0) + (0 if weight.grad is None else weight.grad)
+                state["count"] = state.get("count", 0) + 1
+                if state["count"] % 32 == 0:
+                    weight.data -= group["lr"] / 32 * state["sum"]
+                    state["sum"] = torch.zeros_like(weight)
+
+
+class NoRateInGroups(torch.optim.Optimizer):
+    def __init__(self, params, lr: float):
+        super().__init__(params, {})
+
+
+class NoOptimizer:
+    def __init__(self, params, lr: float):
+        self.params = list(params)
+
+
+class ZerosLikeGroups(RateOfItsOwn):
+    def __init__(self, params, lr: float):
+        super().__init__([torch.zeros_like(weight) for weight in params], lr)
 
 
 class NeedsClosure(torch.optim.SGD):
@@ -533,6 +636,30 @@ class InItsClass:
         return {"count": len(self.labels)}
 
 
+class CountsInItsClass(InItsClass):
+    """In place, so that nothing grows."""
+
+    hits = np.zeros(2)
+
+    def update(self, logits, labels):
+        self.hits += ((logits.argmax(1) == labels).sum().item(), len(labels))
+
+    def compute(self):
+        return {"count": self.hits[1], "part": self.hits[0] / self.hits[1]}
+
+
+class Remembers(InItsClass):
+    """What does not depend on the images may be kept in a class."""
+
+    tables = {}
+
+    def update(self, logits, labels):
+        type(self).tables.setdefault(logits.shape[1], torch.eye(logits.shape[1]))
+
+    def compute(self):
+        return {"remembered": 1.0}
+
+
 class Spoils:
     """Changes the logits in place."""
 
@@ -589,17 +716,41 @@ class TakesValuesOnly(Unclosed):
         pass
 
 
-OWN = {SCHEDULERS: [NumpyTable, WithoutUnit, linear_over_batches, EpochsOverBatches, BelowZero, ForgetsToInitialise, numpy_cosine, MyCycle, LambdaInside, Stateless, Forgets],
+def counted(write):
+    @functools.wraps(write)
+    def with_count(self, step, values):
+        return write(self, "count", step, values)
+    return with_count
+
+
+class TakesValuesStatically(TakesValuesOnly):
+    @staticmethod
+    def write(step, values):
+        pass
+
+
+class TakesValuesDecorated(TakesValuesOnly):
+    @counted
+    def write(self, count, step, values):
+        pass
+
+
+class TakesValuesLate(Unclosed):
+    def __init__(self, folder):
+        self.close = self.opened = lambda: None
+
+
+OWN = {SCHEDULERS: [NumpyTable, WithoutUnit, linear_over_batches, EpochsOverBatches, BelowZero, BelowZeroInBatches, ForgetsToInitialise, numpy_cosine, MyCycle, LambdaInside, Stateless, Forgets],
        LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, CountedInAnAttribute,
                 HardestTwelve, plain_function, partial_function,
-                per_image, a_sum, a_tuple, itself, LossWithoutInit, without_gradient, made_anew, a_float, no_loss],
+                per_image, a_sum, WithHead, a_tuple, itself, LossWithoutInit, without_gradient, made_anew, a_float, no_loss],
        MODELS: [LeNet, LeNetViewedInTraining, Flat, Spectral, ExtraState, NumpyExtraState,
                 PathInExtraState, PlainAttribute,
-                NotPersistent, Sparse, Infinite, CountsEvaluations, Hidden, Queue, ListedToo, ModelWithoutInit, PythonRandom, SkipsByChance, PairInTraining,
+                NotPersistent, Sparse, Infinite, CountsEvaluations, Hidden, Queue, ListedToo, ModelWithoutInit, WithBlock, Teacher, Draws, Cosines, PythonRandom, SkipsByChance, PairInTraining,
                 MappingInTraining],
-       OPTIMIZERS: [NumpyRate, Heavy, Rebinds, RateOfItsOwn, FlatList, NeedsClosure, Rated, Fused, FusedByDefault],
-       METRICS: [Huge, InItsClass, Spoils, NeedsAllClasses, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
-       WRITERS: [Unclosed, TakesValuesOnly]}
+       OPTIMIZERS: [NumpyRate, Heavy, Rebinds, RateOfItsOwn, FlatList, MeanOf32, NoRateInGroups, NoOptimizer, ZerosLikeGroups, NeedsClosure, Rated, Fused, FusedByDefault],
+       METRICS: [Huge, InItsClass, CountsInItsClass, Remembers, Spoils, NeedsAllClasses, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
+       WRITERS: [Unclosed, TakesValuesOnly, TakesValuesStatically, TakesValuesDecorated, TakesValuesLate]}
 KEYS = {SCHEDULERS: "SCHEDULER", LOSSES: "LOSS", MODELS: "MODEL", OPTIMIZERS: "OPTIMIZER",
         METRICS: "METRICS", WRITERS: "WRITERS"}
 REFUSED = {
@@ -607,16 +758,22 @@ REFUSED = {
     "NumpyTable": r"state of the schedule of NumpyTable cannot be saved.*: table holds numpy.*\.tolist\(\)",
     "WithoutUnit": 'scheduler WithoutUnit asks for total_steps, and does not say.*unit = "batch"',
     "EpochsOverBatches": "EpochsOverBatches is stepped after each batch, and asks for epochs.*total_steps",
-    "BelowZero": "scheduler BelowZero makes the learning rate negative, -0.1",
+    "BelowZero": "scheduler BelowZero makes the learning rate negative, -0.05",
+    "BelowZeroInBatches": "scheduler BelowZeroInBatches makes the learning rate negative, -0.025",
     "ForgetsToInitialise": r"super\(\).__init__\(\) of LRScheduler was not called: .*test_own_parts.py:\d+",
     "a_sum": "loss a_sum is a sum over the images of a batch.*len",
     "a_tuple": "loss a_tuple returns a tuple, not one number.*alone, as a tensor",
     "itself": "loss itself needs logits, targets.*register a function that returns it",
     "LossWithoutInit": r"super\(\).__init__\(\) of Module was not called: .*test_own_parts.py:\d+",
-    "ModelWithoutInit": r"super\(\).__init__\(\) comes first in .*test_own_parts.py:\d+",
-    "Rebinds": r"optimizer Rebinds changes no weight in 23 steps.*test_own_parts.py:\d+",
+    "ModelWithoutInit": r"super\(\).__init__\(\) comes before .*test_own_parts.py:\d+",
+    "WithBlock": rf"super\(\).__init__\(\) comes before .*test_own_parts.py:{Block.__init__.__code__.co_firstlineno + 1}",
+    "NoRateInGroups": 'optimizer NoRateInGroups has no lr in its groups.*{"lr": lr}',
+    "NoOptimizer": "optimizer NoOptimizer is NoOptimizer, which is no torch.optim.Optimizer",
+    "ZerosLikeGroups": "optimizer ZerosLikeGroups takes params for a list of weights.*They are groups",
+    "CountsInItsClass": "metric CountsInItsClass counts in hits of its class",
+    "Rebinds": r"optimizer Rebinds changes no weight in 200 steps.*test_own_parts.py:\d+",
     "FlatList": "optimizer FlatList takes params for a list of weights.*They are groups",
-    "InItsClass": "metric InItsClass fills labels of its class.*self.labels in __init__",
+    "InItsClass": "metric InItsClass counts in labels of its class.*self.labels in __init__",
     "TakesValuesOnly": r"writer TakesValuesOnly cannot be called as write\(step, values\): .*py:\d+",
     "Stateless": "scheduler Stateless has no state_dict",
     "Forgets": "scheduler Forgets could not be resumed.*gives other rates",
@@ -685,7 +842,7 @@ def stopped(monkeypatch, config, steps):
 
 
 def test_these_parts_are_all_there():
-    assert len(TRAINED) >= 29 and len(REFUSED) >= 37 and set(REFUSED) < set(NAMES)
+    assert len(TRAINED) >= 38 and len(REFUSED) >= 42 and set(REFUSED) < set(NAMES)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -703,6 +860,33 @@ def test_an_own_part_trains_repeats_resumes_and_is_evaluated_to_the_bit(own, mon
     found = evaluate(Run(resumed.folder))
     assert found.loss == whole.predictions.loss
     assert np.array_equal(found.probabilities, whole.predictions.probabilities)
+
+
+@pytest.mark.parametrize("settings", [
+    {"MODEL": {"NAME": "Cosines"}, "LOSS": {"NAME": "of_cosines"}},
+    {"LOSS": {"NAME": "WithHead"}, "TRAIN.PRECISION": "bf16"},
+    {"LOSS": {"NAME": "OfWholeBatches"}, "DATA.BATCH_SIZE": 32, "DATA.EVAL_BATCH_SIZE": 32}], ids=str)
+def test_a_loss_is_tried_on_what_training_gives_it_and_nothing_else(own, capsys, settings):
+    for part in (of_cosines, OfWholeBatches):
+        LOSSES.register()(part)
+    for tell in (Trainer(own(**settings)).check, lambda: train(own(**settings))):
+        tell()
+        assert "not tried before" not in capsys.readouterr().out
+
+
+class Down(lr_scheduler.LRScheduler):
+    """Falls by as much in each epoch, whatever it begins with."""
+
+    def get_lr(self):
+        return [rate - 0.02 * self.last_epoch for rate in self.base_lrs]
+
+
+def test_rates_are_judged_as_the_training_would_have_them(own):
+    SCHEDULERS.register()(Down)
+    settings = {"SCHEDULER": {"NAME": "Down"}, "TRAIN.EPOCHS": 8}
+    assert len(train(own(**settings, **{"OPTIMIZER.lr": 0.2})).metrics) == 8
+    with pytest.raises(ConfigError, match="negative, -0.02"):
+        train(own(**settings, **{"OPTIMIZER.lr": 0.1}))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -934,7 +1118,8 @@ class Alone(Flat):
     (MODELS, Softmax, {}, "model Softmax returns probabilities"),
     (MODELS, Softmax, {"dim": 0}, "what model Softmax says of an image in evaluation depends on the"),
     (MODELS, Alone, {}, "what model Alone says of an image in evaluation depends on the other images"),
-    (LOSSES, plain_function, {}, None), (MODELS, Flat, {}, None), (MODELS, LeNet, {}, None)])
+    (LOSSES, plain_function, {}, None), (LOSSES, WithHead, {}, None), (MODELS, Flat, {}, None), (MODELS, LeNet, {}, None),
+    (MODELS, Draws, {}, None)])
 def test_what_trains_and_is_wrong_all_the_same_is_told_once(own, capsys, registry, part, arguments, expected):
     registry.register()(part)
     node = {KEYS[registry]: {"NAME": part.__name__, **arguments}}
@@ -1156,6 +1341,25 @@ def test_images_that_are_given_are_not_built_again(own):
     assert Trainer(config, parts).train().metrics
 
 
+def other_test_images():
+    whole = noise()
+    return whole.with_splits(test=whole.test.take(np.random.default_rng().permutation(64)[:32]))
+
+
+def test_other_test_images_are_told_where_others_are_monitored(own):
+    DATASETS.register()(other_test_images)
+    with pytest.raises(ConfigError, match="data set other_test_images has other images"):
+        train(own(**{"DATA.DATASET": {"NAME": "other_test_images"}, "DATA.LIMIT": 0, "DATA.VAL_FRACTION": 0.2}))
+
+
+def test_images_that_were_looked_at_and_replaced_are_trained_on(own):
+    DATASETS.register()(noise)
+    config = own(**{"DATA.DATASET": {"NAME": "noise"}, "DATA.LIMIT": 0})
+    parts = Experiment(config)
+    parts.data = parts.data.with_splits(train=parts.data.train.take(np.arange(32)))
+    assert Trainer(config, parts).train().metrics
+
+
 def test_an_evaluation_of_a_run_whose_data_set_has_other_training_images_warns_and_keeps_the_old(own, capsys):
     """As when a set of words is iterated: the same in one process, another in the next."""
     DATASETS.register()(drawn_in_each_process)
@@ -1166,6 +1370,8 @@ def test_an_evaluation_of_a_run_whose_data_set_has_other_training_images_warns_a
     try:
         evaluate(Run(run.folder))
         said = capsys.readouterr().out
+        evaluate(run.folder, {"DATA.EVAL_BATCH_SIZE": 16})
+        assert said.splitlines()[:2] == capsys.readouterr().out.splitlines()[:2]
         with pytest.raises(RunError, match="of other test images(?s:.*)Put back what was there"):
             Run(run.folder).visualize("misclassified")
         evaluate(Run(run.folder), {"DATA.DATASET": {"NAME": "noise"}} if "noise" in DATASETS else {"DATA.LIMIT": 40})
@@ -1201,6 +1407,15 @@ def edited(num_classes, in_channels, image_size):
 """
 
 
+def test_what_a_file_imports_beside_it_is_noted_as_well(own, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("cvkit.registry._code", {})
+    (tmp_path / "a_part_beside.py").write_text("WIDTH = 3\n")
+    (tmp_path / "a_part_of_mine.py").write_text("import json\nimport a_part_beside\n")
+    import_user_code([str(tmp_path / "a_part_of_mine.py")])
+    assert {Path(path).name for path in user_code()} == {"a_part_beside.py", "a_part_of_mine.py"}
+
+
 def test_a_run_that_goes_on_with_edited_code_says_so(own, monkeypatch, capsys):
     path = Path("edited_part.py").resolve()
     path.write_text(EDITED)
@@ -1209,7 +1424,7 @@ def test_a_run_that_goes_on_with_edited_code_says_so(own, monkeypatch, capsys):
     train(config, resume=True)
     assert "was edited" not in capsys.readouterr().out
     stopped(monkeypatch, config, 2)
-    monkeypatch.setattr("cvkit.registry._code", {path.name: "what another process imported"})
+    monkeypatch.setattr("cvkit.registry._code", {str(path): "what another process imported"})
     train(config, resume=True)
-    assert capsys.readouterr().out.count("note       edited_part.py was edited since the run was saved") == 1
+    assert capsys.readouterr().out.count("edited_part.py was edited since the run was saved") == 1
     assert "edited_part.py was edited" in (open_run().folder / "train.log").read_text()

@@ -416,7 +416,7 @@ def test_arguments_of_a_module_without_a_constructor_are_refused(monkeypatch):
     monkeypatch.setattr(LOSSES, "_entries", {**LOSSES._entries, "Bare": Bare, "Passing": Passing})
     with pytest.raises(ConfigError, match="loss Bare has no argument 'gama'"):
         LOSSES.build({"NAME": "Bare", "gama": 3})
-    with pytest.raises(ConfigError, match="loss Passing cannot be built: .*unexpected keyword argument 'gama'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):  # where it is, the traceback says
         LOSSES.build({"NAME": "Passing", "gama": 3})
     assert isinstance(LOSSES.build("Bare"), Bare)
 

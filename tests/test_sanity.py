@@ -322,14 +322,26 @@ def test_an_own_scheduler_that_did_nothing_is_told_at_the_end(tiny, capsys, regi
 def test_a_rate_below_zero_is_told_once(tiny, capsys, monkeypatch):
     monkeypatch.setattr(SCHEDULERS, "_entries", dict(SCHEDULERS._entries))
 
-    @SCHEDULERS.register()
-    def dips(optimizer, total_steps):
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 1.5 * step / total_steps)
-        schedule.unit = "batch"
-        return schedule
+    @SCHEDULERS.register("dips")
+    class Dips:
+        """Goes by the loss, which is not known before training."""
+
+        unit = "metric"
+
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def step(self, loss):
+            self.optimizer.param_groups[0]["lr"] = 1e-3 * (1.5 - loss)
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
 
     line, = trained(tiny, capsys, **{"SCHEDULER": {"NAME": "dips"}, "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60})
-    assert "dips made the learning rate negative in epoch 4, down to -0.0156" in line and "raise the loss" in line
+    assert "dips made the learning rate negative in epoch 2, down to -0.000" in line and "raise the loss" in line
 
 
 @pytest.mark.parametrize("overrides", [
