@@ -78,15 +78,26 @@ def refuse_what_adds_up(nodes: Iterable[Any], classes: Sequence[str]) -> None:
         changed = [name for name, value in _shared(kind).items() if before.get(name) != value]
         if changed and repr(found[0]) != repr(found[2]):  # as text, in which NaN is NaN
             raise ConfigError(
-                f"metric {node['NAME']} counts in {changed[0]} of its class, so that an evaluation "
-                "adds to the one before", where=where_in(node, "NAME"),
-                hint=f"Set self.{changed[0]} in __init__: each evaluation makes the metric anew.")
+                f"metric {node['NAME']} counts in {changed[0]}, so that an evaluation adds to the "
+                "one before", where=where_in(node, "NAME"),
+                hint="Set what it counts in __init__, as attributes of self: each evaluation makes "
+                     "the metric anew.")
 
 
 def _shared(kind: type) -> dict[str, str]:
-    """Return the values of a class, in words."""
-    return {name: repr(value) for base in kind.__mro__ for name, value in vars(base).items()
-            if not callable(value) and not name.startswith("__")}
+    """Return, in words, what all objects of a class have in common and may change."""
+    found = {}
+    for name, value in ((name, value) for base in kind.__mro__ if base.__module__ != "builtins"
+                        for name, value in vars(base).items()):
+        if inspect.isfunction(value):
+            found[f"a default of {name}()"] = repr((value.__defaults__, value.__kwdefaults__))
+            found |= {f"{other} of its file": repr(value.__globals__[other])
+                      for other in value.__code__.co_names if other in value.__globals__
+                      and not callable(value.__globals__[other])
+                      and not inspect.ismodule(value.__globals__[other])}
+        elif not callable(value) and not name.startswith("__"):
+            found[f"{name} of its class"] = repr(value)
+    return found
 
 
 def together(computed: Iterable[tuple[Any, dict[str, float]]]) -> dict[str, float]:
@@ -216,12 +227,28 @@ def evaluate(run: Run | str | Path | None = None,
         print("warning    the data set has other training images than those that the run was "
               "trained on: some of them may be among these test images")
         reason = "the run's data set has other images now"
+    edited = run.edited_code
+    if edited:
+        print(f"warning    {', '.join(edited)} was edited since the run was saved: the results are "
+              "of the file as it is now")
+        if reason is None and not _are_close(predictions, path):
+            reason = "it holds what the run says without the edit"
     if reason is None:
         predictions.save(path)
         print(f"Written to {path}")
     else:
         print(f"Not written to {path}: {reason}")
     return predictions
+
+
+def _are_close(predictions: Predictions, path: Path) -> bool:
+    """Whether those in a file are the same but for rounding, or there are none."""
+    try:
+        before = Predictions.load(path)
+    except RunError:
+        return True
+    return predictions.probabilities.shape == before.probabilities.shape and np.allclose(
+        predictions.probabilities, before.probabilities, atol=0.01)
 
 
 def _build_data(run: Run) -> None:

@@ -279,11 +279,10 @@ class Registry:
             if facts and name in self._entries:
                 hint = f"Is {facts[0]} meant, which it is given by itself? {hint}"
             entry = self.get(name)
-            is_called = self.kind in ("loss", "metric", "scheduler")  # what it makes
-            if is_called and inspect.isfunction(entry) and not arguments:
-                hint = (f"It is called with these, once, to make the {self.kind}: if they are what "
-                        f"the {self.kind} itself\n  is given, register a function that returns it. "
-                        f"{hint}")
+            made = _MADE_BY_FUNCTIONS.get(self.kind)
+            if made and inspect.isfunction(entry) and not arguments:
+                hint = (f"{name} is called with these, once, to make the {self.kind}. If they are "
+                        f"what the {self.kind} is given: {made}.")
             replaced = getattr(node, "replaced", {})
             dropped = [replaced[key] for key in missing if key in replaced]
             if dropped:
@@ -406,6 +405,10 @@ class Registry:
         return value
 
 
+_MADE_BY_FUNCTIONS = {"loss": "register a function that returns it, or a torch.nn.Module",
+                      "metric": "register a class with update(logits, labels) and compute()",
+                      "scheduler": "return LambdaLR(optimizer, it) from a function that is "
+                                   "registered"}
 # What torch's classes have once they are initialised.
 _MADE = {"Module": "_parameters", "Optimizer": "param_groups", "LRScheduler": "optimizer"}
 
@@ -726,6 +729,12 @@ def user_code() -> dict[str, str]:
     return dict(_code)
 
 
+def edited_since(code: Mapping[str, str]) -> list[str]:
+    """Return the names of imported files whose content is another than `user_code` said."""
+    return sorted(os.path.basename(path) for path, content in _code.items()
+                  if code.get(path, content) != content)
+
+
 @contextlib.contextmanager
 def _code_noted(origin: str | None) -> Iterator[None]:
     """Note a file that is imported meanwhile, and what it imports from its folder."""
@@ -751,18 +760,25 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
     _refuse_run_folder(path, where)
     path = path.resolve()
     module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
-    if module_name not in sys.modules:
+    is_imported = any(getattr(module, "__file__", None) == str(path)
+                      for module in [*sys.modules.values()])  # by another file, perhaps
+    if module_name not in sys.modules and not is_imported:
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
         if str(path.parent) not in sys.path:  # as Python does for a script, but last
             sys.path.append(str(path.parent))
+        names = [module_name]
+        beside = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+        if beside is not None and beside.origin == str(path):  # as what lies beside it calls it
+            names.append(path.stem)
+        sys.modules.update(dict.fromkeys(names, module))
         _say_imported(str(path), is_told)
         try:
             with _mistakes_of_syntax_told(where), _code_noted(str(path)):
                 spec.loader.exec_module(module)
         except BaseException:
-            del sys.modules[module_name]
+            for name in names:
+                del sys.modules[name]
             raise
 
 

@@ -34,7 +34,7 @@ from cvkit.hardware import choose_layout, lock_file
 from cvkit.lr_finder import RangeTest
 from cvkit.metrics import is_lower_better
 from cvkit.models import parameters_in_words
-from cvkit.registry import NAME, take_no_code_from
+from cvkit.registry import NAME, edited_since, take_no_code_from
 from cvkit.writers import read_metrics
 
 # What may be set differently when a run is opened again: where it runs, not what it computed.
@@ -396,10 +396,23 @@ class Run(Experiment):
         """
         data, trained_on = super().data, self._trained.classes
         if list(data.classes) != trained_on:
+            is_same = set(data.classes) == set(trained_on)
             raise CheckpointError(f"{self.folder} was trained on the classes "
                                   f"{', '.join(trained_on)}, but the data now has "
-                                  f"{', '.join(data.classes)}")
+                                  f"{', '.join(data.classes)}",
+                                  hint="The same in another order: a data set of your own that "
+                                       "takes them from a set has to sort them." if is_same
+                                  else None)
         return data
+
+    @property
+    def edited_code(self) -> list[str]:
+        """The files that were imported and have changed since the last checkpoint was saved."""
+        try:
+            training = self.checkpoint("last").training or {}
+        except CheckpointError:
+            return []
+        return edited_since(training.get("code", {}))  # older versions kept none
 
     @property
     def has_other_training_images(self) -> bool:

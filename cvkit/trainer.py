@@ -62,7 +62,7 @@ from cvkit.lr_finder import RULE, RangeTest, range_test
 from cvkit.metrics import is_lower_better, is_part, lower_is_better
 from cvkit.models import parameters_in_words, refuse_single_images
 from cvkit.optimizers import begin_momentum, build_optimizer, trained_in
-from cvkit.registry import WRITERS, user_code
+from cvkit.registry import WRITERS, edited_since, user_code
 from cvkit.requirements import check_requirements, enforce, summary
 from cvkit.resume import (
     EpochState,
@@ -796,9 +796,7 @@ class Trainer:
                                   "another order",
                                   hint="Put back what was there, or start a new run without "
                                        "--resume.")
-        code = checkpoint.training.get("code", user_code())
-        edited = [name for name, content in user_code().items()
-                  if code.get(name, content) != content]
+        edited = edited_since(checkpoint.training.get("code", {}))
         if edited:
             self.log.both(f"note       {', '.join(edited)} was edited since the run was saved: the "
                           "rest is trained with it as it is now")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,12 +18,12 @@ from cvkit import distributed
 from cvkit.checkpoint import Checkpoint
 from cvkit.data import ImageData, build_data
 from cvkit.data.loaders import Batch, BatchLoader
-from cvkit.errors import CheckpointError, ConfigError, RunError
+from cvkit.errors import CheckpointError, ConfigError, RunError, UserError
 from cvkit.evaluation import build_metrics, in_evaluation_mode, predict
 from cvkit.files import reread
 from cvkit.hardware import autocast, is_out_of_memory, random_numbers_kept, state_kept
 from cvkit.log import Log, Progress
-from cvkit.registry import DATASETS, NAME, where_in
+from cvkit.registry import DATASETS, NAME, SCHEDULERS, where_in
 from cvkit.sanity import odd_logits, odd_loss
 
 _HINT = ("What training changes has to be in state_dict(): parameters, buffers that are "
@@ -35,6 +36,10 @@ _BUILT_TWICE = 10**9  # bytes of images; more may not fit into memory again
 
 class CopyError(RunError):
     """A model or a loss that cannot be copied, so that nothing can be tried."""
+
+
+class LossError(ConfigError):
+    """A loss of one's own raises an error in its forward()."""
 
 
 def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) -> str:
@@ -94,7 +99,8 @@ def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, AttributeError, KeyError, TypeError, ValueError, IndexError,
+            LossError) as error:
         if is_out_of_memory(error):
             raise
         batch = trainer.loaders.train.first_batch()
@@ -104,7 +110,7 @@ def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
             try:
                 trainer.loss(trainer.model.train()(batch.images), batch.targets)
             except Exception:
-                raise error from None
+                raise error from error.__cause__
         raise CopyError(f"a copy of the model fails: {error}") from error
 
 
@@ -147,7 +153,8 @@ def refuse_other_images(trainer: Any) -> None:
 def _next_rates(trainer: Any) -> list[list[float]]:
     """Return the rates after some more steps of a scheduler of one's own."""
     schedule, rates = trainer.schedule, []
-    if type(schedule.scheduler).__module__.startswith("torch.optim"):
+    node = trainer.config.SCHEDULER
+    if node is None or SCHEDULERS.get(node[NAME]).__module__.startswith(("torch.", "cvkit.")):
         return rates
     for _ in range(_MORE_RATES):
         try:
@@ -251,12 +258,25 @@ def forms_checked(trainer: Any) -> Iterator[None]:
     """Refuse a model that returns no logits in training, or a loss that is none, when called.
 
     Raises:
-        ConfigError: within it.
+        ConfigError: within it. LossError: one's own loss raises an error.
     """
     hooks = (trainer.model.register_forward_hook(partial(_refuse_logits, trainer)),
              trainer.loss.register_forward_hook(partial(_refuse_loss, trainer.config.LOSS)))
     try:
         yield
+    except UserError:
+        raise
+    except Exception as error:
+        is_own = not type(trainer.loss).__module__.startswith(("cvkit.", "torch."))
+        place = next((f"{frame.f_code.co_filename}:{line}"
+                      for frame, line in traceback.walk_tb(error.__traceback__)
+                      if frame.f_code is type(trainer.loss).forward.__code__), None)
+        if not is_own or place is None or is_out_of_memory(error):
+            raise
+        node = trainer.config.LOSS
+        raise LossError(f"loss {node[NAME]} fails, {type(error).__name__}: {error}",
+                        where=where_in(node, NAME),
+                        hint=f"It is called as loss(logits, targets). See {place}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -378,8 +398,11 @@ def _odd(trainer: Any, batch: Batch) -> dict[str, str]:
     with state_kept(model, trainer.loss), in_evaluation_mode(model, trainer.loss), _same_kernels():
         logits = said(count, 0)
         found = odd_logits(trainer.config, logits, said(max(count // 2, 1), 0))
-        if "batch" in found and not torch.equal(logits, said(count, 1)):
-            del found["batch"]  # it draws, others for another number of images
+        if not torch.equal(logits, said(count, 1)):
+            found.pop("batch", None)  # it draws others for another number of images
+            found["draws"] = (f"what model {trainer.config.MODEL[NAME]} says of an image in "
+                              "evaluation is drawn: dropout has to know of it, "
+                              "F.dropout(x, p, self.training) or nn.Dropout")
         return {**found, **odd_loss(trainer.config, trainer.loss, batch.labels, logits)}
 
 

@@ -126,6 +126,11 @@ class BelowZero(lr_scheduler.LRScheduler):
         return [rate * (1 - 2 * self.last_epoch) for rate in self.base_lrs]
 
 
+def drawn_rates(optimizer):
+    own = random.Random(0)
+    return lr_scheduler.LambdaLR(optimizer, lambda epoch: own.random())
+
+
 class BelowZeroInBatches(WithoutUnit):
     unit = "batch"
 
@@ -235,6 +240,11 @@ class LossWithoutInit(nn.Module):
         self.gamma = 2.0
 
     def forward(self, logits, labels):
+        return F.cross_entropy(logits, labels)
+
+
+class Swapped(nn.Module):
+    def forward(self, labels, logits):
         return F.cross_entropy(logits, labels)
 
 
@@ -648,6 +658,28 @@ class CountsInItsClass(InItsClass):
         return {"count": self.hits[1], "part": self.hits[0] / self.hits[1]}
 
 
+SEEN = []
+
+
+class CountsInItsFile(InItsClass):
+    def update(self, logits, labels):
+        SEEN.extend(labels.tolist())
+
+    def compute(self):
+        return {"count": len(SEEN)}
+
+
+class CountsInADefault:
+    def __init__(self, seen=[]):  # noqa: B006
+        self.seen = seen
+
+    def update(self, logits, labels):
+        self.seen += labels.tolist()
+
+    def compute(self):
+        return {"count": len(self.seen)}
+
+
 class Remembers(InItsClass):
     """What does not depend on the images may be kept in a class."""
 
@@ -740,16 +772,16 @@ class TakesValuesLate(Unclosed):
         self.close = self.opened = lambda: None
 
 
-OWN = {SCHEDULERS: [NumpyTable, WithoutUnit, linear_over_batches, EpochsOverBatches, BelowZero, BelowZeroInBatches, ForgetsToInitialise, numpy_cosine, MyCycle, LambdaInside, Stateless, Forgets],
+OWN = {SCHEDULERS: [NumpyTable, WithoutUnit, linear_over_batches, EpochsOverBatches, BelowZero, BelowZeroInBatches, drawn_rates, ForgetsToInitialise, numpy_cosine, MyCycle, LambdaInside, Stateless, Forgets],
        LOSSES: [LearnedTemperature, Annealed, SmoothedInTraining, CountedInAnAttribute,
                 HardestTwelve, plain_function, partial_function,
-                per_image, a_sum, WithHead, a_tuple, itself, LossWithoutInit, without_gradient, made_anew, a_float, no_loss],
+                per_image, a_sum, WithHead, a_tuple, itself, LossWithoutInit, Swapped, without_gradient, made_anew, a_float, no_loss],
        MODELS: [LeNet, LeNetViewedInTraining, Flat, Spectral, ExtraState, NumpyExtraState,
                 PathInExtraState, PlainAttribute,
                 NotPersistent, Sparse, Infinite, CountsEvaluations, Hidden, Queue, ListedToo, ModelWithoutInit, WithBlock, Teacher, Draws, Cosines, PythonRandom, SkipsByChance, PairInTraining,
                 MappingInTraining],
        OPTIMIZERS: [NumpyRate, Heavy, Rebinds, RateOfItsOwn, FlatList, MeanOf32, NoRateInGroups, NoOptimizer, ZerosLikeGroups, NeedsClosure, Rated, Fused, FusedByDefault],
-       METRICS: [Huge, InItsClass, CountsInItsClass, Remembers, Spoils, NeedsAllClasses, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
+       METRICS: [Huge, InItsClass, CountsInItsClass, CountsInItsFile, CountsInADefault, Remembers, Spoils, NeedsAllClasses, CallsItAccuracy, CallsItLoss, Numbered, OnlyComputes],
        WRITERS: [Unclosed, TakesValuesOnly, TakesValuesStatically, TakesValuesDecorated, TakesValuesLate]}
 KEYS = {SCHEDULERS: "SCHEDULER", LOSSES: "LOSS", MODELS: "MODEL", OPTIMIZERS: "OPTIMIZER",
         METRICS: "METRICS", WRITERS: "WRITERS"}
@@ -766,6 +798,10 @@ REFUSED = {
     "itself": "loss itself needs logits, targets.*register a function that returns it",
     "LossWithoutInit": r"super\(\).__init__\(\) of Module was not called: .*test_own_parts.py:\d+",
     "ModelWithoutInit": r"super\(\).__init__\(\) comes before .*test_own_parts.py:\d+",
+    "Swapped": r"loss Swapped fails, \w+: .*called as loss\(logits, targets\). See .*test_own_parts.py:\d+",
+    "drawn_rates": "scheduler drawn_rates could not be resumed: .* it gives other rates",
+    "CountsInItsFile": "metric CountsInItsFile counts in SEEN of its file",
+    "CountsInADefault": r"metric CountsInADefault counts in a default of __init__\(\)",
     "WithBlock": rf"super\(\).__init__\(\) comes before .*test_own_parts.py:{Block.__init__.__code__.co_firstlineno + 1}",
     "NoRateInGroups": 'optimizer NoRateInGroups has no lr in its groups.*{"lr": lr}',
     "NoOptimizer": "optimizer NoOptimizer is NoOptimizer, which is no torch.optim.Optimizer",
@@ -773,7 +809,7 @@ REFUSED = {
     "CountsInItsClass": "metric CountsInItsClass counts in hits of its class",
     "Rebinds": r"optimizer Rebinds changes no weight in 200 steps.*test_own_parts.py:\d+",
     "FlatList": "optimizer FlatList takes params for a list of weights.*They are groups",
-    "InItsClass": "metric InItsClass counts in labels of its class.*self.labels in __init__",
+    "InItsClass": "metric InItsClass counts in labels of its class.*in __init__, as attributes of self",
     "TakesValuesOnly": r"writer TakesValuesOnly cannot be called as write\(step, values\): .*py:\d+",
     "Stateless": "scheduler Stateless has no state_dict",
     "Forgets": "scheduler Forgets could not be resumed.*gives other rates",
@@ -1119,7 +1155,7 @@ class Alone(Flat):
     (MODELS, Softmax, {"dim": 0}, "what model Softmax says of an image in evaluation depends on the"),
     (MODELS, Alone, {}, "what model Alone says of an image in evaluation depends on the other images"),
     (LOSSES, plain_function, {}, None), (LOSSES, WithHead, {}, None), (MODELS, Flat, {}, None), (MODELS, LeNet, {}, None),
-    (MODELS, Draws, {}, None)])
+    (MODELS, Draws, {}, "what model Draws says of an image in evaluation is drawn: dropout has to know of it")])
 def test_what_trains_and_is_wrong_all_the_same_is_told_once(own, capsys, registry, part, arguments, expected):
     registry.register()(part)
     node = {KEYS[registry]: {"NAME": part.__name__, **arguments}}
@@ -1414,6 +1450,39 @@ def test_what_a_file_imports_beside_it_is_noted_as_well(own, tmp_path, monkeypat
     (tmp_path / "a_part_of_mine.py").write_text("import json\nimport a_part_beside\n")
     import_user_code([str(tmp_path / "a_part_of_mine.py")])
     assert {Path(path).name for path in user_code()} == {"a_part_beside.py", "a_part_of_mine.py"}
+
+
+def test_files_that_import_each_other_are_imported_once_in_any_order(own, tmp_path, monkeypatch):
+    for number, order in enumerate((["first", "second"], ["second", "first"])):
+        monkeypatch.setattr("sys.path", [*sys.path])
+        names = [f"a_{name}_file_{number}" for name in order]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / f"a_first_file_{number}.py").write_text(
+            f"from cvkit import MODELS\n\n@MODELS.register('first{number}')\ndef one(): return 1\n")
+        (folder / f"a_second_file_{number}.py").write_text(
+            f"from cvkit import MODELS\nfrom a_first_file_{number} import one\n\n"
+            f"@MODELS.register('second{number}')\ndef two(): return one() + 1\n")
+        import_user_code([str(folder / f"{name}.py") for name in names])
+        assert MODELS.build(f"first{number}") == 1 and MODELS.build(f"second{number}") == 2
+
+
+def test_an_evaluation_says_that_code_was_edited_and_keeps_what_was_predicted(own, monkeypatch, capsys):
+    path = Path("another_part.py").resolve()
+    path.write_text(EDITED)
+    run = train(own(MODEL={"NAME": "edited"}, IMPORTS=[str(path)]))
+    evaluated = Run(run.folder)
+    evaluate(run)
+    assert "was edited since" not in capsys.readouterr().out
+    before = (run.folder / "predictions.npz").read_bytes()
+    monkeypatch.setattr("cvkit.registry._code", {str(path): "what another process imported"})
+    evaluate(run)  # the edit changes nothing
+    assert "Written to" in capsys.readouterr().out
+    evaluated.model[1].bias.data[3] += 5
+    evaluate(evaluated)
+    said = capsys.readouterr().out
+    assert "warning    another_part.py was edited since the run was saved" in said and "Not written" in said
+    assert (run.folder / "predictions.npz").read_bytes() == before
 
 
 def test_a_run_that_goes_on_with_edited_code_says_so(own, monkeypatch, capsys):

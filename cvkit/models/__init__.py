@@ -12,7 +12,7 @@ from cvkit.errors import ConfigError
 from cvkit.hardware import random_numbers_kept
 from cvkit.models import resnet, resnet9, vit  # noqa: F401  they register their models
 from cvkit.models.torchvision_models import read_torchvision, smallest_image
-from cvkit.registry import MODELS, NAME, where_in
+from cvkit.registry import MODELS, NAME, place_of, where_in
 
 MODELS.add_library("torchvision.models", read_torchvision)
 
@@ -59,8 +59,11 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
             hint = (f"It is made for {smallest[0]}×{smallest[1]} pixels or more. Add "
                     f"{{NAME: Resize, height: {smallest[0]}, width: {smallest[1]}}} to both lists "
                     "of transforms.")
-        else:
+        elif MODELS.get(name).__module__.startswith(("cvkit.", "torchvision.")):
             hint = None
+        else:
+            hint = ("It is offered in_channels, image_size and num_classes, as parameters of that "
+                    f"name: {place_of(MODELS.get(name))}")
         raise ConfigError(f"model {name} cannot take images of {channels}×{height}×{width}: "
                           f"{error}", where=where_in(node, NAME), hint=hint) from error
     finally:
