@@ -70,13 +70,19 @@ def refuse_what_adds_up(nodes: Iterable[Any], classes: Sequence[str]) -> None:
         kind = METRICS.get(node["NAME"])
         if node["NAME"] == "Accuracy" or not inspect.isclass(kind):
             continue
-        found, before = [], _shared(kind)
-        for logits in (right, right.roll(1, 0), right):
+
+        def updated(logits: torch.Tensor, node: Any = node) -> Any:
             metric = build_metrics([node], classes)[1]
             metric.update(logits.clone(), torch.arange(len(classes)))
-            found.append(values_of(metric))
+            return metric
+
+        before = _shared(kind)
+        updated(right)
         changed = [name for name, value in _shared(kind).items() if before.get(name) != value]
-        if changed and repr(found[0]) != repr(found[2]):  # as text, in which NaN is NaN
+        if not changed:
+            continue
+        found = [values_of(updated(logits)) for logits in (right, right.roll(1, 0), right)]
+        if repr(found[0]) != repr(found[2]):  # as text, in which NaN is NaN
             raise ConfigError(
                 f"metric {node['NAME']} counts in {changed[0]}, so that an evaluation adds to the "
                 "one before", where=where_in(node, "NAME"),

@@ -84,6 +84,7 @@ from cvkit.schedulers import Schedule, build_schedule, is_planned, is_to_find, w
 from cvkit.signals import Interrupted, StopSignals
 from cvkit.trial import (
     CopyError,
+    LossError,
     forms_checked,
     refuse_other_images,
     refusing_copies_that_fail,
@@ -211,9 +212,9 @@ class Trainer:
                 has_some = leaves_some_out(2)
             except CopyError:  # then torch says so, if they are left out
                 has_some = False
-            except ConfigError:
-                raise
-            except Exception:  # a loss may need more images
+            except Exception as error:  # a loss may need more images
+                if isinstance(error, ConfigError) and not isinstance(error, LossError):
+                    raise
                 has_some = leaves_some_out(self.loaders.train.part_size(0))
         return distributed.anywhere(has_some)
 
