@@ -59,11 +59,11 @@ def values_of(metric: Any) -> dict[str, float]:
 
 
 def refuse_what_adds_up(nodes: Iterable[Any], classes: Sequence[str]) -> None:
-    """Refuse a metric that counts in its class, where each evaluation goes on with the last one's.
+    """Refuse a metric whose evaluations go on with what the one before has counted.
 
     Raises:
-        ConfigError: what a new one computes depends on another, and an attribute of the class is
-            another then.
+        ConfigError: what a new one computes depends on another, and so does what they share: the
+            class, defaults of its methods, or values in its file.
     """
     right = torch.eye(len(classes))
     for node in nodes:

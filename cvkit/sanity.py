@@ -287,7 +287,8 @@ def odd_loss(config: Config, loss: nn.Module, labels: torch.Tensor,
 
     def value(classes: torch.Tensor) -> float:
         """Return the loss once the highest value of each image is that of another class."""
-        rows, highest, moved = torch.arange(len(logits)), logits.argmax(1), logits.clone()
+        rows, highest = torch.arange(len(logits), device=logits.device), logits.argmax(1)
+        moved = logits.clone()
         moved[rows, highest], moved[rows, classes] = logits[rows, classes], logits[rows, highest]
         return float(loss(moved, labels))
 
