@@ -229,11 +229,11 @@ def evaluate(run: Run | str | Path | None = None,
         print(other)
     path = run.folder / "predictions.npz"
     reason = _why_not_kept(run, predictions, path)
-    if run.has_other_training_images:
+    has_other_images, edited = run.changes_since_training()
+    if has_other_images:
         print("warning    the data set has other training images than those that the run was "
               "trained on: some of them may be among these test images")
         reason = "the run's data set has other images now"
-    edited = run.edited_code
     if edited:
         print(f"warning    {', '.join(edited)} was edited since the run was saved: the results are "
               "of the file as it is now")

@@ -199,6 +199,11 @@ class Registry:
         """
         raise_together(list(self._problems(node)))
 
+    def is_own(self, node: Any) -> bool:
+        """Tell whether a node names what a user registered, not cvkit or a library."""
+        name, _ = _split(node, self.kind)
+        return name in self._entries and not self._entries[name].__module__.startswith("cvkit.")
+
     def asks_for(self, node: Any, fact: str) -> bool:
         """Tell whether the node's constructor takes `fact` and the config leaves it open."""
         name, arguments = _split(node, self.kind)
@@ -337,7 +342,6 @@ class Registry:
         # A library's constructor is taken to be right and the value wrong, and so is cvkit's,
         # which hands values on to one; in your own code only a ValueError says so, or a file that
         # an argument names; the rest may be a bug and keeps its traceback.
-        is_own_code = name in self._entries and not entry.__module__.startswith("cvkit.")
         try:
             made = entry(**facts, **arguments)
             _refuse_unmade(made)
@@ -352,11 +356,12 @@ class Registry:
             path = isinstance(error, OSError) and _path_in(str(error.filename), arguments)
             reason = _reason(error)
             if "__init__() call" in reason:  # of torch's Module: it has to come before assignments
+                torch = os.path.dirname(sys.modules["torch"].__file__)
                 own = [frame for frame in traceback.extract_tb(error.__traceback__)
-                       if f"{os.sep}torch{os.sep}" not in frame.filename][-1]
+                       if not frame.filename.startswith(torch + os.sep)][-1]
                 error = ValueError(f"super().__init__() comes before {own.filename}:{own.lineno}")
                 reason = str(error)
-            if is_own_code and not (path or isinstance(error, ValueError)):
+            if self.is_own(node) and not (path or isinstance(error, ValueError)):
                 raise
             named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", reason)]
             raise ConfigError(f"{self.kind} {name} cannot be built: {reason}", where=where_in(
@@ -735,6 +740,11 @@ def edited_since(code: Mapping[str, str]) -> list[str]:
                   if code.get(path, content) != content)
 
 
+def _file_of(module: Any) -> str:
+    """Return the file of a module; nothing is asked of one that loads what it is asked for."""
+    return getattr(module, "__dict__", {}).get("__file__") or ""
+
+
 @contextlib.contextmanager
 def _code_noted(origin: str | None) -> Iterator[None]:
     """Note a file that is imported meanwhile, and what it imports from its folder."""
@@ -743,8 +753,7 @@ def _code_noted(origin: str | None) -> Iterator[None]:
     if not origin or not os.path.isfile(origin):
         return
     folder = os.path.join(os.path.dirname(os.path.abspath(origin)), "")
-    files = {origin, *(getattr(sys.modules[name], "__file__", None) or ""
-                       for name in set(sys.modules) - before)}
+    files = {origin, *(_file_of(sys.modules[name]) for name in set(sys.modules) - before)}
     for path in map(os.path.abspath, files):
         if path.startswith(folder) and path.endswith(".py"):
             _code[path] = hashlib.sha1(Path(path).read_bytes()).hexdigest()
@@ -760,8 +769,7 @@ def _import_file(path: Path, where: object, is_told: bool) -> None:
     _refuse_run_folder(path, where)
     path = path.resolve()
     module_name = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
-    is_imported = any(getattr(module, "__file__", None) == str(path)
-                      for module in [*sys.modules.values()])  # by another file, perhaps
+    is_imported = str(path) in map(_file_of, [*sys.modules.values()])  # by another file, perhaps
     if module_name not in sys.modules and not is_imported:
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)

@@ -405,31 +405,23 @@ class Run(Experiment):
                                   else None)
         return data
 
-    @property
-    def edited_code(self) -> list[str]:
-        """The files that were imported and have changed since the last checkpoint was saved."""
-        try:
-            training = self.checkpoint("last").training or {}
-        except CheckpointError:
-            return []
-        return edited_since(training.get("code", {}))  # older versions kept none
+    def changes_since_training(self) -> tuple[bool, list[str]]:
+        """Return whether its training images are others now, and which imported files were edited.
 
-    @property
-    def has_other_training_images(self) -> bool:
-        """Whether the config gives others than it did in training, or in another order.
-
-        False where that is not known: the data was chosen by hand, or no last checkpoint is there.
+        What is not known has not changed: of an older version, without its last checkpoint, or of
+        images that were chosen by hand.
         """
-        where_it_runs = [key for key in MAY_CHANGE if key != "DATA.DATASET.root"]
-        if any(is_among(key, ["DATA"]) and not is_among(key, where_it_runs)
-               for key in self.changed):
-            return False
         try:
-            training = self.checkpoint("last").training or {}
+            noted = self._trained if self._trained.training else self.checkpoint("last")
         except CheckpointError:
-            return False
-        known = training.get("images", {}).get("training")  # older versions kept none
-        return known is not None and known != self.data.train.identity
+            return False, []
+        training = noted.training or {}
+        where_it_runs = [key for key in MAY_CHANGE if key != "DATA.DATASET.root"]
+        are_chosen = any(is_among(key, ["DATA"]) and not is_among(key, where_it_runs)
+                         for key in self.changed)
+        images = training.get("images", {}).get("training")
+        are_other = not are_chosen and images not in (None, self.data.train.identity)
+        return are_other, edited_since(training.get("code", {}))
 
     @cached_property
     def loaders(self) -> Loaders:

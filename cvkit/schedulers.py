@@ -260,11 +260,10 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
              "max_lr": float(optimizer.param_groups[0]["lr"])}
     if "epochs" in node or "steps_per_epoch" in node:
         del facts["total_steps"]  # OneCycleLR would take it before the config's own
-    is_own = not SCHEDULERS.get(node[NAME]).__module__.startswith(("torch.", "cvkit."))
     unit = _try(node, facts, 1)
     end = needed if unit == "batch" else remaining
     node = _for_stretches(node, unit, 0, end, steps_per_epoch)
-    tried = min(needed, _MOST_TRIED) if is_own else 1  # torch's is known to work
+    tried = min(needed, _MOST_TRIED) if SCHEDULERS.is_own(node) else 1  # torch's is known to work
     _try(node, facts, tried if unit == "batch" else remaining)
     try:
         scheduler = SCHEDULERS.build(node, **facts)
@@ -285,7 +284,7 @@ def _refuse_other_unit(node: Any, scheduler: Any, unit: str) -> None:
     """Refuse a scheduler that asks for its length in another unit than it is stepped in."""
     for inner, part in zip(_within(node), parts_of(scheduler)):
         _refuse_other_unit(inner, part, unit)
-    if SCHEDULERS.get(node[NAME]).__module__.startswith(("torch.", "cvkit.")):
+    if not SCHEDULERS.is_own(node):
         return
     asked = [fact for fact in SCHEDULERS.offers if SCHEDULERS.asks_for(node, fact)]
     of_steps = [fact for fact in asked if fact in ("total_steps", "steps_per_epoch")]

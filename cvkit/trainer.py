@@ -203,6 +203,7 @@ class Trainer:
         """Whether some get no gradient, which processes have to know before they average."""
         if distributed.size() == 1 or self.config.TRAIN.UNUSED_PARAMETERS:
             return self.config.TRAIN.UNUSED_PARAMETERS
+
         def leaves_some_out(size: int) -> bool:  # each draws other numbers
             return any(parameter.requires_grad and parameter.grad is None for _ in range(_TRIES)
                        for parameter in self._try_batch(size).parameters())

@@ -23,7 +23,7 @@ from cvkit.evaluation import build_metrics, in_evaluation_mode, predict
 from cvkit.files import reread
 from cvkit.hardware import autocast, is_out_of_memory, random_numbers_kept, state_kept
 from cvkit.log import Log, Progress
-from cvkit.registry import DATASETS, NAME, SCHEDULERS, where_in
+from cvkit.registry import DATASETS, LOSSES, NAME, SCHEDULERS, where_in
 from cvkit.sanity import odd_logits, odd_loss
 
 _HINT = ("What training changes has to be in state_dict(): parameters, buffers that are "
@@ -121,7 +121,7 @@ def refuse_other_images(trainer: Any) -> None:
         ConfigError: they are, in all processes.
     """
     node = trainer.config.DATA.DATASET
-    is_own = trainer.has_built_data and not DATASETS.get(node[NAME]).__module__.startswith("cvkit.")
+    is_own = trainer.has_built_data and DATASETS.is_own(node)
     if distributed.size() == 1 and not is_own:
         return
 
@@ -154,7 +154,7 @@ def _next_rates(trainer: Any) -> list[list[float]]:
     """Return the rates after some more steps of a scheduler of one's own."""
     schedule, rates = trainer.schedule, []
     node = trainer.config.SCHEDULER
-    if node is None or SCHEDULERS.get(node[NAME]).__module__.startswith(("torch.", "cvkit.")):
+    if node is None or not SCHEDULERS.is_own(node):
         return rates
     for _ in range(_MORE_RATES):
         try:
@@ -267,14 +267,13 @@ def forms_checked(trainer: Any) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        is_own = not type(trainer.loss).__module__.startswith(("cvkit.", "torch."))
         forward = getattr(getattr(type(trainer.loss), "forward", None), "__code__", None)
         place = next((f"{frame.f_code.co_filename}:{line}"
                       for frame, line in traceback.walk_tb(error.__traceback__)
                       if frame.f_code is forward), None)
-        if not is_own or place is None or is_out_of_memory(error):
-            raise
         node = trainer.config.LOSS
+        if not LOSSES.is_own(node) or place is None or is_out_of_memory(error):
+            raise
         raise LossError(f"loss {node[NAME]} fails, {type(error).__name__}: {error}",
                         where=where_in(node, NAME),
                         hint=f"It is called as loss(logits, targets). See {place}") from error

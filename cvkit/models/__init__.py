@@ -59,7 +59,7 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
             hint = (f"It is made for {smallest[0]}×{smallest[1]} pixels or more. Add "
                     f"{{NAME: Resize, height: {smallest[0]}, width: {smallest[1]}}} to both lists "
                     "of transforms.")
-        elif MODELS.get(name).__module__.startswith(("cvkit.", "torchvision.")):
+        elif not MODELS.is_own(node):
             hint = None
         else:
             hint = ("It is offered in_channels, image_size and num_classes, as parameters of that "
