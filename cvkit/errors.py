@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -52,122 +50,6 @@ class DivergenceError(RunError):
     """The loss is no longer finite."""
 
 
-# Unicode's categories Cc, Zl, Zp and Cs, and what turns round the direction of what follows. One
-# expression: a report's pictures are millions of letters.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def visible(text: str, keep: str = "") -> str:
-    """Return text with control characters as `\\x1b`: names of files may hold any.
-
-    A terminal would obey them, a line would end; half a character (of a file name that is not
-    UTF-8) could not be written at all.
-
-    Args:
-        keep: control characters that are left.
-    """
-    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else
-                         found[0].encode("unicode_escape").decode(), text)
-
-
-# What an argument's name says beside the thing that it sets, and the names that the thing has had.
-_QUALIFIERS = {"min", "max", "lower", "upper", "limit", "range", "rate", "always"}
-_RENAMED = {"value": "fill", "val": "fill", "cval": "fill", "var": "std", "height": "size",
-            "width": "size", "apply": "p", "prob": "p", "probability": "p", "learning": "lr",
-            "wd": "decay"}
-
-
-def _likeness(name: str, other: str) -> float:
-    """Return what part of two names' words is the same: 1 for max_holes and holes_range."""
-    words, others = (set(text.split("_")) - _QUALIFIERS for text in (name, other))
-    renamed = {_RENAMED.get(word, word) for word in words}
-    return max(len(mine & others) / len(mine | others) if mine and others else 0
-               for mine in (words, renamed))
-
-
-def plural(count: int, word: str) -> str:
-    """Return "1 epoch", "2 epochs" or "1,563 batches" of "epoch" and "batch"."""
-    ending = "" if count == 1 else "es" if re.search("(s|x|sh|tch)$", word) else "s"
-    return f"{count:,} {word}{ending}"
-
-
-def show_what_can_be_shown() -> None:
-    """Let screens, pipes and files that lack a letter show "?" for it, from now on.
-
-    The output of Windows, cron and old terminals is often not UTF-8, and "×" would end a training.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's, or a test's, takes all letters
-            stream.reconfigure(errors="replace")
-
-
-def suggest(name: object, allowed: Iterable[str], listed: int = 12) -> str:
-    """Return "Did you mean …?" and the allowed names, the nearest first, at most `listed`."""
-    allowed = [str(item) for item in allowed]
-    near = nearest(name, allowed)[:listed]
-    parts = [f"Did you mean {near[0]}?"] if near else []
-    if allowed:
-        nearest_first = near + [item for item in allowed if item not in near]
-        shown = allowed if len(allowed) <= listed else nearest_first[:listed]
-        rest = len(allowed) - len(shown)
-        parts.append(f"Allowed: {', '.join(shown)}{f' and {rest} more' if rest > 0 else ''}.")
-    return " ".join(parts)
-
-
-def nearest(name: object, allowed: Iterable[str]) -> list[str]:
-    """Return those of the allowed names that may be meant: spelt alike or of the same words."""
-    word = str(name).lower()
-    by_lower = {item.lower(): item for item in reversed(list(allowed))}
-    likeness = {item: _likeness(word, item) for item in by_lower} if len(word) < 100 else {}
-    spelt_alike = difflib.get_close_matches(word, by_lower, n=len(by_lower) or 1, cutoff=0.6)
-    similar = sorted((item for item in likeness if likeness[item] >= 1 / 3),
-                     key=lambda item: -likeness[item])
-    same = [item for item in similar if likeness[item] == 1]
-    return [by_lower[item] for item in dict.fromkeys([*same, *spelt_alike, *similar])]
-
-
-def correction(value: object, kinds: Iterable[type]) -> str:
-    """Return "Write 0.1." for a value that means one of those kinds but is written otherwise.
-
-    Args:
-        value: from a config, such as "10%", "0,1", "None", 2.0.
-        kinds: types that it may have.
-
-    Returns:
-        The sentence, or nothing if no such value is meant.
-    """
-    kinds = set(kinds)
-    meant = None
-    if isinstance(value, str):
-        text = value.strip(" '\"").lower()
-        number = text.removesuffix("%").strip().replace("_", "")
-        thousands = re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", number) and int in kinds
-        number = number.replace(",", "" if thousands else ".")
-        if type(None) in kinds and text in ("none", "nil"):
-            meant = "null"
-        elif bool in kinds and text in ("yes", "on", "true", "no", "off", "false"):
-            meant = "true" if text in ("yes", "on", "true") else "false"
-        elif kinds & {int, float} and re.fullmatch(
-                r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", number):
-            percent = text.endswith("%")
-            figure = float(number) / 100 if percent else float(number)
-            if figure.is_integer() and int in kinds:
-                meant = f"{figure:.0f}"
-            elif float in kinds:
-                meant = f"{figure:g}" if percent else number
-        elif list in kinds and re.fullmatch(r"\(.*\)", text):
-            meant = f"[{value.strip()[1:-1]}]"
-        if meant is not None and meant == text:
-            return f"Write {meant} without quotes."
-    elif isinstance(value, float) and int in kinds and value.is_integer():
-        meant = f"{value:.0f}"
-    elif bool in kinds and value in (0, 1):
-        meant = "true" if value else "false"
-    elif list in kinds and isinstance(value, (int, float)):
-        meant = f"[{value}]"
-    return f"Write {meant}." if meant is not None else ""
-
-
 def raise_together(problems: list[UserError]) -> None:
     """Raise nothing, the one problem, or all of them as one message."""
     if len(problems) == 1:
@@ -177,33 +59,22 @@ def raise_together(problems: list[UserError]) -> None:
         raise type(problems[0])("\n".join(lines))
 
 
-def run_tool(main: Callable[[], int | None], is_shared: bool = False) -> None:
-    """Run a command-line tool: a `UserError` becomes its message and exit code 2.
+def where_in(node: Any, key: str | None = None) -> str | None:
+    """Return "file:line DOTTED.KEY" of a config node's key, or None outside a config."""
+    where = getattr(node, "where", None)
+    return where(key) if callable(where) else None
+
+
+@contextmanager
+def located(node: Any, key: str | None = None) -> Iterator[None]:
+    """Give a `UserError` that is raised meanwhile, and knows no place, that of a config's key.
 
     Args:
-        main: the tool.
-        is_shared: whether several processes, started by torchrun, can do its work together.
-
-    Of several processes the first to fail says why; the others only lost contact with it.
+        node: of the config.
+        key: in it; None for the node itself.
     """
-    from cvkit import distributed
-
-    show_what_can_be_shown()
     try:
-        if distributed.local_size() > 1 and not is_shared:
-            raise UserError(f"{os.path.basename(sys.argv[0])} runs in one process",
-                            hint="torchrun is for tools/train.py.")
-        sys.exit(main())
+        yield
     except UserError as error:
-        if distributed.is_first_to_fail():
-            print(visible(f"error: {error}", keep="\n\t"), file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt as error:
-        sys.exit(128 + getattr(error, "signal", signal.SIGINT))
-    except BrokenPipeError:  # the reader of `tool | head` has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except Exception:
-        if distributed.is_first_to_fail():
-            raise
-        sys.exit(1)
+        error.where = error.where or where_in(node, key)
+        raise

@@ -23,8 +23,8 @@ from torch import nn
 
 from cvkit.config import load_config
 from cvkit.registry import MODELS
-from cvkit.run import Run
-from cvkit.trainer import train
+from cvkit.runs.folder import Run
+from cvkit.training.trainer import train
 
 # A GPU computes fp32 convolutions in 19 bits by default, which no tolerance here is meant for.
 torch.backends.cudnn.allow_tf32 = False
@@ -50,7 +50,7 @@ TRAIN: {EPOCHS: 2}
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Run each test in an empty folder, with a cache of its own and no signs of life in between."""
-    monkeypatch.setattr("cvkit.log._FIRST_WAIT", math.inf)  # they depend on the machine's speed
+    monkeypatch.setattr("cvkit.system.log._FIRST_WAIT", math.inf)  # they depend on the machine's speed
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
 
@@ -141,7 +141,7 @@ def painted(_trained, tmp_path):
 def processes():
     """A context for real processes which have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cvkit.trainer", "cvkit.data.datasets", "torch._dynamo", "pytest"])
+    context.set_forkserver_preload(["cvkit.training.trainer", "cvkit.data.image_folder", "torch._dynamo", "pytest"])
     first = context.Process(target=time.sleep, args=(0,))  # while everything is imported
     first.start()
     first.join()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from albumentations.augmentations.dropout.functional import cutout
 
-from cvkit.data.transforms import Pipeline
+from cvkit.data.pipeline import Pipeline
 from cvkit.registry import TRANSFORMS
 
 MEAN = (0.4914, 0.4822, 0.4465)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from cvkit.benchmark.bare import MEAN, STD, Bare
-from cvkit.benchmark.classic import Classic, ClassicData
-from cvkit.benchmark.measure import PARTS, in_turns, measure, peak_memory, speed
+from benchmarks.bare import MEAN, STD, Bare
+from benchmarks.classic import Classic, ClassicData
+from benchmarks.measure import PARTS, in_turns, measure, peak_memory, speed
 from cvkit.models.resnet import resnet18
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_both_augment_as_the_main_config_does():
 def test_both_learn(name):
     torch.manual_seed(0)
     images = np.where(LABELS[:, None, None, None], IMAGES // 2 + 128, IMAGES // 2).astype(np.uint8)
-    # Not narrower: see cvkit.hardware.choose_layout, which these loops do without.
+    # Not narrower: see cvkit.models.probing.choose_layout, which these loops do without.
     model = resnet18(width=16, num_classes=2)
     reference = (Bare(model, images, LABELS, CPU, "fp32") if name == "bare"
                  else Classic(model, images, LABELS, CPU, 32))

@@ -4,10 +4,9 @@ import torch
 from PIL import Image
 
 from cvkit.config import load_config
-from cvkit.data import build_data, build_loaders
+from cvkit.data import ImageFiles, ImageSet, build_data, build_loaders
 from cvkit.data.cache import ImageCache
-from cvkit.data.images import ImageFiles, ImageSet
-from cvkit.data.transforms import Pipeline
+from cvkit.data.pipeline import Pipeline
 from cvkit.errors import DataError
 from cvkit.registry import TRANSFORMS
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from cvkit.checkpoint import Checkpoint, load_weights
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError
-from cvkit.trainer import train
+from cvkit.runs.checkpoint import Checkpoint, load_weights
+from cvkit.training.trainer import train
 
 
 @pytest.fixture

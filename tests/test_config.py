@@ -10,19 +10,10 @@ from conftest import TINY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cvkit.config import (
-    SCHEMA,
-    Component,
-    Config,
-    Demands,
-    Key,
-    check_components,
-    components,
-    load_config,
-    merge,
-    parse_value,
-    read_config,
-)
+from cvkit.config import SCHEMA, Config, check_components, components, load_config, read_config
+from cvkit.config.merge import merge
+from cvkit.config.parse import parse_value
+from cvkit.config.schema import Component, Demands, Key
 from cvkit.errors import ConfigError
 
 HEAD = "MODEL: {NAME: resnet18}\nDATA: {DATASET: {NAME: Digits}}\nOPTIMIZER: {NAME: SGD, lr: 0.1}\n"

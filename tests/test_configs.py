@@ -10,14 +10,14 @@ from conftest import ROOT
 from PIL import Image
 
 from cvkit.config import check_components, components, load_config, read_config
-from cvkit.experiment import Experiment
 from cvkit.models import build_model, count_parameters
-from cvkit.optimizers import build_optimizer
 from cvkit.registry import REGISTRIES
-from cvkit.requirements import check_requirements, norm_counts
-from cvkit.schedulers import build_schedule
-from cvkit.trainer import Trainer, train
-from cvkit.visualizers.album import file_name
+from cvkit.reporting.requirements import check_requirements, norm_counts
+from cvkit.runs.experiment import Experiment
+from cvkit.training.optimizers import build_optimizer
+from cvkit.training.schedulers import build_schedule
+from cvkit.training.trainer import Trainer, train
+from cvkit.visualizers.draw import file_name
 
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml")
                  if path.parent.name != "_base_")

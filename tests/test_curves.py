@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cvkit.errors import RunError
-from cvkit.run import Run, Runs
+from cvkit.runs.compare import Runs
+from cvkit.runs.folder import Run
 
 
 def lines(axes):

@@ -10,7 +10,7 @@ from test_drawing import check_no_overlap
 from test_misclassified import shown
 
 from cvkit.config import load_config
-from cvkit.experiment import Experiment
+from cvkit.runs.experiment import Experiment
 
 
 def experiment(path, **overrides):

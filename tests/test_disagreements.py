@@ -6,7 +6,8 @@ import pytest
 from test_misclassified import shown
 
 from cvkit.errors import ConfigError, RunError
-from cvkit.run import Run, Runs
+from cvkit.runs.compare import Runs
+from cvkit.runs.folder import Run
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ import torch
 from conftest import ROOT, TINY, paint
 from PIL import Image
 
-from cvkit import distributed
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
-from cvkit.evaluation import evaluate
+from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import LOSSES
-from cvkit.run import Run, find_runs
-from cvkit.trainer import Trainer, train
+from cvkit.runs.folder import Run, find_runs
+from cvkit.system import distributed
+from cvkit.training.trainer import Trainer, train
 
 # A model without batch statistics, so that parts of a batch compute what the whole does; and noisy
 # images, for on even areas all units of a layer lie at one point of ReLU, and rounding decides.
@@ -233,7 +233,8 @@ SKIPS = """
 import os, time
 import torch
 from torch import nn
-from cvkit import MODELS, distributed
+from cvkit import MODELS
+from cvkit.system import distributed
 
 @MODELS.register()
 class SkipsByChance(nn.Module):
@@ -378,7 +379,7 @@ def test_a_process_without_an_image_so_far_goes_on(processes, noisy):
     settings = {**GROUPS, "DATA.BATCH_SIZE": 6, "DATA.LIMIT": 15, "TRAIN.EPOCHS": 2}
     run = end(begin(processes, 4, settings))
     assert run.metrics[-1]["train/accuracy"] * 15 % 1 == pytest.approx(0, abs=1e-9)
-    from cvkit.metrics import Mean
+    from cvkit.evaluation.metrics import Mean
 
     empty = Mean()
     empty.update(torch.tensor(2.0), 0)
@@ -415,7 +416,7 @@ def test_a_run_goes_on_with_another_number_of_processes(processes, noisy, count,
 
 
 def test_each_process_takes_its_part_of_every_batch():
-    from cvkit.data.sources import Order
+    from cvkit.data.plan import Order
 
     for count, batch_size, size in ((150, 32, 2), (130, 32, 3), (7, 4, 4), (64, 64, 5)):
         orders = [Order(count, batch_size, True, 0, rank, size) for rank in range(size)]

@@ -11,13 +11,14 @@ from conftest import ROOT, paint
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
-from cvkit import registry as registries
-from cvkit.benchmark import measure
+from benchmarks import measure
 from cvkit.config import SCHEMA, components, load_config
 from cvkit.registry import DATASETS, LOSSES, METRICS, OPTIMIZERS, REGISTRIES, WRITERS
-from cvkit.requirements import FACTS
-from cvkit.schedulers import build_schedule
-from cvkit.writers import JsonLines, read_metrics
+from cvkit.registry import registry as registries
+from cvkit.reporting.jsonl import JsonLines
+from cvkit.reporting.requirements import FACTS
+from cvkit.runs.metrics_file import read_metrics
+from cvkit.training.schedulers import build_schedule
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "README.md")

@@ -10,11 +10,11 @@ from matplotlib import pyplot
 from PIL import Image
 
 from cvkit.config import load_config
-from cvkit.data.images import ImageSet
+from cvkit.data import ImageSet
 from cvkit.errors import RunError
-from cvkit.experiment import Experiment
+from cvkit.runs.experiment import Experiment
 from cvkit.visualizers import drawing
-from cvkit.visualizers.album import save_all
+from cvkit.visualizers.draw import save_all
 from cvkit.visualizers.drawing import (
     Picture,
     arrow,

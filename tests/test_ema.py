@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from cvkit.ema import EMA
+from cvkit.training.ema import EMA
 
 
 def test_the_average_follows_the_weights_by_its_rule():

@@ -1,6 +1,8 @@
 import pytest
 
-from cvkit.errors import ConfigError, UserError, plural, raise_together, run_tool, suggest
+from cvkit.cli import run_tool
+from cvkit.errors import ConfigError, UserError, raise_together
+from cvkit.system.text import plural, suggest
 
 
 def test_message_has_place_problem_and_hint():

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
-from cvkit.evaluation import evaluate
+from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import DATASETS
-from cvkit.run import Run, open_run
-from cvkit.trainer import train
+from cvkit.runs.folder import Run, open_run
+from cvkit.training.trainer import train
 
 FP32 = ["TRAIN.PRECISION", "fp32"]
 
@@ -250,7 +250,7 @@ def test_the_model_of_a_run_needs_no_images(painted):
 
 @pytest.mark.parametrize("first", ["model", "loaders"])
 def test_images_lie_in_memory_as_the_model_does_whichever_is_asked_for_first(run, monkeypatch, first):
-    monkeypatch.setattr("cvkit.experiment.choose_layout", lambda *_: torch.contiguous_format)
+    monkeypatch.setattr("cvkit.runs.experiment.choose_layout", lambda *_: torch.contiguous_format)
     getattr(run, first), run.model
     assert run.loaders.test.layout is torch.contiguous_format
 

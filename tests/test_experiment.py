@@ -5,10 +5,10 @@ from matplotlib.figure import Figure
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, RunError
-from cvkit.experiment import Experiment
 from cvkit.registry import VISUALIZERS
-from cvkit.run import Runs
-from cvkit.trainer import Trainer
+from cvkit.runs.compare import Runs
+from cvkit.runs.experiment import Experiment
+from cvkit.training.trainer import Trainer
 
 
 def test_its_model_is_the_one_that_training_begins_with(tiny):

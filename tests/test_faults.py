@@ -21,15 +21,15 @@ from conftest import ROOT, paint
 from test_kill import same
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from cvkit.checkpoint import Checkpoint
 from cvkit.config import load_config
 from cvkit.data import build_data
 from cvkit.errors import CheckpointError, DataError, RunError
-from cvkit.hardware import largest_that_fits
 from cvkit.registry import TRANSFORMS
-from cvkit.resume import Pace
-from cvkit.run import Run, find_runs
-from cvkit.trainer import Trainer, train
+from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.folder import Run, find_runs
+from cvkit.training.failures import largest_that_fits
+from cvkit.training.resume import Pace
+from cvkit.training.trainer import Trainer, train
 
 FOLDER = {"DATA.DATASET": {"NAME": "ImageFolder", "root": "../painted"}, "DATA.LIMIT": 0}
 # Image by image, decoded each time: files are wanted in the middle of an epoch.
@@ -304,7 +304,7 @@ def test_a_read_only_run_folder_is_refused_before_anything_is_computed(quick, no
     folder, become_nobody = no_rights
     config = load_config(quick, {"OUTPUT_DIR": str(folder / "runs")})
     data = build_data(config)  # read while it may be
-    monkeypatch.setattr("cvkit.experiment.build_data", lambda config: data)
+    monkeypatch.setattr("cvkit.runs.experiment.build_data", lambda config: data)
     run = train(config)
     for path in sorted(folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -365,14 +365,14 @@ def test_a_clock_that_jumps_changes_nothing(quick, monkeypatch):
 def test_a_run_begun_when_the_clock_was_ahead_is_not_written_into(quick, monkeypatch):
     from datetime import datetime
 
-    import cvkit.run
+    import cvkit.runs.folder
 
     class Stopped(datetime):
         @classmethod
         def now(cls, tz=None):
             return datetime(2030, 1, 1)
 
-    monkeypatch.setattr(cvkit.run, "datetime", Stopped)
+    monkeypatch.setattr(cvkit.runs.folder, "datetime", Stopped)
     first, second = (train(load_config(quick, {"TRAIN.EPOCHS": 1})) for _ in range(2))
     assert [run.folder.name for run in (first, second)] == ["2030-01-01_00-00-00",
                                                              "2030-01-01_00-00-00_2"]
@@ -396,15 +396,15 @@ def test_when_to_save_inside_an_epoch(monkeypatch):
 OUT_OF_MEMORY = """
 import resource, sys
 sys.argv = ["train.py", *sys.argv[1:]]
-import cvkit.trainer, cvkit.errors, runpy
-real = cvkit.trainer.Trainer.{method}
+import cvkit.training.trainer, cvkit.errors, runpy
+real = cvkit.training.trainer.Trainer.{method}
 def limited(self, *args):
     import torch
     torch.zeros(10) @ torch.zeros(10)
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20, -1))
     return real(self, *args)
-cvkit.trainer.Trainer.{method} = limited
+cvkit.training.trainer.Trainer.{method} = limited
 runpy.run_path({tool!r}, run_name="__main__")
 """
 

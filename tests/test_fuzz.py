@@ -27,15 +27,13 @@ import yaml
 from conftest import ROOT, TINY, paint
 from PIL import Image
 
-from cvkit.checkpoint import Checkpoint
-from cvkit.config import SCHEMA, Config, Key, check_components, load_config, read_config
-from cvkit.data.images import ImageData, ImageFiles, ImageSet
-from cvkit.data.transforms import build_pipeline
+from cvkit.config import SCHEMA, Config, check_components, load_config, read_config
+from cvkit.config.schema import Key
+from cvkit.data import ImageData, ImageFiles, ImageSet
+from cvkit.data.pipeline import build_pipeline
 from cvkit.errors import UserError
-from cvkit.evaluation import build_metrics
-from cvkit.losses import build_loss
+from cvkit.evaluation.metrics import build_metrics
 from cvkit.models import build_model
-from cvkit.optimizers import build_optimizer
 from cvkit.registry import (
     DATASETS,
     LOSSES,
@@ -47,11 +45,14 @@ from cvkit.registry import (
     SCHEDULERS,
     TRANSFORMS,
     VISUALIZERS,
-    parameters_of,
 )
-from cvkit.run import Predictions
-from cvkit.schedulers import build_schedule
-from cvkit.trainer import Trainer
+from cvkit.registry.signatures import parameters_of
+from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.predictions import Predictions
+from cvkit.training.losses import build_loss
+from cvkit.training.optimizers import build_optimizer
+from cvkit.training.schedulers import build_schedule
+from cvkit.training.trainer import Trainer
 
 CASES = int(os.environ.get("CVKIT_FUZZ_CASES", 0))  # of the cheapest targets; 0: the suite's few
 FIRST = int(os.environ.get("CVKIT_FUZZ_FIRST", 0))

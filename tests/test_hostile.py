@@ -20,19 +20,25 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from cvkit.checkpoint import Checkpoint, read_verified, verify_archive
-from cvkit.config import load_config, parse_value, read_config
-from cvkit.data.images import ImageFiles
-from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, UserError, visible
-from cvkit.evaluation import evaluate
-from cvkit.hardware import git_facts
-from cvkit.lr_finder import RangeTest
-from cvkit.registry import DATASETS, VISUALIZERS, import_user_code
-from cvkit.run import Predictions, Run
-from cvkit.trainer import train
-from cvkit.visualizers import album, report
-from cvkit.visualizers.pages import Code, Link, Section, Table, Text, render_markdown
-from cvkit.visualizers.report import write_report
+from cvkit.config import load_config, read_config
+from cvkit.config.parse import parse_value
+from cvkit.data import ImageFiles
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, UserError
+from cvkit.evaluation.run_evaluation import evaluate
+from cvkit.registry import DATASETS, VISUALIZERS
+from cvkit.registry.user_code import import_user_code
+from cvkit.reporting import report
+from cvkit.reporting.report import write_report
+from cvkit.reporting.report_format import Code, Link, Section, Table, Text, render_markdown
+from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.folder import Run
+from cvkit.runs.predictions import Predictions
+from cvkit.runs.range_test import RangeTest
+from cvkit.runs.untrusted import read_verified, verify_archive
+from cvkit.system.environment import git_facts
+from cvkit.system.text import visible
+from cvkit.training.trainer import train
+from cvkit.visualizers import draw
 
 # What would leave a file "canary" in the current folder, if it were obeyed or followed.
 NAMES = ["$(touch canary)", "; touch canary #", "\"><script>x</script>", "-rf", "--help", "$\\frac{",
@@ -479,7 +485,7 @@ def test_nothing_is_written_through_links(run, tmp_path, name):
         (tmp_path / "tiny.yaml").write_text(TINY)) else None
     before = content_of(tmp_path)
     for write in (lambda: train(longer, resume=run.folder), lambda: evaluate(run.folder),
-                  lambda: album.save_all(Run(run.folder), [{"NAME": "curves"}]),
+                  lambda: draw.save_all(Run(run.folder), [{"NAME": "curves"}]),
                   lambda: write_report(Run(run.folder)),
                   lambda: write_report(Run(run.folder), folder=tmp_path / "out")):
         with pytest.raises(RunError, match=f"{re.escape(str(path))} is a link to") as caught:
@@ -505,7 +511,7 @@ def test_a_comparison_is_not_written_through_links(run, tmp_path, tool):
 
 def test_a_run_folder_may_be_a_link_itself(run, tmp_path):
     (tmp_path / "newest").symlink_to(run.folder)
-    album.save_all(Run(tmp_path / "newest"), [{"NAME": "curves"}])
+    draw.save_all(Run(tmp_path / "newest"), [{"NAME": "curves"}])
     assert (run.folder / "visuals" / "curves.png").is_file()
 
 
@@ -684,7 +690,7 @@ def test_neither_run_nor_checkpoint_brings_code(run, monkeypatch):
     for use in (lambda: opened.data, lambda: opened.model, lambda: evaluate(opened),
                 lambda: opened.checkpoint().build_model(), lambda: train(opened.config),
                 lambda: train(load_config(run.folder / "config.yaml"), resume=run.folder),
-                lambda: album.open_subject([str(run.folder)], [])):
+                lambda: draw.open_subject([str(run.folder)], [])):
         with pytest.raises(ConfigError, match="supplies no code"):
             use()
     without = Run(run.folder, {"IMPORTS": []})

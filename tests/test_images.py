@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvkit.data.images import (
-    ImageData,
-    ImageFiles,
-    ImageSet,
-    balanced_subset,
-    measure,
-    scan_files,
-    statistics,
-    stratified_split,
-)
+from cvkit.data import ImageData, ImageFiles, ImageSet
+from cvkit.data.scan import measure, scan_files, statistics
+from cvkit.data.splits import balanced_subset, stratified_split
 from cvkit.errors import DataError
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
@@ -327,9 +320,9 @@ def test_a_damaged_entry_of_what_was_kept_is_as_if_it_were_not_there(tmp_path, e
 
 def test_a_word_comes_before_many_files_are_read_and_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     """There is no terminal here, which has a bar instead."""
-    monkeypatch.setattr("cvkit.data.images._MANY_FILES", 9)
-    monkeypatch.setattr("cvkit.log._FIRST_WAIT", 10)
-    monkeypatch.setattr("cvkit.log.time", SimpleNamespace(monotonic=itertools.count(0, 20).__next__))
+    monkeypatch.setattr("cvkit.data.scan._MANY_FILES", 9)
+    monkeypatch.setattr("cvkit.system.log._FIRST_WAIT", 10)
+    monkeypatch.setattr("cvkit.system.log.time", SimpleNamespace(monotonic=itertools.count(0, 20).__next__))
     files = some_files(tmp_path)
     monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, position, real=ImageFiles.__getitem__: (
         print("decoded"), real(self, position))[1])

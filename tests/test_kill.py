@@ -16,13 +16,13 @@ import torch
 from conftest import ROOT
 from test_trainer import EVERYTHING, equal, without_times
 
-from cvkit.checkpoint import Checkpoint
 from cvkit.config import load_config
 from cvkit.errors import RunError
 from cvkit.registry import MODELS
-from cvkit.run import Run, find_runs
-from cvkit.signals import Interrupted, StopSignals
-from cvkit.trainer import Trainer, train
+from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.folder import Run, find_runs
+from cvkit.training.signals import Interrupted, StopSignals
+from cvkit.training.trainer import Trainer, train
 
 # What a state inside an epoch is made of, all at once: optimizer steps of two batches, averaged
 # weights, a schedule by step, random numbers of dropout.
@@ -226,7 +226,7 @@ def test_a_second_signal_stops_at_once(config, monkeypatch, capsys):
 
 
 def test_skipped_batches_are_not_loaded(config, tmp_path, monkeypatch):
-    from cvkit.data.images import ImageFiles
+    from cvkit.data import ImageFiles
 
     random = np.random.default_rng(0)
     from conftest import paint

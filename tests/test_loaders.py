@@ -12,10 +12,10 @@ from PIL import Image
 
 from cvkit.config import check_components, load_config
 from cvkit.data import build_data, build_loaders, sources
-from cvkit.data.loaders import _Builder
+from cvkit.data.build import _Builder
 from cvkit.errors import ConfigError, DataError, RunError
-from cvkit.experiment import Experiment
 from cvkit.registry import DATASETS, TRANSFORMS
+from cvkit.runs.experiment import Experiment
 
 CPU = torch.device("cpu")
 BACKENDS = pytest.mark.parametrize("backend", ["batched", "albumentations"])

@@ -6,8 +6,8 @@ import pytest
 from conftest import paint
 
 from cvkit.config import load_config
-from cvkit.log import Log, Progress
-from cvkit.trainer import Trainer, train
+from cvkit.system.log import Log, Progress
+from cvkit.training.trainer import Trainer, train
 
 
 class Clock:
@@ -24,8 +24,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("cvkit.log.time", SimpleNamespace(monotonic=clock.monotonic))
-    monkeypatch.setattr("cvkit.log._FIRST_WAIT", 10)
+    monkeypatch.setattr("cvkit.system.log.time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr("cvkit.system.log._FIRST_WAIT", 10)
     return clock
 
 

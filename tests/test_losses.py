@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cvkit.errors import ConfigError
-from cvkit.losses import _FORMS, build_loss, torch_form, weight_of
-from cvkit.metrics import Mean
+from cvkit.evaluation.metrics import Mean
 from cvkit.registry import LOSSES
+from cvkit.training.losses import _FORMS, build_loss, torch_form, weight_of
 
 LOGITS = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * 4
 LABELS = torch.arange(64) % 10

@@ -9,12 +9,13 @@ import torch
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, RunError
-from cvkit.experiment import Experiment
-from cvkit.lr_finder import RangeTest, range_test
-from cvkit.run import open_run
-from cvkit.schedulers import is_to_find
-from cvkit.trainer import Trainer, train
-from cvkit.visualizers import report as report_module
+from cvkit.reporting import report as report_module
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.folder import open_run
+from cvkit.runs.range_test import RangeTest
+from cvkit.training.lr_finder import range_test
+from cvkit.training.schedulers import is_to_find
+from cvkit.training.trainer import Trainer, train
 
 FIND = {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}, "OPTIMIZER.lr": 0.05}
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from cvkit.errors import ConfigError
-from cvkit.metrics import Mean, is_lower_better, lower_is_better
+from cvkit.evaluation.metrics import Mean, is_lower_better, lower_is_better
 from cvkit.registry import METRICS
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from cvkit.data import build_data, build_loaders
 from cvkit.data.mixing import BatchTransform, mix
 from cvkit.errors import ConfigError
 from cvkit.registry import TRANSFORMS
-from cvkit.trainer import Trainer, train
+from cvkit.training.trainer import Trainer, train
 from cvkit.visualizers.samples import samples
 
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -10,10 +10,12 @@ from torch import nn
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, DataError
-from cvkit.models import build_model, count_parameters, refuse_single_images
-from cvkit.registry import MODELS, parameters_of
-from cvkit.run import open_run
-from cvkit.trainer import Trainer, train
+from cvkit.models import build_model, count_parameters
+from cvkit.models.probing import refuse_single_images
+from cvkit.registry import MODELS
+from cvkit.registry.signatures import parameters_of
+from cvkit.runs.folder import open_run
+from cvkit.training.trainer import Trainer, train
 
 SHAPE = (3, 32, 32)
 SMALL_TORCHVISION = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5",

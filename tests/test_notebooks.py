@@ -12,7 +12,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from PIL import Image
 
-from cvkit.run import find_runs, open_run
+from cvkit.runs.folder import find_runs, open_run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = '''CONFIG = "configs/resnet18_digits.yaml"

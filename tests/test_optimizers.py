@@ -4,8 +4,8 @@ from torch import nn
 
 from cvkit.errors import ConfigError
 from cvkit.models import build_model
-from cvkit.optimizers import build_optimizer
 from cvkit.registry import OPTIMIZERS
+from cvkit.training.optimizers import build_optimizer
 
 SGD = torch.optim.SGD
 

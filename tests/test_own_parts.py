@@ -21,9 +21,7 @@ from torch.optim import lr_scheduler
 from cvkit.config import load_config
 from cvkit.data import ImageData, ImageSet
 from cvkit.errors import CheckpointError, ConfigError, DivergenceError, RunError, UserError
-from cvkit.evaluation import evaluate
-from cvkit.experiment import Experiment
-from cvkit.losses import build_loss
+from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import (
     DATASETS,
     LOSSES,
@@ -33,11 +31,12 @@ from cvkit.registry import (
     REGISTRIES,
     SCHEDULERS,
     WRITERS,
-    import_user_code,
-    user_code,
 )
-from cvkit.run import Run, open_run
-from cvkit.trainer import Trainer, train
+from cvkit.registry.user_code import import_user_code, user_code
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.folder import Run, open_run
+from cvkit.training.losses import build_loss
+from cvkit.training.trainer import Trainer, train
 
 # -- schedulers ------------------------------------------------------------------------
 
@@ -1445,7 +1444,7 @@ def edited(num_classes, in_channels, image_size):
 
 def test_what_a_file_imports_beside_it_is_noted_as_well(own, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.setattr("cvkit.registry._code", {})
+    monkeypatch.setattr("cvkit.registry.user_code._code", {})
     (tmp_path / "a_part_beside.py").write_text("WIDTH = 3\n")
     (tmp_path / "a_part_of_mine.py").write_text("import json\nimport a_part_beside\n")
     import_user_code([str(tmp_path / "a_part_of_mine.py")])
@@ -1475,7 +1474,7 @@ def test_an_evaluation_says_that_code_was_edited_and_keeps_what_was_predicted(ow
     evaluate(run)
     assert "was edited since" not in capsys.readouterr().out
     before = (run.folder / "predictions.npz").read_bytes()
-    monkeypatch.setattr("cvkit.registry._code", {str(path): "what another process imported"})
+    monkeypatch.setattr("cvkit.registry.user_code._code", {str(path): "what another process imported"})
     evaluate(run)  # the edit changes nothing
     assert "Written to" in capsys.readouterr().out
     evaluated.model[1].bias.data[3] += 5
@@ -1493,7 +1492,7 @@ def test_a_run_that_goes_on_with_edited_code_says_so(own, monkeypatch, capsys):
     train(config, resume=True)
     assert "was edited" not in capsys.readouterr().out
     stopped(monkeypatch, config, 2)
-    monkeypatch.setattr("cvkit.registry._code", {str(path): "what another process imported"})
+    monkeypatch.setattr("cvkit.registry.user_code._code", {str(path): "what another process imported"})
     train(config, resume=True)
     assert capsys.readouterr().out.count("edited_part.py was edited since the run was saved") == 1
     assert "edited_part.py was edited" in (open_run().folder / "train.log").read_text()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cvkit.config import SCHEMA, check_components, load_config
 from cvkit.registry import VISUALIZERS
-from cvkit.run import open_run
+from cvkit.runs.folder import open_run
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)

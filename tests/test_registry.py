@@ -24,13 +24,10 @@ from cvkit.registry import (
     VISUALIZERS,
     WRITERS,
     Registry,
-    accepts,
-    describe,
-    describe_type,
-    import_user_code,
-    overview,
-    parameters_of,
 )
+from cvkit.registry.listing import describe, overview
+from cvkit.registry.signatures import accepts, describe_type, parameters_of
+from cvkit.registry.user_code import import_user_code
 
 OWN = {  # a name that disappears, or one that no test knows of, shows here
     DATASETS: ["CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "ImageFolder", "MNIST"],
@@ -84,7 +81,7 @@ def test_library_names(kind):
                               METRICS, WRITERS, VISUALIZERS) for name in kind])
 def test_every_entry_can_be_described_and_accepts_its_own_defaults(monkeypatch, kind, name):
     # Python parses a whole module to find the line of a class.
-    monkeypatch.setattr("cvkit.registry.place_of", lambda entry: f"{entry.__module__}:1")
+    monkeypatch.setattr("cvkit.registry.signatures.place_of", lambda entry: f"{entry.__module__}:1")
     text = describe(kind, name)
     assert text.startswith(f"{kind.kind} {name}\ndefined in {kind.get(name).__module__}:1\n")
     arguments = text.split("arguments:\n")[1].split("\n\n")[0]
@@ -385,7 +382,7 @@ def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
 
 
 def test_a_lambda_needs_a_name(monkeypatch):
-    monkeypatch.setattr("cvkit.registry.REGISTRIES", {})
+    monkeypatch.setattr("cvkit.registry.registry.REGISTRIES", {})
     toy = Registry("nameless toy", "cvkit.errors")
     with pytest.raises(ConfigError, match=r"a nameless toy without a name: .*test_registry.py:\d+"):
         toy.register()(lambda: 1)

@@ -16,10 +16,10 @@ from test_pages import Reader
 import cvkit
 from cvkit.config import load_config
 from cvkit.errors import RunError
-from cvkit.experiment import Experiment
-from cvkit.run import Run, open_run
-from cvkit.visualizers import report as report_module
-from cvkit.visualizers.report import write_report
+from cvkit.reporting import report as report_module
+from cvkit.reporting.report import write_report
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.folder import Run, open_run
 
 BROWSER = next(filter(None, map(shutil.which, (
     "chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -115,7 +115,7 @@ def test_anchors_lead_somewhere(report):
 
 @pytest.mark.parametrize("has_cvkit", [True, False])
 def test_links_go_to_the_commit_on_github(painted, only_curves, monkeypatch, has_cvkit):
-    monkeypatch.setattr("cvkit.visualizers.report.git_facts", lambda folder: {
+    monkeypatch.setattr("cvkit.reporting.report.git_facts", lambda folder: {
         "repository": "https://github.com/me/course" if has_cvkit else "https://github.com/a/b"})
     environment = painted.folder / "environment.txt"
     lines = [line for line in environment.read_text().splitlines()

@@ -6,11 +6,11 @@ from torch import nn
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
-from cvkit.experiment import Experiment
 from cvkit.models import build_model
-from cvkit.requirements import FACTS, check_requirements, enforce, norm_counts, summary
-from cvkit.run import open_run
-from cvkit.trainer import Trainer, train
+from cvkit.reporting.requirements import FACTS, check_requirements, enforce, norm_counts, summary
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.folder import open_run
+from cvkit.training.trainer import Trainer, train
 
 MET = """
 REQUIRE:

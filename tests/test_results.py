@@ -12,8 +12,8 @@ from test_configs import CONFIGS, NAMES
 
 from cvkit.config import load_config
 from cvkit.errors import RunError
-from cvkit.results import fill, keep, read_results, settings_of
-from cvkit.run import Run
+from cvkit.runs.folder import Run
+from cvkit.runs.results import fill, keep, read_results, settings_of
 
 PAGE = ROOT / "docs" / "results.md"
 MEASURED = {result.name: result for folder in ("results", "results/digits")

@@ -18,9 +18,9 @@ from cvkit.config import load_config
 from cvkit.errors import CheckpointError, RunError
 from cvkit.models.resnet import BasicBlock
 from cvkit.registry import LOSSES, METRICS, MODELS, SCHEDULERS
-from cvkit.resume import newest_run_of
-from cvkit.run import Run, find_runs
-from cvkit.trainer import Trainer, train
+from cvkit.runs.folder import Run, find_runs
+from cvkit.training.resume import newest_run_of
+from cvkit.training.trainer import Trainer, train
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from test_misclassified import check_titles, shown, titles
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
-from cvkit.experiment import Experiment
-from cvkit.trainer import Trainer
+from cvkit.runs.experiment import Experiment
+from cvkit.training.trainer import Trainer
 
 
 def test_samples_are_what_the_model_receives_first(painted, monkeypatch):

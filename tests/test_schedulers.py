@@ -3,7 +3,7 @@ import torch
 
 from cvkit.errors import ConfigError
 from cvkit.registry import SCHEDULERS
-from cvkit.schedulers import Schedule, build_schedule, is_planned, unit_of
+from cvkit.training.schedulers import Schedule, build_schedule, is_planned, unit_of
 
 NODES = {  # the least each needs in a config
     "ChainedScheduler": None, "SequentialLR": None,

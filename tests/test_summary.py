@@ -4,13 +4,13 @@ from torch import nn
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
-from cvkit.experiment import Experiment
 from cvkit.models import build_model
 from cvkit.registry import MODELS
-from cvkit.requirements import check_requirements
-from cvkit.run import Runs
-from cvkit.trainer import train
-from cvkit.visualizers.report import _results
+from cvkit.reporting.report import _results
+from cvkit.reporting.requirements import check_requirements
+from cvkit.runs.compare import Runs
+from cvkit.runs.experiment import Experiment
+from cvkit.training.trainer import train
 from cvkit.visualizers.summary import layer_table, model_stages
 
 SHAPE = (3, 32, 32)

@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, TINY
 
 from cvkit.registry import MODELS, REGISTRIES, VISUALIZERS
-from cvkit.run import Run, find_runs, open_run
+from cvkit.runs.folder import Run, find_runs, open_run
 from cvkit.visualizers.flags import arguments_of
 
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
@@ -59,7 +59,7 @@ def test_output_that_is_not_utf_8_lacks_letters_and_nothing_else(run, tool, monk
     assert code == 0 and f"layer1 (32{times}32 pixels)" in said, said
     predictions = run.predictions
     replace(predictions, classes=["日本", *predictions.classes[1:]]).save(run.folder / "predictions.npz")
-    monkeypatch.setattr("cvkit.evaluation.evaluate", lambda run: run.predictions)
+    monkeypatch.setattr("cvkit.evaluation.run_evaluation.evaluate", lambda run: run.predictions)
     code, said = say("evaluate.py", "--run", run.folder)
     assert code == 0 and re.search(r"^\?\?  ", said, re.MULTILINE), said
     code, said = say("compare.py", run.folder, run.folder, "--out", "größe")
@@ -207,7 +207,7 @@ def test_compare_two_runs(tool, run, painted, tmp_path):
 
 
 def test_the_benchmark_measures_the_part_asked_for(tool, monkeypatch):
-    from cvkit.benchmark import measure
+    from benchmarks import measure
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(measure.PARTS, "cam", lambda configure: {

@@ -10,11 +10,12 @@ from torch import nn
 from cvkit.config import load_config
 from cvkit.data import ImageData, ImageSet
 from cvkit.errors import CheckpointError, ConfigError, RunError
-from cvkit.evaluation import evaluate
+from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import DATASETS, LOSSES, METRICS, MODELS, WRITERS
-from cvkit.run import Run, Runs, open_run
-from cvkit.trainer import Trainer, train
-from cvkit.visualizers.report import _results
+from cvkit.reporting.report import _results
+from cvkit.runs.compare import Runs
+from cvkit.runs.folder import Run, open_run
+from cvkit.training.trainer import Trainer, train
 
 EVERYTHING = {  # what a resumed run depends on, all at once
     "TRAIN.EMA": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
@@ -96,7 +97,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(quick, monkeyp
 
 def test_the_gradient_scaler_of_fp16_is_resumed_too(quick, monkeypatch):
     """On a CPU, where fp16 is only refused because it is slow and no use."""
-    monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
+    monkeypatch.setattr("cvkit.runs.experiment.choose_precision", lambda *args: "fp16")
     config = load_config(quick, {"TRAIN.EPOCHS": 3, "TRAIN.CLIP_GRAD_NORM": 1.0})
     whole = train(config)
     restore = interrupt_in_epoch(monkeypatch, 2)
@@ -119,7 +120,7 @@ def edit_checkpoint(run, change):
 
 def test_a_run_of_an_older_version_is_resumed_with_fused_kernels(quick, monkeypatch):
     """Which a gradient scaler counts on; older checkpoints do not know them."""
-    monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
+    monkeypatch.setattr("cvkit.runs.experiment.choose_precision", lambda *args: "fp16")
     run = train(load_config(quick, {"TRAIN.EPOCHS": 1}))
     edit_checkpoint(run, lambda state: state["optimizer"]["param_groups"][0].update(fused=None))
     resumed = train(load_config(quick, {"TRAIN.EPOCHS": 2}), resume=True)
@@ -317,7 +318,7 @@ def test_a_trained_run_does_not_read_its_images_again(quick, monkeypatch):
     run = train(load_config(quick))
     again = Run(run.folder)
     theirs = [again.loaders.test.take(range(8)), again.loaders.train.first_batch()]
-    monkeypatch.setattr("cvkit.experiment.build_data", lambda config: pytest.fail("read again"))
+    monkeypatch.setattr("cvkit.runs.experiment.build_data", lambda config: pytest.fail("read again"))
     ours = [run.loaders.test.take(range(8)), run.loaders.train.first_batch()]
     assert all(torch.equal(part, other) for batch, same in zip(ours, theirs)
                for part, other in zip(batch, same))
@@ -608,6 +609,6 @@ def test_a_metric_without_numbers_is_told_before_training(quick, monkeypatch, va
 def test_a_run_goes_on_in_a_precision_with_a_gradient_scaler(quick, monkeypatch):
     """Begun where there is bf16, resumed on a GPU that has fp16 only."""
     train(load_config(quick, {"TRAIN.EPOCHS": 1}))
-    monkeypatch.setattr("cvkit.experiment.choose_precision", lambda *args: "fp16")
+    monkeypatch.setattr("cvkit.runs.experiment.choose_precision", lambda *args: "fp16")
     resumed = train(load_config(quick, {"TRAIN.EPOCHS": 2}), resume=True)
     assert len(resumed.metrics) == 2 and resumed.checkpoint("last").training["scaler"]["scale"] > 1

@@ -9,11 +9,12 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from cvkit.config import load_config
-from cvkit.data import build_data, build_loaders
-from cvkit.data.images import ImageData, ImageSet
-from cvkit.data.transforms import Normalize, Pipeline, build_pipeline
+from cvkit.data import ImageData, ImageSet, build_data, build_loaders
+from cvkit.data.pipeline import Pipeline, build_pipeline
+from cvkit.data.transforms import Normalize
 from cvkit.errors import ConfigError, UserError
-from cvkit.registry import TRANSFORMS, describe
+from cvkit.registry import TRANSFORMS
+from cvkit.registry.listing import describe
 
 MEAN = (0.4914, 0.4822, 0.4465)
 IMAGE = np.random.default_rng(0).integers(1, 256, (32, 32, 3), dtype=np.uint8)

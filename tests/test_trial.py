@@ -14,7 +14,7 @@ from torch import nn
 from cvkit.config import load_config
 from cvkit.errors import RunError, UserError
 from cvkit.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
-from cvkit.trainer import Trainer
+from cvkit.training.trainer import Trainer
 
 
 class Flat(nn.Sequential):

@@ -8,9 +8,10 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
-from cvkit.config import load_config, parse_words
-from cvkit.errors import run_tool
+from cvkit.cli import parse_words, run_tool
+from cvkit.config import load_config
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -30,7 +31,8 @@ def main() -> None:
                   len(args.words))
     names, overrides = args.words[:number], args.words[number:]
     load_config("configs/resnet18_cifar10.yaml", overrides)  # before what takes long
-    from cvkit.benchmark.measure import measure
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # where benchmarks/ is: no part of cvkit
+    from benchmarks.measure import measure
 
     machine, figures = measure(names, overrides)
     if args.json:

@@ -10,9 +10,9 @@ Or keep what runs came to, in small files and a page of tables:
 import argparse
 import sys
 
-from cvkit.config import parse_words
-from cvkit.errors import DataError, RunError, run_tool
-from cvkit.files import user_path
+from cvkit.cli import parse_words, run_tool
+from cvkit.errors import DataError, RunError
+from cvkit.system.files import user_path
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
                         help="with --results: what a reader has to know besides")
     args = parse_words(parser, sys.argv[1:])
     if args.results is not None:
-        from cvkit.run import open_run
+        from cvkit.runs.folder import open_run
         from cvkit.visualizers.results import keep_all
 
         for path in keep_all([open_run(run) for run in args.runs], args.results, args.note):
@@ -38,17 +38,17 @@ def main() -> None:
         parser.error("--note goes with --results")
     if len(args.runs) < 2:
         parser.error("there is nothing to compare one run with; name two or more")
-    from cvkit.visualizers import album
+    from cvkit.visualizers import draw
 
     if args.count < 1:
         parser.error(f"--count is 1 or more, not {args.count}")
-    runs = album.open_subject(args.runs, [])
-    folder = args.out or album.visuals_folder(runs)
+    runs = draw.open_subject(args.runs, [])
+    folder = args.out or draw.visuals_folder(runs)
     print(f"\n{runs.table()}\n")
-    album.save_all(runs, [{"NAME": "curves"}], folder)
+    draw.save_all(runs, [{"NAME": "curves"}], folder)
     (folder / "table.txt").write_text(runs.table() + "\n", encoding="utf-8")
     try:
-        album.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
+        draw.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
     except (RunError, DataError) as error:  # tested on different images, or they are not here
         print(f"left out: disagreements: {error}")
 

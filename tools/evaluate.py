@@ -12,8 +12,7 @@ tests a part of it.
 import argparse
 import sys
 
-from cvkit.config import parse_words
-from cvkit.errors import run_tool
+from cvkit.cli import parse_words, run_tool
 
 
 def main() -> None:
@@ -23,7 +22,8 @@ def main() -> None:
                         help="evaluate with other DATA or METRICS")
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest")
     args = parse_words(parser, sys.argv[1:])
-    from cvkit.evaluation import MAY_EVALUATE, evaluate, open_run
+    from cvkit.evaluation.run_evaluation import evaluate
+    from cvkit.runs.folder import MAY_EVALUATE, open_run
 
     run = open_run(args.run, overrides=args.overrides, may_change=MAY_EVALUATE)
     print(f"run {run.folder}")

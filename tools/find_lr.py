@@ -9,9 +9,10 @@
 import argparse
 import sys
 
-from cvkit.config import load_config, parse_words
-from cvkit.errors import ConfigError, run_tool
-from cvkit.files import user_path
+from cvkit.cli import parse_words, run_tool
+from cvkit.config import load_config
+from cvkit.errors import ConfigError
+from cvkit.system.files import user_path
 
 
 def main() -> None:
@@ -26,9 +27,9 @@ def main() -> None:
                         help="default: runs/CONFIG/visuals")
     args = parse_words(parser, sys.argv[1:])
     config = load_config(args.config, args.overrides)
-    from cvkit.experiment import Experiment
-    from cvkit.trainer import Trainer
-    from cvkit.visualizers import album
+    from cvkit.runs.experiment import Experiment
+    from cvkit.training.trainer import Trainer
+    from cvkit.visualizers import draw
 
     try:
         found = Trainer(config).find_lr(args.lowest, args.highest, args.steps)
@@ -36,7 +37,7 @@ def main() -> None:
         raise ConfigError(str(error)) from None
     parts = Experiment(config)
     parts.range_test = found
-    album.save_all(parts, [{"NAME": "lr_finder"}], args.out)
+    draw.save_all(parts, [{"NAME": "lr_finder"}], args.out)
     print(f"Suggested: OPTIMIZER.lr {found.suggestion:g}")
 
 

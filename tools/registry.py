@@ -8,9 +8,10 @@
 import argparse
 import sys
 
-from cvkit.config import parse_words
-from cvkit.errors import run_tool
-from cvkit.registry import REGISTRIES, describe, get_registry, import_user_code, overview
+from cvkit.cli import parse_words, run_tool
+from cvkit.registry import REGISTRIES
+from cvkit.registry.listing import describe, get_registry, overview
+from cvkit.registry.user_code import import_user_code
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import os
 import re
 import sys
 
-from cvkit.config import load_config, parse_words
-from cvkit.errors import run_tool
+from cvkit.cli import parse_words, run_tool
+from cvkit.config import load_config
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -43,12 +43,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     args = parse(sys.argv[1:])
     if args.is_of_run and not os.path.isfile(args.config):
-        from cvkit.run import open_run  # which says what runs there are
+        from cvkit.runs.folder import open_run  # which says what runs there are
         args.config = str(open_run(args.resume).folder / "config.yaml")
     config = load_config(args.config, args.overrides)
     if args.print_config:
         return print(config.dump(origins=True), end="")
-    from cvkit.trainer import Trainer, train  # imports torch: after what can be told without it
+    from cvkit.training.trainer import Trainer, train  # torch: after what can be told without it
     if args.check:
         return Trainer(config).check()
     train(config, resume=args.resume if args.resume else args.resume is not None)

@@ -12,8 +12,8 @@ pictures (--list shows the flags of each, such as --cam-method LayerCAM):
 import argparse
 import sys
 
-from cvkit.errors import run_tool
-from cvkit.files import user_path
+from cvkit.cli import run_tool
+from cvkit.system.files import user_path
 
 # How many values each flag takes that is not of a picture; None for one or more.
 OWN = {"--run": None, "--list": 0, "--all": 0, "--report": 0, "--out": 1, "--format": 1, "--dpi": 1}
@@ -38,12 +38,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv):
         return parser().print_help()
-    from cvkit.visualizers import album, flags, report  # matplotlib and torch: not for --help
-
+    from cvkit.reporting import report  # matplotlib and torch: not for --help
+    from cvkit.visualizers import draw, flags
     words, pictures = flags.split_words(sys.argv[1:], OWN)
     args = parser().parse_args(words)
     if args.run or args.words or not args.list:
-        subject = album.open_subject(args.run, args.words)
+        subject = draw.open_subject(args.run, args.words)
         nodes = flags.read_flags(pictures, subject.config, OWN)
     if args.list:
         print(flags.listing())
@@ -52,8 +52,8 @@ def main() -> None:
     elif args.report:
         report.write_report(subject, nodes, args.out)
     else:
-        nodes = album.choose_nodes(subject, nodes, args.all)
-        album.save_all(subject, nodes, args.out, args.format, args.dpi)
+        nodes = draw.choose_nodes(subject, nodes, args.all)
+        draw.save_all(subject, nodes, args.out, args.format, args.dpi)
 
 
 if __name__ == "__main__":

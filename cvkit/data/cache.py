@@ -11,14 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvkit.data.images import (
-    ImageFiles,
-    ImageSet,
-    UnreadableError,
-    in_threads,
-    usable_cores,
-)
-from cvkit.data.transforms import Pipeline
+from cvkit.data.images import ImageFiles, ImageSet, UnreadableError
+from cvkit.data.pipeline import Pipeline
+from cvkit.data.scan import in_threads, usable_cores
 from cvkit.errors import DataError
 
 

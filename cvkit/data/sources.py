@@ -18,60 +18,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageSet, UnreadableError
-from cvkit.data.transforms import RESIZE_HINT, Pipeline
-from cvkit.errors import DataError, RunError, UserError, show_what_can_be_shown
-from cvkit.hardware import seed_random_numbers
-from cvkit.registry import import_user_code
+from cvkit.data.pipeline import RESIZE_HINT, Pipeline
+from cvkit.data.plan import Order
+from cvkit.errors import DataError, RunError, UserError
+from cvkit.registry.user_code import import_user_code
+from cvkit.system.seeds import seed_random_numbers
+from cvkit.system.text import show_what_can_be_shown
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # uint8 (N, H, W, C), labels (N,), index (N,)
-
-
-class Order:
-    """The order of a split's images, drawn once for an epoch from (seed, epoch) alone.
-
-    It is that of all processes together, each of which takes its part of every batch.
-
-    Args:
-        count: images of the split.
-        batch_size: images of a batch; the last one is short.
-        shuffle: a new order each epoch.
-        seed: of the order.
-        rank: this process's number.
-        size: of all processes.
-
-    Attributes:
-        batch_sizes: images of each batch of an epoch, in all processes together.
-    """
-
-    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int,
-                 rank: int = 0, size: int = 1):
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.rank, self.size = rank, size
-        # Batch normalisation cannot train on one image: such a rest is left to later epochs.
-        leaves_rest = shuffle and count > batch_size and count % batch_size == 1
-        self.total, self.count = count, count - leaves_rest
-        self.batch_sizes = [min(batch_size, self.count - start)
-                            for start in range(0, self.count, batch_size)]
-
-    def positions(self, epoch: int) -> np.ndarray:
-        """Return the positions of an epoch's images in the split, in order."""
-        if not self.shuffle:
-            return np.arange(self.count)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.total)[:self.count]
-
-    def part_size(self, number: int) -> int:
-        """Return how many images of a batch are this process's; 0 of a very short one."""
-        size = self.batch_sizes[number]
-        return size * (self.rank + 1) // self.size - size * self.rank // self.size
-
-    def part(self, number: int) -> slice:
-        """Return the places in the epoch of this process's part of a batch.
-
-        One image at least, so that each process has something to compute; see `part_size`.
-        """
-        start, size = number * self.batch_size, self.batch_sizes[number]
-        start += min(size * self.rank // self.size, size - 1)
-        return slice(start, start + max(self.part_size(number), 1))
 
 
 class BatchedSource:

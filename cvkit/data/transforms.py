@@ -6,11 +6,8 @@ after it, to whole batches on the device that trains. Fill values are therefore 
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-import itertools
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +20,11 @@ from albumentations.augmentations.geometric.functional import resize
 from PIL import Image
 
 from cvkit.data import batched
-from cvkit.data.images import ImageData
-from cvkit.data.mixing import BatchTransform
-from cvkit.errors import ConfigError, DataError, UserError, plural
-from cvkit.registry import NAME, TRANSFORMS, where_in
+from cvkit.errors import ConfigError
+from cvkit.registry import TRANSFORMS
+from cvkit.system.text import plural
 
 cv2.setNumThreads(0)  # one image at a time is too little to share; worker processes do that
-
 Fill = float | list[float] | str
 
 
@@ -194,7 +189,7 @@ class _Window(A.CoarseDropout):
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict[str, Any]:
         window = self.hole_height_range[1], self.hole_width_range[1]
         if any(side < hole for side, hole in zip(params["shape"], window)):
-            raise ValueError(f"its window of {_words(window)} pixels is larger")
+            raise ValueError(f"its window of {height_by_width(window)} pixels is larger")
         return super().get_params_dependent_on_data(params, data)
 
 
@@ -208,9 +203,6 @@ class _CentredWindow(_Window):
         start = self.random_generator.integers(0, shape) - window // 2
         corners = [start, start + window]  # each row, column; albumentations has them turned
         return drawn | {"holes": np.clip(corners, 0, shape)[:, ::-1].reshape(1, 4)}
-
-
-# -- albumentations ----------------------------------------------------------------------
 
 
 def _albumentations() -> dict[str, Callable]:
@@ -299,243 +291,14 @@ class _Augment(A.ImageOnlyTransform):
             return np.array(self.augment(image)).reshape(img.shape)
 
 
-class _Function(A.ImageOnlyTransform):
-    """Any function of an image as a transform that is always applied."""
-
-    def __init__(self, function: Any):
-        super().__init__(p=1.0)
-        self.function, self.batched = function, getattr(function, "batched", None)
-
-    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        image = self.function(img.copy())  # what it does in place stays out of the data set
-        if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
-            what = (f"an array of {plural(image.ndim, 'dimension')}"
-                    if isinstance(image, np.ndarray) else type(image).__name__)
-            raise DataError(f"transform {_name(self)} returned {what}, not an image (H, W, C)",
-                            hint="Is a return missing?")
-        return image
-
-
-class Pipeline:
-    """Transforms in order, `pipeline(image)`, with random numbers of its own.
-
-    Those at the beginning that give the same every time (`prepare`) can be applied once and for
-    all; the rest (`augment`) is drawn anew in each epoch.
-
-    Args:
-        transforms: albumentations transforms.
-        mixing: what whole batches go through after that, see `cvkit.data.mixing.mix`.
-    """
-
-    def __init__(self, transforms: Sequence[Any], mixing: Sequence[BatchTransform] = ()):
-        self.transforms, self.mixing = list(transforms), list(mixing)
-        self.fixed = list(itertools.takewhile(_is_fixed, self.transforms))
-        self.random = self.transforms[len(self.fixed):]
-        self._fixed = A.Compose(self.fixed) if self.fixed else None
-        self._random = A.Compose(self.random) if self.random else None
-
-    def seed(self, *key: int) -> None:
-        """Make what follows depend on `key` alone: (SEED, epoch, batch)."""
-        if self._random is not None:
-            sequence = np.random.SeedSequence(key)
-            self._random.set_random_state(np.random.default_rng(sequence),
-                                          random.Random(int(sequence.generate_state(1)[0])))
-
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Return the image after the fixed transforms at the beginning; uint8 (H, W, C) both."""
-        return _apply(self._fixed, image)
-
-    def augment(self, image: np.ndarray) -> np.ndarray:
-        """Return a prepared image after the rest of the transforms."""
-        return _apply(self._random, image)
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return the transformed image; uint8 (H, W, C) both."""
-        return self.augment(self.prepare(image))
-
-    @property
-    def unbatched(self) -> list[str]:
-        """The names of transforms that have no batched form, without the fixed ones."""
-        return [_name(transform) for transform in self.random
-                if getattr(transform, "batched", None) is None]
-
-    def draw(self, seed: int, epoch: int, count: int,
-             shape: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
-        """Return what is random about an epoch's images, for the batched form of each transform.
-
-        Args:
-            seed, epoch: which alone decide what is drawn.
-            count: images of the epoch.
-            shape: (H, W, C) of the prepared images.
-        """
-        random, everything = np.random.default_rng([seed, epoch, 4]), []
-        image = torch.zeros(1, *shape, dtype=torch.uint8)  # goes along, to know its size
-        for transform in self.random:
-            drawn = transform.batched.draw(random, count, tuple(image.shape[1:3]))
-            everything.append(tuple(map(torch.from_numpy, drawn)))
-            image = transform.batched.apply(image, *(values[:1] for values in everything[-1]))
-        return everything
-
-    def augment_batch(self, images: torch.Tensor,
-                      drawn: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-        """Return prepared images, uint8 (N, H, W, C), after the batched forms of the rest."""
-        for transform, values in zip(self.random, drawn, strict=True):
-            images = transform.batched.apply(images, *values)
-        return images
-
-
 # Those of albumentations that draw nothing, where they are always applied.
 _FIXED = (A.CenterCrop, A.LongestMaxSize, A.Resize, A.SmallestMaxSize, A.ToRGB, _Resize)
 
 
-def _is_fixed(transform: Any) -> bool:
+def is_fixed(transform: Any) -> bool:
     size = getattr(transform, "max_size", None)  # a list of sizes is drawn from
     return type(transform) in _FIXED and transform.p == 1 and not isinstance(size, (list, tuple))
 
 
-def _apply(compose: A.Compose | None, image: np.ndarray) -> np.ndarray:
-    if compose is None:
-        return image
-    image = compose(image=image)["image"]
-    return image if image.ndim == 3 else image[:, :, None]
-
-
-def _name(transform: Any) -> str:
-    """Return the name of a transform as a config has it, not that of what wraps it."""
-    inner = getattr(transform, "function", getattr(transform, "augment", transform))
-    return getattr(inner, "__name__", type(inner).__name__.removeprefix("_"))
-
-
-def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = False,
-                   where: str = "", size: Sequence[int] = (64, 64)
-                   ) -> tuple[Pipeline, Normalize | None]:
-    """Build a list of transform nodes, and try each on images of the data set.
-
-    Args:
-        nodes: of the config.
-        data: whose images they are tried on.
-        is_training: whether transforms that mix a batch are possible.
-        where: the place of the list, for messages.
-        size: (height, width) to advise where images come out in different sizes.
-
-    Returns:
-        The pipeline, and the `Normalize` at the end of the list if there is one.
-
-    Raises:
-        ConfigError: a transform cannot be built, cannot take the data set's images, does not
-            return uint8, follows Normalize, or mixes images that are not for training.
-    """
-    transforms, mixing, normalize = [], [], None
-    extremes = _extreme_images(data)
-    for node in nodes:
-        name = node[NAME]
-        built = TRANSFORMS.build(node, data_mean=data.mean, data_std=data.std,
-                                 num_classes=len(data.classes))
-        if isinstance(built, BatchTransform):
-            if not is_training:
-                raise ConfigError(f"{name} mixes images, which is for training only",
-                                  where=where_in(node, NAME), hint="Leave it out here.")
-            mixing.append(built)
-            parts = sum(transform.p for transform in mixing)
-            if parts > 1 + 1e-9:
-                raise ConfigError(
-                    f"the parts p of all that mix batches add up to {parts:g}, and a batch is "
-                    "mixed once", where=where_in(node, NAME),
-                    hint=f"Set p of each, to {1 / len(mixing):.2g} for example.")
-            continue
-        if normalize is not None:
-            converts = isinstance(built, (A.ToTensorV2, A.ToTensor3D, A.ToFloat))
-            raise ConfigError(
-                f"{name} stands after Normalize, which is always last", where=where_in(node, NAME),
-                hint="Leave it out: batches become tensors by themselves." if converts
-                else "Move it up.")
-        if isinstance(built, Normalize):
-            normalize = built
-            continue
-        if not isinstance(built, (A.BasicTransform, A.BaseCompose)):
-            if not callable(built):
-                raise ConfigError(f"transform {name} is {type(built).__name__}, which cannot be "
-                                  "called", where=where_in(node, NAME))
-            built = _Function(built)
-        transforms.append(built)
-        _check_fill(built, node, extremes[0].shape[2])
-        try:
-            extremes = _try(built, extremes)
-        except UserError as error:
-            error.where = error.where or where_in(node, NAME)
-            raise
-        except Exception as error:  # whatever albumentations, OpenCV or NumPy may raise
-            is_own = type(built).__module__.startswith(("albumentations", __name__))
-            if isinstance(built, _Function) or not is_own:
-                raise  # a bug in the user's own code
-            size = "×".join(map(str, extremes[0].shape))
-            raise ConfigError(f"{name} fails on an image of {size}: {error}",
-                              where=where_in(node, NAME)) from error
-        others = {str(image.dtype) for image in extremes} - {"uint8"}
-        if others:
-            raise ConfigError(f"{name} turns images into {others.pop()}",
-                              where=where_in(node, NAME),
-                              hint="Leave it out: images stay uint8, and Normalize, "
-                                   "which cvkit adds at the end, makes them float.")
-    shapes = sorted({image.shape for image in extremes})
-    if len(shapes) > 1:
-        raise ConfigError(
-            f"images come out in different sizes, such as {_words(shapes[0])} and "
-            f"{_words(shapes[-1])} (height×width); a batch needs one", where=where,
-            hint=RESIZE_HINT.format(*size))
-    return Pipeline(transforms, mixing), normalize
-
-
-def _check_fill(transform: Any, node: Any, channels: int) -> None:
-    """Refuse what OpenCV would cut off or fill up with black."""
-    fill = getattr(getattr(transform, "batched", None), "fill", None)
-    if isinstance(fill, tuple) and len(fill) != channels:
-        raise ConfigError(f"fill of {node[NAME]} has {len(fill)} numbers, and images have "
-                          f"{plural(channels, 'channel')}", where=where_in(node, "fill"),
-                          hint="One number is for all channels.")
-
-
-RESIZE_HINT = ("Put {{NAME: Resize, height: {0}, width: {1}}} first in DATA.TRAIN_TRANSFORMS and "
-               "in DATA.TEST_TRANSFORMS,\n  and let a RandomCrop after it have that size.")
-
-
-def _words(shape: Sequence[int]) -> str:
+def height_by_width(shape: Sequence[int]) -> str:
     return f"{shape[0]}×{shape[1]}"
-
-
-def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Apply a transform for certain, whatever its probability, and those within it as well.
-
-    A few images are taken through it several times, since what it draws, and which of several
-    within a OneOf, decides whether it fails and how large they come out.
-
-    Returns:
-        What comes out, one image of each shape and type.
-    """
-    found = {}
-    if transform.p < 1:  # what it is not applied to stays as it is
-        found = {(image.shape, str(image.dtype)): image for image in images}
-    transform = copy.deepcopy(transform)
-    parts = [transform]
-    while parts:
-        part = parts.pop()
-        part.p = 1.0
-        parts.extend(getattr(part, "transforms", []))
-    compose = A.Compose([transform])
-    compose.set_random_state(np.random.default_rng(0), random.Random(0))
-    for image in images * max(16 // len(images), 1):
-        result = _apply(compose, image)
-        found.setdefault((result.shape, str(result.dtype)), result)
-    return list(found.values())
-
-
-def _extreme_images(data: ImageData) -> list[np.ndarray]:
-    """Return a training image; where sizes are mixed, some of different sizes from all splits."""
-    if data.image_size:
-        return [data.train.image(0)]
-    by_size = {}
-    for split in filter(None, (data.train, data.test, data.val)):
-        for position in np.linspace(0, len(split) - 1, min(64, len(split))).astype(int):
-            image = split.image(position)
-            by_size.setdefault(image.shape, image)
-    return list(by_size.values())

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvkit.errors import ConfigError, suggest
+from cvkit.errors import ConfigError
+from cvkit.system.text import suggest
 
 SMALLEST_MAP = 5  # pixels a side; on fewer a map says nothing about where
 

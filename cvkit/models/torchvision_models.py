@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cvkit.errors import DataError
-from cvkit.registry import parameters_of
+from cvkit.registry.signatures import parameters_of
 
 
 def read_torchvision() -> dict[str, Callable]:

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import nn
 
-from cvkit.data.loaders import Loaders
+from cvkit.data import Loaders
 from cvkit.models.feature_maps import SMALLEST_MAP, choose_layers
 from cvkit.registry import VISUALIZERS
-from cvkit.run import Predictions
+from cvkit.runs.predictions import Predictions
 from cvkit.visualizers.cam_maps import CLASS_FREE, Method, cam_maps
 from cvkit.visualizers.drawing import (
     RIGHT,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cvkit.errors import ConfigError
-from cvkit.log import Log, Progress
 from cvkit.models.feature_maps import Recorder, frozen_copy, reshape_of
+from cvkit.system.log import Log, Progress
 
 # The methods that are constructed as (model, target_layers, reshape_transform).
 Method = Literal["GradCAM", "GradCAMPlusPlus", "GradCAMElementWise", "XGradCAM", "HiResCAM",

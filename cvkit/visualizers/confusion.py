@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import PercentFormatter
 
-from cvkit.errors import plural, visible
 from cvkit.registry import VISUALIZERS
-from cvkit.run import Predictions
+from cvkit.runs.predictions import Predictions
+from cvkit.system.text import plural, visible
 from cvkit.visualizers.drawing import (
     COLOURS,
     FAINT,

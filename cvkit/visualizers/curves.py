@@ -13,7 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from cvkit.errors import RunError
 from cvkit.registry import VISUALIZERS
-from cvkit.run import Run, run_names
+from cvkit.runs.compare import run_names
+from cvkit.runs.folder import Run
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled, whole_numbers
 
 

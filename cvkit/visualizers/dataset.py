@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 
 from cvkit.config import Config
 from cvkit.data import ImageData
-from cvkit.data.images import measure
-from cvkit.errors import plural, visible
+from cvkit.data.scan import measure
 from cvkit.registry import VISUALIZERS
+from cvkit.system.text import plural, visible
 from cvkit.visualizers.drawing import (
     COLOURS,
     Picture,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from cvkit.data import ImageData
-from cvkit.errors import RunError, plural
+from cvkit.errors import RunError
 from cvkit.registry import VISUALIZERS
-from cvkit.run import Run, run_names
+from cvkit.runs.compare import run_names
+from cvkit.runs.folder import Run
+from cvkit.system.text import plural
 from cvkit.visualizers.drawing import Picture, message, styled
 from cvkit.visualizers.misclassified import gallery
 

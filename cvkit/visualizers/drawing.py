@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from cvkit.data.images import ImageSet
-from cvkit.errors import RunError, visible
-from cvkit.log import Log
-from cvkit.run import Predictions
+from cvkit.data import ImageSet
+from cvkit.errors import RunError
+from cvkit.runs.predictions import Predictions
+from cvkit.system.log import Log
+from cvkit.system.text import visible
 
 # Letters that matplotlib's own font lacks come from the first of these that is installed.
 _MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC",

@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cvkit.config import COMMAND_LINE, Config, parse_value, unknown_flag
+from cvkit.config import COMMAND_LINE, Config
+from cvkit.config.command_line import unknown_flag
+from cvkit.config.parse import parse_value
 from cvkit.errors import ConfigError
-from cvkit.experiment import Experiment
-from cvkit.registry import NAME, VISUALIZERS, accepts, describe_type, parameters_of
+from cvkit.registry import NAME, VISUALIZERS
+from cvkit.registry.signatures import accepts, describe_type, parameters_of
+from cvkit.runs.experiment import Experiment
 
 # What chooses images among the misclassified. Pictures drawn together show the same ones.
 SELECTION = ("count", "order", "true_class", "predicted_class", "seed")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.ticker import NullFormatter
 
-from cvkit.errors import plural
-from cvkit.lr_finder import RULE, RangeTest
 from cvkit.registry import VISUALIZERS
+from cvkit.runs.range_test import RULE, RangeTest
+from cvkit.system.text import plural
 from cvkit.visualizers.drawing import COLOURS, FAINT, Picture, styled
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from cvkit.data import ImageData
-from cvkit.data.images import ImageSet
-from cvkit.errors import ConfigError, plural, suggest, visible
+from cvkit.data import ImageData, ImageSet
+from cvkit.errors import ConfigError
 from cvkit.registry import VISUALIZERS
-from cvkit.run import Predictions
+from cvkit.runs.predictions import Predictions
+from cvkit.system.text import plural, suggest, visible
 from cvkit.visualizers.drawing import (
     WRONG,
     Picture,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cvkit.errors import RunError
-from cvkit.files import write_whole, writing
-from cvkit.results import BLOCK, CURVES, Result, alone_in, fill, keep, page_of, read_results
-from cvkit.run import Run
+from cvkit.runs.folder import Run
+from cvkit.runs.results import BLOCK, CURVES, Result, alone_in, fill, keep, page_of, read_results
+from cvkit.system.files import write_whole, writing
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled, whole_numbers
 
 
@@ -17,7 +17,7 @@ def keep_all(runs: Sequence[Run], place: Path, note: str = "") -> list[Path]:
 
     Args:
         place: a folder; or the file of one run, which ends in `.json`.
-        note: see `cvkit.results.keep`.
+        note: see `cvkit.runs.results.keep`.
 
     Raises:
         RunError: a run has no predictions, or something cannot be written.

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from cvkit.data import ImageData
-from cvkit.data.loaders import Loaders
-from cvkit.errors import plural
+from cvkit.data import ImageData, Loaders
 from cvkit.registry import VISUALIZERS
+from cvkit.system.text import plural
 from cvkit.visualizers.drawing import (
     Picture,
     drawn_names,

@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 from cvkit.config import Config
-from cvkit.data.loaders import Loaders
+from cvkit.data import Loaders
 from cvkit.models import count_parameters, parameters_in_words
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import COLOURS, DPI, FAINT, Picture, shorten, styled

@@ -1,0 +1,297 @@
+"""The measurements of `tools/benchmark.py`.
+
+Images are noise: their content has no part in the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import albumentations as A
+import numpy as np
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from benchmarks.bare import MEAN, STD, Bare
+from benchmarks.classic import Classic
+from cvkit.config import Config, check_components, load_config
+from cvkit.data import ImageData, ImageSet, build_loaders
+from cvkit.errors import ConfigError, RunError
+from cvkit.evaluation.metrics import build_metrics
+from cvkit.evaluation.predict import predict
+from cvkit.models import build_model
+from cvkit.models.resnet import resnet18
+from cvkit.runs.experiment import Experiment
+from cvkit.system.device import describe
+from cvkit.system.log import Log, Progress
+from cvkit.system.text import suggest
+from cvkit.training.trainer import Trainer
+from cvkit.visualizers.cam_maps import cam_maps
+
+MAIN, DIGITS = "configs/resnet18_cifar10.yaml", "configs/resnet18_digits.yaml"
+Figures = dict[str, float]
+Configure = Callable[..., Config]  # called with further "KEY", "VALUE", …
+
+
+def noise(train: int, test: int = 1000) -> ImageData:
+    """Return 32×32 images of noise in 10 classes."""
+    random = np.random.default_rng(0)
+    splits = [ImageSet.of(random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
+                          np.arange(count) % 10) for count in (train, test)]
+    return ImageData(tuple("abcdefghij"), *splits, 3, (32, 32), MEAN, STD)
+
+
+def trainer_of(config: Config, data: ImageData) -> Trainer:
+    """Return a trainer of a config on other images than the config's."""
+    parts = Experiment(config)
+    parts.data = data
+    trainer = Trainer(config, parts)
+    trainer.log.is_silent = True
+    return trainer
+
+
+def references(config: Config, data: ImageData, device: torch.device,
+               precision: str) -> tuple[Bare, Classic]:
+    """Return both references, on a config's model."""
+    bare, plain = (build_model(config.MODEL, 10, (3, 32, 32)) for _ in range(2))
+    bare = bare.to(device, memory_format=torch.channels_last)
+    bare = torch.compile(bare) if config.TRAIN.COMPILE else bare
+    train = data.train
+    return (Bare(bare, train.images, train.labels, device, precision),
+            Classic(plain, train.images, train.labels, device, config.DATA.BATCH_SIZE))
+
+
+# -- measuring ---------------------------------------------------------------------------
+
+
+def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
+    """Return how long some work takes, to the end of what it gave a GPU to do."""
+    started = time.perf_counter()
+    work()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def in_turns(works: dict[str, Callable[[], object]], device: torch.device | None = None,
+             rounds: int = 3) -> dict[str, list[float]]:
+    """Time several works by turns, after one round to warm up: what slows one slows the others."""
+    taken = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            time_taken = seconds(work, device)
+            if number:
+                taken[name].append(time_taken)
+    return taken
+
+
+def speed(taken: dict[str, list[float]], name: str, to: str) -> float:
+    """Return how many times as fast `name` is as `to`: the median over the rounds."""
+    return median(b / a for a, b in zip(taken[name], taken[to]))
+
+
+def step(configure: Configure) -> Figures:
+    """Training, evaluation and input of the main config, against bare and classic."""
+    config = configure("TRAIN.EPOCHS", "20")
+    parts = Experiment(config)
+    device, precision = parts.device, parts.precision
+    count = config.DATA.BATCH_SIZE * (6 if device.type == "cpu" else 390)
+    data = noise(count, count)
+    trainer = trainer_of(config, data)
+    test = trainer.loaders.test
+    bare, classic = references(config, data, device, precision)
+    taken = in_turns({
+        "cvkit": trainer.train_epoch,
+        "bare": lambda: bare.epoch(config.DATA.BATCH_SIZE),
+        "classic": classic.epoch,
+        "test": lambda: predict(trainer.model, test, trainer.loss, build_metrics([], data.classes),
+                                data.classes, precision, 0,
+                                Progress("", len(test), Log(is_silent=True)))},
+        device)
+    trained = count / median(taken["cvkit"])
+    figures = {"cvkit trains (images/s)": trained,
+               "cvkit evaluates (images/s)": count / median(taken["test"]),
+               "cvkit / bare": speed(taken, "cvkit", "bare"),
+               "cvkit / classic": speed(taken, "cvkit", "classic")}
+    for backend in ("batched", "albumentations"):
+        loader = build_loaders(configure("DATA.BACKEND", backend, "DATA.WORKERS", "0"),
+                               noise(12_800), device).train
+        rate = 12_800 / median(in_turns({"": lambda: deque(loader, 0)}, device)[""])  # noqa: B023
+        figures[f"{backend} input (images/s)"] = rate
+        figures[f"{backend} input, part of a step (%)"] = 100 * trained / rate
+    return figures
+
+
+def growth(configure: Configure) -> Figures:
+    """Time and memory for twice as many images."""
+    config = configure("MODEL.width", "8", "TRAIN.EPOCHS", "20")
+    device = Experiment(config).device
+    count = config.DATA.BATCH_SIZE * (25 if device.type == "cpu" else 200)
+    taken = in_turns({name: trainer_of(config, noise(size)).train_epoch
+                      for name, size in (("once", count), ("twice", 2 * count))}, device)
+    return {"time for twice the images": speed(taken, "once", "twice"),
+            "memory for one image more (bytes; its pixels: 3,072)":
+                1e6 * (peak_memory("cvkit", 120_000) - peak_memory("cvkit", 60_000)) / 60_000}
+
+
+def memory(configure: Configure) -> Figures:
+    """Peak memory (MB) with 60,000 images, all processes together, besides what bare takes."""
+    bare = peak_memory("bare", 60_000)
+    return {"bare (MB)": bare, **{
+        f"cvkit, {words}: MB more than bare": peak_memory("cvkit", 60_000, *settings) - bare
+        for words, settings in (
+            ("batched", ()), *((f"albumentations, {workers} workers", (
+                "DATA.BACKEND", "albumentations", "DATA.WORKERS", str(workers)))
+                for workers in (0, 2, 4)))}}
+
+
+def peak_memory(what: str, images: int, *settings: str) -> float:
+    """Return the peak memory, in MB, of a process with its workers that trains on some images.
+
+    Looked at ten times a second.
+
+    Raises:
+        RunError: not on Linux, or the process failed.
+    """
+    if not _memory_of(os.getpid()):
+        raise RunError("memory is measured on Linux only, from /proc",
+                       hint="Name the other parts: step, growth, start, cam.")
+    code = {"bare": _HOLD_BARE, "cvkit": _HOLD_CVKIT}[what]
+    child = subprocess.Popen([sys.executable, "-c", code, str(images), *settings])
+    peak = 0.0
+    while child.poll() is None:
+        peak = max(peak, sum(map(_memory_of, _with_children(child.pid))))
+        time.sleep(0.1)
+    if child.returncode:
+        raise RunError(f"measuring memory failed with exit code {child.returncode}")
+    return peak
+
+
+# What is measured: four steps of training on 5/6 of the images; of cvkit, a whole epoch's batches.
+_HOLD_BARE = """
+import sys
+import numpy, torch
+from benchmarks.bare import Bare
+from cvkit.models.resnet import resnet18
+count = int(sys.argv[1])
+random = numpy.random.default_rng(0)
+images = [random.integers(0, 256, (size, 32, 32, 3), dtype=numpy.uint8)
+          for size in (count * 5 // 6, count // 6)]
+labels = numpy.arange(len(images[0])) % 10
+model = resnet18(width=8).to(memory_format=torch.channels_last)
+Bare(model, images[0], labels, torch.device("cpu"), "fp32").epoch(steps=4)
+"""
+_HOLD_CVKIT = f"""
+import sys
+from benchmarks.measure import noise, trainer_of
+from cvkit.config import load_config
+count = int(sys.argv[1])
+config = load_config({MAIN!r}, ["DEVICE", "cpu", "MODEL.width", "8", "TRAIN.PRECISION", "fp32",
+                                *sys.argv[2:]])
+trainer = trainer_of(config, noise(count * 5 // 6, count // 6))
+for number, batch in enumerate(trainer.loaders.train):
+    if number < 4:
+        trainer.train_step(batch, 1.0, is_step=True)
+"""
+
+
+def _with_children(process: int) -> list[int]:
+    found = [process]
+    for parent in found:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # it has ended
+                found += map(int, path.read_text(encoding="utf-8").split())
+    return found
+
+
+def _memory_of(process: int) -> float:
+    """Return a process's memory in MB; of what it shares with others, its part."""
+    with contextlib.suppress(OSError):
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8")
+        for line in rollup.splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024 / 1e6  # of KiB
+    return 0.0
+
+
+def start(configure: Configure) -> Figures:
+    """What a user waits for before the first step (s), each in a process of its own."""
+    first_step = ("import time; from cvkit import Trainer, load_config; "
+                  f"t = time.perf_counter(); trainer = Trainer(load_config({DIGITS!r})); "
+                  "trainer.train_step(next(iter(trainer.loaders.train)), 1.0, True); "
+                  "print(time.perf_counter() - t)")
+    commands = {"tools/train.py --help": ["tools/train.py", "--help"],
+                "a misspelt key": ["tools/train.py", DIGITS, "TRAIN.EPOCH", "3"],
+                "a misspelt model": ["tools/train.py", DIGITS, "MODEL.NAME", "resnt18"],
+                "import torch": ["-c", "import torch"], "import cvkit": ["-c", "import cvkit"],
+                "import cvkit.training.trainer": ["-c", "import cvkit.training.trainer"]}
+
+    def output(arguments: list[str]) -> str:
+        return subprocess.run([sys.executable, *arguments], capture_output=True,
+                              encoding="utf-8", errors="replace").stdout
+
+    taken = in_turns({name: lambda arguments=arguments: output(arguments)
+                      for name, arguments in commands.items()})
+    return {**{f"{name} (s)": median(times) for name, times in taken.items()},
+            "digits: first step after the imports (s)": median(
+                float(output(["-c", first_step])) for _ in range(3))}
+
+
+def cam(configure: Configure) -> Figures:
+    """Maps of 20 images by ResNet-18 (layer4 kept at 8×8), for one class of each."""
+    model = resnet18(strides=[1, 2, 2, 1]).eval()
+    images, labels = torch.randn(20, 3, 32, 32), np.arange(20) % 10
+    layers, methods = ["layer1", "layer2", "layer3", "layer4"], ["GradCAM", "GradCAMPlusPlus"]
+    taken = in_turns({
+        "library": lambda: GradCAM(model, [model.layer4])(
+            images, [ClassifierOutputTarget(label) for label in labels]),
+        "first": lambda: cam_maps(model, images, [labels], layers[:1], methods[:1]),
+        "last": lambda: cam_maps(model, images, [labels], layers[-1:], methods[:1]),
+        "all": lambda: cam_maps(model, images, [labels], layers, methods)})
+    return {"library: layer4, GradCAM (s)": median(taken["library"]),
+            "layer4, GradCAM / library": speed(taken, "last", "library"),
+            "4 layers, 2 methods / library": speed(taken, "all", "library"),
+            "4 layers, 2 methods / layer1, GradCAM": speed(taken, "all", "first"),
+            "4 layers, 2 methods / layer4, GradCAM": speed(taken, "all", "last")}
+
+
+PARTS = {part.__name__: part for part in (step, growth, memory, start, cam)}
+
+
+def measure(names: Sequence[str] = (),
+            overrides: Sequence[str] = ()) -> tuple[str, dict[str, Figures]]:
+    """Measure some parts, or all, of the main config; see `tools/benchmark.py`.
+
+    Args:
+        names: of PARTS.
+        overrides: "KEY", "VALUE", … for the main config.
+
+    Returns:
+        The machine in words, and figures by part and name.
+
+    Raises:
+        UserError: an unknown part or key.
+    """
+    for name in names:
+        if name not in PARTS:
+            raise ConfigError(f"no part {name!r} of the benchmark", hint=suggest(name, PARTS))
+
+    def configure(*further: str) -> Config:
+        return load_config(MAIN, ["REQUIRE", "null", *overrides, *further])
+
+    config = configure()
+    check_components(config)
+    device = Experiment(config).device
+    words = (f"{describe(device)}; torch {torch.__version__}, albumentations {A.__version__}, "
+             f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    return words, {name: PARTS[name](configure) for name in names or PARTS}

@@ -1,0 +1,44 @@
+"""YAML as cvkit reads and writes it: the core schema of YAML 1.2."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_RESOLVERS = [  # YAML 1.2's core schema: 1e-3 is a number; yes, 1:30 and 2024-01-01 are words
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("tag:yaml.org,2002:float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+                                r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+     list("-+.0123456789")),
+]
+
+
+class Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {}
+
+
+class Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = {}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _RESOLVERS:
+    for _class in (Loader, Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(
+    re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", node.value.lower())))
+Dumper.add_representer(str, lambda dumper, value: dumper.represent_scalar(
+    "tag:yaml.org,2002:str", value,
+    style='"' if re.search("[\x85\u2028\u2029\ufeff]", value) else None))
+Dumper.add_representer(float, lambda dumper, value: dumper.represent_scalar(
+    "tag:yaml.org,2002:float", {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(
+        repr(value), repr(value))))

@@ -1,0 +1,102 @@
+"""Every key of a config: its default, its meaning, and what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cvkit.registry import NAME
+
+BASE = "_BASE_"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A run-level key: its default, whose type it keeps, what it means and what is allowed."""
+
+    default: Any
+    doc: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+    is_path: bool = False
+
+
+@dataclass(frozen=True)
+class Component:
+    """A node `{NAME: …, arguments}` of one registry, or a list of them."""
+
+    kind: str
+    doc: str
+    default: Any = None
+    required: bool = False
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class Demands:
+    """A mapping that repeats parts of the config as they must be; see `requirements`."""
+
+    doc: str
+    default: Any = None
+
+
+SCHEMA: dict[str, Any] = {
+    "IMPORTS": Key([], "your own .py files (relative to the config) or modules to register"),
+    "SEED": Key(0, "seeds weights, shuffling and augmentation", minimum=0),
+    "DETERMINISTIC": Key(False, "only deterministic GPU kernels; slower"),
+    "OUTPUT_DIR": Key("runs", "run folders are made in here", is_path=True),
+    "DEVICE": Key("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, mps"),
+    "MODEL": Component("model", "the network", required=True),
+    "DATA": {
+        "DATASET": Component("dataset", "the images and their classes", required=True),
+        "BATCH_SIZE": Key(128, "images per training batch", minimum=1),
+        "EVAL_BATCH_SIZE": Key(0, "images per evaluation batch; 0: 2 BATCH_SIZE, on a GPU 8",
+                               minimum=0),
+        "LIMIT": Key(0, "at most so many images of each split, class-balanced; 0: all", minimum=0),
+        "SPLIT_SEED": Key(0, "seeds what is held out and which images LIMIT takes: runs with other "
+                          "SEEDs are tested on the same images", minimum=0),
+        "VAL_FRACTION": Key(0.0, "part of train held out and monitored; 0: test is monitored",
+                            minimum=0, maximum=0.9),
+        "BACKEND": Key("auto", "auto: whole batches at once where every transform can and images "
+                       "fit in memory, else image by image",
+                       choices=("auto", "albumentations", "batched")),
+        "CACHE_GB": Key(2.0, "memory for decoded image files; more are decoded each time",
+                        minimum=0),
+        "WORKERS": Key(-1, "loader processes for image by image; -1: what suits the machine",
+                       minimum=-1),
+        "TRAIN_TRANSFORMS": Component("transform", "augmentation, in order", [], is_list=True),
+        "TEST_TRANSFORMS": Component("transform", "for test and validation", [], is_list=True),
+    },
+    "LOSS": Component("loss", "what is minimised", {NAME: "CrossEntropyLoss"}),
+    "OPTIMIZER": Component("optimizer", "what updates the weights", required=True),
+    "SCHEDULER": Component("scheduler", "what changes the learning rate; null: nothing"),
+    "METRICS": Component("metric", "measured besides loss and accuracy", [], is_list=True),
+    "WRITERS": Component("writer", "further logs besides metrics.jsonl", [], is_list=True),
+    "VISUALIZERS": Component("visualizer", "what tools/visualize.py draws", [], is_list=True),
+    "TRAIN": {
+        "EPOCHS": Key(20, "passes over the training images", minimum=1),
+        "PRECISION": Key("auto", "auto: bf16 where the hardware has it, else fp16 on a GPU",
+                         choices=("auto", "fp32", "bf16", "fp16")),
+        "COMPILE": Key(False, "torch.compile the model; a minute at the start, needs a compiler"),
+        "CHANNELS_LAST": Key(True, "memory layout of images and weights; faster on most hardware"),
+        "WARMUP_EPOCHS": Key(0.0, "linear warm-up from 0 before the scheduler starts", minimum=0),
+        "CLIP_GRAD_NORM": Key(0.0, "largest norm of all gradients together; 0: any", minimum=0),
+        "ACCUMULATE": Key(1, "batches per optimizer step", minimum=1),
+        "EMA": Key(0.0, "decay of averaged weights, which are then evaluated; 0: off",
+                   minimum=0, maximum=0.99999),
+        "DECAY_NORM_AND_BIAS": Key(True, "weight decay on norms and biases as well"),
+        "MONITOR": Key("accuracy", "what best.pt and early stopping follow: loss, or a metric"),
+        "CHECKPOINT_EVERY": Key("epoch", "when last.pt is saved: epoch, or also inside of epochs, "
+                                "every '500 steps' or '10 minutes'",
+                                pattern=r"epoch|[1-9]\d* ?steps?|[1-9]\d* ?min(ute)?s?"),
+        "SYNC_BATCHNORM": Key(False, "batch norms see the whole batch of all GPUs, where there are "
+                              "several processes"),
+        "UNUSED_PARAMETERS": Key(False, "with several processes: the model leaves out some of its "
+                                 "parameters by chance, as stochastic depth does"),
+        "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never",
+                          minimum=0),
+    },
+    "REQUIRE": Demands("what an assignment demands of the keys above and of the results"),
+}

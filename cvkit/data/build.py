@@ -1,0 +1,209 @@
+"""From a config to images, pipelines and loaders."""
+
+from __future__ import annotations
+
+import albumentations as A
+import numpy as np
+import torch
+
+from cvkit.config import Config
+from cvkit.data.cache import ImageCache
+from cvkit.data.images import ImageData, ImageSet
+from cvkit.data.loaders import BatchLoader, Loaders
+from cvkit.data.pipeline import Pipeline, build_pipeline
+from cvkit.data.plan import Order
+from cvkit.data.scan import usable_cores
+from cvkit.data.sources import BatchedSource, PerImageSource, why_not_in_workers
+from cvkit.data.splits import balanced_subset, stratified_split
+from cvkit.data.transforms import Normalize
+from cvkit.errors import ConfigError, DataError, where_in
+from cvkit.registry import DATASETS, NAME
+from cvkit.system import distributed
+from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
+from cvkit.system.text import plural
+
+
+def build_data(config: Config) -> ImageData:
+    """Build `DATA.DATASET`, hold out `VAL_FRACTION` and apply `LIMIT`.
+
+    Random numbers of Python, NumPy and torch that it draws are seeded by DATA.SPLIT_SEED.
+
+    Raises:
+        ConfigError, DataError: as the data set says; both a val split and VAL_FRACTION.
+    """
+    node = config.DATA.DATASET
+    with random_numbers_kept(torch.device("cpu")):
+        seed_random_numbers(config.DATA.SPLIT_SEED)
+        data = DATASETS.build(node, seed=config.DATA.SPLIT_SEED)
+    if not isinstance(data, ImageData):
+        raise ConfigError(f"data set {node[NAME]} returned {type(data).__name__}, not a "
+                          "cvkit.ImageData", where=where_in(node, NAME),
+                          hint="Is a return missing?" if data is None else
+                               "docs/add_a_dataset.md shows how to make one.")
+    fraction, limit = config.DATA.VAL_FRACTION, config.DATA.LIMIT
+    if fraction > 0:
+        if data.val is not None:
+            raise ConfigError("this data set has a val split already",
+                              where=config.DATA.where("VAL_FRACTION"), hint="Set it to 0.")
+        rest, held_out = stratified_split(data.train.labels, fraction, config.DATA.SPLIT_SEED)
+        data = data.with_splits(train=data.train.take(rest), val=data.train.take(held_out))
+    if limit > 0:
+        splits = {"train": data.train, "val": data.val, "test": data.test}
+        try:
+            data = data.with_splits(**{
+                name: split.take(balanced_subset(split.labels, limit, config.DATA.SPLIT_SEED))
+                for name, split in splits.items() if split is not None})
+        except DataError as error:
+            raise ConfigError(str(error), where=config.DATA.where("LIMIT")) from None
+    return data
+
+
+def build_loaders(config: Config, data: ImageData, device: torch.device,
+                  normalisation: tuple[list[float], list[float]] | None = None) -> Loaders:
+    """Build both pipelines and the loaders of all splits.
+
+    Args:
+        config: its DATA is used.
+        data: from `build_data`.
+        device: where batches go.
+        normalisation: mean and standard deviation per channel, instead of the config's and
+            the data's; those that a checkpoint was trained with.
+
+    Raises:
+        ConfigError: see `build_pipeline`; the two pipelines differ in channels or in Normalize.
+    """
+    node = config.DATA
+    train_pipeline, train_normalize = build_pipeline(
+        node.TRAIN_TRANSFORMS, data, is_training=True, where=node.where("TRAIN_TRANSFORMS"))
+    train_shape = train_pipeline(data.train.image(0)).shape
+    test_pipeline, test_normalize = build_pipeline(
+        node.TEST_TRANSFORMS, data, where=node.where("TEST_TRANSFORMS"), size=train_shape[:2])
+    test_shape = test_pipeline(data.train.image(0)).shape
+    if train_shape[2] != test_shape[2]:
+        raise ConfigError(f"training images have {plural(train_shape[2], 'channel')}, test images "
+                          f"{test_shape[2]}", where=node.where("TEST_TRANSFORMS"))
+    normalize = train_normalize or test_normalize or Normalize(data_mean=data.mean,
+                                                              data_std=data.std)
+    if train_normalize and test_normalize and train_normalize != test_normalize:
+        raise ConfigError("training and test images are normalised differently",
+                          where=where_in(node.TEST_TRANSFORMS[-1], "NAME"),
+                          hint="Leave Normalize out of one list: it then holds for both.")
+    nodes = [*node.TRAIN_TRANSFORMS, *node.TEST_TRANSFORMS]
+    try:
+        if train_shape[2] != data.channels and normalize.mean is None:
+            # ToRGB or ToGray in the pipeline: every channel then has the mean of the originals.
+            normalize = Normalize(mean=[float(np.mean(data.mean))] * train_shape[2],
+                                  std=[float(np.mean(data.std))] * train_shape[2])
+        mean, std = normalisation or normalize.constants(train_shape[2])
+    except ValueError as error:
+        own = next((key for key in ("mean", "std") if key in node.DATASET), "NAME")
+        place = next((where_in(item, "NAME") for item in nodes if item.NAME == "Normalize"),
+                     where_in(node.DATASET, own))
+        raise ConfigError(str(error), where=place) from None
+    build = _Builder(config, data, device, mean, std)
+    train = build.loader(data.train, train_pipeline, is_training=True)
+    input_in_words = build.words
+    test, val = (build.loader(images, test_pipeline) if images else None
+                 for images in (data.test, data.val))
+    return Loaders(train, test, val, mean, std, (test_shape[2], *test_shape[:2]),
+                   (train_shape[2], *train_shape[:2]), input_in_words)
+
+
+class _Builder:
+    """Builds loaders one after the other, within DATA.CACHE_GB and the GPU's memory."""
+
+    def __init__(self, config: Config, data: ImageData, device: torch.device,
+                 mean: tuple[float, ...], std: tuple[float, ...]):
+        self.config, self.data, self.device = config, data, device
+        self.mean, self.std = mean, std
+        self.left = int(config.DATA.CACHE_GB * 1e9)
+        self.left_on_gpu = None
+        if device.type == "cuda":  # the rest is for model, activations and gradients
+            self.left_on_gpu = torch.cuda.get_device_properties(device).total_memory // 4
+        workers = config.DATA.WORKERS
+        # A GPU waits for its images and wants several processes; a CPU that trains makes them
+        # itself.
+        self.workers = workers if workers >= 0 else (
+            0 if device.type == "cpu" else
+            max(1, min(usable_cores() // distributed.local_size(), 8)))
+        self.words = ""  # how the last loader makes its batches
+
+    def loader(self, images: ImageSet, pipeline: Pipeline,
+               is_training: bool = False) -> BatchLoader:
+        """Return the loader of a split, and say in `words` how it makes its batches."""
+        is_uniform = self.data.image_size is not None or any(
+            isinstance(transform, (A.Resize, A.CenterCrop)) for transform in pipeline.fixed)
+        cache = ImageCache(images, pipeline, is_uniform, self.left)
+        if cache.is_copy and cache.fits:
+            self.left -= cache.bytes
+        backend, reason = self.config.DATA.BACKEND, self._why_not_batched(pipeline, cache)
+        is_batched = reason is None and backend != "albumentations"
+        order = Order(len(images), self._batch_size(is_training, is_batched), is_training,
+                      self.config.SEED, distributed.rank(), distributed.size())
+        if backend == "batched" and reason:
+            raise ConfigError(f"batched is not possible: {reason}",
+                              where=self.config.DATA.where("BACKEND"),
+                              hint="auto or albumentations makes batches image by image.")
+        memory = _megabytes(cache.bytes)
+        if is_batched:
+            if self.left_on_gpu is not None:
+                self.left_on_gpu -= cache.bytes
+            self.words = f"batched; {plural(len(images), 'image')}, {memory}, lie on the device"
+            source = BatchedSource(images, cache, pipeline, order, self.device)
+        else:
+            workers, why_not = self._workers(pipeline, images, cache)
+            by = plural(workers, "worker process") if workers else "this process"
+            self.words = f"image by image in {by}"
+            reasons = [reason] * (backend == "auto") + [why_not] * bool(why_not)
+            if reasons:
+                self.words += f" ({'; '.join(reasons)})"
+            if cache.is_copy:
+                self.words += f"; prepared once, {memory}" if cache.fits else "; prepared each time"
+            source = PerImageSource(images, cache, pipeline, order, workers,
+                                    pin_memory=self.device.type == "cuda",
+                                    imports=self.config.IMPORTS)
+        return BatchLoader(images, pipeline, self.mean, self.std, source, order, self.device)
+
+    def _workers(self, pipeline: Pipeline, images: ImageSet,
+                 cache: ImageCache) -> tuple[int, str | None]:
+        """Return how many worker processes make batches, and if there can be none, why."""
+        if not self.workers:
+            return 0, None
+        reason = why_not_in_workers(pipeline, None if cache.fits else images)
+        if reason is None:
+            return self.workers, None
+        reason = f"a transform or data set of your own {reason}"
+        if self.config.DATA.WORKERS > 0:
+            raise ConfigError(reason, where=self.config.DATA.where("WORKERS"),
+                              hint="Define it at the top level of a file that IMPORTS names; or "
+                                   "DATA.WORKERS 0 makes batches without such processes.")
+        return 0, reason
+
+    def _batch_size(self, is_training: bool, is_batched: bool) -> int:
+        node = self.config.DATA
+        if is_training:
+            return node.BATCH_SIZE
+        # Without gradients there is room for more images, and a GPU is fast on large batches. In
+        # worker processes they would fill the memory.
+        larger = 8 if is_batched and self.device.type == "cuda" else 2
+        return node.EVAL_BATCH_SIZE * distributed.size() or larger * node.BATCH_SIZE
+
+    def _why_not_batched(self, pipeline: Pipeline, cache: ImageCache) -> str | None:
+        """Return what keeps whole batches from being made at once, or None."""
+        if pipeline.unbatched:
+            names = ", ".join(dict.fromkeys(pipeline.unbatched))
+            return f"no batched form of {names}"
+        if cache.shape is None:
+            return "images of several sizes; a Resize at the beginning makes one"
+        if not cache.fits:
+            return (f"{_megabytes(cache.bytes)} of images are more than DATA.CACHE_GB "
+                    f"{self.config.DATA.CACHE_GB:g} leaves")
+        if self.device.type not in ("cpu", "cuda"):
+            return f"not on {self.device.type}"
+        if self.left_on_gpu is not None and cache.bytes > self.left_on_gpu:
+            return f"{_megabytes(cache.bytes)} of images are too many for the GPU"
+        return None
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.{0 if count >= 1e7 else 1}f} MB"

@@ -1,0 +1,208 @@
+"""Facts about images: sizes, mean and deviation, of files kept between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from cvkit.data.images import ImageFiles, ImageSet
+from cvkit.errors import DataError
+from cvkit.system import distributed
+from cvkit.system.log import Log, Progress
+
+Result = TypeVar("Result")
+_MANY_FILES = 100  # so many that a word comes before they are read
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(read: Callable[[int], Result], count: int, title: str,
+               threads: int) -> Iterator[Result]:
+    """Yield `read(0)`, `read(1)`, … `read(count - 1)`, computed by several threads ahead of use.
+
+    Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds,
+    elsewhere a line is printed after ten and then seldom.
+    """
+    progress = Progress(title, count, Log(), unit="image", delay=2)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead, rest = deque(), iter(range(count))
+        try:
+            for _ in range(count):
+                # Not more at once: all that is decoded and waits may not fit in memory.
+                ahead.extend(pool.submit(read, position)
+                             for position in itertools.islice(rest, 64 - len(ahead)))
+                yield ahead.popleft().result()
+                if progress.step():
+                    progress.update()
+        finally:
+            progress.close()
+            for future in ahead:
+                future.cancel()
+
+
+def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, over all pixels, scaled to 0–1."""
+    return _mean_and_std(sum(_sums(images[start:start + 1024])
+                             for start in range(0, len(images), 1024)))
+
+
+def _sums(pixels: np.ndarray) -> np.ndarray:
+    """Return int64 (C, 3): how many pixels, their sum and the sum of their squares, exact."""
+    powers = np.arange(256)[:, None] ** np.arange(3)
+    return np.stack([np.bincount(pixels[..., channel].ravel(), minlength=256) @ powers
+                     for channel in range(pixels.shape[-1])])
+
+
+def _mean_and_std(sums: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    rows = sums.tolist()  # whole numbers of any size: nothing is lost in the difference
+    mean = tuple(total / count / 255 for count, total, _ in rows)
+    std = tuple(math.sqrt(count * squares - total**2) / count / 255
+                for count, total, squares in rows)
+    return mean, std
+
+
+def measure(images: ImageSet, title: str) -> dict:
+    """Return mean, deviation and sizes of a split, from its pixels, as `scan_files` does."""
+    if isinstance(images.images, ImageFiles):
+        files = images.images
+        return scan_files(files.take(images.index), title)
+    is_whole = len(images) == len(images.images)
+    pixels = images.images if is_whole else images.images[images.index]
+    mean, std = statistics(pixels)
+    height, width = pixels.shape[1:3]
+    return {"mean": mean, "std": std, "sizes": {f"{height}x{width}": len(images)}}
+
+
+def scan_files(files: ImageFiles, title: str) -> dict:
+    """Decode every file once: mean, std, and how many images there are of each size.
+
+    What a file holds is kept under `~/.cache/cvkit` (or `XDG_CACHE_HOME`) until its name, size or
+    time of change is another, whichever split it is in then. A word is printed before many are
+    read.
+
+    Returns:
+        {"mean": […], "std": […], "sizes": {"32x32": count}, "unreadable": [path, …],
+        "transparent": count}, sizes as height x width, of those that can be read.
+
+    Raises:
+        DataError: files that cannot be read as images, unless these may be skipped; the first five
+            are named.
+    """
+    kept = _KeptFacts(f"4 {files.channels} {files.background}")
+    facts = [known if _are_facts(known := kept.find(path), files.channels) else None
+             for path in files.paths.tolist()]
+    unknown = [place for place, known in enumerate(facts) if known is None]
+    unreadable: dict[int, DataError] = {}
+
+    def read(number: int) -> list | DataError:
+        place = unknown[number]
+        try:
+            pixels = files[place]
+        except DataError as error:
+            return error
+        return [*pixels.shape[:2], _sums(pixels).tolist(), place in files.transparent]
+
+    if len(unknown) >= _MANY_FILES and distributed.is_main():
+        print(f"reading    {len(unknown):,} image files for their sizes, mean and deviation, once",
+              flush=True)
+    try:
+        for number, found in enumerate(in_threads(read, len(unknown), title, usable_cores())):
+            place = unknown[number]
+            if isinstance(found, DataError):
+                unreadable[place] = found
+            else:
+                facts[place] = found
+                kept.add(str(files.paths[place]), found)
+    finally:  # of an interruption as well: what was read need not be read again
+        kept.save()
+    readable = [found for found in facts if found is not None]
+    if unreadable and not (files.skip_unreadable and readable):
+        errors = list(unreadable.values())
+        rest = f"\nand {len(errors) - 5} more" if len(errors) > 5 else ""
+        raise DataError("\n".join(map(str, errors[:5])) + rest)
+    mean, std = _mean_and_std(sum(np.array(sums) for _, _, sums, _ in readable))
+    sizes = Counter(f"{height}x{width}" for height, width, *_ in readable)
+    return {"mean": mean, "std": std, "sizes": dict(sizes.most_common()),
+            "unreadable": [str(files.paths[place]) for place in unreadable],
+            "transparent": sum(is_transparent for *_, is_transparent in readable)}
+
+
+def _are_facts(value: object, channels: int) -> bool:
+    """Tell what `scan_files` keeps of a file from what else a damaged cache may hold."""
+    match value:
+        case [int(height), int(width), [*sums], bool()]:
+            return len(sums) == channels and all(
+                isinstance(row, list) and len(row) == 3 and {type(each) for each in row} == {int}
+                and row[0] == height * width > 0 for row in sums)
+    return False
+
+
+class _KeptFacts:
+    """What was found in image files, kept in one file for each folder of them.
+
+    Args:
+        kind: what the facts depend on besides the files.
+    """
+
+    def __init__(self, kind: str):
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self._kind, self._root = kind, Path(root, "cvkit")
+        self._folders: dict[str, dict[str, list]] = {}
+        self._states: dict[str, list[int]] = {}  # of files before they are read
+        self._changed: set[str] = set()
+
+    def find(self, path: str) -> object:
+        """Return what was kept of a file, or None if nothing is known of it as it is now."""
+        try:
+            stat = os.stat(path)
+            state = self._states[path] = [stat.st_size, stat.st_mtime_ns]
+        except OSError:  # gone: reading it says so
+            return None
+        entry = self._entries(os.path.dirname(path)).get(os.path.basename(path))
+        is_sound = isinstance(entry, list) and len(entry) == 2
+        return entry[1] if is_sound and entry[0] == state else None
+
+    def add(self, path: str, facts: list) -> None:
+        """Note the facts of a file that was looked for."""
+        folder = os.path.dirname(path)
+        self._entries(folder)[os.path.basename(path)] = [self._states.get(path), facts]
+        self._changed.add(folder)
+
+    def save(self) -> None:
+        """Write what was added."""
+        for folder in self._changed:
+            cache = self._cache(folder)
+            part = cache.with_suffix(f".{os.getpid()}")
+            try:
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                part.write_text(json.dumps(self._folders[folder]),
+                                encoding="utf-8")
+                part.replace(cache)
+            except OSError:  # a cache that cannot be kept costs time, nothing else
+                pass
+
+    def _cache(self, folder: str) -> Path:
+        key = f"{self._kind} {os.path.abspath(folder)}"
+        return self._root / f"{hashlib.sha1(os.fsencode(key)).hexdigest()}.json"
+
+    def _entries(self, folder: str) -> dict[str, list]:
+        if folder not in self._folders:
+            try:
+                text = self._cache(folder).read_text(encoding="utf-8")
+                self._folders[folder] = dict(json.loads(text))
+            except (OSError, ValueError, TypeError):  # none, or one that is damaged
+                self._folders[folder] = {}
+        return self._folders[folder]

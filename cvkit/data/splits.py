@@ -1,0 +1,46 @@
+"""Choosing images: a part of every class held out, or a balanced few."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cvkit.errors import DataError
+from cvkit.system.text import plural
+
+
+def stratified_split(labels: np.ndarray, fraction: float,
+                     seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted positions of the rest and of `fraction` of every class, at least one of each.
+
+    Raises:
+        DataError: a class has a single image.
+    """
+    random = np.random.default_rng([seed, 1])
+    rest, held_out = [], []
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise DataError(f"class number {label} has one image; a split needs two of each class")
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        held_out.append(members[:count])
+        rest.append(members[count:])
+    return np.sort(np.concatenate(rest)), np.sort(np.concatenate(held_out))
+
+
+def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Return sorted positions of `limit` images, as equally many of each class as there are.
+
+    Raises:
+        DataError: `limit` is less than one image of each class.
+    """
+    if limit >= len(labels):
+        return np.arange(len(labels))
+    random = np.random.default_rng([seed, 2])
+    members = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    if limit < len(members):
+        raise DataError(f"DATA.LIMIT {limit} is less than one image of each of the "
+                        f"{plural(len(members), 'class')}")
+    # In rounds: the first image of every class, then the second of every class that has one…
+    rounds = [members[c][k] for k in range(max(map(len, members)))
+              for c in range(len(members)) if k < len(members[c])]
+    return np.sort(np.asarray(rounds[:limit]))

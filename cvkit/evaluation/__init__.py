@@ -1,0 +1,1 @@
+"""Evaluating a model, and the metrics that are measured."""

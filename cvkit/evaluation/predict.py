@@ -1,0 +1,67 @@
+"""Running a model over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cvkit.data.loaders import BatchLoader
+from cvkit.evaluation.metrics import Mean, together, values_of
+from cvkit.models.probing import in_evaluation_mode, state_kept
+from cvkit.runs.predictions import Predictions
+from cvkit.system import distributed
+from cvkit.system.device import autocast
+from cvkit.system.log import Progress
+from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
+from cvkit.training.losses import weight_of
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Sequence[Any],
+            classes: Sequence[str], precision: str, epoch: int,
+            progress: Progress, check: Callable[[], None] | None = None,
+            ) -> tuple[Predictions, dict[str, float]]:
+    """Run a model over a split, in all processes that train together.
+
+    Args:
+        check: called after each batch; it may raise.
+
+    Returns:
+        The predictions, and the values of loss and metrics by name; means over images. Model
+        and loss are left as they came: their mode, buffers and extra state.
+    """
+    mean_loss = Mean()
+    labels, index, probabilities = [], [], []
+    with (state_kept(model, loss), random_numbers_kept(loader.device),
+          in_evaluation_mode(model, loss)):
+        seed_random_numbers(epoch)  # for a model that draws: the same whenever it is evaluated
+        for number, batch in enumerate(loader):
+            with autocast(loader.device, precision):
+                logits = model(batch.images)
+            count = min(loader.part_size(number), len(batch.labels))
+            # All parts of the batch, in order: what follows is the same in every process, and
+            # the same as in a single one.
+            logits, true, places = (distributed.gather(part[:count])
+                                    for part in (logits.float(), batch.labels, batch.index))
+            mean_loss.update(loss(logits, true), len(true), weight_of(loss, true))
+            for metric in metrics:
+                metric.update(logits.clone(), true.clone())  # whatever it does with them
+            labels.append(true)
+            index.append(places)
+            probabilities.append(logits.softmax(1))
+            if check is not None:
+                check()
+            if progress.step():
+                progress.update(mean_loss.compute(), metrics[0].compute()["accuracy"])
+    progress.close()
+    values = {"loss": mean_loss.compute(), **together(
+        (metric, values_of(metric)) for metric in metrics)}
+    true, index, probabilities = (torch.cat(parts).cpu().numpy()
+                                  for parts in (labels, index, probabilities))
+    return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes),
+                       epoch, values["loss"], loader.images.fingerprint,
+                       metrics=values), values

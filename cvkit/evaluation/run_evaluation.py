@@ -1,0 +1,177 @@
+"""Evaluating a model on a split, and a run's model on its test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvkit.data.image_folder import folders_are_for_testing
+from cvkit.errors import CheckpointError, DataError, RunError
+from cvkit.evaluation.metrics import build_metrics
+from cvkit.evaluation.predict import predict
+from cvkit.runs.checkpoint import Checkpoint, load_weights
+from cvkit.runs.folder import MAY_CHANGE, MAY_EVALUATE, Run, is_among, open_run
+from cvkit.runs.predictions import Predictions
+from cvkit.system.files import user_path
+from cvkit.system.log import Log, Progress
+from cvkit.system.text import plural, visible
+from cvkit.training.losses import build_loss
+
+
+def evaluate(run: Run | str | Path | None = None,
+             overrides: Sequence[str] | Mapping[str, Any] = ()) -> Predictions:
+    """Evaluate a run's model on its test images and rewrite the run's `predictions.npz`.
+
+    That file is left as it is where other images, transforms, metrics or another precision are
+    asked for, or the data set has other training images than it had; a line says so. Another
+    `ImageFolder` than the run's needs no train/, and one without splits is tested whole.
+
+    Args:
+        run: a run, its path, or None for the newest.
+        overrides: as `load_config` takes them: of DATA, METRICS, and where it runs. Classes and
+            normalisation stay those of the checkpoint.
+
+    Raises:
+        UserError: no run, no checkpoint, no data, a checkpoint that fits neither, or images of
+            other classes.
+    """
+    if not isinstance(run, Run):
+        run = open_run(run, overrides=overrides, may_change=MAY_EVALUATE)
+    elif overrides:
+        if run.changed:
+            raise RunError(f"the run was opened with {', '.join(run.changed)} already",
+                           hint="Name its folder, and all that is to be set otherwise.")
+        run = Run(run.folder, overrides, MAY_EVALUATE)
+    run.refuse_links()
+    _build_data(run)
+    classes, loader = run.data.classes, run.loaders.test
+    checkpoint = run.checkpoint()
+    loss = build_loss(run.config.LOSS, len(classes))
+    if checkpoint.loss is not None:
+        load_weights(loss, checkpoint.loss, "the checkpoint", "loss")
+    loss.to(run.device)
+    _try_one(run, checkpoint)
+    predictions, _ = predict(run.model, loader, loss, build_metrics(run.config.METRICS, classes),
+                             classes, run.precision, checkpoint.epoch,
+                             Progress("Test", len(loader), Log()))
+    predictions = replace(predictions, batches=checkpoint.batches)
+    other = run.other_best(predictions)
+    if other:
+        print(other)
+    path = run.folder / "predictions.npz"
+    reason = _why_not_kept(run, predictions, path)
+    has_other_images, edited = run.changes_since_training()
+    if has_other_images:
+        print("warning    the data set has other training images than those that the run was "
+              "trained on: some of them may be among these test images")
+        reason = "the run's data set has other images now"
+    if edited:
+        print(f"warning    {', '.join(edited)} was edited since the run was saved: the results are "
+              "of the file as it is now")
+        if reason is None and not _are_close(predictions, path):
+            reason = "it holds what the run says without the edit"
+    if reason is None:
+        predictions.save(path)
+        print(f"Written to {path}")
+    else:
+        print(f"Not written to {path}: {reason}")
+    return predictions
+
+
+def _are_close(predictions: Predictions, path: Path) -> bool:
+    """Whether those in a file are the same but for rounding, or there are none."""
+    try:
+        before = Predictions.load(path)
+    except RunError:
+        return True
+    return predictions.probabilities.shape == before.probabilities.shape and np.allclose(
+        predictions.probabilities, before.probabilities, atol=0.01)
+
+
+def _build_data(run: Run) -> None:
+    """Build the images, all of another folder as test images, and say what was done with them."""
+    words = _take_all_of_another_folder(run)
+    for note in (*words, *run.data.notes):
+        print(f"data       {note}")
+    if run.data.left_out:
+        print(f"left out   {plural(len(run.data.left_out), 'image file')} that cannot be read, "
+              f"{visible(run.data.left_out[0])} the first of them")
+
+
+def _take_all_of_another_folder(run: Run) -> list[str]:
+    """Build the images of another folder than the run's; return in words which are tested."""
+    node, own = run.config.DATA.DATASET, Run(run.folder).config.DATA.DATASET
+    if node.NAME != "ImageFolder":
+        return []
+    fraction = node.get("test_fraction")
+    is_chosen = "DATA.DATASET.test_fraction" in run.changed or (
+        fraction not in (None, own.get("test_fraction")))
+    is_same = own.NAME == node.NAME and (
+        user_path(own.root).resolve() == user_path(node.root).resolve())
+    takes_all = is_chosen and fraction == 1
+    if not takes_all:
+        if is_same:
+            return []
+        # The run's own folder elsewhere has images in it that the run was trained on.
+        known = _images_of(run.folder / "predictions.npz")
+        try:
+            is_split = run.data.train.images is not run.data.test.images
+            if is_split or run.data.test.fingerprint == known:
+                return []
+            takes_all = known and not is_chosen
+        except DataError:  # such as no train/, which an evaluation does not need
+            takes_all = True
+    if takes_all:
+        for part in ("data", "loaders"):
+            vars(run).pop(part, None)
+        with folders_are_for_testing():
+            tested = plural(len(run.data.test), "image")
+        limit = f" (DATA.LIMIT {run.config.DATA.LIMIT})" if run.config.DATA.LIMIT else ""
+        return [f"{tested} of {visible(node.root)} are tested{limit}, none is set aside: leave out "
+                "those that the run was trained on"]
+    every = sum(len(split) for split in (run.data.train, run.data.val or (), run.data.test))
+    return [f"{len(run.data.test):,} of {every:,} images of {visible(node.root)} are tested, as "
+            "test_fraction sets them aside; DATA.DATASET.test_fraction 1 tests all"]
+
+
+def _images_of(path: Path) -> str:
+    """Return the fingerprint of the images that predictions are of; empty if not known."""
+    try:
+        return Predictions.load(path).images
+    except RunError:
+        return ""
+
+
+def _try_one(run: Run, checkpoint: Checkpoint) -> None:
+    """Refuse images of a size that the model cannot take, where they have another than trained."""
+    shape, trained = run.loaders.image_shape, tuple(checkpoint.image_shape)
+    if shape == trained:
+        return
+    try:
+        with torch.no_grad():
+            run.model(torch.zeros(1, *shape, device=run.device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise CheckpointError(
+            f"the model takes images of {'×'.join(map(str, trained))}, not "
+            f"{'×'.join(map(str, shape))}", where=run.config.DATA.where("TEST_TRANSFORMS"),
+            hint=f"DATA.TEST_TRANSFORMS \"[{{NAME: Resize, height: {trained[1]}, width: "
+                 f"{trained[2]}}}]\" makes them so.") from error
+
+
+def _why_not_kept(run: Run, predictions: Predictions, path: Path) -> str | None:
+    """Return why predictions do not take the place of the run's own, or None."""
+    other = [key for key in run.changed if not is_among(key, MAY_CHANGE)]
+    if other:
+        return f"it holds what the run says without {', '.join(other)}"
+    if not any(is_among(key, ["DATA.DATASET"]) for key in run.changed):
+        return None
+    try:
+        is_same = Predictions.load(path).images in ("", predictions.images)
+    except RunError:
+        return "whether these are the run's images is not known; config.yaml of the run says where"
+    return None if is_same else "it is of other images"

@@ -1,0 +1,85 @@
+"""The models, one family per file; torchvision's by name. `build_model` fits one to the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvkit.errors import ConfigError, where_in
+from cvkit.models.torchvision_models import read_torchvision, smallest_image
+from cvkit.registry import MODELS, NAME
+from cvkit.registry.signatures import place_of
+
+MODELS.add_library("torchvision.models", read_torchvision)
+
+
+def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
+                takes_weights: bool = True) -> nn.Module:
+    """Build a model and try it on one image.
+
+    Args:
+        node: the config's MODEL.
+        num_classes: of the data.
+        image_shape: (channels, height, width) that it will be given.
+        takes_weights: whether pretrained ones are fetched; not if they will be overwritten.
+
+    Raises:
+        ConfigError: arguments that contradict the data, or a model that cannot take its images.
+    """
+    if not takes_weights and not isinstance(node, str) and "weights" in node:
+        node = node.clone()
+        node.defrost()
+        del node["weights"]
+    channels, height, width = image_shape
+    for key, actual, what in (("num_classes", num_classes, "classes"),
+                              ("in_channels", channels, "channels")):
+        if not isinstance(node, str) and node.get(key, actual) != actual:
+            raise ConfigError(f"{key} is {node[key]}, but the data has {actual} {what}",
+                              where=where_in(node, key),
+                              hint="Leave it out: it is taken from the data.")
+    model = MODELS.build(node, num_classes=num_classes, in_channels=channels,
+                         image_size=height if height == width else (height, width))
+    name = node if isinstance(node, str) else node[NAME]
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model {name} returned {type(model).__name__}, not a torch.nn.Module",
+                          where=where_in(node, NAME), hint="Is a return missing?")
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(torch.zeros(1, channels, height, width))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        smallest = smallest_image(name)
+        if channels != 3 and smallest:
+            hint = "It takes 3 channels. Add {NAME: ToRGB} to both lists of transforms."
+        elif smallest and min(height, width) < min(smallest):
+            hint = (f"It is made for {smallest[0]}×{smallest[1]} pixels or more. Add "
+                    f"{{NAME: Resize, height: {smallest[0]}, width: {smallest[1]}}} to both lists "
+                    "of transforms.")
+        elif not MODELS.is_own(node):
+            hint = None
+        else:
+            hint = ("It is offered in_channels, image_size and num_classes, as parameters of that "
+                    f"name: {place_of(MODELS.get(name))}")
+        raise ConfigError(f"model {name} cannot take images of {channels}×{height}×{width}: "
+                          f"{error}", where=where_in(node, NAME), hint=hint) from error
+    finally:
+        model.train()
+    if not isinstance(output, torch.Tensor) or output.shape != (1, num_classes):
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ConfigError(f"model {name} returns {shape} for one image; expected logits of shape "
+                          f"(1, {num_classes}), one per class", where=where_in(node, NAME))
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers a model has: shared ones once, frozen ones too."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameters_in_words(model: nn.Module, unit: str = " parameters") -> str:
+    """Return the count in words, and where some are frozen, how many are trained."""
+    total = count_parameters(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{total:,}{unit}" + (f" ({trained:,} trained)" if trained < total else "")

@@ -1,0 +1,98 @@
+"""Asking a model without leaving a trace, and the memory layout that suits it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from cvkit.errors import ConfigError
+from cvkit.system.seeds import random_numbers_kept
+
+
+def choose_layout(channels_last: bool, model: nn.Module,
+                  device: torch.device) -> torch.memory_format:
+    """Return the memory layout for a model and its images: channels_last where wanted and safe.
+
+    On a CPU, torch 2.15's backward pass of a strided 1×1 convolution with fewer than 16 input
+    channels writes out of bounds in channels_last for odd batch sizes, and the process dies.
+    """
+    is_unsafe = device.type == "cpu" and any(
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1
+        and module.in_channels < 16 for module in model.modules())
+    return torch.channels_last if channels_last and not is_unsafe else torch.contiguous_format
+
+
+def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.device,
+                 layout: torch.memory_format) -> bool:
+    """Whether a model computes in a layout: `x.view(len(x), -1)` after a convolution does not."""
+    was_training = model.training
+    images = torch.zeros(2, *image_shape, device=device).to(memory_format=layout)
+    with torch.no_grad(), random_numbers_kept(device), state_kept(model, with_frozen=True):
+        for is_training in (False, True):
+            try:
+                model.train(is_training)(images)
+            except (RuntimeError, ValueError) as error:
+                if "view size is not compatible" in str(error):
+                    return False
+                if not is_training:  # else it is for the training to tell, of its own images
+                    raise
+            finally:
+                model.train(was_training)
+    return True
+
+
+@contextmanager
+def state_kept(*modules: nn.Module, with_frozen: bool = False) -> Iterator[None]:
+    """Give buffers and extra state back what they were: whoever asks a model leaves no trace.
+
+    Args:
+        with_frozen: weights without gradients as well, which models move in training themselves.
+    """
+    kept = []
+    for module in modules:
+        parameters = {name for name, value in module.named_parameters(remove_duplicate=False)
+                      if value.requires_grad or not with_frozen}
+        kept.append({name: copy.deepcopy(value) for name, value in module.state_dict().items()
+                     if name not in parameters})
+    try:
+        yield
+    finally:
+        for module, state in zip(modules, kept):
+            module.load_state_dict(state, strict=False)
+
+
+@contextmanager
+def in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Give modules the mode back in which they came."""
+    were_training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, was_training in zip(modules, were_training):
+            module.train(was_training)
+
+
+def refuse_single_images(model: nn.Module, image_shape: tuple[int, int, int],
+                         where: object = None) -> None:
+    """Refuse to train on a batch of one image where a BatchNorm would see one pixel of it.
+
+    Raises:
+        ConfigError: it would; a single value has no deviation to divide by.
+    """
+    device = next(iter(model.parameters()), torch.zeros(0)).device
+    twin = copy.deepcopy(model).train()  # whose running statistics may change
+    try:
+        with torch.no_grad(), random_numbers_kept(device):
+            twin(torch.zeros(1, *image_shape, device=device))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError("a batch of one image gives batch normalisation a single value per "
+                          "channel, and training stops there", where=where,
+                          hint="Raise it, or take another norm.") from error

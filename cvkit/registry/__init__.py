@@ -1,0 +1,26 @@
+"""The registries: what a config can name, and which module registers cvkit's own entries."""
+
+from cvkit.registry.registry import REGISTRIES, Registry
+from cvkit.registry.signatures import NAME
+
+DATASETS = Registry("dataset", "cvkit.data", offers=("seed",))
+TRANSFORMS = Registry("transform", "cvkit.data",
+                      offers=("data_mean", "data_std", "num_classes"),
+                      reserved=("data_mean", "data_std", "num_classes"))
+MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"))
+LOSSES = Registry("loss", "cvkit.training.losses", offers=("num_classes",))
+OPTIMIZERS = Registry("optimizer", "cvkit.training.optimizers", offers=("params", "fused"),
+                      reserved=("params",), required=("lr",))
+SCHEDULERS = Registry("scheduler", "cvkit.training.schedulers", offers=(
+    "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max", "max_lr"),
+                      reserved=("optimizer",))
+METRICS = Registry("metric", "cvkit.evaluation.metrics", offers=("classes", "num_classes"),
+                   reserved=("classes", "num_classes"))
+WRITERS = Registry("writer", "cvkit.reporting", offers=("folder", "config"),
+                   reserved=("folder", "config"))
+_SHOWN = ("compared", "range_test", "run", "runs", "predictions", "model", "loaders", "data",
+          "config")
+VISUALIZERS = Registry("visualizer", "cvkit.visualizers", offers=_SHOWN, reserved=_SHOWN)
+
+__all__ = ["DATASETS", "LOSSES", "METRICS", "MODELS", "NAME", "OPTIMIZERS", "REGISTRIES",
+           "SCHEDULERS", "TRANSFORMS", "VISUALIZERS", "WRITERS", "Registry"]

@@ -1,0 +1,66 @@
+"""Registries in words, as `tools/registry.py` prints them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+
+from cvkit.errors import ConfigError
+from cvkit.registry.registry import REGISTRIES, Registry
+from cvkit.registry.signatures import describe_type, parameters_of, place_of
+from cvkit.system.text import suggest
+
+
+def get_registry(kind: str) -> Registry:
+    """Return the registry of a kind; its plural will do.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    for registry in REGISTRIES.values():
+        if kind.lower() in (registry.kind, f"{registry.kind}s", f"{registry.kind}es"):
+            return registry
+    owner = next((registry.kind for registry in REGISTRIES.values() if kind in registry), None)
+    hint = (f"It is {'an' if owner == 'optimizer' else 'a'} {owner}: python tools/registry.py "
+            f"{owner} {kind}" if owner else suggest(kind, REGISTRIES))
+    raise ConfigError(f"no registry of {kind!r}", hint=hint)
+
+
+def overview(registry: Registry) -> str:
+    """Return a registry's own names with the first line of their docstrings, and its library's."""
+    width = max((len(name) for name in registry.own), default=0)
+    lines = [f"{registry.kind}:"]
+    for name in registry.own:
+        summary = (inspect.getdoc(registry.get(name)) or "").split("\n")[0]
+        lines.append(f"  {name:<{width}}  {summary}".rstrip())
+    if registry.library:
+        module, names = registry.library
+        lines += textwrap.wrap(f"from {module}: {', '.join(names)}", 98, initial_indent="  ",
+                               subsequent_indent="    ", break_long_words=False)
+    return "\n".join(lines)
+
+
+def describe(registry: Registry, name: str) -> str:
+    """Return an entry's arguments with defaults, its docstring and where it is defined."""
+    entry = registry.get(name)
+    parameters, is_open = parameters_of(entry)
+    lines = [f"{registry.kind} {name}", f"defined in {place_of(entry)}", "", "arguments:"]
+    for key, parameter in parameters.items():
+        needs_value = key in registry.required or parameter.default is parameter.empty
+        default = ("offered by the run" if key in registry.offers
+                   else "required" if needs_value else f"default {parameter.default!r}")
+        kind = ("" if parameter.annotation is parameter.empty
+                else f" ({describe_type(parameter.annotation, registry.makes)})")
+        lines.append(f"  {key}{kind}: {default}")
+    if is_open:
+        lines.append("  and others, unchecked")
+    elif not parameters:
+        lines.append("  none")
+    lines += ["", inspect.getdoc(entry) or "No docstring."]
+    returned = inspect.signature(entry).return_annotation
+    if inspect.isfunction(entry) and entry.__module__.startswith("cvkit.") and returned:
+        returned = getattr(sys.modules[entry.__module__], str(returned), None)
+        if inspect.isclass(returned):  # the class that the function hands its arguments to
+            lines += ["", f"{returned.__name__}: {inspect.getdoc(returned)}"]
+    return "\n".join(lines)

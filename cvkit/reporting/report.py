@@ -1,0 +1,303 @@
+"""The report of a run: everything a hand-in asks for, as one HTML page and as a README."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+import cvkit
+from cvkit.errors import RunError
+from cvkit.evaluation.metrics import is_part
+from cvkit.models import parameters_in_words
+from cvkit.registry import MODELS, NAME
+from cvkit.reporting.report_format import (
+    Block,
+    Code,
+    Image,
+    Link,
+    Own,
+    Section,
+    Table,
+    Text,
+    render_html,
+    render_markdown,
+)
+from cvkit.reporting.requirements import check_requirements, summary
+from cvkit.runs.experiment import Subject
+from cvkit.runs.folder import Run
+from cvkit.system.environment import git_facts
+from cvkit.system.text import duration, plural, visible
+from cvkit.visualizers.draw import draw_all
+from cvkit.visualizers.drawing import (
+    DPI,
+    IN_THE_TEXT,
+    Picture,
+    missing_letters_told_once,
+    told_names,
+)
+from cvkit.visualizers.flags import same_images
+
+# The sections with pictures, in their order; other pictures of the config follow.
+_PICTURES = {
+    "Curves": ["curves", "lr_finder"],
+    "Misclassified images": ["misclassified"],
+    "Where the model looked": ["cam", "cam_matrix"],
+    "Confusion": ["confusion"],
+    "Data": ["dataset"],
+    "What the model receives": ["samples", "augmentations"],
+    "Model": ["architecture", "summary"],
+}
+_ALWAYS = ("curves", "lr_finder", "misclassified", "cam", "confusion", "dataset", "samples",
+           "architecture", "summary")
+_GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*"}
+_TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}  # folded away
+
+
+def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = None) -> list[Path]:
+    """Write `report.html`, which holds its pictures, and `README.md` with `images/`.
+
+    What you write into `notes.md` in the run folder (Markdown) comes first in both.
+
+    Args:
+        run: a finished run.
+        nodes: visualizers with arguments, before those of the run's config and the defaults.
+        folder: where to; None for the run folder.
+
+    Returns:
+        The two files.
+
+    Raises:
+        UserError: no finished run; data, checkpoint or predictions are absent or damaged; the
+            folder cannot be written. A single picture that cannot be drawn is named in the report.
+    """
+    if not isinstance(run, Run):
+        raise RunError(f"a report is of one finished run; this is {run.what}", hint=run.instead)
+    run.refuse_links()  # before their content is put into what one hands in
+    if not run.metrics:
+        raise RunError(f"{run.folder} has no finished epoch, so there is nothing to report")
+    run.predictions, run.model, run.data  # noqa: B018  told at once if one of them is missing
+    folder = folder or run.folder
+    pictures = _draw(run, _choose(run, nodes))
+    sections = _sections(run, pictures)
+    title = f"{run.config.name}: {100 * run.predictions.accuracy:.2f} % test accuracy"
+    paths = folder / "report.html", folder / "README.md"
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        for blocks in pictures.values():
+            for block in blocks:
+                if isinstance(block, Image):
+                    (folder / "images" / f"{block.name}.png").write_bytes(block.png)
+        for path, render in zip(paths, (render_html, render_markdown)):
+            path.write_text(visible(render(title, sections), keep="\n\t"), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write the report into {folder}: {error.strerror}",
+                       hint="Choose another folder with --out.") from None
+    print(*paths, sep="\n")
+    return list(paths)
+
+
+def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
+    """Return what is drawn: of each visualizer what flags say, else the config, else the usual."""
+    def add(more: Sequence[Any], gallery: Any) -> None:
+        known = {node[NAME] for node in chosen}
+        chosen.extend(same_images(gallery, node) for node in more if node[NAME] not in known)
+
+    def gallery_in(found: Sequence[Any]) -> Any:
+        return next((node for node in found if node[NAME] == "misclassified"), None)
+
+    chosen = list(nodes)
+    add(run.config.VISUALIZERS, gallery_in(nodes))
+    usual = [{NAME: name} for name in _ALWAYS]
+    add([node for node in usual if not run.lacks(node)], gallery_in(chosen))
+    return chosen
+
+
+def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
+    """Return the pictures by the name of their visualizer; what cannot be drawn says why."""
+    pictures: dict[str, list[Block]] = {}
+    names = ", ".join(told_names(run.predictions.classes)[1].split("\n")[1:])
+    for drawn in draw_all(run, nodes):
+        blocks = pictures.setdefault(drawn.visualizer, [])
+        if drawn.figure is None:
+            tqdm.write(f"not drawn: {drawn.visualizer}: {drawn.problem}", file=sys.stderr)
+            reason = " ".join(filter(None, [drawn.problem.problem, drawn.problem.hint]))
+            blocks.append(Text(f"{drawn.visualizer} was not drawn: {reason}"))
+        else:
+            blocks += _picture(drawn.name, drawn.figure, drawn.visualizer, names)
+    return pictures
+
+
+def _picture(name: str, figure: Figure, visualizer: str, names: str) -> list[Block]:
+    if isinstance(figure, Picture):
+        png, width, height = figure.png()
+    else:
+        file = io.BytesIO()
+        with missing_letters_told_once():
+            figure.savefig(file, format="png", dpi=DPI)
+        png, (width, height) = file.getvalue(), figure.get_size_inches()
+    # Shown at 96 pixels an inch, as a browser measures; the file is sharper than that.
+    caption = (getattr(figure, "caption", "") or name).replace(IN_THE_TEXT, names)
+    image = Image(name, png, round(96 * width), round(96 * height), caption,
+                  getattr(figure, "title", ""))
+    table = getattr(figure, "table", "")
+    return [image, Code(table, title=_TABLES[visualizer])] if table and visualizer in _TABLES else [
+        image]
+
+
+def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
+    facts = _facts(run)
+    main = [Section(title, [block for name in names for block in pictures.get(name, [])])
+            for title, names in _PICTURES.items()]
+    known = {name for names in _PICTURES.values() for name in names}
+    further = [block for name, blocks in pictures.items() if name not in known for block in blocks]
+    sections = [Section("Results", _results(run)), *main[:4]]
+    if further:
+        sections.append(Section("Further pictures", further))
+    model = Section("Model", [*main[-1].blocks, *_model_code(run)])
+    sections += [*main[4:-1], model,
+                 Section("Training log", [Code(_read(run, "train.log"))]),
+                 Section("Config", _repeat(run, facts)),
+                 Section("Environment", [Code(_read(run, "environment.txt"))])]
+    return [*_notes(run), Section("Hand-in", [_handed_in(run, facts)]), *_requirements(run),
+            *sections]
+
+
+def _requirements(run: Run) -> list[Section]:
+    """Return what the config's REQUIRE demands, each with what was found."""
+    demands = check_requirements(run.config, run)
+    rows = [[demand.text, demand.state, demand.found or ""] for demand in demands]
+    sentence = summary(demands)
+    return [Section("Requirements", [Text(f"{sentence[0].upper()}{sentence[1:]}."),
+                                     Table(["demand", "verdict", "found"], rows)])] if rows else []
+
+
+def _results(run: Run) -> list[Block]:
+    last, best, split = run.metrics[-1], run.best, run.monitored
+    predictions = run.predictions
+    other = run.other_best(predictions)
+    names = [name.removeprefix("train/") for name in last if name.startswith("train/")]
+    names += [name.removeprefix(f"{split}/") for name in last
+              if name.startswith(f"{split}/") and name.removeprefix(f"{split}/") not in names]
+
+    def value(epoch: dict[str, Any], key: str) -> str:
+        number = epoch.get(key)
+        if number is None:
+            return ""
+        if not isinstance(number, (int, float)):
+            return str(number)
+        # Of cvkit's own metrics these are parts of one; what others mean is theirs to know.
+        return f"{100 * number:.2f} %" if is_part(key.partition("/")[2]) else f"{number:.4f}"
+
+    columns = [("train", f"train, epoch {last['epoch']}", last),
+               (split, f"{split}, epoch {last['epoch']}", last)]
+    if best["epoch"] != last["epoch"]:
+        columns += [("train", f"train, best epoch ({best['epoch']})", best),
+                    (split, f"{split}, best epoch ({best['epoch']})", best)]
+    rows = [[name, *(value(epoch, f"{where}/{name}") for where, _, epoch in columns)]
+            for name in names]
+    if split == "val":
+        test = {"loss": f"{predictions.loss:.4f}",
+                "accuracy": f"{100 * predictions.accuracy:.2f} %"}
+        rows = [[*row, test.get(row[0], "")] for row in rows]
+        columns.append(("test", f"test, epoch {predictions.epoch}", last))
+    watched = ("the test set was watched during training, so these are the last epoch's"
+               if split == "test" else "those of the epoch that was best on validation images")
+    return [
+        Text(f"Test accuracy {100 * predictions.accuracy:.2f} %: {predictions.correct:,} of "
+             f"{plural(len(predictions.true), 'image')}, loss {predictions.loss:.4f}, "
+             f"{predictions.place} ({watched})."),
+        Table(["", *(title for _, title, _ in columns)], rows),
+        *([Text(f"{other}.")] if other else []),
+        Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
+             f"{last['epoch']} of {run.config.TRAIN.EPOCHS}, in {duration(run.seconds)}. "
+             f"Parameters: {parameters_in_words(run.model, unit='')}."),
+    ]
+
+
+def _model_code(run: Run) -> list[Block]:
+    """Return the source of the model: its file, or of a library's model the class."""
+    try:
+        return [Code(inspect.getsource(_model_source(run)), "python", "Model code")]
+    except (OSError, TypeError):
+        return [Text("The model's source is not in a file.")]
+
+
+def _model_source(run: Run) -> Any:
+    entry = inspect.unwrap(MODELS.get(run.config.MODEL[NAME]))
+    own = run.config.MODEL[NAME] in MODELS.own
+    return inspect.getmodule(entry) if own else type(run.model)
+
+
+def _repeat(run: Run, facts: dict[str, str]) -> list[Block]:
+    lines = []
+    if facts.get("repository"):
+        folder = facts["repository"].rsplit("/", 1)[-1]
+        lines += [f"git clone {shlex.quote(facts['repository'])}", f"cd {shlex.quote(folder)}"]
+        if facts.get("git"):
+            lines.append(f"git checkout {facts['git'].removesuffix('-dirty')}")
+    config = f"{run.config.name}.yaml"
+    lines += ["pip install -e .", f"python tools/train.py {shlex.quote(config)}"]
+    own = ("" if not run.config.IMPORTS else " Set IMPORTS to where you keep "
+           f"{', '.join(Path(name).name for name in run.config.IMPORTS)}.")
+    return [Text(f"To repeat the run, save what follows as {config}.{own} Then:"),
+            Code("\n".join(lines), "bash"), Code(_read(run, "config.yaml"), "yaml")]
+
+
+def _handed_in(run: Run, facts: dict[str, str]) -> Table:
+    """Return where each part of a hand-in is found."""
+    repository, commit = facts.get("repository", ""), facts.get("git", "").removesuffix("-dirty")
+    root = Path(cvkit.__file__).resolve().parents[1]
+    # The run may have been made in a repository of its own, with cvkit elsewhere.
+    has_cvkit = repository != "" and git_facts(root).get("repository") == repository
+
+    def place(path: Path, anchor: str) -> Link:
+        inside = path.is_relative_to(root)
+        name = path.relative_to(root).as_posix() if inside else path.name
+        if inside and has_cvkit and repository.startswith("https://github.com/") and commit:
+            return Link(name, f"{repository}/blob/{commit}/{name}")
+        return Link(name, anchor)
+
+    source = _model_source(run)
+    model_file = Path(getattr(inspect.getmodule(source), "__file__", None) or "model.py").resolve()
+    return Table(["part", "where"], [
+        ["Model code", place(model_file, "#model")],
+        ["Utilities", place(root / "cvkit", "#environment")],
+        ["Main code", place(root / "tools" / "train.py", "#config")],
+        ["Config", Link("config", "#config")],
+        ["Training log", Link("log", "#training-log")],
+        ["Misclassified images", Link("gallery", "#misclassified-images")],
+        ["Class activation maps", Link("gallery", "#where-the-model-looked")],
+        ["Repository", Link(repository, repository) if re.match("https?://", repository) else
+         repository or "not recorded: training was not started in a git clone that has a remote"],
+        ["README", Link("README.md", "README.md")],
+    ])
+
+
+def _notes(run: Run) -> list[Section]:
+    """Return the user's own words, from `notes.md` in the run folder."""
+    path = run.folder / "notes.md"
+    return [Section("Notes", [Own(_read(run, path.name))])] if path.is_file() else []
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """Return the lines of environment.txt by what stands before the colon.
+
+    Those that become commands to repeat are left out if they are not of the form that git gives.
+    """
+    pairs = (line.partition(": ") for line in _read(run, "environment.txt").splitlines())
+    return {key: value for key, _, value in pairs
+            if key not in _GIT or re.fullmatch(_GIT[key], value)}
+
+
+def _read(run: Run, name: str) -> str:
+    path = run.folder / name
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else f"no {name}"

@@ -1,0 +1,200 @@
+"""Checkpoints: tensors and plain values, enough to predict and, for `last.pt`, to go on."""
+
+from __future__ import annotations
+
+import copy
+import os
+import torch
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from torch import nn
+from typing import Any
+from cvkit.config import Config, check_components, read_config
+from cvkit.errors import CheckpointError
+from cvkit.models import build_model
+from cvkit.runs.untrusted import EXPECTED, EXTRA_STATE, read_verified
+from cvkit.system.saving import plain
+
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        model: the weights that were evaluated (the averaged ones, with EMA).
+        config: the resolved config, as YAML.
+        classes: names, in the order of the logits.
+        mean, std: what images, scaled to 0–1, are normalised with.
+        image_shape: (channels, height, width) the model was trained to take.
+        epoch: finished epochs.
+        metrics: of that epoch; none before the first is finished.
+        monitored: "val", or "test" where no validation data was held out.
+        training: optimizer and so on, to resume from; None in `best.pt`. Saved inside an epoch,
+            it has "within", what was reached in that epoch.
+        loss: parameters and buffers of a loss that has some; else None.
+        transform_input: whether the model is one of torchvision's that map their input to what
+            their weights expect; no weights say so.
+    """
+
+    model: dict[str, torch.Tensor]
+    config: str
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    image_shape: list[int]
+    epoch: int
+    metrics: dict[str, float]
+    monitored: str
+    training: dict[str, Any] | None = None
+    loss: dict[str, torch.Tensor] | None = None
+    transform_input: bool = False
+    format: int = FORMAT
+
+    def content(self) -> dict[str, Any]:
+        """Return what is saved: the attributes by name."""
+        # dataclasses.asdict would copy every tensor.
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def save(self, path: Path, keep: Path | None = None) -> None:
+        """Write the file whole or not at all, also where the machine is switched off meanwhile.
+
+        Args:
+            path: where to; what was there is replaced once the new file is whole.
+            keep: where to move what was there, instead.
+
+        Raises:
+            CheckpointError: it cannot be written; what was there before is still there.
+        """
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                torch.save(self.content(), file)
+                file.flush()
+                os.fsync(file.fileno())  # or the new name could outlive a crash, empty
+            if keep is not None and path.is_file():
+                os.replace(path, keep)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            if "DataLoader worker" in str(error):  # which torch may say at any moment
+                raise
+            # Torch may speak of what came of it only.
+            reason = error if isinstance(error, OSError) else error.__context__ or error
+            raise CheckpointError(f"cannot write {path}: {reason}",
+                                  hint="Is the disk full? The checkpoint before it is unharmed."
+                                  ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Checkpoint:
+        """Read a checkpoint onto the CPU. No code in it is run, and all of it is checked.
+
+        Raises:
+            CheckpointError: absent, damaged, or not written by cvkit.
+        """
+        return cls.of(read_verified(Path(path)), path)
+
+    @classmethod
+    def of(cls, content: Any, path: object) -> Checkpoint:
+        """Return what was read from a path, once all of it is checked.
+
+        Raises:
+            CheckpointError: it is not what cvkit writes.
+        """
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        if (not isinstance(content, dict) or type(content.get("format")) is not int
+                or content["format"] != FORMAT or not set(content) <= set(known)
+                or any(needed and name not in content for name, needed in known.items())):
+            raise CheckpointError(f"{path} was not written by this version of cvkit")
+        for name, value in content.items():
+            if name in EXPECTED and not EXPECTED[name][1](value):
+                raise CheckpointError(f"{path} was not written by this version of cvkit: {name} "
+                                      f"is not {EXPECTED[name][0]}")
+        channels = content["image_shape"][0]
+        if not len(content["mean"]) == len(content["std"]) == channels:
+            raise CheckpointError(f"{path} was not written by this version of cvkit: mean and std "
+                                  f"do not have a value for each of its {channels} channels")
+        return cls(**content)
+
+    @property
+    def batches(self) -> int:
+        """Batches that the weights have seen of the epoch after `epoch`."""
+        within = (self.training or {}).get("within")
+        return within["batches"] if within else 0
+
+    @property
+    def place(self) -> str:
+        """When in the training it was saved, in words."""
+        return moment_of(self.epoch, self.batches)
+
+    def read_config(self, source: str = "checkpoint") -> Config:
+        """Return the config the weights were trained with."""
+        return read_config(self.config, source)
+
+    def build_model(self, imports: Sequence[str] | None = None) -> nn.Module:
+        """Return the model with its weights, in evaluation mode. Needs no data.
+
+        Args:
+            imports: your own files to import; None for the `IMPORTS` of its config.
+
+        Raises:
+            CheckpointError: the weights do not fit the model that the config builds.
+        """
+        config = self.read_config()
+        if imports is not None:
+            config = config.clone()
+            config.defrost()
+            config.IMPORTS = list(imports)
+        check_components(config)
+        try:
+            model = build_model(config.MODEL, len(self.classes), tuple(self.image_shape),
+                                takes_weights=False)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):
+                raise
+            raise CheckpointError("the model that the checkpoint describes does not fit into "
+                                  f"memory: {str(error).strip()[:200]}") from error
+        load_weights(model, self.model, "the checkpoint")
+        if self.transform_input:
+            model.transform_input = True
+        return model.eval()
+
+
+def moment_of(epoch: int, batches: int) -> str:
+    """Return a place in a training: finished epochs, and batches of the next one."""
+    return f"in epoch {epoch + 1}, after batch {batches}" if batches else f"after epoch {epoch}"
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state of a model or a loss, extra state as a copy without NumPy's numbers."""
+    state = module.state_dict()
+    for name in state:
+        if name.endswith(EXTRA_STATE):
+            state[name] = plain(copy.deepcopy(state[name]))
+    return state
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str,
+                 what: str = "model") -> None:
+    """Load weights, all of them.
+
+    Args:
+        source, what: they are from and for, in words.
+
+    Raises:
+        CheckpointError: names or shapes differ; the first few are listed.
+    """
+    own = model.state_dict()
+    differences = [f"{name} is missing" for name in own if name not in weights]
+    differences += [f"{name} is not in the {what}" for name in weights if name not in own]
+    differences += [f"{name} is {tuple(weights[name].shape)}, the {what}'s {tuple(own[name].shape)}"
+                    for name in own if name in weights and not name.endswith(EXTRA_STATE)
+                    and weights[name].shape != own[name].shape]
+    if differences:
+        rest = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise CheckpointError(f"{source} does not fit the {what}: "
+                              f"{'; '.join(differences[:4])}{rest}")
+    model.load_state_dict(weights)

@@ -1,0 +1,133 @@
+"""Several runs side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+from cvkit.config import Config
+from cvkit.config.tree import in_words
+from cvkit.data import ImageData
+from cvkit.models import parameters_in_words
+from cvkit.runs.experiment import Subject
+from cvkit.runs.folder import Run
+from cvkit.system.text import duration, visible
+
+
+class Runs(Subject):
+    """Several runs, to be compared.
+
+    Args:
+        runs: two or more.
+    """
+
+    what, instead = "a set of runs", "Draw it for one run at a time."
+
+    def __init__(self, runs: Sequence[Run]):
+        self.runs = self.compared = list(runs)
+
+    @property
+    def names(self) -> list[str]:
+        """Names that tell the runs apart, see `run_names`."""
+        return run_names(self.runs)
+
+    def table(self) -> str:
+        """Return as text what differs in the configs, and the results, a column for each run."""
+        rows = [["", *self.names], ["-- config, where it differs"], *self._differences(),
+                ["-- results"], *self._results()]
+        lines = rows[:1]
+        for row in rows[1:]:  # a long value goes on in the next line
+            parts = [textwrap.wrap(visible(cell), 44) or [""] for cell in row]
+            lines += [list(line) for line in zip_longest(*parts, fillvalue="")]
+        widths = [max(len(line[place]) for line in lines if len(line) > max(place, 1))
+                  for place in range(len(rows[0]))]
+        return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip()
+                         if len(line) > 1 else line[0] for line in lines)
+
+    def _differences(self) -> list[list[str]]:
+        flat = [run.config.flat() for run in self.runs]
+        keys = dict.fromkeys(key for values in flat for key in values)
+        rows = [[key, *(in_words(values[key]) if key in values else "–" for values in flat)]
+                for key in keys
+                if key.split(".")[0] not in ("VISUALIZERS", "WRITERS", "REQUIRE", "OUTPUT_DIR")
+                and len({in_words(values.get(key)) for values in flat}) > 1]
+        return rows or [["nothing", *[""] * len(self.runs)]]
+
+    def _results(self) -> list[list[str]]:
+        def row(title: str, cell: Callable[[Run], str]) -> list[str]:
+            return [title, *map(cell, self.runs)]
+
+        def rate(run: Run) -> str:
+            speeds = [epoch["images_per_second"] for epoch in run.metrics]
+            return f"{sum(speeds) / len(speeds):,.0f}"
+
+        def best(run: Run) -> str:
+            value = run.best[f"{run.monitored}/accuracy"]
+            return f"{100 * value:.2f} % ({run.monitored}, epoch {run.best['epoch']})"
+
+        def parameters(run: Run) -> str:
+            return parameters_in_words(run.checkpoint().build_model(), unit="")
+
+        def tested(run: Run, value: str) -> str:
+            return f"{value} ({run.predictions.place})"
+
+        def trained(run: Run, value: str) -> str:
+            return f"{value} (epoch {run.metrics[-1]['epoch']})"
+
+        def percent(value: float) -> str:
+            return f"{100 * value:.2f} %"
+
+        return [row("test accuracy", lambda run: tested(run, percent(run.predictions.accuracy))),
+                row("test loss", lambda run: tested(run, f"{run.predictions.loss:.4f}")),
+                row("accuracy of best.pt", best),
+                row("train accuracy",
+                    lambda run: trained(run, percent(run.metrics[-1]["train/accuracy"]))),
+                row("train loss", lambda run: trained(run, f"{run.metrics[-1]['train/loss']:.4f}")),
+                row("epochs", lambda run: str(len(run.metrics))),
+                row("training time", lambda run: duration(run.seconds)),
+                row("images per second", rate),
+                row("parameters", parameters)]
+
+    @property
+    def config(self) -> Config:
+        """The first run's."""
+        return self.runs[0].config
+
+    @property
+    def data(self) -> ImageData:
+        """The images of the first run."""
+        return self.runs[0].data
+
+
+_SHORT = 40  # characters of settings in a run's name
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Return names that tell runs apart: "resnet18 (MODEL.norm layer)".
+
+    The names of their configs; of runs with the same config also what was set differently, as far
+    as that is short; their start times where all that is the same.
+    """
+    names = [run.config.name for run in runs]
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [place for place, run in enumerate(runs) if run.config.name == name]
+        settings = _short_settings([runs[place].hyperparameters for place in same])
+        times = [runs[place].folder.resolve().name for place in same]
+        for place, setting, time in zip(same, settings, times):
+            parts = [setting, "" if settings.count(setting) == 1 else time]
+            names[place] = f"{name} ({', '.join(filter(None, parts))})"
+    return names if len(set(names)) == len(runs) else [str(run.folder) for run in runs]
+
+
+def _short_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each of several configs in words what differs; "…" stands for what is long."""
+    words, is_all = [""] * len(settings), True
+    for key in dict.fromkeys(key for values in settings for key in values):
+        values = [in_words(values.get(key, "default")) for values in settings]
+        longer = [f"{word}{', ' if word else ''}{key} {value}"
+                  for word, value in zip(words, values)]
+        if len(set(values)) > 1:
+            is_short = max(map(len, longer)) <= _SHORT
+            words, is_all = longer if is_short else words, is_all and is_short
+    return words if is_all else [", ".join(filter(None, [word, "…"])) for word in words]

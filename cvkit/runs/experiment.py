@@ -1,0 +1,133 @@
+"""What a config describes, each part built when it is first asked for."""
+
+from __future__ import annotations
+
+import torch
+from collections.abc import Sequence
+from functools import cached_property
+from torch import nn
+from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+from cvkit.config import Config, check_components
+from cvkit.data import ImageData, Loaders, build_data, build_loaders
+from cvkit.errors import RunError
+from cvkit.models import build_model
+from cvkit.models.probing import choose_layout, takes_layout
+from cvkit.registry import NAME, VISUALIZERS
+from cvkit.system.device import choose_device, choose_precision
+from cvkit.system.seeds import seed_everything
+
+
+# What a visualizer that asks for a fact needs, in words.
+_NEEDS = {"compared": "two or more runs", "range_test": "a run with SCHEDULER.max_lr find",
+          "run": "one finished run", "runs": "a finished run",
+          "predictions": "one finished run", "model": "one run or config",
+          "loaders": "one run or config", "data": "a run or config", "config": "one run or config"}
+_INSTEAD = {_NEEDS["range_test"]: "Without training: python tools/find_lr.py CONFIG."}
+
+
+class Subject:
+    """Something that can be drawn: it has some of the facts that visualizers ask for."""
+
+    what = "this"  # in words, for a visualizer that asks for more
+    instead: str | None = None  # what to do then
+
+    def visualize(self, name: str, **arguments: Any) -> Figure | list[Figure]:
+        """Draw one picture; `python tools/visualize.py --list` says which there are.
+
+        Args:
+            name: of a visualizer.
+            arguments: its arguments, such as `count=10`.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; some visualizers return several.
+
+        Raises:
+            UserError: an unknown name or argument, or something it needs is not there.
+        """
+        return self.draw({NAME: name, **arguments})
+
+    def draw(self, node: Any) -> Figure | list[Figure]:
+        """Draw what a node `{NAME: …, arguments}` names, as `visualize`."""
+        VISUALIZERS.check(node)
+        needed = self.lacks(node)
+        if needed:
+            raise RunError(f"{node[NAME]} needs {needed}; this is {self.what}",
+                           hint=_INSTEAD.get(needed, self.instead))
+        facts = [fact for fact in VISUALIZERS.offers if VISUALIZERS.asks_for(node, fact)]
+        return VISUALIZERS.build(node, **{fact: getattr(self, fact) for fact in facts})
+
+    def lacks(self, node: Any) -> str | None:
+        """Return in words what a visualizer needs and what is not to be had here, or None."""
+        return next((_NEEDS[fact] for fact in VISUALIZERS.offers
+                     if VISUALIZERS.asks_for(node, fact)
+                     and fact not in vars(self) and not hasattr(type(self), fact)), None)
+
+
+class Experiment(Subject):
+    """What a config describes: device, data, loaders and model.
+
+    Args:
+        config: from `load_config`.
+        takes_weights: whether the model begins with the pretrained ones that the config names.
+
+    Each part is built when it is first asked for, and raises `UserError` if something in the
+    config or the data is wrong.
+    """
+
+    what = "a config, not a run"
+    instead = "Train it, or name a finished run: --run RUN."
+    built_data: ImageData | None = None  # `data`, unless others are given
+    is_viewed = False  # whether the model had to be given the plain memory layout
+    layout: torch.memory_format | None = None  # of the model, once it is built
+
+    def __init__(self, config: Config, takes_weights: bool = True):
+        self.config, self._takes_weights = config, takes_weights
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return choose_device(self.config.DEVICE, self.config.where("DEVICE"))
+
+    @cached_property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+        return choose_precision(self.config.TRAIN.PRECISION, self.device,
+                                self.config.TRAIN.where("PRECISION"))
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The images, with DATA.VAL_FRACTION and DATA.LIMIT applied."""
+        check_components(self.config)
+        self.built_data = build_data(self.config)
+        return self.built_data
+
+    @cached_property
+    def loaders(self) -> Loaders:
+        """Batches of the splits, through the pipelines, on the device."""
+        return build_loaders(self.config, self.data, self.device)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network on the device, with the weights that training begins with."""
+        loaders = self.loaders
+        seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
+        return self._placed(build_model(self.config.MODEL, len(self.data.classes),
+                                        loaders.image_shape, self._takes_weights),
+                            loaders.image_shape)
+
+    def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
+        """Return the model on the device; it and all batches in the layout that suits it."""
+        self.layout = choose_layout(self.config.TRAIN.CHANNELS_LAST, model, self.device)
+        model = model.to(self.device, memory_format=self.layout)
+        self.is_viewed = self.layout is torch.channels_last and not takes_layout(
+            model, image_shape, self.device, self.layout)
+        if self.is_viewed:
+            self.layout = torch.contiguous_format
+            model = model.to(memory_format=self.layout)
+        if "loaders" in vars(self):
+            self.loaders.set_layout(self.layout)
+        return model

@@ -1,0 +1,501 @@
+"""Run folders: `OUTPUT_DIR/<config name>/<start time>/`, made by training, read by the rest."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from torch import nn
+from typing import Any
+from cvkit.config import Config, read_config
+from cvkit.config.load import RESOLVED
+from cvkit.config.tree import in_words
+from cvkit.data import ImageData, Loaders, build_loaders
+from cvkit.errors import CheckpointError, ConfigError, RunError
+from cvkit.evaluation.metrics import is_lower_better
+from cvkit.models.probing import choose_layout
+from cvkit.registry.user_code import edited_since, take_no_code_from
+from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.metrics_file import read_metrics
+from cvkit.runs.predictions import Predictions, write_anew
+from cvkit.runs.range_test import RangeTest
+from cvkit.system.files import lock_file, user_path, write_whole, writing
+from cvkit.system.text import suggest, visible
+
+
+# What may be set differently when a run is opened again: where it runs, not what it computed.
+MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
+              "DATA.BACKEND", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.DATASET.root",
+              "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
+              "TRAIN.CHECKPOINT_EVERY", "TRAIN.UNUSED_PARAMETERS")
+
+
+def is_among(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these names, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+# And for an evaluation, which may be of other images or by other metrics.
+MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TRAIN.PRECISION")
+_locked: set[str] = set()  # folders that this process trains in
+_RANGE_TEST = "lr_finder.json"
+_UTC = "%Y-%m-%dT%H:%M:%S"
+WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")  # in a run folder, besides itself
+
+
+class Run(Experiment):
+    """A run folder: an experiment with its results.
+
+    Args:
+        folder: its path.
+        overrides: as `load_config` takes them, for where it runs now (`DATA.DATASET.root`).
+        may_change: the keys, or their beginnings, that those may set.
+
+    Attributes:
+        folder: `config.yaml, train.log, metrics.jsonl, environment.txt, predictions.npz,
+            checkpoints/, visuals/`.
+        config: the resolved config, frozen.
+        changed: the keys that are set otherwise than in the folder.
+        range_test: how the learning rate was found; only where `max_lr: find` asked for it.
+    """
+
+    what, instead = "one run", "Name them: --run A B"
+
+    def __init__(self, folder: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (),
+                 may_change: tuple[str, ...] = MAY_CHANGE):
+        self.folder = user_path(folder)
+        take_no_code_from(self.folder)
+        path = self.folder / "config.yaml"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{folder} is not a run folder: {path.name} cannot be read "
+                           f"({error})") from None
+        # The first line names the config, which the folder does only until it is moved.
+        # It becomes a part of paths, so a name that leads elsewhere is none.
+        named = re.match(r"# (?!\.+,)([^/\\\n]+), resolved: ", text)
+        name = named.group(1) if named else self.folder.resolve().parent.name
+        super().__init__(read_config(text, str(path), name=name, overrides=overrides))
+        self.changed = list(overrides if isinstance(overrides, Mapping) else overrides[::2])
+        fixed = [key for key in self.changed if not is_among(key, may_change)]
+        if fixed:
+            raise ConfigError(f"{fixed[0]} cannot be changed in a run that was trained",
+                              hint=f"What can be: {', '.join(may_change)}.")
+        if (self.folder / _RANGE_TEST).is_file():
+            self.range_test = RangeTest.load(self.folder / _RANGE_TEST)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.folder}>"
+
+    @classmethod
+    def create(cls, config: Config, environment: str) -> Run:
+        """Make a new folder; no other run is ever written into.
+
+        Raises:
+            RunError: OUTPUT_DIR cannot be written.
+        """
+        parent = Path(config.OUTPUT_DIR) / config.name
+        start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1000):
+                folder = parent / (start if number == 1 else f"{start}_{number}")
+                try:
+                    folder.mkdir()
+                    break
+                except FileExistsError:
+                    continue
+            (folder / "checkpoints").mkdir()
+            begun = datetime.now(timezone.utc).strftime(_UTC)
+            (folder / "environment.txt").write_text(f"{environment}begun: {begun}Z\n",
+                                                    encoding="utf-8")
+            _write_config(folder, config)
+        except OSError as error:
+            raise RunError(f"cannot write a run folder into {parent}: {error.strerror}",
+                           hint="Choose another place with OUTPUT_DIR.") from None
+        return cls(folder)
+
+    def refuse_links(self) -> None:
+        """Make sure that what is written into the folder, or told of it in a report, lies in it.
+
+        Whoever packed a folder may have put links to other files into it, or pipes. Every function
+        that writes into a finished run calls this first.
+
+        Raises:
+            RunError: names the first such thing where cvkit reads or writes.
+        """
+        folders = [self.folder, *(self.folder / name for name in WRITTEN_FOLDERS)]
+        refuse_links(path for folder in folders if folder.is_dir() for path in folder.iterdir())
+
+    def keep_range_test(self, found: RangeTest) -> None:
+        """Note how the learning rate was found."""
+        self.range_test = found
+        found.save(self.folder / _RANGE_TEST)
+
+    def set_config(self, config: Config) -> None:
+        """Note what a resumed run goes on with (more epochs, another device)."""
+        self.config = config
+        _write_config(self.folder, config)
+
+    @property
+    def hyperparameters(self) -> dict[str, bool | int | float | str]:
+        """The config by dotted key, without what says where it ran; nodes and lists in words."""
+        return {key: value if isinstance(value, (bool, int, float)) else in_words(value)
+                for key, value in self.config.flat().items() if not is_among(key, MAY_CHANGE)}
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One mapping per epoch: epoch, lr, train/loss, train/accuracy, test/… or val/…
+
+        Raises:
+            RunError: something in `metrics.jsonl` is not what training writes.
+        """
+        epochs = read_metrics(self.folder)
+        split = "val" if any("val/loss" in epoch for epoch in epochs) else "test"
+        needed = ["lr", "seconds", "images_per_second", "train/loss", "train/accuracy",
+                  f"{split}/loss", f"{split}/accuracy", f"{split}/{self.config.TRAIN.MONITOR}"]
+        for epoch in epochs:
+            for name in needed:
+                if not isinstance(epoch.get(name), (int, float)):
+                    raise RunError(f"{self.folder / 'metrics.jsonl'}: epoch {epoch['epoch']} has "
+                                   f"no {name}", hint="Remove that line, or the file.")
+        return epochs
+
+    @property
+    def monitored(self) -> str:
+        """The split that was evaluated after each epoch: "val", or "test" without one."""
+        return "val" if any("val/loss" in epoch for epoch in self.metrics) else "test"
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The epoch of `metrics` that TRAIN.MONITOR calls the best, the first of equal ones.
+
+        Raises:
+            RunError: no epoch was finished.
+        """
+        if not self.metrics:
+            raise RunError(f"{self.folder} has no finished epoch")
+        monitor = self.config.TRAIN.MONITOR
+        choose = min if is_lower_better(monitor, self.metrics[-1]) else max
+        key = f"{self.monitored}/{monitor}"
+        known = [epoch for epoch in self.metrics if not math.isnan(epoch[key])]
+        return choose(known or self.metrics, key=lambda epoch: epoch[key])
+
+    def other_best(self, predictions: Predictions) -> str | None:
+        """Return in words of which epochs results and best.pt are, if not of the same one."""
+        try:
+            best = self.checkpoint("best").epoch
+        except CheckpointError:
+            return None
+        if best == predictions.epoch and not predictions.batches:
+            return None
+        return (f"Results and pictures are of the model {predictions.place} (last.pt); best.pt is "
+                f"of epoch {best}, chosen by its {self.monitored} {self.config.TRAIN.MONITOR}")
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on training, without evaluation."""
+        return sum(epoch["seconds"] for epoch in self.metrics)
+
+    @property
+    def predictions(self) -> Predictions:
+        """What the run's model says of the test images.
+
+        Raises:
+            RunError: absent, damaged, or what it said at another time of the training.
+        """
+        path = self.folder / "predictions.npz"
+        found = Predictions.load(path)
+        try:
+            is_of_model = found.place == self._trained.place
+        except CheckpointError:  # of a copy of the folder, say, without its largest files
+            return found
+        if not is_of_model:
+            for part in ("model", "_trained"):  # they may have been read before it was resumed
+                vars(self).pop(part, None)
+        if found.place != self._trained.place:
+            raise RunError(f"{path} is of the model {found.place}; the checkpoint was saved "
+                           f"{self._trained.place}", hint=write_anew(path))
+        return found
+
+    @property
+    def run(self) -> Run:
+        """Itself, for a visualizer that asks for a run."""
+        return self
+
+    @property
+    def runs(self) -> list[Run]:
+        """Itself, for a visualizer that can lay several runs over each other."""
+        return [self]
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The images, as long as they have the classes that the run was trained on.
+
+        Raises:
+            CheckpointError: they have others.
+        """
+        data, trained_on = super().data, self._trained.classes
+        if list(data.classes) != trained_on:
+            is_same = set(data.classes) == set(trained_on)
+            raise CheckpointError(f"{self.folder} was trained on the classes "
+                                  f"{', '.join(trained_on)}, but the data now has "
+                                  f"{', '.join(data.classes)}",
+                                  hint="The same in another order: a data set of your own that "
+                                       "takes them from a set has to sort them." if is_same
+                                  else None)
+        return data
+
+    def changes_since_training(self) -> tuple[bool, list[str]]:
+        """Return whether its training images are others now, and which imported files were edited.
+
+        What is not known has not changed: of an older version, without its last checkpoint, or of
+        images that were chosen by hand.
+        """
+        try:
+            noted = self._trained if self._trained.training else self.checkpoint("last")
+        except CheckpointError:
+            return False, []
+        training = noted.training or {}
+        where_it_runs = [key for key in MAY_CHANGE if key != "DATA.DATASET.root"]
+        are_chosen = any(is_among(key, ["DATA"]) and not is_among(key, where_it_runs)
+                         for key in self.changed)
+        images = training.get("images", {}).get("training")
+        are_other = not are_chosen and images not in (None, self.data.train.identity)
+        return are_other, edited_since(training.get("code", {}))
+
+    @cached_property
+    def loaders(self) -> Loaders:
+        """Batches of the splits, normalised as the run was trained.
+
+        Raises:
+            CheckpointError: they have other channels than those of the training.
+        """
+        loaders = build_loaders(self.config, self.data, self.device,
+                                (self._trained.mean, self._trained.std))
+        now, then = loaders.image_shape, tuple(self._trained.image_shape)
+        if now[0] != then[0]:
+            raise CheckpointError(
+                f"{self.folder} was trained on images with {then[0]} channels, these have {now[0]}",
+                hint="Add {NAME: ToRGB} or {NAME: ToGray} to both lists of transforms.")
+        if now != then:
+            print(f"note       the images are {'×'.join(map(str, now))}, those of the training "
+                  f"were {'×'.join(map(str, then))}")
+        if "model" in vars(self):
+            loaders.set_layout(self.layout or choose_layout(
+                self.config.TRAIN.CHANNELS_LAST, self.model, self.device))
+        return loaders
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained network on the device, in evaluation mode. Needs no images."""
+        return self._placed(self._trained.build_model(self.config.IMPORTS),
+                            self._trained.image_shape)
+
+    @cached_property
+    def _trained(self) -> Checkpoint:
+        return self.checkpoint()
+
+    def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Return "last", "previous", "best", or the one whose results count.
+
+        By default that is best where it was chosen on validation data. Chosen on the test set
+        itself, best would flatter the test accuracy, so it is last then.
+        """
+        if name is None:
+            last = self.checkpoint("last")
+            return last if last.monitored == "test" else self.checkpoint("best")
+        path = self.checkpoints / f"{name}.pt"
+        try:
+            return Checkpoint.load(path)
+        except CheckpointError as error:
+            others = [path.with_name(f"{other}.pt") for other in ("previous", "best")]
+            other = next((item for item in others if name == "last" and item.is_file()), None)
+            if other is not None:
+                error.hint = (f"{other.name} is beside it. To take that one: "
+                              f"cp {shlex.quote(str(other))} {shlex.quote(str(path))}")
+            raise
+
+    def last_whole_checkpoint(self) -> Checkpoint:
+        """Return the last checkpoint; if it is damaged, the one before it, which takes its place.
+
+        A line says so.
+        """
+        try:
+            return self.checkpoint("last")
+        except CheckpointError as error:
+            try:
+                checkpoint = self.checkpoint("previous")
+            except CheckpointError:
+                raise error from None  # that of the one which was asked for
+            print(f"note       {error.problem}; taking the one before it, previous.pt, saved "
+                  f"{checkpoint.place}")
+            with writing(self.checkpoints / "last.pt"):  # or the next would take its place
+                os.replace(self.checkpoints / "previous.pt", self.checkpoints / "last.pt")
+            return checkpoint
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from."""
+        return any((self.checkpoints / f"{name}.pt").is_file() for name in ("last", "previous"))
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    def save(self, checkpoint: Checkpoint, name: str = "last") -> None:
+        """Write "last", where the one before is kept as `previous.pt`, or "best"."""
+        keep = self.checkpoints / "previous.pt" if name == "last" else None
+        checkpoint.save(self.checkpoints / f"{name}.pt", keep)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in this folder meanwhile.
+
+        The system gives the lock back when the process ends, however it ends.
+
+        Raises:
+            RunError: another process has it, or the folder cannot be written.
+        """
+        path, held = self.folder / ".lock", str(self.folder.resolve())
+        if held in _locked:
+            raise RunError(f"{self.folder} is being trained by this process already")
+        with writing(path):
+            file = path.open("a+", encoding="utf-8")
+        with file:
+            try:
+                lock_file(file)
+                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    raise BlockingIOError  # its owner removed it just now, and another made one
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise RunError(f"{self.folder} is being trained by {owner}",
+                               hint="Wait for it or stop it. A run of its own needs no "
+                                    "--resume.") from None
+            _locked.add(held)
+            try:
+                with writing(path):
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {platform.node()}\n")
+                    file.flush()
+                yield
+            finally:
+                _locked.discard(held)
+                with suppress(PermissionError):  # Windows removes no open file; it may stay
+                    path.unlink(missing_ok=True)
+
+
+def _write_config(folder: Path, config: Config) -> None:
+    again = f"python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}"
+    header = (f"# {visible(config.name)}, {RESOLVED}\n"
+              f"# Repeat it: {visible(again)}\n")
+    write_whole(folder / "config.yaml", header + config.dump())
+
+
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Refuse paths that are neither plain files nor folders.
+
+    Raises:
+        RunError: names the first of them.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise RunError(f"{path} is a link to {os.readlink(path)}; what lies in a run folder is "
+                           "not written or shown through links",
+                           hint="Remove it, or put a copy of what it leads to into its place.")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RunError(f"{path} is neither a file nor a folder", hint="Remove it.")
+
+
+def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:
+    """Return the run folders that hold a checkpoint, oldest first."""
+    name = config_name if config_name == "*" else glob.escape(config_name)
+    found = {path.parent.parent for path in Path(output_dir).glob(f"{name}/*/checkpoints/*.pt")
+             if path.name in ("last.pt", "previous.pt")}
+    return sorted(found, key=lambda path: (_begun(path), *_in_order(path.name), path))
+
+
+def _begun(folder: Path) -> str:
+    """Return when a run was begun, in UTC: local time, in its name, may be set back."""
+    try:
+        text = (folder / "environment.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^begun: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)Z$", text, re.MULTILINE)
+    if found:
+        return found[1]
+    try:  # one of an older version, or a folder that was named by hand
+        local = datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S")
+        return local.astimezone(timezone.utc).strftime(_UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(folder.stat().st_mtime, timezone.utc).strftime(_UTC)
+
+
+def _in_order(name: str) -> tuple[str, int]:
+    """Split a folder's name so that the tenth run of a second comes after the ninth."""
+    number = re.fullmatch(r"(.{19})_(\d{1,9})", name)
+    return (number[1], int(number[2])) if number else (name, 1)
+
+
+def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
+             config_name: str = "*", overrides: Sequence[str] | Mapping[str, Any] = (),
+             may_change: tuple[str, ...] = MAY_CHANGE) -> Run:
+    """Open a run folder.
+
+    Args:
+        run: its path, or its path below `output_dir`; of a folder of runs the newest in it;
+            None for the newest of all that has a checkpoint.
+        output_dir: where runs are.
+        config_name: only runs of this config.
+        overrides, may_change: see `Run`.
+
+    Raises:
+        RunError: there is none.
+    """
+    output_dir = user_path(output_dir)
+    if run is None:
+        runs = find_runs(output_dir, config_name)
+        if not runs:
+            of = "" if config_name == "*" else f" of {config_name}"
+            begin = "" if config_name == "*" else "Without --resume a run is begun. "
+            raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
+                           hint=begin + _newest_in(find_runs(output_dir)))
+        return Run(runs[-1], overrides, may_change)
+    path = user_path(run)
+    path = path.parent if path.name == "config.yaml" else path
+    for folder in (path, output_dir / path):
+        if os.path.isfile(folder / "config.yaml"):  # which takes what no path can be as well
+            return Run(folder, overrides, may_change)
+        is_folder = folder.name and os.path.isdir(folder)
+        newest = is_folder and find_runs(folder.parent, folder.name)  # a config's runs
+        if newest:
+            return Run(newest[-1], overrides, may_change)
+        if is_folder and any(folder.glob("checkpoints/*.pt")):
+            kept = next(folder.glob("checkpoints/*.pt"))
+            code = ("from cvkit.runs.checkpoint import Checkpoint; "
+                    f"print(Checkpoint.load({str(kept)!r}).config)")
+            raise RunError(f"{folder} has no config.yaml any more", hint=(
+                f"Its checkpoints hold it: python -c {shlex.quote(code)} > "
+                f"{shlex.quote(str(folder / 'config.yaml'))}"))
+    places = [place for place in path.parents[1::-1] if place != Path()]
+    there = next(filter(None, map(find_runs, (*places, output_dir))), [])
+    near = suggest(run, map(str, there)).partition("Allowed")[0]
+    raise RunError(f"no run {run}", hint=f"{near}{_newest_in(there)}")
+
+
+def _newest_in(runs: Sequence[Path]) -> str:
+    """Return what to do instead of opening a run that is not there."""
+    if not runs:
+        return "Train one: python tools/train.py CONFIG"
+    return "The newest runs, the last one first:\n    " + "\n    ".join(map(str, runs[:-6:-1]))

@@ -1,0 +1,160 @@
+"""`predictions.npz`: what a model said of each test image."""
+
+from __future__ import annotations
+
+import json
+import math
+import numpy as np
+import os
+import shlex
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from cvkit.errors import RunError
+from cvkit.runs.checkpoint import moment_of
+from cvkit.runs.untrusted import is_text, verify_archive
+from cvkit.system.files import writing
+from cvkit.system.text import plural, visible
+
+
+@dataclass(frozen=True, repr=False)
+class Predictions:
+    """What a model said of each test image; the one source of galleries, tables and matrices.
+
+    Attributes:
+        index: int64 (N,), place in the test split as the data set has it.
+        true, predicted: int64 (N,), class numbers.
+        probabilities: float32 (N, C).
+        classes: C names.
+        epoch: of the checkpoint.
+        loss: mean over the images.
+        images: their fingerprint, see `ImageSet`; empty where it was not noted.
+        batches: of the epoch after that, which the checkpoint had seen; 0 at the end of an epoch.
+        metrics: loss, accuracy and those of METRICS, by name.
+    """
+
+    index: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    classes: list[str]
+    epoch: int
+    loss: float
+    images: str = ""
+    batches: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        images = plural(len(self.true), "image")
+        return f"<Predictions of {images}, {100 * self.accuracy:.2f}% right>"
+
+    @property
+    def correct(self) -> int:
+        return int((self.true == self.predicted).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Part of the images that were predicted right, 0 to 1."""
+        return self.correct / len(self.true)
+
+    @property
+    def place(self) -> str:
+        """When in the training its checkpoint was saved, in words."""
+        return moment_of(self.epoch, self.batches)
+
+    def table(self) -> str:
+        """Return total and per-class accuracy as text."""
+        names = [visible(name) for name in self.classes]
+        width = max(map(len, [*names, "class"]))
+        lines = [f"{'class':<{width}}  correct  images  accuracy"]
+        for number, name in enumerate(names):
+            of_class = self.true == number
+            count, hits = int(of_class.sum()), int((self.predicted[of_class] == number).sum())
+            share = f"{100 * hits / count:6.2f} %" if count else "     –"
+            lines.append(f"{name:<{width}}  {hits:7d}  {count:6d}  {share}")
+        lines += [f"{visible(name)}: {value:.4f}" for name, value in self.metrics.items()
+                  if name not in ("loss", "accuracy")]
+        lines.append(test_line(self.loss, self.correct, len(self.true))
+                     + f" {self.place}")
+        return "\n".join(lines)
+
+    def save(self, path: Path) -> None:
+        """Write `predictions.npz`, whole or not at all."""
+        part = path.with_suffix(".part.npz")
+        with writing(path):
+            np.savez(part, **{**vars(self), "metrics": json.dumps(self.metrics)})
+            os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read `predictions.npz`.
+
+        Raises:
+            RunError: absent, damaged, or not what `save` writes.
+        """
+        again = write_anew(path)
+        if not path.is_file():
+            raise RunError(f"no {path}", hint=again)
+        try:
+            verify_archive(path)
+            content = {name: _read_array(path, name) for name in cls.__dataclass_fields__}
+            content |= {"classes": content["classes"].tolist(), "epoch": int(content["epoch"]),
+                        "loss": float(content["loss"]), "images": str(content["images"]),
+                        "batches": int(content["batches"]),
+                        "metrics": json.loads(str(content["metrics"]))}
+            found = cls(**content)
+            found._check()
+        except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
+            raise RunError(f"{path} is damaged: {error}", hint=again) from error
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError unless all parts fit together."""
+        images, number = self.probabilities.shape
+        names = self.classes if isinstance(self.classes, list) else []
+        if not images or len(names) != number or not all(map(is_text, names)):
+            raise ValueError(f"it has {len(names)} names of classes and probabilities of shape "
+                             f"{self.probabilities.shape}")
+        for name, below in (("index", 2**53), ("true", number), ("predicted", number)):
+            values = getattr(self, name)
+            if values.shape != (images,) or values.dtype != np.int64:
+                raise ValueError(f"{name} is {values.dtype} {values.shape}, not int64 ({images},)")
+            if not ((values >= 0) & (values < below)).all():
+                raise ValueError(f"{name} has values below 0 or from {below}")
+        if not isinstance(self.metrics, dict) or not all(
+                is_text(name) and isinstance(value, float) for name, value in self.metrics.items()):
+            raise ValueError("metrics are not numbers by name")
+        if self.probabilities.dtype != np.float32 or (self.probabilities < 0).any() or (
+                self.probabilities > 1.001).any():
+            raise ValueError("probabilities are not float32 from 0 to 1")
+        for name in ("epoch", "batches"):
+            if not 0 <= getattr(self, name) < 2**53:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+
+
+_ADDED = {"images": "", "batches": 0, "metrics": "{}"}  # what older versions did not write
+
+
+def _read_array(path: Path, name: str) -> np.ndarray:
+    """Return an array of an npz, without pickle, once its header claims no more than there is."""
+    with zipfile.ZipFile(path) as archive:
+        entry = f"{name}.npy"
+        if name in _ADDED and entry not in archive.namelist():
+            return np.asarray(_ADDED[name])
+        with archive.open(entry) as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if math.prod(shape) * dtype.itemsize > archive.getinfo(entry).file_size:
+            raise ValueError(f"{name} claims to be {dtype} {shape}, more than the file holds")
+        with archive.open(entry) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def write_anew(path: Path) -> str:
+    return f"Write it anew: python tools/evaluate.py --run {shlex.quote(str(path.parent))}"
+
+
+def test_line(loss: float, correct: int, count: int) -> str:
+    """Return the line that users know from PyTorch's examples."""
+    return (f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{count} "
+            f"({100 * correct / count:.2f}%)")

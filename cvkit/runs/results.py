@@ -1,0 +1,310 @@
+"""Results that are kept: what a run came to in a small file, and tables of many in a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import numpy as np
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from cvkit.config import Config, SCHEMA, read_config
+from cvkit.config.tree import in_words
+from cvkit.errors import RunError, UserError
+from cvkit.runs.folder import MAY_CHANGE, Run, is_among
+from cvkit.system.files import write_whole, writing
+from cvkit.system.text import duration, visible
+
+
+# Runs whose figures stand together may differ in these: the seed, and which copy of the data.
+_FREE = (*MAY_CHANGE, "SEED", "DATA.DATASET")
+_VERSIONS = ("python", "cvkit", "torch", "torchvision", "albumentations", "numpy")
+CURVES = "curves.png"
+_LEFT_OUT = ("rates", "lower_is_better", "images_per_second")  # of each epoch
+
+
+# A block of a page, which is filled with tables.
+BLOCK = re.compile(r"(<!-- results of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def keep(run: Run, path: Path, note: str = "") -> Path:
+    """Write what a run came to, some kilobytes of JSON, and return the file.
+
+    It holds the config, versions and hardware, the metrics of every epoch, and the confusion matrix
+    of the test images and their accuracy by class.
+
+    Args:
+        path: the file, or a folder, where it is named after the config, and the seed unless 0.
+        note: what else a reader has to know, "on a JPEG copy of CIFAR-10" for example.
+
+    Raises:
+        RunError: the run has no finished epoch or no predictions, or the file cannot be written.
+    """
+    name, seed, found = run.config.name, run.config.SEED, run.predictions
+    if not run.metrics:
+        raise RunError(f"{run.folder} has no finished epoch, so there is no result to keep")
+    if path.suffix != ".json":
+        path = path / f"{name}{f'_seed{seed}' if seed else ''}.json"
+    confusion = np.zeros((len(found.classes),) * 2, dtype=int)
+    np.add.at(confusion, (found.true, found.predicted), 1)
+    by_class = {title: row[number] / row.sum() if row.any() else math.nan
+                for number, (title, row) in enumerate(zip(found.classes, confusion))}
+    log = _labelled(run, "train.log", r"(\w+) {2,}(.+)")
+    environment = _labelled(run, "environment.txt", r"([\w-]+): (.+)")
+    begun = _labelled(run, "train.log", r"(cvkit) .* (\d{4}-\d\d-\d\d) [\d:]+")
+    content = {
+        "name": name, "seed": seed, "note": note, "date": begun.get("cvkit", ""),
+        "data": log.get("data", ""), "device": log.get("device", ""),
+        "versions": {part: environment.get(part, "") for part in _VERSIONS},
+        "config": _config_of(run).dump(), "seconds": run.seconds,
+        "epochs": [{part: value for part, value in epoch.items() if part not in _LEFT_OUT}
+                   for epoch in run.metrics],
+        "test": {"epoch": found.epoch, "images": len(found.true), "accuracy": found.accuracy,
+                 "loss": found.loss},
+        "accuracy by class": by_class, "confusion": confusion.tolist()}
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, _as_json(content))
+    return path
+
+
+def _config_of(run: Run) -> Config:
+    """Return the config without the paths of the machine that it ran on."""
+    config = run.config.clone()
+    config.defrost()
+    config.OUTPUT_DIR = SCHEMA["OUTPUT_DIR"].default
+    if "root" in config.DATA.DATASET:
+        config.DATA.DATASET.root = Path(config.DATA.DATASET.root).name
+    return config
+
+
+def _labelled(run: Run, name: str, pattern: str) -> dict[str, str]:
+    """Return what stands after each label in a file of the run, the first time it does."""
+    path = run.folder / name
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.findall(f"^{pattern}$", text, re.MULTILINE)
+    return {label: visible(text) for label, text in reversed(found)}
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    """Return JSON with a line for each epoch and each row of the matrix; NaN is null."""
+    def line(value: Any) -> str:
+        return json.dumps(_rounded(value), ensure_ascii=False, allow_nan=False)
+
+    lines = []
+    for key, value in content.items():
+        text = line(value)
+        if isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(map(line, value)) + "\n ]"
+        lines.append(f" {line(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None  # a rate may be tiny
+    return value
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the runs of a config came to; they differ in their seed alone.
+
+    Args:
+        contents: of their files, by seed.
+    """
+
+    contents: list[dict[str, Any]]
+
+    @cached_property
+    def config(self) -> Config:
+        """The first one's."""
+        return read_config(self.contents[0]["config"], self.name, self.name)
+
+    @property
+    def name(self) -> str:
+        """Of the config."""
+        return self.contents[0]["name"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the runs have in common, by dotted key."""
+        return settings_of(self.config)
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy, 0 to 1, the mean of the runs."""
+        return statistics.mean(content["test"]["accuracy"] for content in self.contents)
+
+    @property
+    def split(self) -> str:
+        """What was evaluated after each epoch, "val" or "test"."""
+        return "val" if "val/accuracy" in self.contents[0]["epochs"][0] else "test"
+
+    @property
+    def curve(self) -> list[float]:
+        """Accuracy on `split` after each epoch, the mean of the runs."""
+        columns = zip(*([epoch[f"{self.split}/accuracy"] for epoch in content["epochs"]]
+                        for content in self.contents))
+        return [statistics.mean(column) for column in columns]
+
+    @property
+    def test(self) -> str:
+        """Test accuracy in words, with the deviation of several seeds."""
+        return self._percent(content["test"]["accuracy"] for content in self.contents)
+
+    @property
+    def train(self) -> str:
+        """Accuracy on the training images in the last epoch, augmented, while it learned."""
+        return self._percent(content["epochs"][-1]["train/accuracy"] for content in self.contents)
+
+    @staticmethod
+    def _percent(values: Any) -> str:
+        values = [100 * value for value in values]
+        if len(values) == 1:
+            return f"{values[0]:.2f} %"
+        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %"
+
+    @property
+    def seeds(self) -> str:
+        """In words."""
+        seeds = [str(content["seed"]) for content in self.contents]
+        return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+
+    @property
+    def stages(self) -> str:
+        """Accuracy after a quarter and half of the epochs and at the end, in words."""
+        curve = self.curve
+        places = dict.fromkeys(max(1, round(part * len(curve))) for part in (0.25, 0.5, 1))
+        return ", ".join(f"{100 * curve[place - 1]:.2f}" for place in places) + " %"
+
+    @property
+    def time(self) -> str:
+        """Time of training, without evaluation, in words."""
+        return duration(statistics.mean(content["seconds"] for content in self.contents))
+
+    @property
+    def conditions(self) -> str:
+        """On what it was measured, in words."""
+        return " and ".join(dict.fromkeys(", ".join(filter(None, [
+            content["device"], f"torch {content['versions']['torch']}", content["date"],
+            content["note"]])) for content in self.contents))
+
+    @property
+    def sentence(self) -> str:
+        """What the header of the config says."""
+        return (f"{self.test} test, {self.train} train ({self.seeds}); {self.split} after a "
+                f"quarter, half and all of {len(self.curve)} epochs {self.stages}; {self.time} on "
+                f"{self.conditions}.")
+
+    def changes(self, config: Config) -> list[str]:
+        """Return the keys by which a config trains something else now."""
+        then, now = self.settings, settings_of(config)
+        return [key for key in {**then, **now} if then.get(key) != now.get(key)
+                and now.get(key) != "find"]  # a rate that was looked for
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return what decides on a result besides seed and data, by dotted key."""
+    return {key: value for key, value in config.flat().items() if not is_among(key, _FREE)}
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Return what is kept in a folder, the best first.
+
+    Raises:
+        RunError: a file is not what `keep` writes.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            result = Result([content])
+            key = json.dumps([result.name, content["data"], result.settings], default=str)
+            _ = result.name + result.sentence
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+            raise RunError(f"{path} is no file of results: {type(error).__name__} {error}",
+                           hint="Write it anew: python tools/compare.py RUN --results FOLDER"
+                           ) from error
+        found.setdefault(key, []).append(content)
+    results = [Result(sorted(contents, key=lambda content: content["seed"]))
+               for contents in found.values()]
+    return sorted(results, key=lambda result: (-result.accuracy, result.name))
+
+
+def page_of(folder: Path) -> Path:
+    """Return the page that a folder's results stand in: beside it, or beside the folder above."""
+    near = folder.with_name(f"{folder.name}.md")
+    above = folder.parent.parent / f"{folder.parent.name}.md"
+    return above if above.is_file() and not near.is_file() else near
+
+
+def fill(page: Path) -> str:
+    """Return a page with its tables as the files of results have them now.
+
+    They stand between `<!-- results of FOLDER -->` and `<!-- end -->`; all else stays as it is. Of
+    a page that is not there, the first lines are returned.
+
+    Raises:
+        RunError: it cannot be read, or a folder holds no results, or something else.
+    """
+    def block(found: re.Match) -> str:
+        folder = page.parent / found[2]
+        results = read_results(folder)
+        if not results:
+            raise RunError(f"no results in {folder}, which {page} is to show",
+                           hint=f"Keep some: python tools/compare.py RUN --results {folder}")
+        return f"{found[1]}{_tables(results, found[2])}{found[3]}"
+
+    text = f"# Results\n\n<!-- results of {page.stem} -->\n<!-- end -->\n"
+    if page.is_file():
+        text = page.read_text(encoding="utf-8")
+    return BLOCK.sub(block, text)
+
+
+def _tables(results: Sequence[Result], folder: str) -> str:
+    """Return a table of the configs with their curves, and one for each that was varied."""
+    alone, names = alone_in(results), [result.name for result in results]
+    parts = []
+    if alone:
+        parts.append(_table(alone, [], "config"))
+    if len(alone) > 1:
+        parts.append(f"![Accuracy over the epochs]({folder}/{CURVES})\n")
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        group = [result for result in results if result.name == name]
+        parts += [f"`{name}`, varied:\n", _table(group, _differing(group))]
+    under = dict.fromkeys(f"{result.contents[0]['data']}; {result.seeds}; {result.conditions}."
+                          for result in results)
+    return "\n" + "\n".join([*parts, *(f"{line}\n" for line in under)]) + "\n"
+
+
+def _differing(group: Sequence[Result]) -> list[str]:
+    """Return the keys that not all of them set alike."""
+    return [key for key in dict.fromkeys(key for result in group for key in result.settings)
+            if len({_value(result, key) for result in group}) > 1]
+
+
+def alone_in(results: Sequence[Result]) -> list[Result]:
+    """Return the results whose config has no other one among them."""
+    names = [result.name for result in results]
+    return [result for result in results if names.count(result.name) == 1]
+
+
+def _table(results: Sequence[Result], keys: Sequence[str], name: str = "") -> str:
+    head = [*filter(None, [name]), *keys, "test", "train", "after ¼, ½, 1", "time"]
+    rows = [[*([f"`{result.name}`"] if name else []), *(_value(result, key) for key in keys),
+             result.test, result.train, result.stages, result.time] for result in results]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
+
+
+def _value(result: Result, key: str) -> str:
+    value = result.settings.get(key, "default")
+    return str(value).lower() if isinstance(value, bool) else in_words(value)

@@ -1,0 +1,1 @@
+"""The machine: processes, devices, random numbers, files, and words on the screen."""

@@ -1,0 +1,73 @@
+"""Writing files: whole or not at all, and with the file's name in what goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from cvkit.errors import RunError
+
+
+def user_path(path: str | Path) -> Path:
+    """Return a path, a leading `~` in it as the home folder."""
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # ~ and what no user can be called
+        return Path(path)
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn what the system says against writing a file into a `RunError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}",
+                       hint="Is the disk full, or may you not write there?") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old content or the new.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with writing(path):
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or the new name could outlive a crash, empty
+        os.replace(part, path)
+
+
+def lock_file(file: IO) -> None:
+    """Lock an open file until it is closed, or the process ends.
+
+    Within one process it does not keep anyone out: a second lock is granted, and closing either
+    file ends both.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt
+
+        file.seek(2**30)  # not what the owner writes into it, which others read
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from None
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which forked workers do not inherit
+    except (BlockingIOError, PermissionError):
+        raise BlockingIOError from None
+    except OSError as error:  # a network drive without locks, such as Google Drive in Colab
+        print(f"note       {file.name} cannot be locked here ({error.strerror}): take care that "
+              "no second process trains in this folder")

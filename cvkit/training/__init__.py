@@ -1,0 +1,1 @@
+"""Training: the loop, what it changes, and what it is built of."""

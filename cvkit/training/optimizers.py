@@ -1,0 +1,244 @@
+"""The optimizers: all of `torch.optim` that need nothing but gradients."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvkit.errors import ConfigError, where_in
+from cvkit.registry import NAME, OPTIMIZERS
+from cvkit.registry.signatures import parameters_of, place_of
+from cvkit.system.saving import plain, reread
+from cvkit.system.seeds import random_numbers_kept
+
+# Of a trial: some optimizers move slow weights only every 5 or 10 steps, or gather gradients.
+_STEPS_BEFORE, _STEPS_AFTER, _MOST_STEPS = 3, 20, 200
+OPTIMIZERS.add_library("torch.optim", lambda: {
+    name: entry for name, entry in vars(torch.optim).items()
+    if inspect.isclass(entry) and issubclass(entry, torch.optim.Optimizer)},
+    left_out={"Optimizer": "is what optimizers are derived from",
+              "LBFGS": "calls the loss again within a step",
+              "SparseAdam": "takes sparse gradients only"})
+
+
+def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = True,
+                    loss: nn.Module | None = None, is_tried: bool = True,
+                    is_scheduled: bool = False) -> torch.optim.Optimizer:
+    """Build an optimizer of a model's weights.
+
+    Args:
+        node: the config's OPTIMIZER.
+        model: what is trained.
+        decay_norm_and_bias: False spares parameters of one dimension (norms and biases) the
+            node's weight_decay (He et al., 2019, "Bag of Tricks").
+        loss: its parameters, if it has some, are trained as well, without weight decay.
+        is_tried: whether steps are tried; not for one that is as another.
+        is_scheduled: whether its learning rate will be changed.
+
+    Raises:
+        ConfigError: it cannot be built, take a step on such parameters, change them by the rate of
+            their group, or be resumed.
+    """
+    trained = trained_in(model)
+    groups = [{"params": trained}]
+    if not decay_norm_and_bias:
+        groups = [{"params": [parameter for parameter in trained if parameter.ndim > 1]},
+                  {"params": [parameter for parameter in trained if parameter.ndim <= 1],
+                   "weight_decay": 0.0}]
+    of_loss = trained_in(loss)
+    groups.append({"params": of_loss, "weight_decay": 0.0})
+    groups = [group for group in groups if group["params"]]
+    if isinstance(node.get("lr"), (list, tuple)):  # which torch's annotations would allow
+        raise ConfigError(f"lr of optimizer {node[NAME]} takes one number, not {list(node['lr'])}",
+                          where=where_in(node, "lr"))
+    if groups and is_tried:
+        _try_steps(node, groups, is_scheduled)
+    is_fused = _can_be_fused(node, [*trained, *of_loss])
+    return _build(node, groups, **({"fused": True} if is_fused else {}))
+
+
+def _build(node: Any, groups: list[dict[str, Any]], **offered: Any) -> torch.optim.Optimizer:
+    parameter = parameters_of(OPTIMIZERS.get(node[NAME]))[0].get("fused")
+    if parameter is not None and parameter.default is parameter.empty:
+        offered.setdefault("fused", None)
+    try:
+        optimizer = OPTIMIZERS.build(node, params=groups, **offered)
+    except (AttributeError, TypeError) as error:
+        missing = re.match("'dict' object has no attribute '(\\w+)'", str(error))
+        is_of_weight = missing and hasattr(torch.Tensor, missing[1])
+        if not (is_of_weight or "must be Tensor, not dict" in str(error)):
+            raise
+        raise ConfigError(f"optimizer {node[NAME]} takes params for a list of weights ({error})",
+                          where=where_in(node, NAME),
+                          hint="They are groups, [{\"params\": […], …}, …]: torch.optim.Optimizer "
+                               f"makes self.param_groups of them; see "
+                               f"{place_of(OPTIMIZERS.get(node[NAME]))}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer {node[NAME]} is {type(optimizer).__name__}, which is no "
+                          "torch.optim.Optimizer", where=where_in(node, NAME),
+                          hint="Derive it from that: it has the groups, and what is saved.")
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise ConfigError(f"optimizer {node[NAME]} has no lr in its groups, which schedules change",
+                          where=where_in(node, NAME),
+                          hint="Give it as a default: super().__init__(params, {\"lr\": lr})")
+    return optimizer
+
+
+def trained_in(module: nn.Module | None) -> list[nn.Parameter]:
+    """Return the parameters that are trained; none of nothing."""
+    parameters = [] if module is None else module.parameters()
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give a fused SGD its buffers, once it is known whether it has a momentum.
+
+    Torch would begin with uninitialised memory if GradScaler skips the first step.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer",
+                                                      torch.zeros_like(parameter))
+
+
+def _try_steps(node: Any, groups: list[dict[str, Any]], is_scheduled: bool) -> None:
+    """Refuse what shows only in steps; one's own optimizer that does nothing or cannot be resumed.
+
+    Raises:
+        ConfigError: it cannot take a step on parameters of these shapes; it changes none, or not by
+            the rate of their group; or it does not go on from its saved state as it would have
+            without.
+    """
+    device = groups[0]["params"][0].device
+    with random_numbers_kept(device):
+        copies = _copies(groups, lambda parameter: (parameter.shape, parameter.dtype))
+        optimizer = _build(node, copies)
+        _step(node, optimizer, copies, 0)
+        if not type(optimizer).__module__.startswith("torch."):
+            few = _copies(groups, lambda parameter: parameter.ndim)
+            _try_to_resume(node, _copies(few))
+            _try_rates(node, few, is_scheduled)
+
+
+def _try_rates(node: Any, groups: list[dict[str, Any]], is_scheduled: bool) -> None:
+    """Refuse an optimizer that changes no weight, or all of them the same at any rate."""
+    def weights_after(steps: int, factor: float) -> list[dict[str, Any]]:
+        copies = _copies(groups)
+        optimizer = _build(node, [dict(group) for group in copies])
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        for number in range(steps):
+            _step(node, optimizer, copies, number)
+        return copies
+
+    steps, place = _STEPS_BEFORE + _STEPS_AFTER, place_of(OPTIMIZERS.get(node[NAME]))
+    trained = weights_after(steps, 1.0)
+    if _are_equal(trained, groups):
+        steps = _MOST_STEPS
+        trained = weights_after(steps, 1.0)
+    if node["lr"] and _are_equal(trained, groups):
+        raise ConfigError(f"optimizer {node[NAME]} changes no weight in {steps} steps",
+                          where=where_in(node, NAME),
+                          hint="step() changes them in place: weight.sub_(…), not weight = weight "
+                               f"- …; see {place}")
+    if is_scheduled and _are_equal(trained, weights_after(steps, 0.5)):
+        raise ConfigError(f"optimizer {node[NAME]} takes the same {steps} steps at half the "
+                          "learning rate: SCHEDULER and WARMUP_EPOCHS would have no effect",
+                          where=where_in(node, NAME),
+                          hint="step() reads the rate from self.param_groups, group[\"lr\"]; see "
+                               + place)
+
+
+def _are_equal(groups: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    return all(torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True)
+               for group, other in zip(groups, others)
+               for ours, theirs in zip(group["params"], other["params"]))
+
+
+def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
+    """Save the state of one optimizer into another, and see that both go on in the same way."""
+    first = _build(node, [dict(group) for group in groups])
+    for number in range(_STEPS_BEFORE):
+        _step(node, first, groups, number)
+    place, copies = where_in(node, NAME), _copies(groups)
+    second = _build(node, [dict(group) for group in copies])
+    try:
+        state = reread(plain(first.state_dict()))
+        if not {"state", "param_groups"} <= set(state):
+            raise ValueError("state_dict() has no state and param_groups, as torch's has")
+        second.load_state_dict(state)
+    except Exception as error:  # of pickle, of torch, or of the user's own code
+        raise ConfigError(f"the state of optimizer {node[NAME]} cannot be saved and taken up "
+                          f"again: {type(error).__name__}: {error}", where=place,
+                          hint=_place_in(type(second), error)) from error
+    for number in range(_STEPS_BEFORE, _STEPS_BEFORE + _STEPS_AFTER):
+        for optimizer, params in ((first, groups), (second, copies)):
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * 0.9  # as a scheduler does
+            _step(node, optimizer, params, number)
+        if not _are_equal(groups, copies):
+            own = set(vars(first)) - set(vars(torch.optim.SGD([torch.zeros(1)], lr=1)))
+            kept = f": {', '.join(sorted(own))}" if own else ""
+            raise ConfigError(
+                f"optimizer {node[NAME]} could not be resumed: {number + 1 - _STEPS_BEFORE} steps "
+                "after its state is saved and loaded, the weights differ from those without",
+                where=place, hint="What step() goes by has to be in self.state, in param_groups or "
+                                  f"in a state_dict() of its own, not in attributes{kept}.")
+
+
+def _copies(groups: list[dict[str, Any]],
+            kind: Callable[[nn.Parameter], Any] = id) -> list[dict[str, Any]]:
+    """Return copies of the groups that hold the smallest parameter of each kind."""
+    found = []
+    for group in groups:
+        smallest: dict[Any, nn.Parameter] = {}
+        for parameter in sorted(group["params"], key=torch.numel):
+            smallest.setdefault(kind(parameter), parameter)
+        found.append({**group, "params": [nn.Parameter(parameter.detach().clone())
+                                          for parameter in smallest.values()]})
+    return found
+
+
+def _step(node: Any, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]],
+          seed: int) -> None:
+    """Take a step with gradients, and other random numbers, that depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = 0.01 * torch.randn(parameter.shape, dtype=parameter.dtype,
+                                                generator=generator).to(parameter.device)
+    torch.manual_seed(seed)
+    try:
+        optimizer.step()
+    except Exception as error:  # of torch, or of the user's own code, each in its own way
+        hint = _place_in(type(optimizer), error)
+        if "closure" in str(error):
+            hint = f"Training computes gradients once and calls step() without a closure. {hint}"
+        raise ConfigError(f"optimizer {node[NAME]} cannot take a step: {error}",
+                          where=where_in(node, NAME), hint=hint) from error
+
+
+def _place_in(own: type, error: Exception) -> str | None:
+    """Return where in a user's file an error came from; None for a class of torch."""
+    if own.__module__.startswith("torch."):
+        return None
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == inspect.getsourcefile(own)]
+    return f"See {lines[-1].filename}:{lines[-1].lineno}" if lines else f"See {place_of(own)}"
+
+
+def _can_be_fused(node: Any, trained: list[nn.Parameter]) -> bool:
+    """Tell whether torch can update all weights in one kernel, and the config leaves it open."""
+    is_open = not {"foreach", "fused", "differentiable", "dampening"} & set(node)
+    return is_open and node["NAME"].split(".")[-1] in ("SGD", "Adam", "AdamW") and all(
+        parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
+        for parameter in trained)

@@ -1,0 +1,209 @@
+"""Drawing several pictures and saving them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from cvkit.config import load_config
+from cvkit.errors import ConfigError, RunError, UserError, raise_together
+from cvkit.registry import NAME, VISUALIZERS
+from cvkit.registry.user_code import import_user_code
+from cvkit.runs.compare import Runs
+from cvkit.runs.experiment import Experiment, Subject
+from cvkit.runs.folder import Run, open_run, refuse_links
+from cvkit.system.text import visible
+from cvkit.visualizers.drawing import missing_letters_told_once
+from cvkit.visualizers.flags import arguments_of
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of a node: its visualizer, a name for the file, the figure or the reason."""
+
+    visualizer: str
+    name: str
+    figure: Figure | None
+    problem: UserError | None = None
+
+
+def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
+    """Open what a command names, and say which: runs, a config, or else the newest run.
+
+    Args:
+        runs: run folders.
+        words: a config file (YAML), if any, then KEY VALUE pairs.
+
+    Raises:
+        UserError: it is not there, or wrong.
+    """
+    words = list(words)
+    if words and os.path.isfile(os.path.join(words[0], "config.yaml")):
+        raise ConfigError(f"{words[0]} is a run folder", hint=f"Name it with --run {words[0]}")
+    if words and words[0].replace("-", "_") in VISUALIZERS.own:
+        raise ConfigError(f"{words[0]} is a picture",
+                          hint=f"Write --{words[0].replace('_', '-')}")
+    has_config = bool(words) and words[0].endswith((".yaml", ".yml"))
+    if has_config and runs:
+        raise ConfigError(f"both a run and the config {words[0]} are named",
+                          hint="Name one of them.")
+    if has_config:
+        subject: Subject = Experiment(load_config(words[0], words[1:]))
+    elif len(runs) > 1:
+        subject = Runs([open_run(run, overrides=words) for run in runs])
+    else:
+        folder = dict(zip(words[::2], words[1::2])).get("OUTPUT_DIR", "runs")
+        subject = open_run(runs[0] if runs else None, folder, overrides=words)
+    import_user_code(list(subject.config.IMPORTS), where=subject.config.where("IMPORTS"))
+    for run in getattr(subject, "runs", []):
+        print(f"run {run.folder}")
+    return subject
+
+
+def choose_nodes(subject: Subject, flagged: Sequence[Any], everything: bool) -> list[Any]:
+    """Return what to draw: what flags say, else what the config lists, or all there is.
+
+    Of what flags do not say, that is left out, with a word, which a run or an argument lacks for.
+
+    Args:
+        flagged: nodes from flags.
+        everything: besides these, what the config lists and all other visualizers.
+
+    Raises:
+        ConfigError: no flags, and the config lists nothing.
+    """
+    if flagged and not everything:
+        return list(flagged)
+    nodes: list[Any] = list(subject.config.VISUALIZERS)
+    if everything:
+        named = {node[NAME] for node in flagged}
+        nodes = [*flagged, *(node for node in nodes if node[NAME] not in named)]
+        named = {node[NAME] for node in nodes}
+        nodes += [{NAME: name} for name in VISUALIZERS.own if name not in named]
+    if not nodes:
+        raise ConfigError(
+            f"{subject.config.name} lists no VISUALIZERS",
+            hint="Say what to draw: --curves --misclassified 10 --cam\n  --list shows what there "
+                 "is, --all draws everything.")
+    possible = []
+    for node in nodes:
+        unset = [key for key, parameter in arguments_of(node[NAME]).items()
+                 if parameter.default is parameter.empty and key not in node]
+        needed = subject.lacks(node) or ", ".join(unset)
+        if needed:
+            print(f"left out: {node[NAME]}, which needs {needed}")
+        else:
+            possible.append(node)
+    return possible
+
+
+def draw_all(subject: Subject, nodes: Iterable[Any]) -> Iterator[Drawn]:
+    """Draw one node after the other; yield each figure, or why there is none.
+
+    Raises:
+        ConfigError: a node's name or arguments are wrong; nothing has been drawn then.
+    """
+    nodes, count = list(nodes), Counter()
+    for node in nodes:
+        VISUALIZERS.check(node)
+    for node in tqdm(nodes, desc="Drawing", unit="picture", delay=2, disable=None, leave=False):
+        name = file_name(node)
+        try:
+            figures = _figures(subject, node)
+        except UserError as error:
+            yield Drawn(node[NAME], name, None, error)
+            continue
+        for figure in figures:
+            count[name] += 1
+            yield Drawn(node[NAME], name if count[name] == 1 else f"{name}_{count[name]}", figure)
+
+
+def _figures(subject: Subject, node: Any) -> list[Figure]:
+    """Return what a visualizer draws as a list."""
+    drawn = subject.draw(node)
+    figures = list(drawn) if isinstance(drawn, (list, tuple)) and drawn else [drawn]
+    for figure in figures:
+        if not isinstance(figure, Figure):
+            raise RunError(f"visualizer {node[NAME]} returned {type(figure).__name__}, not a "
+                           "matplotlib figure", hint="Is a return missing?")
+    return figures
+
+
+def file_name(node: Any) -> str:
+    """Return what a picture's file is called: its visualizer and how it differs from the usual.
+
+    A CAM by another method or of one class is another picture, not a newer one: `cam_LayerCAM`,
+    `misclassified_cat_dog`. How many images there are makes no difference.
+    """
+    words = [node[NAME]]
+    for key, parameter in arguments_of(node[NAME]).items():
+        value = node.get(key, parameter.default)
+        if key != "count" and value != parameter.default:
+            words += value if isinstance(value, (list, tuple)) else [value]
+    name = re.sub(r"[^\w.-]+", "-", "_".join(map(str, words)))
+    return name.encode()[:100].decode(errors="ignore")  # file systems count bytes
+
+
+def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
+             ending: str = "png", dpi: int = 150) -> list[Path]:
+    """Draw nodes into files of a folder and print what is where; tables also as text.
+
+    Args:
+        folder: None for the subject's own, see `visuals_folder`.
+        ending: png, svg or pdf.
+        dpi: dots per inch of a png.
+
+    Raises:
+        UserError: something could not be drawn; what could be has been saved by then.
+        RunError: the folder cannot be written.
+    """
+    if not 10 <= dpi <= 1200:
+        raise ConfigError(f"--dpi is 10 to 1200, not {dpi}")
+    folder, saved, problems = folder or visuals_folder(subject), [], []
+    for drawn in draw_all(subject, nodes):
+        if drawn.figure is None:
+            problems.append(drawn.problem)
+            continue
+        path = folder / f"{drawn.name}.{ending}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with missing_letters_told_once():
+                drawn.figure.savefig(path, dpi=dpi)
+            if getattr(drawn.figure, "table", ""):
+                path.with_name(f"{drawn.name}.txt").write_text(
+                    visible(drawn.figure.table, keep="\n\t") + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}",
+                           hint="Choose another folder with --out.") from None
+        caption = visible(getattr(drawn.figure, "caption", ""))
+        tqdm.write(f"{path}\n    {caption}".rstrip())
+        saved.append(path)
+    raise_together(list({str(problem): problem for problem in problems}.values()))
+    return saved
+
+
+def visuals_folder(subject: Subject) -> Path:
+    """Return where pictures are kept: in the run folder, or beside the runs of a config.
+
+    Raises:
+        RunError: links there would lead them elsewhere.
+    """
+    if isinstance(subject, Run):
+        subject.refuse_links()
+        return subject.folder / "visuals"
+    if isinstance(subject, Runs):
+        folders = [run.folder.resolve() for run in subject.runs]
+        first, second, *others = (f"{folder.parent.name}_{folder.name}" for folder in folders)
+        rest = f"and_{len(others) + 1}_more" if others else second
+        folder = subject.runs[0].folder.parent.parent / "compare" / f"{first}_{rest}"
+        refuse_links([folder.parent, folder, *(folder.iterdir() if folder.is_dir() else ())])
+        return folder
+    return Path(subject.config.OUTPUT_DIR, subject.config.name, "visuals")

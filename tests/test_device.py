@@ -1,0 +1,129 @@
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from cvkit.errors import ConfigError
+from cvkit.models.probing import choose_layout
+from cvkit.system.device import autocast, choose_device, choose_precision
+from cvkit.system.environment import environment, public_url, runs_folder
+from cvkit.system.saving import reread
+from cvkit.system.seeds import (
+    random_numbers_kept,
+    random_state,
+    seed_everything,
+    seed_random_numbers,
+    set_random_state,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("has_gpu, expected", [(True, "cuda"), (False, "cpu")])
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, has_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(has_gpu))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto").type == expected
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("gpu", "auto, cpu, cuda, cuda:1 or mps are possible"), ("meta", "no device"),
+    ("cuda:7", "DEVICE auto takes what there is"), ("mps", "not on this machine")])
+def test_absent_devices_are_refused(monkeypatch, name, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=expected):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("capability, expected", [((9, 0), "bf16"), ((8, 0), "bf16"),
+                                                  ((7, 5), "fp16"), ((6, 1), "fp32")])
+def test_precision_follows_the_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", CUDA) == expected
+
+
+@pytest.mark.parametrize("has_bf16, expected", [(True, "bf16"), (False, "fp32")])
+def test_precision_follows_the_processor(monkeypatch, has_bf16, expected):
+    for question in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, question, lambda: has_bf16, raising=False)
+    assert choose_precision("auto", CPU) == expected
+
+
+def test_a_given_precision_is_kept_but_fp16_is_for_gpus():
+    assert choose_precision("fp32", CUDA) == "fp32" and choose_precision("bf16", CPU) == "bf16"
+    with pytest.raises(ConfigError, match="fp16 is for GPUs"):
+        choose_precision("fp16", CPU)
+
+
+def test_autocast_computes_in_its_precision():
+    x = torch.randn(4, 4)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with autocast(CPU, precision):
+            assert (x @ x).dtype == dtype
+
+
+def test_a_seed_repeats_and_its_parts_matter():
+    draws = []
+    for key in ((0, 1), (0, 1), (1, 0), (0, 2)):
+        seed_everything(*key)
+        draws.append(float(torch.rand(())))
+    assert draws[0] == draws[1] and len(set(draws)) == 3
+
+
+def test_a_state_of_all_random_numbers_is_taken_up_again():
+    def drawn():
+        return [torch.rand(()).item(), random.random(), random.gauss(0, 1), np.random.rand(),
+                np.random.randn()]
+
+    cpu = torch.device("cpu")
+    seed_random_numbers(1, 2)
+    drawn()  # the second of a pair of normal numbers is kept for the next call
+    state = reread(random_state(cpu))
+    expected = [drawn() for _ in range(3)]
+    set_random_state(state, cpu)
+    assert [drawn() for _ in range(3)] == expected
+    with random_numbers_kept(cpu):
+        first = drawn()
+    assert drawn() == first
+    set_random_state({"cpu": state["cpu"]}, cpu)  # as older versions saved it
+
+
+def test_the_environment_names_what_matters():
+    text = environment(CPU)
+    for word in ("command: ", "python: 3.", f"torch: {torch.__version__.split('+')[0]}",
+                 "albumentations: 2.0.8", "cvkit: ", "thread"):
+        assert word in text
+
+
+def test_channels_last_is_chosen_where_it_is_wanted_and_safe():
+    from cvkit.models import build_model
+
+    for width, wanted, expected in ((64, True, torch.channels_last), (8, True, None),
+                                    (64, False, None)):
+        model = build_model({"NAME": "resnet18", "width": width}, 10, (3, 32, 32))
+        layout = choose_layout(wanted, model, CPU)
+        assert layout == (expected or torch.contiguous_format)
+    assert choose_layout(True, model, CUDA) == torch.channels_last
+
+
+@pytest.mark.parametrize("remote", [
+    "git@github.com:me/course.git", "ssh://git@github.com/me/course.git",
+    "https://github.com/me/course", "https://me:ghp_token@github.com/me/course.git"])
+def test_a_remote_is_an_address_without_secrets(remote):
+    assert public_url(remote) == "https://github.com/me/course"
+
+
+def test_runs_are_kept_in_google_drive_on_colab_and_here_elsewhere(monkeypatch, capsys):
+    assert runs_folder() == "runs" and "runs/" in capsys.readouterr().out
+    mounted = []
+    colab = types.ModuleType("google.colab")
+    colab.drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setitem(sys.modules, "google", sys.modules.get("google", types.ModuleType("google")))
+    assert runs_folder("mine") == "/content/drive/MyDrive/mine"
+    assert mounted == ["/content/drive"] and "Google Drive, in mine/" in capsys.readouterr().out
