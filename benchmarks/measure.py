@@ -6,6 +6,7 @@ Images are noise: their content has no part in the time.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import subprocess
@@ -32,8 +33,9 @@ from cvkit.evaluation.predict import predict
 from cvkit.models import build_model
 from cvkit.models.resnet import resnet18
 from cvkit.runs.experiment import Experiment
+from cvkit.session import build_trainer
 from cvkit.system.device import describe
-from cvkit.system.log import Log, Progress
+from cvkit.system.log import ProgressBar
 from cvkit.system.text import suggest
 from cvkit.training.trainer import Trainer
 from cvkit.visualizers.cam_maps import cam_maps
@@ -55,9 +57,8 @@ def trainer_of(config: Config, data: ImageData) -> Trainer:
     """Return a trainer of a config on other images than the config's."""
     parts = Experiment(config)
     parts.data = data
-    trainer = Trainer(config, parts)
-    trainer.log.is_silent = True
-    return trainer
+    logging.getLogger("cvkit").setLevel(logging.WARNING)
+    return build_trainer(config, parts)
 
 
 def references(config: Config, data: ImageData, device: torch.device,
@@ -114,9 +115,10 @@ def step(configure: Configure) -> Figures:
         "cvkit": trainer.train_epoch,
         "bare": lambda: bare.epoch(config.DATA.BATCH_SIZE),
         "classic": classic.epoch,
-        "test": lambda: predict(trainer.model, test, trainer.loss, build_metrics([], data.classes),
+        "test": lambda: predict(trainer.state.model, test, trainer.state.loss,
+                                build_metrics([], data.classes),
                                 data.classes, precision, 0,
-                                Progress("", len(test), Log(is_silent=True)))},
+                                ProgressBar("", len(test), is_silent=True))},
         device)
     trained = count / median(taken["cvkit"])
     figures = {"cvkit trains (images/s)": trained,
@@ -195,13 +197,14 @@ _HOLD_CVKIT = f"""
 import sys
 from benchmarks.measure import noise, trainer_of
 from cvkit.config import load_config
+from cvkit.training.step import train_step
 count = int(sys.argv[1])
 config = load_config({MAIN!r}, ["DEVICE", "cpu", "MODEL.width", "8", "TRAIN.PRECISION", "fp32",
                                 *sys.argv[2:]])
 trainer = trainer_of(config, noise(count * 5 // 6, count // 6))
 for number, batch in enumerate(trainer.loaders.train):
     if number < 4:
-        trainer.train_step(batch, 1.0, is_step=True)
+        train_step(trainer.state, batch)
 """
 
 
@@ -226,15 +229,17 @@ def _memory_of(process: int) -> float:
 
 def start(configure: Configure) -> Figures:
     """What a user waits for before the first step (s), each in a process of its own."""
-    first_step = ("import time; from cvkit import Trainer, load_config; "
-                  f"t = time.perf_counter(); trainer = Trainer(load_config({DIGITS!r})); "
-                  "trainer.train_step(next(iter(trainer.loaders.train)), 1.0, True); "
+    first_step = ("import time; from cvkit import load_config; "
+                  "from cvkit.session import build_trainer; from cvkit.training.step import "
+                  "train_step; t = time.perf_counter(); "
+                  f"trainer = build_trainer(load_config({DIGITS!r})); "
+                  "train_step(trainer.state, next(iter(trainer.loaders.train))); "
                   "print(time.perf_counter() - t)")
     commands = {"tools/train.py --help": ["tools/train.py", "--help"],
                 "a misspelt key": ["tools/train.py", DIGITS, "TRAIN.EPOCH", "3"],
                 "a misspelt model": ["tools/train.py", DIGITS, "MODEL.NAME", "resnt18"],
                 "import torch": ["-c", "import torch"], "import cvkit": ["-c", "import cvkit"],
-                "import cvkit.training.trainer": ["-c", "import cvkit.training.trainer"]}
+                "import cvkit.session": ["-c", "import cvkit.session"]}
 
     def output(arguments: list[str]) -> str:
         return subprocess.run([sys.executable, *arguments], capture_output=True,

@@ -38,8 +38,11 @@ _PUBLIC = {
     "open_run": "cvkit.runs.folder",
     "evaluate": "cvkit.evaluation.run_evaluation",
     "runs_folder": "cvkit.system.environment",
+    "Reporter": "cvkit.reporting.reporter",
     "Trainer": "cvkit.training.trainer",
-    "train": "cvkit.training.trainer",
+    "check": "cvkit.session",
+    "find_lr": "cvkit.session",
+    "train": "cvkit.session",
     "write_report": "cvkit.reporting.report",
 }
 

@@ -24,7 +24,8 @@ from torch import nn
 from cvkit.config import load_config
 from cvkit.registry import MODELS
 from cvkit.runs.folder import Run
-from cvkit.training.trainer import train
+from cvkit.session import train
+from cvkit.system.log import screen
 
 # A GPU computes fp32 convolutions in 19 bits by default, which no tolerance here is meant for.
 torch.backends.cudnn.allow_tf32 = False
@@ -51,6 +52,7 @@ TRAIN: {EPOCHS: 2}
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Run each test in an empty folder, with a cache of its own and no signs of life in between."""
     monkeypatch.setattr("cvkit.system.log._FIRST_WAIT", math.inf)  # they depend on the machine's speed
+    screen.begin()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
 

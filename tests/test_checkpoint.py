@@ -5,7 +5,7 @@ import torch
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError
 from cvkit.runs.checkpoint import Checkpoint, load_weights
-from cvkit.training.trainer import train
+from cvkit.session import train
 
 
 @pytest.fixture

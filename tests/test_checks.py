@@ -13,9 +13,9 @@ from cvkit.config import load_config
 from cvkit.data import ImageData, ImageFiles, ImageSet, build_data, build_loaders, duplicates
 from cvkit.registry import DATASETS, LOSSES, MODELS, SCHEDULERS
 from cvkit.reporting import checks
+from cvkit.session import check, train
 from cvkit.training.losses import build_loss
 from cvkit.training.schedulers import build_schedule
-from cvkit.training.trainer import Trainer, train
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,7 @@ def test_test_images_that_are_trained_on_are_told_on_the_screen_in_the_log_and_b
     assert line == ("warning    train holds 2 of the 40 test images too (test 7 is train 11, test 30 is train 4): "
                     "the test accuracy counts what was learned by heart. Take them out of one split of "
                     "DATA.DATASET leaky")
-    Trainer(load_config(tiny, overrides)).check()
+    check(load_config(tiny, overrides))
     assert warnings_of(capsys.readouterr().out) == [line]
 
 
@@ -269,7 +269,7 @@ def plan(tiny, scheduler, **overrides):
 def test_a_plan_that_never_moves_the_rate_is_told_before_training(tiny, capsys):
     capsys.readouterr()
     config = load_config(tiny, {"SCHEDULER": {"NAME": "StepLR", "step_size": 30}})
-    Trainer(config).check()
+    check(config)
     line = ("warning    StepLR leaves the learning rate at 0.05 in all 2 epochs. Choose SCHEDULER.step_size 30 "
             "for TRAIN.EPOCHS 2, or say SCHEDULER null if a constant rate is meant")
     assert warnings_of(capsys.readouterr().out) == [line]
@@ -299,7 +299,7 @@ def test_the_warm_up_is_not_part_of_the_plan(tiny):
 
 @pytest.mark.parametrize("epochs, says", [(0.09, True), (0.2, False), (0.0, False), (1.0, False)])
 def test_a_warm_up_of_no_step_is_told(tiny, capsys, epochs, says):
-    Trainer(load_config(tiny, {"TRAIN.WARMUP_EPOCHS": epochs})).check()
+    check(load_config(tiny, {"TRAIN.WARMUP_EPOCHS": epochs}))
     line = (f"warning    there is no warm-up: TRAIN.WARMUP_EPOCHS {epochs:g} comes to no step where "
             "an epoch has 5 steps\n")
     assert (line in capsys.readouterr().out) == says

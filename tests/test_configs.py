@@ -14,9 +14,9 @@ from cvkit.models import build_model, count_parameters
 from cvkit.registry import REGISTRIES
 from cvkit.reporting.requirements import check_requirements, norm_counts
 from cvkit.runs.experiment import Experiment
+from cvkit.session import check, train
 from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import build_schedule
-from cvkit.training.trainer import Trainer, train
 from cvkit.visualizers.draw import file_name
 
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml")
@@ -111,7 +111,7 @@ def test_it_resolves_and_all_its_components_are_right(path):
 def test_one_batch_goes_through_it_as_it_is(path, few_images, own_folder, capsys):
     more = {"MODEL.weights": None} if "weights" in load_config(path).MODEL else {}
     more["DATA.BATCH_SIZE"] = 4
-    Trainer(small(path, few_images, own_folder, **more)).check()
+    check(small(path, few_images, own_folder, **more))
     assert "All is well" in capsys.readouterr().out
 
 

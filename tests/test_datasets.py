@@ -14,7 +14,7 @@ from cvkit.config import load_config
 from cvkit.data import ImageData, ImageSet, build_data, build_loaders
 from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.registry import DATASETS
-from cvkit.training.trainer import train
+from cvkit.session import train
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
                    "truck")

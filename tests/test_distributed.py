@@ -23,8 +23,9 @@ from cvkit.errors import ConfigError
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import LOSSES
 from cvkit.runs.folder import Run, find_runs
+from cvkit.session import build_trainer, train
 from cvkit.system import distributed
-from cvkit.training.trainer import Trainer, train
+from cvkit.training.trainer import Trainer
 
 # A model without batch statistics, so that parts of a batch compute what the whole does; and noisy
 # images, for on even areas all units of a layer lie at one point of ReLU, and rounding decides.
@@ -174,7 +175,7 @@ def test_several_processes_train_what_one_does(processes, noisy, monkeypatch, va
     agree(whole, several)
     assert several.config == whole.config
     os.chdir("alone")
-    first = vector(Trainer(load_config("../tiny.yaml", settings)).model.state_dict())
+    first = vector(build_trainer(load_config("../tiny.yaml", settings)).state.model.state_dict())
     os.chdir("..")
     one, many = vector(whole.checkpoint().model), vector(several.checkpoint().model)
     if whole.checkpoint().loss:
@@ -188,7 +189,7 @@ def _meet(rank, ports) -> None:
     for port in ports:
         os.environ.update(variables_of(rank, 2, port))
         distributed.start(torch.device("cpu"))
-        assert distributed.from_all(rank) == [0, 1]
+        assert distributed.all_gather_objects(rank) == [0, 1]
         distributed.stop()
 
 
@@ -416,10 +417,10 @@ def test_a_run_goes_on_with_another_number_of_processes(processes, noisy, count,
 
 
 def test_each_process_takes_its_part_of_every_batch():
-    from cvkit.data.plan import Order
+    from cvkit.data.plan import EpochPlan
 
     for count, batch_size, size in ((150, 32, 2), (130, 32, 3), (7, 4, 4), (64, 64, 5)):
-        orders = [Order(count, batch_size, True, 0, rank, size) for rank in range(size)]
+        orders = [EpochPlan(count, batch_size, True, 0, rank, size) for rank in range(size)]
         for number, whole in enumerate(orders[0].batch_sizes):
             places = [place for order in orders for place in range(count)[order.part(number)][
                 :order.part_size(number)]]
@@ -430,10 +431,10 @@ def test_each_process_takes_its_part_of_every_batch():
 def test_what_processes_cannot_share_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 64)
     with pytest.raises(ConfigError, match=r"a batch of 32 cannot be shared by 64 processes"):
-        Trainer(load_config(tiny))
+        build_trainer(load_config(tiny))
     monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(ConfigError, match=r"synchronises batch norms between GPUs only"):
-        Trainer(load_config(tiny, {"TRAIN.SYNC_BATCHNORM": True}))
+        build_trainer(load_config(tiny, {"TRAIN.SYNC_BATCHNORM": True}))
 
 
 def test_one_process_needs_none_of_it(tiny, monkeypatch):

@@ -12,7 +12,7 @@ from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import DATASETS
 from cvkit.runs.folder import Run, open_run
-from cvkit.training.trainer import train
+from cvkit.session import train
 
 FP32 = ["TRAIN.PRECISION", "fp32"]
 

@@ -8,12 +8,12 @@ from cvkit.errors import ConfigError, RunError
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Experiment
-from cvkit.training.trainer import Trainer
+from cvkit.session import build_trainer
 
 
 def test_its_model_is_the_one_that_training_begins_with(tiny):
     config = load_config(tiny, {"SEED": 5})
-    ours, theirs = Experiment(config).model, Trainer(config).model
+    ours, theirs = Experiment(config).model, build_trainer(config).model
     assert all(torch.equal(value, theirs.state_dict()[name])
                for name, value in ours.state_dict().items())
 

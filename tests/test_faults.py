@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, paint
+from helpers import at_step, before_each_step
 from test_kill import same
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -27,9 +28,9 @@ from cvkit.errors import CheckpointError, DataError, RunError
 from cvkit.registry import TRANSFORMS
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run, find_runs
+from cvkit.session import build_trainer, train
 from cvkit.training.failures import largest_that_fits
-from cvkit.training.resume import Pace
-from cvkit.training.trainer import Trainer, train
+from cvkit.training.resume import CheckpointInterval
 
 FOLDER = {"DATA.DATASET": {"NAME": "ImageFolder", "root": "../painted"}, "DATA.LIMIT": 0}
 # Image by image, decoded each time: files are wanted in the middle of an epoch.
@@ -45,19 +46,6 @@ def pictures(tmp_path, monkeypatch, quick):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "painted"
-
-
-def at_step(monkeypatch, number, act):
-    """Act when the n-th batch of the training is about to be trained on."""
-    real, calls = Trainer.train_step, []
-
-    def step(self, *args):
-        calls.extend([1] * (self.run is not None))  # else it is tried on copies
-        if self.run is not None and len(calls) == number:
-            act()
-        return real(self, *args)
-
-    monkeypatch.setattr(Trainer, "train_step", step)
 
 
 def newest() -> Run:
@@ -113,15 +101,13 @@ def test_unreadable_images_are_left_out_and_counted_where_that_is_allowed(pictur
     at_start.write_bytes(b"no image")
     config = load_config("../tiny.yaml", {**settings, "DATA.DATASET.skip_unreadable": True,
                                           "DATA.DATASET.mean": [0.3] * 3, "DATA.DATASET.std": [0.2] * 3})
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     assert trainer.data.left_out == (str(at_start.relative_to(pictures.parent).as_posix()).join(["../", ""]),)
     assert len(trainer.data.train) == 119
     later.unlink()
     seen = []
-    real = Trainer.train_step
-    monkeypatch.setattr(Trainer, "train_step", lambda self, batch, *args: (
-        self.run and seen.append(batch.index.tolist()), real(self, batch, *args))[1])
-    run = trainer.train()
+    before_each_step(monkeypatch, lambda trainer, batch: seen.append(batch.index.tolist()))
+    run = train(config, parts=trainer.parts)
     assert sum(map(len, seen)) == 2 * 118 and len(seen) == 2 * 4
     log = (run.folder / "train.log").read_text()
     found = re.findall(r"left out   (\d+) image files? that cannot be read: (.*)", log)
@@ -132,10 +118,10 @@ def test_unreadable_images_are_left_out_and_counted_where_that_is_allowed(pictur
 
 def test_test_images_that_vanish_leave_honest_predictions(pictures):
     config = load_config("../tiny.yaml", {**EACH_TIME, "DATA.DATASET.skip_unreadable": True})
-    trainer = Trainer(config)
+    parts = build_trainer(config).parts
     victim = sorted(pictures.glob("test/*/*.png"))[5]
     victim.unlink()
-    run = trainer.train()
+    run = train(config, parts=parts)
     assert len(run.predictions.true) == 11 and 5 not in run.predictions.index
     assert f"{victim.parent.name}/{victim.name}" in (run.folder / "train.log").read_text()
 
@@ -231,16 +217,8 @@ def _train_on_a_full_disk(folder, limit, answer) -> None:
     """Train until, in the third epoch, no file can grow any more; send what was said."""
     os.chdir(folder)
     torch.set_num_threads(1)
-    real, calls = Trainer.train_step, []
-
-    def step(self, *args):
-        calls.extend([1] * (self.run is not None))  # else it is tried on copies
-        if len(calls) == 11:
-            # The system refuses what is beyond this, as it does when a disk is full.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return real(self, *args)
-
-    Trainer.train_step = step
+    # The system refuses what is beyond this, as it does when a disk is full.
+    at_step(pytest.MonkeyPatch(), 11, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
             train(load_config("tiny.yaml", {"TRAIN.EPOCHS": 4}))
@@ -382,9 +360,9 @@ def test_a_run_begun_when_the_clock_was_ahead_is_not_written_into(quick, monkeyp
 def test_when_to_save_inside_an_epoch(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    assert not any(Pace("epoch").is_due(step) for step in range(1, 100))
-    assert [step for step in range(1, 10) if Pace("3 steps").is_due(step)] == [3, 6, 9]
-    pace = Pace("10 min")
+    assert not any(CheckpointInterval("epoch").is_due(step) for step in range(1, 100))
+    assert [step for step in range(1, 10) if CheckpointInterval("3 steps").is_due(step)] == [3, 6, 9]
+    pace = CheckpointInterval("10 min")
     now[0] = 599.0
     assert not pace.is_due(1)
     now[0] = 600.0

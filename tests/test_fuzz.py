@@ -49,10 +49,10 @@ from cvkit.registry import (
 from cvkit.registry.signatures import parameters_of
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.predictions import Predictions
+from cvkit.session import check
 from cvkit.training.losses import build_loss
 from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import build_schedule
-from cvkit.training.trainer import Trainer
 
 CASES = int(os.environ.get("CVKIT_FUZZ_CASES", 0))  # of the cheapest targets; 0: the suite's few
 FIRST = int(os.environ.get("CVKIT_FUZZ_FIRST", 0))
@@ -612,7 +612,7 @@ def test_trainers_of_odd_configs(tmp_path, less_memory, part):
         path = tmp_path / "fuzz.yaml"
         path.write_text(as_yaml({**tree, "REQUIRE": None}))
         with contextlib.redirect_stdout(io.StringIO()):
-            Trainer(load_config(path)).check()
+            check(load_config(path))
 
     def case(random):
         tree = copy.deepcopy(random.choice([rich, rich, tiny]))
@@ -633,7 +633,7 @@ def test_trainers_of_odd_configs(tmp_path, less_memory, part):
         if config.MODEL.get("width", 0) > 100:
             return  # training runs out of memory, which is no mistake to be told
         with contextlib.redirect_stdout(io.StringIO()):
-            Trainer(config).check()
+            check(config)
 
     hunt(f"trainers {part}", 40 if part == "quick" else 90, case, share=0.03)
 

@@ -35,9 +35,9 @@ from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
 from cvkit.runs.range_test import RangeTest
 from cvkit.runs.untrusted import read_verified, verify_archive
+from cvkit.session import train
 from cvkit.system.environment import git_facts
 from cvkit.system.text import visible
-from cvkit.training.trainer import train
 from cvkit.visualizers import draw
 
 # What would leave a file "canary" in the current folder, if it were obeyed or followed.

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from helpers import at_step, before_each_step, train_until
 from test_trainer import EVERYTHING, equal, without_times
 
 from cvkit.config import load_config
@@ -21,8 +22,9 @@ from cvkit.errors import RunError
 from cvkit.registry import MODELS
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run, find_runs
+from cvkit.session import train
 from cvkit.training.signals import Interrupted, StopSignals
-from cvkit.training.trainer import Trainer, train
+from cvkit.training.trainer import Trainer
 
 # What a state inside an epoch is made of, all at once: optimizer steps of two batches, averaged
 # weights, a schedule by step, random numbers of dropout.
@@ -81,19 +83,6 @@ def same(ours: Run, theirs: Run) -> None:
 # -- SIGINT and SIGTERM ------------------------------------------------------------------------
 
 
-def signal_at(monkeypatch, method, call, number):
-    """Send this process a signal when a method of the trainer is called for the n-th time."""
-    original, calls = getattr(Trainer, method), []
-
-    def wrapped(self, *args):
-        calls.extend([1] * (self.run is not None))  # else it is tried on copies
-        if self.run is not None and len(calls) == call:
-            signal.raise_signal(number)
-        return original(self, *args)
-
-    monkeypatch.setattr(Trainer, method, wrapped)
-
-
 @pytest.fixture(autouse=True)
 def hang_ups_count():
     """Let SIGHUP not be ignored, as it is where the tests run under nohup."""
@@ -106,7 +95,7 @@ def hang_ups_count():
 def stop_at(monkeypatch, config, call):
     """Train, and stop while the n-th batch is trained on."""
     with monkeypatch.context() as patched:
-        signal_at(patched, "train_step", call, signal.SIGTERM)
+        at_step(patched, call, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Interrupted):
             train(config)
 
@@ -161,7 +150,7 @@ def test_a_stopped_run_goes_on_at_the_next_batch(config, monkeypatch, capsys, va
     whole = train(config)
     before = signal.getsignal(number)
     with monkeypatch.context() as patched:
-        signal_at(patched, "train_step", call, number)
+        at_step(patched, call, lambda: signal.raise_signal(number))
         with pytest.raises(Interrupted) as caught:
             train(config)
     assert caught.value.signal == number and signal.getsignal(number) is before
@@ -184,39 +173,36 @@ def test_a_signal_during_the_evaluation_is_heeded_there(config, monkeypatch):
     config = load_config(config, {"TRAIN.EPOCHS": 2, "DATA.EVAL_BATCH_SIZE": 5})
     whole = train(config)
     with monkeypatch.context() as patched:
-        original = Trainer._stop_if_asked
+        original = Trainer.stop_if_asked
 
         def asked(self):
-            if self.now.batches == 10 and not self.now._started:  # the evaluation
+            if self.state.progress.batches == 10 and not self.state.progress._started:  # the evaluation
                 self.signals.received = self.signals.received or signal.SIGTERM
             original(self)
 
-        patched.setattr(Trainer, "_stop_if_asked", asked)
+        patched.setattr(Trainer, "stop_if_asked", asked)
         with pytest.raises(Interrupted):
             train(config)
     saved = Run(find_runs("runs")[-1]).checkpoint("last")
     assert (saved.epoch, saved.batches) == (0, 10)
     steps = []
-    monkeypatch.setattr(Trainer, "train_step", lambda self, *args, real=Trainer.train_step: (
-        self.run and steps.append(self.epoch), real(self, *args))[1])
+    before_each_step(monkeypatch, lambda trainer, batch: steps.append(trainer.state.epoch))
     same(whole, train(config, resume=True))
     assert set(steps) == {1}  # the first epoch was only evaluated
 
 
 def test_a_second_signal_stops_at_once(config, monkeypatch, capsys):
     config = load_config(config, {"TRAIN.CHECKPOINT_EVERY": "epoch"})
-    real = Trainer.train_step
 
-    def twice(self, *args):
-        if self.epoch == 1 and self.run is not None:
+    def twice(trainer, batch):
+        if trainer.state.epoch == 1:
             signal.raise_signal(signal.SIGINT)
-            while not self.signals.received:  # Python looks at signals between its own steps
+            while not trainer.signals.received:  # Python looks at signals between its own steps
                 time.sleep(0.001)
             signal.raise_signal(signal.SIGINT)
             time.sleep(1)
-        return real(self, *args)
 
-    monkeypatch.setattr(Trainer, "train_step", twice)
+    before_each_step(monkeypatch, twice)
     with pytest.raises(KeyboardInterrupt) as caught:
         train(config)
     assert not isinstance(caught.value, Interrupted)
@@ -237,12 +223,11 @@ def test_skipped_batches_are_not_loaded(config, tmp_path, monkeypatch):
         "DATA.DATASET": {"NAME": "ImageFolder", "root": "painted"}, "DATA.VAL_FRACTION": 0.0,
         "DATA.LIMIT": 0, "DATA.CACHE_GB": 0.0, "TRAIN.EPOCHS": 1, "TRAIN.ACCUMULATE": 1})
     stop_at(monkeypatch, config, 6)
-    read, real = [], ImageFiles.__getitem__
-    trainer = Trainer(config)
-    run = Run(find_runs("runs")[-1])
+    read, real, begin = [], ImageFiles.__getitem__, Trainer.train
     monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, place: (
-        trainer.run and read.append(str(self.paths[place])), real(self, place))[1])
-    trainer.train(run)
+        read.append(str(self.paths[place])), real(self, place))[1])
+    monkeypatch.setattr(Trainer, "train", lambda self: (read.clear(), begin(self))[1])  # after the trial
+    train(config, resume=find_runs("runs")[-1])
     assert len([path for path in read if "/train/" in path]) == 120 - 6 * 16
 
 
@@ -386,10 +371,8 @@ def test_best_is_written_again_if_it_was_lost(config, damage):
     # As if it had been killed between the two files of its best epoch.
     longer = load_config("long.yaml", {"TRAIN.MONITOR": "loss", "TRAIN.EPOCHS": 3,
                                        "TRAIN.CHECKPOINT_EVERY": "epoch"})
-    trainer = Trainer(longer)
-    trainer._is_finished = lambda: trainer.epoch >= best
     shutil.rmtree(run.folder)
-    run = trainer.train()
+    run = train_until(longer, best)
     path = run.checkpoints / "best.pt"
     if damage == "gone":
         path.unlink()
@@ -407,7 +390,7 @@ def test_an_interrupted_run_is_evaluated_as_it_is_and_older_predictions_are_not_
     config = load_config(config, {"DATA.VAL_FRACTION": 0.0})
     for call, place in ((13, "in epoch 2, after batch 4"), (3, "in epoch 2, after batch 8")):
         with monkeypatch.context() as patched:
-            signal_at(patched, "train_step", call, signal.SIGTERM)
+            at_step(patched, call, lambda: signal.raise_signal(signal.SIGTERM))
             with pytest.raises(Interrupted):
                 train(config, resume="auto")
         run = Run(find_runs("runs")[-1])

@@ -6,8 +6,9 @@ import pytest
 from conftest import paint
 
 from cvkit.config import load_config
-from cvkit.system.log import Log, Progress
-from cvkit.training.trainer import Trainer, train
+from cvkit.session import build_trainer, train
+from cvkit.system.log import FILE, LOG, SCREEN, ProgressBar, run_log, screen
+from cvkit.training.lr_finder import find_rate
 
 
 class Clock:
@@ -26,22 +27,24 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("cvkit.system.log.time", SimpleNamespace(monotonic=clock.monotonic))
     monkeypatch.setattr("cvkit.system.log._FIRST_WAIT", 10)
+    screen.begin()
     return clock
 
 
 def test_the_log_file_is_clean_and_has_what_came_before_it(tmp_path, capsys):
-    log = Log()
-    log.both("first")
-    log.attach(tmp_path)
-    log.show("on the screen only")
-    log.write("in the file only")
+    with run_log() as log:
+        LOG.info("first")
+        log.attach(tmp_path)
+        LOG.info("on the screen only", extra=SCREEN)
+        LOG.info("in the file only", extra=FILE)
+    LOG.info("of nothing")
     assert (tmp_path / "train.log").read_text() == "first\nin the file only\n"
-    assert capsys.readouterr().out == "first\non the screen only\n"
+    assert capsys.readouterr().out == "first\non the screen only\nof nothing\n"
 
 
 def test_the_bar_reads_as_users_know_it(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    bar = Progress("Train", 2, Log())
+    bar = ProgressBar("Train", 2)
     for _ in range(2):
         if bar.step():
             bar.update(1.25, 0.5)
@@ -51,7 +54,7 @@ def test_the_bar_reads_as_users_know_it(capsys, monkeypatch):
 
 def test_a_bar_of_what_is_done_soon_is_not_shown(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    bar = Progress("Reading images", 1, Log(), delay=2)
+    bar = ProgressBar("Reading images", 1, delay=2)
     assert bar.step()
     bar.update()
     bar.close()
@@ -59,8 +62,8 @@ def test_a_bar_of_what_is_done_soon_is_not_shown(capsys, monkeypatch):
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(capsys, clock):
-    log, said = Log(), {}
-    progress = Progress("Train", 10_000, log, unit="batch", place="Epoch 2/20")
+    said = {}
+    progress = ProgressBar("Train", 10_000, unit="batch", place="Epoch 2/20")
     for _ in range(2000):  # a batch each second
         clock.now += 1
         if progress.step():
@@ -74,14 +77,13 @@ def test_without_a_terminal_there_is_a_line_now_and_then(capsys, clock):
 
 
 def test_lines_that_come_anyhow_are_signs_of_life_enough(capsys, clock):
-    log = Log()
     for epoch in range(20):
-        progress = Progress("Train", 9, log)
+        progress = ProgressBar("Train", 9)
         for _ in range(9):
             clock.now += 1
             if progress.step():
                 progress.update(0.5, 0.75)
-        log.show(f"Epoch {epoch}")
+        LOG.info(f"Epoch {epoch}")
     assert capsys.readouterr().out.splitlines() == [f"Epoch {epoch}" for epoch in range(20)]
 
 
@@ -89,11 +91,10 @@ def test_lines_that_come_anyhow_are_signs_of_life_enough(capsys, clock):
     ("image", 4000, 10, "Reading images 5000/8000: 400 images/s, 00:07 left\n"),
     ("batch", 1, 40, "Reading images 1001/8000: 0.025 batches/s, 77:46:00 left\n")])
 def test_a_line_tells_the_speed_without_the_start(capsys, clock, unit, done, seconds, expected):
-    log = Log()
-    progress = Progress("Reading images", 8000, log, unit=unit)
+    progress = ProgressBar("Reading images", 8000, unit=unit)
     clock.now += 90  # a GPU wakes up, images are read
     progress.step(1000)
-    log.show("")
+    LOG.info("")
     capsys.readouterr()
     clock.now += seconds
     assert progress.step(done)
@@ -102,7 +103,7 @@ def test_a_line_tells_the_speed_without_the_start(capsys, clock, unit, done, sec
 
 
 def test_nothing_is_foretold_from_the_first_step(capsys, clock):
-    progress = Progress("Train", 391, Log())
+    progress = ProgressBar("Train", 391)
     clock.now += 17.6
     progress.step()
     progress.update(2.3)
@@ -110,7 +111,7 @@ def test_nothing_is_foretold_from_the_first_step(capsys, clock):
 
 
 def test_the_speed_of_a_resumed_epoch_counts_its_own_batches(capsys, clock):
-    progress = Progress("Train", 300, Log(), done=200)
+    progress = ProgressBar("Train", 300, done=200)
     progress.step()
     clock.now += 20
     assert progress.step(9)
@@ -133,7 +134,7 @@ def test_what_else_takes_long_shows_how_far_it_is(tiny, clock, capsys, tmp_path)
     paint(tmp_path / "painted", "train", 12, np.random.default_rng(0))
     paint(tmp_path / "painted", "test", 2, np.random.default_rng(0))
     clock.pace = 1.5
-    trainer = Trainer(load_config(tiny, {
+    trainer = build_trainer(load_config(tiny, {
         "DATA.DATASET": {"NAME": "ImageFolder", "root": "painted"}, "DATA.LIMIT": 0,
         "DATA.BATCH_SIZE": 8}))
     assert "Reading train images" in capsys.readouterr().out
@@ -141,13 +142,28 @@ def test_what_else_takes_long_shows_how_far_it_is(tiny, clock, capsys, tmp_path)
     for _ in trainer.loaders.train:
         pass
     assert "Preparing images" in capsys.readouterr().out
-    trainer.find_lr(1e-4, 1.0, 20)
+    find_rate(trainer.state, trainer.parts, 1e-4, 1.0, 20)
     assert re.search(r"^Finding the learning rate \d+/20: loss \d\.\d+, \S+ steps/s, \d\d:\d\d left$",
                      capsys.readouterr().out, re.MULTILINE)
 
 
+def test_the_logger_silences_lines_and_bars(capsys, clock, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    LOG.setLevel("WARNING")
+    try:
+        LOG.info("not said")
+        bar = ProgressBar("Train", 9)
+        clock.now = 100
+        assert bar.step()
+        bar.update(1.0, 1.0)
+        bar.close()
+        assert capsys.readouterr() == ("", "")
+    finally:
+        LOG.setLevel("INFO")
+
+
 def test_a_silent_log_shows_no_progress(capsys, clock):
-    bar = Progress("Train", 9, Log(is_silent=True))
+    bar = ProgressBar("Train", 9, is_silent=True)
     clock.now = 100
     assert bar.step()
     bar.update(1.0, 1.0)
@@ -157,9 +173,9 @@ def test_a_silent_log_shows_no_progress(capsys, clock):
 
 def test_names_that_cannot_be_written_are_escaped_on_the_screen_and_in_the_log(tmp_path, capsys):
     """A file's name may hold bytes that are no text, or signs that turn round a line."""
-    log = Log()
-    log.attach(tmp_path)
-    log.both("left out   bad\udcff.png, a\u202eb.png, a\x1b[2Jb.png\tand more")
+    with run_log() as log:
+        log.attach(tmp_path)
+        LOG.info("left out   bad\udcff.png, a\u202eb.png, a\x1b[2Jb.png\tand more")
     expected = "left out   bad\\udcff.png, a\\u202eb.png, a\\x1b[2Jb.png\tand more\n"
     assert capsys.readouterr().out == expected
     assert (tmp_path / "train.log").read_text(encoding="utf-8") == expected

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from helpers import train_until
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, RunError
@@ -13,9 +14,9 @@ from cvkit.reporting import report as report_module
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import open_run
 from cvkit.runs.range_test import RangeTest
-from cvkit.training.lr_finder import range_test
+from cvkit.session import build_trainer, find_lr, train
+from cvkit.training.lr_finder import find_rate, range_test
 from cvkit.training.schedulers import is_to_find
-from cvkit.training.trainer import Trainer, train
 
 FIND = {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}, "OPTIMIZER.lr": 0.05}
 
@@ -85,19 +86,20 @@ def test_a_training_goes_on_as_if_nothing_had_been_looked_for(tiny):
                                 "TRAIN.EMA": 0.9, "OPTIMIZER": {"NAME": "AdamW", "lr": 1e-3}})
     weights = {}
     for looks in (False, True):
-        trainer = Trainer(config)
-        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        trainer = build_trainer(config)
+        state = trainer.state
+        before = {name: value.clone() for name, value in state.model.state_dict().items()}
         torch.manual_seed(3)
         if looks:
-            found = trainer.find_lr(highest=1.0, steps=80)
+            found = find_rate(state, trainer.parts, highest=1.0, steps=80)
             assert 1e-5 < found.suggestion < 10
         drawn = torch.rand(3)
-        for name, value in trainer.model.state_dict().items():
+        for name, value in state.model.state_dict().items():
             assert torch.equal(value, before[name]), name
-        assert trainer.optimizer.state_dict()["state"] == {} and trainer.schedule.steps == 0
-        assert trainer.optimizer.param_groups[0]["lr"] == 1e-3
-        assert all(parameter.grad is None for parameter in trainer.model.parameters())
-        run = trainer.train()
+        assert state.optimizer.state_dict()["state"] == {} and state.schedule.steps == 0
+        assert state.optimizer.param_groups[0]["lr"] == 1e-3
+        assert all(parameter.grad is None for parameter in state.model.parameters())
+        run = train(config, parts=trainer.parts)
         weights[looks] = {**run.checkpoint().model, "drawn": drawn}
     for name, value in weights[True].items():
         assert torch.equal(value, weights[False][name]), name
@@ -105,7 +107,7 @@ def test_a_training_goes_on_as_if_nothing_had_been_looked_for(tiny):
 
 def test_a_schedule_s_rate_is_found_used_and_recorded(tiny):
     config = load_config(tiny, FIND)
-    expected = Trainer(config).find_lr()
+    expected = find_lr(config)
     run = train(config)
     assert run.range_test == expected == RangeTest.load(run.folder / "lr_finder.json")
     assert "rule" in json.loads((run.folder / "lr_finder.json").read_text())
@@ -114,7 +116,7 @@ def test_a_schedule_s_rate_is_found_used_and_recorded(tiny):
     assert max(rates) == pytest.approx(expected.suggestion, rel=0.1)
     log = (run.folder / "train.log").read_text()
     assert f"found      max_lr {expected.suggestion:g}: half the rate" in log
-    assert "SGD, OneCycleLR up to a rate to be found" in log
+    assert f"SGD, OneCycleLR up to {expected.suggestion} (not OPTIMIZER.lr)" in log
     assert {"NAME": "lr_finder"} in report_module._choose(run, [])
     again = train(load_config(run.folder / "config.yaml"))  # repeats it, without looking again
     assert not hasattr(again, "range_test")
@@ -124,9 +126,7 @@ def test_a_schedule_s_rate_is_found_used_and_recorded(tiny):
 
 def test_a_resumed_run_keeps_the_rate_that_it_began_with(tiny):
     whole = train(load_config(tiny, FIND))
-    trainer = Trainer(load_config(tiny, FIND))
-    trainer._is_finished = lambda: trainer.epoch >= 1
-    part = trainer.train()
+    part = train_until(load_config(tiny, FIND), 1)
     train(load_config(tiny, FIND), resume=part.folder)
     assert (part.folder / "train.log").read_text().count("found      max_lr") == 1
     for name, weight in whole.checkpoint().model.items():
@@ -135,20 +135,20 @@ def test_a_resumed_run_keeps_the_rate_that_it_began_with(tiny):
 
 def test_looking_takes_accumulation_and_other_schedulers(tiny):
     cyclic = {"NAME": "CyclicLR", "base_lr": 1e-4, "max_lr": "find"}
-    trainer = Trainer(load_config(tiny, {"SCHEDULER": cyclic, "TRAIN.ACCUMULATE": 2}))
+    trainer = build_trainer(load_config(tiny, {"SCHEDULER": cyclic, "TRAIN.ACCUMULATE": 2}))
     assert is_to_find(trainer.config)
-    found = trainer.find_lr(highest=1.0, steps=25)
+    found = find_rate(trainer.state, trainer.parts, highest=1.0, steps=25)
     batches = trainer.loaders.train
     batches.set_epoch(0)
     with torch.no_grad():
-        losses = [float(trainer.loss(trainer.model(batch.images), batch.labels)) for batch in batches]
+        losses = [float(trainer.state.loss(trainer.state.model(batch.images), batch.labels)) for batch in batches]
     assert found.losses[0] == pytest.approx(np.mean(losses[:2]), abs=0.02)  # of an unchanged model
     assert train(load_config(tiny, {"SCHEDULER": cyclic})).range_test.suggestion > 0
 
 
 def test_the_picture_shows_every_step_and_the_suggestion(run, tiny):
     parts = Experiment(load_config(tiny))
-    parts.range_test = Trainer(parts.config).find_lr(highest=1.0, steps=40)
+    parts.range_test = find_lr(parts.config, highest=1.0, steps=40)
     axes = parts.visualize("lr_finder").axes[0]
     losses, averages, suggestion, lowest = axes.lines
     assert losses.get_xdata() == pytest.approx(parts.range_test.rates)
@@ -165,7 +165,7 @@ def test_the_picture_shows_every_step_and_the_suggestion(run, tiny):
 def test_the_tool_says_and_draws_it(tiny, tool, tmp_path):
     code, out, err = tool("find_lr.py", tiny, "--steps", "30", "--highest", "1", "OPTIMIZER", "{NAME: AdamW, lr: 1e-3}")
     assert code == 0, err
-    found = Trainer(load_config(tiny, {"OPTIMIZER": {"NAME": "AdamW", "lr": 1e-3}})).find_lr(
+    found = find_lr(load_config(tiny, {"OPTIMIZER": {"NAME": "AdamW", "lr": 1e-3}}),
         highest=1.0, steps=30)
     assert out.splitlines()[0] == "runs/tiny/visuals/lr_finder.png"
     assert f"Suggested is {found.suggestion:g}: half the rate at which" in out
@@ -184,6 +184,6 @@ def test_what_is_wrong_is_told(tiny, tool, arguments, expected):
 
 def test_find_is_a_word_of_max_lr_alone(tiny):
     with pytest.raises(ConfigError, match="lr of optimizer SGD takes"):
-        Trainer(load_config(tiny, {"OPTIMIZER.lr": "find"}))
+        build_trainer(load_config(tiny, {"OPTIMIZER.lr": "find"}))
     with pytest.raises(ConfigError, match="max_lr of scheduler OneCycleLR takes"):
-        Trainer(load_config(tiny, {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "fnd"}}))
+        build_trainer(load_config(tiny, {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "fnd"}}))

@@ -10,7 +10,7 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 from cvkit.config import load_config
-from cvkit.training.trainer import train
+from cvkit.session import train
 
 CIFAR = ROOT / "configs" / "resnet18_cifar10.yaml"
 

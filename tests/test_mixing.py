@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from helpers import train_until
 
 from cvkit.config import load_config
 from cvkit.data import build_data, build_loaders
 from cvkit.data.mixing import BatchTransform, mix
 from cvkit.errors import ConfigError
 from cvkit.registry import TRANSFORMS
-from cvkit.training.trainer import Trainer, train
+from cvkit.session import build_trainer, train
+from cvkit.training.step import train_step
 from cvkit.visualizers.samples import samples
 
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -110,16 +112,14 @@ def test_it_trains_on_the_shares_and_resumes_exactly(quick):
     config = load_config(quick, {"DATA.TRAIN_TRANSFORMS": nodes, "LOSS": {"NAME": "CrossEntropyLoss", "label_smoothing": 0.1}})
     whole = train(config)
     assert "a mixed image counts for the class with the larger share" in (whole.folder / "train.log").read_text()
-    trainer = Trainer(config)
-    trainer._is_finished = lambda: trainer.epoch >= 1
-    part = trainer.train()
+    part = train_until(config, 1)
     train(config, resume=part.folder)
     for name, weight in whole.checkpoint().model.items():
         assert torch.equal(weight, part.checkpoint().model[name]), name
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     batch = trainer.loaders.train.first_batch()
     assert batch.targets.ndim == 2
-    loss, logits = trainer.train_step(batch, 1.0, is_step=False)
+    loss, logits = train_step(trainer.state, batch._replace(ends_step=False))
     smooth = 0.9 * batch.targets + 0.1 / 10
     expected = -(smooth * logits.float().log_softmax(1)).sum(1).mean()
     assert float(loss) == pytest.approx(float(expected), rel=1e-3)
@@ -164,7 +164,7 @@ def test_wrong_mixing(tiny, key, value, expected):
 def test_a_loss_of_classes_alone_is_refused_before_training(tiny):
     nodes = [{"NAME": "MixUp"}]
     with pytest.raises(ConfigError, match="loss NLLLoss cannot be given shares of classes"):
-        Trainer(load_config(tiny, {"DATA.TRAIN_TRANSFORMS": nodes, "LOSS": {"NAME": "NLLLoss"}}))
+        build_trainer(load_config(tiny, {"DATA.TRAIN_TRANSFORMS": nodes, "LOSS": {"NAME": "NLLLoss"}}))
     for name in ("MSELoss", "BCEWithLogitsLoss", "KLDivLoss"):
-        loss = Trainer(load_config(tiny, {"DATA.TRAIN_TRANSFORMS": nodes, "LOSS": {"NAME": name}})).loss
+        loss = build_trainer(load_config(tiny, {"DATA.TRAIN_TRANSFORMS": nodes, "LOSS": {"NAME": name}})).state.loss
         assert np.isfinite(float(loss(torch.zeros(2, 10), torch.full((2, 10), 0.1))))

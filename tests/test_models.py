@@ -15,7 +15,8 @@ from cvkit.models.probing import refuse_single_images
 from cvkit.registry import MODELS
 from cvkit.registry.signatures import parameters_of
 from cvkit.runs.folder import open_run
-from cvkit.training.trainer import Trainer, train
+from cvkit.session import build_trainer, check, train
+from cvkit.training.resume import checkpoint_of
 
 SHAPE = (3, 32, 32)
 SMALL_TORCHVISION = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5",
@@ -334,11 +335,11 @@ def test_a_checkpoint_s_model_transforms_its_input_as_the_trained_one_did(publis
     import torchvision.models
 
     publish(torchvision.models.googlenet(aux_logits=True, init_weights=False).state_dict())
-    trainer = Trainer(load_config(tiny, {"MODEL": {"NAME": "googlenet", "weights": "DEFAULT"}}))
-    opened, image = trainer.checkpoint().build_model(), torch.rand(1, 3, 32, 32)
+    trainer = build_trainer(load_config(tiny, {"MODEL": {"NAME": "googlenet", "weights": "DEFAULT"}}))
+    opened, image = checkpoint_of(trainer.state, trainer.parts).build_model(), torch.rand(1, 3, 32, 32)
     assert opened.transform_input is True
     with torch.no_grad():
-        assert torch.allclose(opened(image), trainer.model.eval()(image), atol=1e-5)
+        assert torch.allclose(opened(image), trainer.state.model.eval()(image), atol=1e-5)
 
 
 def test_with_1000_classes_the_head_is_the_file_s_too(publish, weightless):
@@ -410,7 +411,7 @@ def test_the_log_says_which_weights_were_loaded_and_what_is_new(publish, tiny, c
 
     publish(torchvision.models.mobilenet_v3_small().state_dict())
     model = {"NAME": "mobilenet_v3_small", "weights": "DEFAULT"}
-    Trainer(load_config(tiny, {"MODEL": model})).check()
+    check(load_config(tiny, {"MODEL": model}))
     assert ("\nweights    IMAGENET1K_V1: 242 of 244 tensors loaded; new: classifier.3.weight, "
             "classifier.3.bias\n") in capsys.readouterr().out
 

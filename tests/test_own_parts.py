@@ -1,3 +1,4 @@
+
 """What people register themselves: it trains, resumes and is evaluated exactly, or is refused."""
 
 import functools
@@ -8,11 +9,13 @@ import random
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import at_step
 from test_trainer import equal, without_times
 from torch import nn
 from torch.nn import functional as F
@@ -35,8 +38,8 @@ from cvkit.registry import (
 from cvkit.registry.user_code import import_user_code, user_code
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
+from cvkit.session import build_trainer, check, train
 from cvkit.training.losses import build_loss
-from cvkit.training.trainer import Trainer, train
 
 # -- schedulers ------------------------------------------------------------------------
 
@@ -861,19 +864,10 @@ def own(tiny):
 
 def stopped(monkeypatch, config, steps):
     """Train, and stop as Ctrl-C does after some steps; return nothing, as there is no run yet."""
-    real, taken = Trainer.train_step, []
-
-    def step(self, *args):
-        done = real(self, *args)
-        taken.append(self.run)
-        if sum(run is not None for run in taken) == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-        return done
-
-    monkeypatch.setattr(Trainer, "train_step", step)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.setattr(Trainer, "train_step", real)
+    with monkeypatch.context() as patched:
+        at_step(patched, steps, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
 
 
 def test_these_parts_are_all_there():
@@ -904,7 +898,7 @@ def test_an_own_part_trains_repeats_resumes_and_is_evaluated_to_the_bit(own, mon
 def test_a_loss_is_tried_on_what_training_gives_it_and_nothing_else(own, capsys, settings):
     for part in (of_cosines, OfWholeBatches):
         LOSSES.register()(part)
-    for tell in (Trainer(own(**settings)).check, lambda: train(own(**settings))):
+    for tell in (partial(check, own(**settings)), lambda: train(own(**settings))):
         tell()
         assert "not tried before" not in capsys.readouterr().out
 
@@ -930,7 +924,7 @@ def test_an_own_part_is_refused_by_name_before_anything_is_written(own, name):
         train(own(name))
     assert not Path("runs").exists()
     with pytest.raises(UserError, match=f"(?s){REFUSED[name]}"):
-        Trainer(own(name)).check()
+        check(own(name))
 
 
 # -- what they are worth ---------------------------------------------------------------
@@ -947,11 +941,11 @@ def test_a_loss_learns_as_the_model_does_but_does_not_decay(own):
     """Against a loop by hand."""
     config = own("LearnedTemperature", **{"TRAIN.EMA": 0.0, "TRAIN.EPOCHS": 1, "DATA.TRAIN_TRANSFORMS": [],
                                           "OPTIMIZER": {"NAME": "SGD", "lr": 0.05, "momentum": 0, "weight_decay": 0.1}})
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     model, loss = Flat(10, 3, 32), LearnedTemperature(10)
-    model.load_state_dict(trainer.model.state_dict())
+    model.load_state_dict(trainer.state.model.state_dict())
     batches = list(trainer.loaders.train)
-    run = trainer.train()
+    run = train(config)
     for batch in batches:
         value = loss(model(batch.images), batch.labels)
         value.backward()
@@ -1013,7 +1007,7 @@ def test_a_metric_changes_its_own_logits_only(own):
 
 def test_two_metrics_of_one_name_are_refused(own):
     with pytest.raises(ConfigError, match="metric Spoils computes 'spoilt': another one does so too"):
-        Trainer(own(METRICS=[{"NAME": "Spoils"}, {"NAME": "Spoils"}]))
+        build_trainer(own(METRICS=[{"NAME": "Spoils"}, {"NAME": "Spoils"}]))
 
 
 def test_a_monitored_name_that_is_computed_in_the_trial_only_is_told(own):
@@ -1034,9 +1028,9 @@ def test_a_monitored_name_that_is_computed_in_the_trial_only_is_told(own):
 
 
 def test_averaged_weights_have_the_extra_state_of_the_model(own):
-    trainer = Trainer(own("ExtraState", **{"TRAIN.EMA": 0.9}))
+    trainer = build_trainer(own("ExtraState", **{"TRAIN.EMA": 0.9}))
     trainer.train()
-    assert trainer.evaluated_model.calls == trainer.model.calls == 4
+    assert trainer.state.evaluated_model.calls == trainer.state.model.calls == 4
 
 
 class Fails(Unclosed):
@@ -1158,14 +1152,14 @@ class Alone(Flat):
 def test_what_trains_and_is_wrong_all_the_same_is_told_once(own, capsys, registry, part, arguments, expected):
     registry.register()(part)
     node = {KEYS[registry]: {"NAME": part.__name__, **arguments}}
-    for tell in (Trainer(own(**node)).check, lambda: train(own(**node))):
+    for tell in (partial(check, own(**node)), lambda: train(own(**node))):
         tell()
         warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
         assert [expected in line for line in warnings] == [True] if expected else warnings == []
 
 
 def test_statistics_that_a_trial_moves_are_not_taken_for_a_batch_that_matters(own, capsys):
-    Trainer(own(MODEL={"NAME": "resnet18", "width": 4})).check()
+    check(own(MODEL={"NAME": "resnet18", "width": 4}))
     assert "warning" not in capsys.readouterr().out
 
 
@@ -1208,13 +1202,13 @@ def test_a_metric_that_is_nan_is_said_once(own, capsys):
 def test_a_model_that_is_given_to_a_trainer_is_trained(own):
     parts = Experiment(own())
     parts.model = Flat(10, 3, 32)
-    assert Trainer(own(), parts).train().metrics
+    assert train(own(), parts=parts).metrics
 
 
 def test_a_trainer_trains_once(own):
-    trainer = Trainer(own())
+    trainer = build_trainer(own())
     trainer.train()
-    with pytest.raises(RunError, match="has trained already"):
+    with pytest.raises(RunError, match="nothing is left to train"):
         trainer.train()
 
 
@@ -1361,7 +1355,7 @@ def test_what_a_data_set_draws_is_the_same_each_time(own, capsys):
 def test_a_data_set_that_is_another_each_time_is_refused(own):
     DATASETS.register()(drawn_by_the_system)
     config = own(**{"DATA.DATASET": {"NAME": "drawn_by_the_system"}, "DATA.LIMIT": 0})
-    for refuse in (Trainer(config).check, lambda: train(config)):
+    for refuse in (partial(check, config), lambda: train(config)):
         with pytest.raises(ConfigError, match="data set drawn_by_the_system has other images.*each time it is built") as caught:
             refuse()
         assert "by the seed" in caught.value.hint
@@ -1373,7 +1367,7 @@ def test_images_that_are_given_are_not_built_again(own):
     config = own(**{"DATA.DATASET": {"NAME": "drawn_by_the_system"}, "DATA.LIMIT": 0})
     parts = Experiment(config)
     parts.data = noise()
-    assert Trainer(config, parts).train().metrics
+    assert train(config, parts=parts).metrics
 
 
 def other_test_images():
@@ -1392,7 +1386,7 @@ def test_images_that_were_looked_at_and_replaced_are_trained_on(own):
     config = own(**{"DATA.DATASET": {"NAME": "noise"}, "DATA.LIMIT": 0})
     parts = Experiment(config)
     parts.data = parts.data.with_splits(train=parts.data.train.take(np.arange(32)))
-    assert Trainer(config, parts).train().metrics
+    assert train(config, parts=parts).metrics
 
 
 def test_an_evaluation_of_a_run_whose_data_set_has_other_training_images_warns_and_keeps_the_old(own, capsys):

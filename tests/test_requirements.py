@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import TINY
+from helpers import train_until
 from torch import nn
 
 from cvkit.config import load_config
@@ -10,7 +11,7 @@ from cvkit.models import build_model
 from cvkit.reporting.requirements import FACTS, check_requirements, enforce, norm_counts, summary
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import open_run
-from cvkit.training.trainer import Trainer, train
+from cvkit.session import build_trainer, train
 
 MET = """
 REQUIRE:
@@ -91,12 +92,12 @@ def test_every_demand_is_known_before_training_or_at_its_end(config):
 ])
 def test_a_config_that_breaks_a_demand_does_not_train(config, tmp_path, key, value, expected):
     with pytest.raises(ConfigError, match=expected) as caught:
-        Trainer(config(**ALL_KEYS, **{key: value}))
+        build_trainer(config(**ALL_KEYS, **{key: value}))
     assert "REQUIRE null" in str(caught.value)
     assert not (tmp_path / "runs").exists()
     demands = check_requirements(config(**{key: value}))  # a trial run may: it is only told
     enforce(demands, config(**{key: value}))
-    Trainer(config(**{key: value, "REQUIRE": None}))
+    build_trainer(config(**{key: value, "REQUIRE": None}))
 
 
 ALL_KEYS = {"DATA__LIMIT": 0}
@@ -104,7 +105,7 @@ ALL_KEYS = {"DATA__LIMIT": 0}
 
 def test_what_is_broken_is_named_together(config):
     with pytest.raises(ConfigError) as caught:
-        Trainer(config(**ALL_KEYS, TRAIN__EPOCHS=3, DATA__BATCH_SIZE=16))
+        build_trainer(config(**ALL_KEYS, TRAIN__EPOCHS=3, DATA__BATCH_SIZE=16))
     assert str(caught.value).startswith("2 problems\ndemanding.yaml:")
     assert str(caught.value).count("REQUIRE null") == 1
 
@@ -119,9 +120,7 @@ def test_a_trial_run_says_what_it_breaks_and_a_demand_on_the_result_can_fail(con
 
 
 def test_a_resumed_run_has_stepped_its_scheduler_as_often_as_one_that_was_not(config):
-    trainer = Trainer(config())
-    trainer._is_finished = lambda: trainer.epoch >= 1
-    run = trainer.train()
+    run = train_until(config(), 1)
     train(config(), resume=True)
     demands = check_requirements(config(), run)
     assert demands[12].found == "2 times, once per epoch, with the test loss"
@@ -141,7 +140,7 @@ def test_a_resumed_run_has_stepped_its_scheduler_as_often_as_one_that_was_not(co
 def test_a_demand_that_is_none_is_told_with_its_place(tmp_path, content, expected):
     (tmp_path / "wrong.yaml").write_text(f"{TINY}REQUIRE: {content}\n")
     with pytest.raises(ConfigError, match=r"wrong\.yaml:12 REQUIRE(.|\n)*" + expected.replace("REQUIRE.", "")):
-        Trainer(load_config("wrong.yaml"))
+        build_trainer(load_config("wrong.yaml"))
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])

@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers import before_each_step, train_until
 from test_trainer import without_times
 from torch import nn
 from torch.optim import lr_scheduler
@@ -19,8 +20,9 @@ from cvkit.errors import CheckpointError, RunError
 from cvkit.models.resnet import BasicBlock
 from cvkit.registry import LOSSES, METRICS, MODELS, SCHEDULERS
 from cvkit.runs.folder import Run, find_runs
+from cvkit.session import train
 from cvkit.training.resume import newest_run_of
-from cvkit.training.trainer import Trainer, train
+from cvkit.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -29,9 +31,7 @@ def tiny(quick):
 
 
 def interrupted(config):
-    trainer = Trainer(config)
-    trainer._is_finished = lambda: trainer.epoch >= 1
-    return trainer.train()
+    return train_until(config, 1)
 
 
 def test_auto_begins_a_run_goes_on_with_it_and_opens_it(tiny):
@@ -93,7 +93,7 @@ def test_auto_knows_a_scheduler_of_one_s_own(tiny, tmp_path):
 def test_a_run_that_was_looked_at_shows_its_new_weights_when_it_went_on(tiny):
     run = interrupted(load_config(tiny))
     before = run.model.conv.weight.clone()
-    Trainer(load_config(tiny)).train(run)
+    train(load_config(tiny), resume=run)
     assert torch.equal(run.model.conv.weight.cpu(), run.checkpoint().model["conv.weight"])
     assert not torch.equal(run.model.conv.weight, before)
 
@@ -309,25 +309,23 @@ def stopping_at(call=0, how=""):
     By a signal, then or in the evaluation after it; or at once, if there is a checkpoint to go on
     from.
     """
-    real, real_check, calls = Trainer.train_step, Trainer._stop_if_asked, []
+    real_check, calls = Trainer.stop_if_asked, []
 
-    def step(self, *args, **kwargs):
-        if self.run is not None:  # else it is tried on copies
-            calls.append(self.epoch)
-            if len(calls) == call and how != "evaluation":
-                if how == "kill" and self.run.has_checkpoint:
-                    raise KeyboardInterrupt
-                signal.raise_signal(signal.SIGTERM)
-        return real(self, *args, **kwargs)
+    def step(trainer, batch):
+        calls.append(trainer.state.epoch)
+        if len(calls) == call and how != "evaluation":
+            if how == "kill" and trainer.run.has_checkpoint:
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
 
     def check(self):
-        if how == "evaluation" and len(calls) >= call and self.now._started is None:
+        if how == "evaluation" and len(calls) >= call and self.state.progress._started is None:
             signal.raise_signal(signal.SIGTERM)
         real_check(self)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "train_step", step)
-        patched.setattr(Trainer, "_stop_if_asked", check)
+        before_each_step(patched, step)
+        patched.setattr(Trainer, "stop_if_asked", check)
         yield calls
 
 

@@ -2,23 +2,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import before_each_step
 from test_drawing import shown_pixels
 from test_misclassified import check_titles, shown, titles
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
 from cvkit.runs.experiment import Experiment
-from cvkit.training.trainer import Trainer
+from cvkit.session import train
 
 
 def test_samples_are_what_the_model_receives_first(painted, monkeypatch):
     """The inverse of the normalisation, channel by channel: a rotated one would show."""
     seen = []
-    real = Trainer.train_step
-    monkeypatch.setattr(Trainer, "train_step", lambda self, batch, *args: (
-        self.run and (seen.append(batch) or 1 / 0), real(self, batch, *args))[1])
+    before_each_step(monkeypatch, lambda trainer, batch: seen.append(batch) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        Trainer(painted.config).train()
+        train(painted.config)
     batch = seen[0]
     figure = painted.visualize("samples", count=20)
     checkpoint = painted.checkpoint()

@@ -3,7 +3,7 @@ import torch
 
 from cvkit.errors import ConfigError
 from cvkit.registry import SCHEDULERS
-from cvkit.training.schedulers import Schedule, build_schedule, is_planned, unit_of
+from cvkit.training.schedulers import Schedule, build_schedule, depends_on_length, unit_of
 
 NODES = {  # the least each needs in a config
     "ChainedScheduler": None, "SequentialLR": None,
@@ -227,7 +227,7 @@ def test_what_is_derived_from_a_schedule_goes_by_its_unit():
     (composed("SequentialLR", {"NAME": "LinearLR"}, composed("ChainedScheduler", COSINE),
               milestones=[2]), True)])
 def test_whether_the_number_of_epochs_is_planned_is_asked_within_as_well(node, planned):
-    assert is_planned(node) == planned
+    assert depends_on_length(node) == planned
 
 
 @pytest.mark.parametrize("node", [{"NAME": "OneCycleLR", "max_lr": 0.4},

@@ -10,7 +10,7 @@ from cvkit.reporting.report import _results
 from cvkit.reporting.requirements import check_requirements
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Experiment
-from cvkit.training.trainer import train
+from cvkit.session import train
 from cvkit.visualizers.summary import layer_table, model_stages
 
 SHAPE = (3, 32, 32)

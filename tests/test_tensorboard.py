@@ -17,7 +17,7 @@ from cvkit.registry import MODELS, WRITERS
 from cvkit.reporting.jsonl import JsonLines
 from cvkit.runs.folder import Run, open_run
 from cvkit.runs.metrics_file import read_metrics
-from cvkit.training.trainer import train
+from cvkit.session import train
 
 RECORD = {"epoch": 1, "lr": 0.1, "train/loss": 2.5, "test/accuracy": 0.25}
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import re
@@ -5,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers import before_each_step
 from torch import nn
 
 from cvkit.config import load_config
@@ -15,7 +17,7 @@ from cvkit.registry import DATASETS, LOSSES, METRICS, MODELS, WRITERS
 from cvkit.reporting.report import _results
 from cvkit.runs.compare import Runs
 from cvkit.runs.folder import Run, open_run
-from cvkit.training.trainer import Trainer, train
+from cvkit.session import build_trainer, check, train
 
 EVERYTHING = {  # what a resumed run depends on, all at once
     "TRAIN.EMA": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
@@ -45,18 +47,20 @@ def own_models(monkeypatch):
                              nn.Linear(32, num_classes))
 
 
+@contextlib.contextmanager
 def interrupt_in_epoch(monkeypatch, number):
     """Make training stop as Ctrl-C does, in the middle of an epoch."""
-    step, calls = Trainer.train_step, []
+    calls = []
 
-    def train_step(self, *args):
-        calls.extend([self.epoch] * (self.run is not None))  # else it is tried on copies
+    def act(trainer, batch):
+        calls.append(trainer.state.epoch)
         if calls.count(number - 1) == 3:
             raise KeyboardInterrupt
-        return step(self, *args)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-    return lambda: monkeypatch.setattr(Trainer, "train_step", step)
+    with monkeypatch.context() as patched:
+        before_each_step(patched, act)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def equal(a, b):
@@ -79,10 +83,8 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(quick, monkeyp
                                                                   variant):
     config = load_config(quick, {"TRAIN.EPOCHS": 4, **VARIANTS[variant]})
     whole = train(config)
-    restore = interrupt_in_epoch(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupt_in_epoch(monkeypatch, 3):
         train(config)
-    restore()
     broken = open_run()
     assert broken.folder != whole.folder and broken.checkpoint("last").epoch == 2
     resumed = train(config, resume=True)
@@ -100,10 +102,8 @@ def test_the_gradient_scaler_of_fp16_is_resumed_too(quick, monkeypatch):
     monkeypatch.setattr("cvkit.runs.experiment.choose_precision", lambda *args: "fp16")
     config = load_config(quick, {"TRAIN.EPOCHS": 3, "TRAIN.CLIP_GRAD_NORM": 1.0})
     whole = train(config)
-    restore = interrupt_in_epoch(monkeypatch, 2)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupt_in_epoch(monkeypatch, 2):
         train(config)
-    restore()
     resumed = train(config, resume=True)
     assert resumed.checkpoint("last").training["scaler"]["scale"] > 1
     assert equal(vars(whole.checkpoint("last")), vars(resumed.checkpoint("last")))
@@ -159,7 +159,7 @@ def test_the_trainer_does_what_a_hand_written_loop_does(tiny):
     model = MODELS.build(config.MODEL, num_classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
-    data = Trainer(config).data
+    data = build_trainer(config).data
     images = torch.stack([torch.from_numpy(data.train.image(n)) for n in range(150)])
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     images = (images * (1 / (255 * std)) - mean / std).permute(0, 3, 1, 2).contiguous()
@@ -191,20 +191,21 @@ def test_accumulated_batches_step_as_one_large_batch(tiny):
 
 
 def test_gradients_are_clipped(tiny):
-    trainer = Trainer(load_config(tiny, {"TRAIN.CLIP_GRAD_NORM": 0.01, "TRAIN.PRECISION": "fp32"}))
+    trainer = build_trainer(load_config(tiny, {"TRAIN.CLIP_GRAD_NORM": 0.01, "TRAIN.PRECISION": "fp32"}))
     norms = []
-    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: norms.append(float(
+    trainer.state.optimizer.register_step_pre_hook(lambda optimizer, *_: norms.append(float(
         torch.linalg.vector_norm(torch.cat([parameter.grad.flatten() for parameter in
-                                            trainer.model.parameters()])))))
+                                            trainer.state.model.parameters()])))))
     trainer.train_epoch()
     assert len(norms) == 5 and max(norms) <= 0.0101
 
 
-def test_averaged_weights_are_what_is_evaluated_and_saved(quick):
-    trainer = Trainer(load_config(quick, {"TRAIN.EMA": 0.9}))
-    run = trainer.train()
+def test_averaged_weights_are_what_is_evaluated_and_saved(quick, monkeypatch):
+    states = []
+    before_each_step(monkeypatch, lambda trainer, batch: states.append(trainer.state))
+    run = train(load_config(quick, {"TRAIN.EMA": 0.9}))
     checkpoint = run.checkpoint("last")
-    averaged, trained = trainer.ema.model.state_dict(), trainer.model.state_dict()
+    averaged, trained = states[0].ema.model.state_dict(), states[0].model.state_dict()
     assert equal(checkpoint.model, dict(averaged))
     assert not equal(checkpoint.model["fc.weight"], trained["fc.weight"])
     assert equal(checkpoint.training["ema"]["model"], dict(trained))
@@ -307,10 +308,8 @@ def test_writers_are_told_of_each_epoch_then_of_the_saved_run_then_closed(quick,
     config = load_config(quick, {"WRITERS": [{"NAME": "Notes"}]})
     run = train(config)
     assert calls == [1, 2, run.predictions.accuracy, "closed"]
-    restore = interrupt_in_epoch(monkeypatch, 2)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupt_in_epoch(monkeypatch, 2):
         train(config)
-    restore()
     assert calls[4:] == [1, "closed"]
 
 
@@ -320,8 +319,7 @@ def test_a_trained_run_does_not_read_its_images_again(quick, monkeypatch):
     theirs = [again.loaders.test.take(range(8)), again.loaders.train.first_batch()]
     monkeypatch.setattr("cvkit.runs.experiment.build_data", lambda config: pytest.fail("read again"))
     ours = [run.loaders.test.take(range(8)), run.loaders.train.first_batch()]
-    assert all(torch.equal(part, other) for batch, same in zip(ours, theirs)
-               for part, other in zip(batch, same))
+    assert all(equal(list(batch), list(same)) for batch, same in zip(ours, theirs))
     assert run.visualize("misclassified").caption == again.visualize("misclassified").caption
 
 
@@ -374,7 +372,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_its_place(quick, monkeypatch)
 
 def test_check_tries_a_batch_and_writes_nothing(quick, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    Trainer(load_config(quick)).check()
+    check(load_config(quick))
     assert sorted(tmp_path.rglob("*")) == before
     text = capsys.readouterr().out
     assert "one batch of 32: loss " in text and "guessing gives 2.3026" in text
@@ -385,14 +383,17 @@ def test_check_tries_a_batch_and_writes_nothing(quick, tmp_path, capsys):
 
 
 def test_a_run_interrupted_at_its_very_end_gets_its_predictions(quick, monkeypatch):
-    finish = Trainer._finish
-    monkeypatch.setattr(Trainer, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    finish = Run.keep_predictions
+    monkeypatch.setattr(Run, "keep_predictions", stop)
     with pytest.raises(KeyboardInterrupt):
         train(load_config(quick))
-    monkeypatch.setattr(Trainer, "_finish", finish)
+    monkeypatch.setattr(Run, "keep_predictions", finish)
     run = train(load_config(quick), resume=True)
     assert run.predictions.accuracy == run.metrics[-1]["test/accuracy"]
-    monkeypatch.setattr(Trainer, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Run, "keep_predictions", stop)
     with pytest.raises(KeyboardInterrupt):
         train(load_config(quick, {"TRAIN.EPOCHS": 3}), resume=True)
     with pytest.raises(RunError, match="is of the model after epoch 2; .* saved after epoch 3"):
@@ -454,7 +455,7 @@ def test_no_run_to_resume(quick):
 
 def test_an_unknown_monitor_is_refused_before_training(quick):
     with pytest.raises(ConfigError, match="TRAIN.MONITOR: no metric named 'top5'"):
-        Trainer(load_config(quick, {"TRAIN.MONITOR": "top5"}))
+        build_trainer(load_config(quick, {"TRAIN.MONITOR": "top5"}))
 
 
 # -- real training ---------------------------------------------------------------------------
@@ -478,7 +479,7 @@ def test_the_deterministic_switch_is_thrown_and_taken_back(quick):
     assert not torch.are_deterministic_algorithms_enabled()
     train(load_config(quick, {"DETERMINISTIC": True, "TRAIN.EPOCHS": 1}))
     assert torch.are_deterministic_algorithms_enabled()
-    Trainer(load_config(quick))
+    build_trainer(load_config(quick))
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -505,7 +506,7 @@ def test_a_machine_without_a_compiler_is_told_so(quick, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(ConfigError) as caught:
-        Trainer(load_config(quick, ["TRAIN.COMPILE", "true"]))
+        build_trainer(load_config(quick, ["TRAIN.COMPILE", "true"]))
     assert str(caught.value).startswith(
         "command line TRAIN.COMPILE: torch.compile does not work here: No working C++ compiler found")
 
@@ -585,11 +586,11 @@ def test_a_class_called_error_is_better_when_more_of_it_is_right(quick, monkeypa
     monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
     METRICS.register("Errors")(lambda: METRICS.get("PerClassAccuracy")(
         [f"{number}_error" for number in range(10)]))
-    trainer = Trainer(load_config(quick, {"METRICS": [{"NAME": "Errors"}],
-                                         "TRAIN.MONITOR": "accuracy/3_error"}))
-    trainer.best = {"epoch": 1, "accuracy/3_error": 0.5}
-    assert trainer._is_better({"accuracy/3_error": 0.6})
-    assert not trainer._is_better({"accuracy/3_error": 0.4})
+    monitor = build_trainer(load_config(quick, {"METRICS": [{"NAME": "Errors"}],
+                                         "TRAIN.MONITOR": "accuracy/3_error"})).monitor
+    best = {"epoch": 1, "accuracy/3_error": 0.5}
+    assert monitor.is_better({"accuracy/3_error": 0.6}, best, 2)
+    assert not monitor.is_better({"accuracy/3_error": 0.4}, best, 2)
 
 
 @pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 1, True])
@@ -603,7 +604,7 @@ def test_whatever_number_a_metric_returns_is_saved(quick, monkeypatch, value):
 def test_a_metric_without_numbers_is_told_before_training(quick, monkeypatch, value):
     register_metric(monkeypatch, value)
     with pytest.raises(ConfigError, match="metric Own computes"):
-        Trainer(load_config(quick, {"METRICS": [{"NAME": "Own"}]}))
+        build_trainer(load_config(quick, {"METRICS": [{"NAME": "Own"}]}))
 
 
 def test_a_run_goes_on_in_a_precision_with_a_gradient_scaler(quick, monkeypatch):

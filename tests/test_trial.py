@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import nn
 from cvkit.config import load_config
 from cvkit.errors import RunError, UserError
 from cvkit.registry import LOSSES, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
-from cvkit.training.trainer import Trainer
+from cvkit.session import build_trainer, check, find_lr
+from cvkit.training.trial import try_training
 
 
 class Flat(nn.Sequential):
@@ -60,7 +62,7 @@ def own(monkeypatch):
     ({"METRICS": [{"NAME": "OnlySmall"}]}, "OnlySmall takes ten images")])
 def test_check_finds_what_would_end_the_training_or_its_resumption(tiny, capsys, change, expected):
     with pytest.raises(UserError, match=expected):
-        Trainer(load_config(tiny, {"MODEL": {"NAME": "Flat"}, **change})).check()
+        check(load_config(tiny, {"MODEL": {"NAME": "Flat"}, **change}))
     assert "All is well" not in capsys.readouterr().out
 
 
@@ -70,19 +72,18 @@ def test_check_finds_what_would_end_the_training_or_its_resumption(tiny, capsys,
     {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}, "DATA.VAL_FRACTION": 0.2}])
 def test_check_leaves_nothing_behind(tiny, tmp_path, capsys, change):
     def states():
-        return [trainer.model.state_dict(), trainer.loss.state_dict(), trainer.schedule.state_dict(),
-                trainer.optimizer.state_dict(), trainer.epoch, trainer.best, trainer.values,
-                torch.get_rng_state(), np.random.get_state()[1].tolist(), list(random.getstate()),
-                trainer.ema and [trainer.ema.steps, trainer.ema.model.state_dict()]]
+        return [trainer.state.state_dict(), torch.get_rng_state(), list(random.getstate()),
+                np.random.get_state()[1].tolist()]
 
     before = sorted(tmp_path.rglob("*"))
-    trainer = Trainer(load_config(tiny, {"MODEL": {"NAME": "Flat"}, **change}))
+    trainer = build_trainer(load_config(tiny, {"MODEL": {"NAME": "Flat"}, **change}))
     expected = copy.deepcopy(states())
-    trainer.check()
+    assert try_training(trainer.state, trainer.parts).startswith("one batch of 32: loss ")
+    assert equal(states(), expected)
+    assert all(parameter.grad is None for parameter in trainer.state.weights)
+    check(trainer.config)
     assert "All is well; nothing was written." in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-    assert equal(states(), expected)
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
 @pytest.mark.parametrize("loss, guess", [
@@ -91,38 +92,29 @@ def test_check_leaves_nothing_behind(tiny, tmp_path, capsys, change):
     ({"NAME": "MSELoss"}, (0.9 ** 2 + 9 * 0.1 ** 2) / 10),
     ({"NAME": "BCEWithLogitsLoss"}, np.log(2))])
 def test_the_loss_of_guessing_is_that_of_the_loss_in_use(tiny, capsys, loss, guess):
-    trainer = Trainer(load_config(tiny, {"LOSS": loss}))
+    trainer = build_trainer(load_config(tiny, {"LOSS": loss}))
     batch = trainer.loaders.train.first_batch()
     if guess is None:  # the classes of the batch decide
-        guess = np.log(10) * float(trainer.loss.weights[batch.labels].mean())
-    trainer.check()
+        guess = np.log(10) * float(trainer.state.loss.weights[batch.labels].mean())
+    check(trainer.config)
     assert f"(guessing gives {guess:.4f})" in capsys.readouterr().out
 
 
-def test_a_gradient_scale_that_is_too_large_at_first_is_no_mistake(tiny, capsys):
+def test_a_gradient_scale_that_is_too_large_at_first_is_no_mistake(tiny, capsys, monkeypatch):
     """As on a T4: training skips such steps and halves the scale."""
-    trainer = Trainer(load_config(tiny, {"MODEL": {"NAME": "Flat"}, "TRAIN.PRECISION": "fp32"}))
-    build = trainer._build_scaler_and_ema
-
-    def with_scaler(twin):
-        build()
-        twin.ema = None
-        twin.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 127)
-
-    type(trainer)._build_scaler_and_ema, kept = with_scaler, type(trainer)._build_scaler_and_ema
-    try:
-        trainer.check()
-    finally:
-        type(trainer)._build_scaler_and_ema = kept
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=2.0 ** 127))
+    check(load_config(tiny, {"MODEL": {"NAME": "Flat"}, "TRAIN.PRECISION": "fp32"}))
     assert "All is well" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_into_memory_is_told_by_check_and_by_the_range_test_too(tiny, monkeypatch):
-    def step(self, batch, weight, is_step):
+    def step(state, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(Trainer, "train_step", step)
-    trainer = Trainer(load_config(tiny))
-    for work in (trainer.check, trainer.find_lr):
+    monkeypatch.setattr("cvkit.training.trial.train_step", step)
+    monkeypatch.setattr("cvkit.training.lr_finder.train_step", step)
+    config = load_config(tiny)
+    for work in (partial(check, config), partial(find_lr, config)):
         with pytest.raises(RunError, match="out of memory on .*, training on batches of 32"):
             work()

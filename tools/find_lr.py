@@ -28,11 +28,11 @@ def main() -> None:
     args = parse_words(parser, sys.argv[1:])
     config = load_config(args.config, args.overrides)
     from cvkit.runs.experiment import Experiment
-    from cvkit.training.trainer import Trainer
+    from cvkit.session import find_lr
     from cvkit.visualizers import draw
 
     try:
-        found = Trainer(config).find_lr(args.lowest, args.highest, args.steps)
+        found = find_lr(config, args.lowest, args.highest, args.steps)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     parts = Experiment(config)

@@ -48,9 +48,9 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     if args.print_config:
         return print(config.dump(origins=True), end="")
-    from cvkit.training.trainer import Trainer, train  # torch: after what can be told without it
+    from cvkit.session import check, train  # imports torch: after what can be told without it
     if args.check:
-        return Trainer(config).check()
+        return check(config)
     train(config, resume=args.resume if args.resume else args.resume is not None)
 
 

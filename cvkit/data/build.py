@@ -11,7 +11,7 @@ from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageData, ImageSet
 from cvkit.data.loaders import BatchLoader, Loaders
 from cvkit.data.pipeline import Pipeline, build_pipeline
-from cvkit.data.plan import Order
+from cvkit.data.plan import EpochPlan
 from cvkit.data.scan import usable_cores
 from cvkit.data.sources import BatchedSource, PerImageSource, why_not_in_workers
 from cvkit.data.splits import balanced_subset, stratified_split
@@ -138,8 +138,9 @@ class _Builder:
             self.left -= cache.bytes
         backend, reason = self.config.DATA.BACKEND, self._why_not_batched(pipeline, cache)
         is_batched = reason is None and backend != "albumentations"
-        order = Order(len(images), self._batch_size(is_training, is_batched), is_training,
-                      self.config.SEED, distributed.rank(), distributed.size())
+        plan = EpochPlan(len(images), self._batch_size(is_training, is_batched), is_training,
+                      self.config.SEED, distributed.rank(), distributed.size(),
+                         self.config.TRAIN.ACCUMULATE if is_training else 1)
         if backend == "batched" and reason:
             raise ConfigError(f"batched is not possible: {reason}",
                               where=self.config.DATA.where("BACKEND"),
@@ -149,7 +150,7 @@ class _Builder:
             if self.left_on_gpu is not None:
                 self.left_on_gpu -= cache.bytes
             self.words = f"batched; {plural(len(images), 'image')}, {memory}, lie on the device"
-            source = BatchedSource(images, cache, pipeline, order, self.device)
+            source = BatchedSource(images, cache, pipeline, plan, self.device)
         else:
             workers, why_not = self._workers(pipeline, images, cache)
             by = plural(workers, "worker process") if workers else "this process"
@@ -159,10 +160,10 @@ class _Builder:
                 self.words += f" ({'; '.join(reasons)})"
             if cache.is_copy:
                 self.words += f"; prepared once, {memory}" if cache.fits else "; prepared each time"
-            source = PerImageSource(images, cache, pipeline, order, workers,
+            source = PerImageSource(images, cache, pipeline, plan, workers,
                                     pin_memory=self.device.type == "cuda",
                                     imports=self.config.IMPORTS)
-        return BatchLoader(images, pipeline, self.mean, self.std, source, order, self.device)
+        return BatchLoader(images, pipeline, self.mean, self.std, source, plan, self.device)
 
     def _workers(self, pipeline: Pipeline, images: ImageSet,
                  cache: ImageCache) -> tuple[int, str | None]:

@@ -12,7 +12,7 @@ import torch
 from cvkit.data.images import ImageSet
 from cvkit.data.mixing import mix
 from cvkit.data.pipeline import Pipeline
-from cvkit.data.plan import Order
+from cvkit.data.plan import EpochPlan
 from cvkit.data.sources import BatchedSource, PerImageSource, Pixels
 from cvkit.system import distributed
 
@@ -25,12 +25,21 @@ class Batch(NamedTuple):
         labels: int64 (N,); of a mixed image the class with the larger share.
         index: int64 (N,), each image's place in its split.
         targets: what the loss is given: the labels, or of mixed images shares (N, classes).
+        number: in its epoch, from 0.
+        count: images that means are of, the first of N; the others fill up an empty part.
+        weight: what a mean over the batch has to be multiplied with, so that the sum over the
+            batches of an optimizer step is the mean over its images, in all processes.
+        ends_step: whether the optimizer steps after it.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     index: torch.Tensor
     targets: torch.Tensor
+    number: int = 0
+    count: int = 0
+    weight: float = 1.0
+    ends_step: bool = True
 
 
 class BatchLoader:
@@ -41,7 +50,7 @@ class BatchLoader:
         pipeline: what each image goes through, uint8 to uint8.
         mean, std: per channel, pixels scaled to 0–1.
         source: makes the uint8 batches.
-        order: of the images.
+        plan: which images make which batch.
         device: where batches go.
 
     Attributes:
@@ -50,11 +59,11 @@ class BatchLoader:
     """
 
     def __init__(self, images: ImageSet, pipeline: Pipeline, mean: tuple[float, ...],
-                 std: tuple[float, ...], source: BatchedSource | PerImageSource, order: Order,
+                 std: tuple[float, ...], source: BatchedSource | PerImageSource, plan: EpochPlan,
                  device: torch.device):
         self.images, self.pipeline, self.device = images, pipeline, device
         self.mean, self.std, self.layout = mean, std, torch.channels_last
-        self.source, self._order, self._epoch, self._start = source, order, 0, 0
+        self.source, self.plan, self._epoch, self._start = source, plan, 0, 0
         self.left_out: set[str] = set()
         self._scale = 1 / (255 * torch.tensor(std, device=device))
         self._shift = torch.tensor(mean, device=device) / torch.tensor(std, device=device)
@@ -70,11 +79,11 @@ class BatchLoader:
     @property
     def batch_sizes(self) -> list[int]:
         """Images of each batch of an epoch, in all processes together."""
-        return self._order.batch_sizes
+        return self.plan.batch_sizes
 
     def part_size(self, number: int) -> int:
         """Return how many images of a batch are this process's; the rest fills it up to one."""
-        return self._order.part_size(number)
+        return self.plan.part_size(number)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch whose order and augmentation the next iteration has.
@@ -90,18 +99,23 @@ class BatchLoader:
         for number, item in enumerate(self.source.epoch(epoch, start), start):
             if len(item[1]) < max(self.part_size(number), 1):
                 self._note_left_out(item[2], epoch, number)
-            yield self._mixed_part(self._on_device(item), epoch, number)
+            batch = self._mixed_part(self._on_device(item), epoch, number)
+            count = min(self.part_size(number), len(batch.labels))
+            # Averaging gradients divides by the number of processes.
+            weight = count * self.plan.size / self.plan.step_size(number)
+            yield batch._replace(number=number, count=count, weight=weight,
+                                 ends_step=self.plan.ends_step(number))
 
     def _note_left_out(self, index: torch.Tensor, epoch: int, number: int) -> None:
-        meant = self._order.positions(epoch)[self._order.part(number)]
+        meant = self.plan.positions(epoch)[self.plan.part(number)]
         there = np.isin(self.images.index[meant], index.cpu().numpy())
         self.left_out.update(map(self.images.name, meant[~there]))
 
     def _mixed_part(self, batch: Batch, epoch: int, number: int) -> Batch:
         """Mix the parts of all processes together, as one would, and return this one's again."""
-        if not self.pipeline.mixing or self._order.size == 1:
+        if not self.pipeline.mixing or self.plan.size == 1:
             return self._mixed(batch, epoch, number)
-        count, rank = min(self.part_size(number), len(batch.labels)), self._order.rank
+        count, rank = min(self.part_size(number), len(batch.labels)), self.plan.rank
         owners, images, labels, index = map(distributed.gather, (
             torch.full((count,), rank, device=self.device), batch.images[:count],
             batch.labels[:count], batch.index[:count]))
@@ -116,10 +130,11 @@ class BatchLoader:
         """Return the batch of that number in the epoch as the model receives it in training."""
         if not self.pipeline.mixing:
             return batch
-        key = (self._order.seed, epoch, number)
+        key = (self.plan.seed, epoch, number)
         images, targets = mix(self.pipeline.mixing, batch.images, batch.labels, key)
         labels = targets.argmax(1) if targets.ndim == 2 else batch.labels
-        return Batch(images.contiguous(memory_format=self.layout), labels, batch.index, targets)
+        images = images.contiguous(memory_format=self.layout)
+        return batch._replace(images=images, labels=labels, targets=targets)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn uint8 (N, H, W, C) into normalised float32 (N, C, H, W)."""
@@ -156,7 +171,7 @@ class BatchLoader:
 
     def _on_device(self, item: Pixels) -> Batch:
         pixels, labels, index = (part.to(self.device, non_blocking=True) for part in item)
-        return Batch(self.normalise(pixels), labels, index, labels)
+        return Batch(self.normalise(pixels), labels, index, labels, count=len(labels))
 
 
 @dataclass(frozen=True)
@@ -187,10 +202,19 @@ class Loaders:
 
     def set_layout(self, layout: torch.memory_format) -> None:
         """Choose how all further batches lie in memory."""
-        for loader in filter(None, (self.train, self.test, self.val)):
+        for loader in self._all:
             loader.layout = layout
+
+    def left_out(self) -> set[str]:
+        """Return the image files that batches lack, in all processes. All must ask."""
+        names = {name for loader in self._all for name in loader.left_out}
+        return set().union(*distributed.all_gather_objects(names))
+
+    @property
+    def _all(self) -> list[BatchLoader]:
+        return [loader for loader in (self.train, self.test, self.val) if loader is not None]
 
     def close(self) -> None:
         """End worker processes."""
-        for loader in filter(None, (self.train, self.test, self.val)):
+        for loader in self._all:
             loader.source.close()

@@ -177,7 +177,7 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
             error.where = error.where or where_in(node, NAME)
             raise
         except Exception as error:  # whatever albumentations, OpenCV or NumPy may raise
-            is_own = type(built).__module__.startswith(("albumentations", __name__))
+            is_own = type(built).__module__.startswith(("albumentations", "cvkit."))
             if isinstance(built, _Function) or not is_own:
                 raise  # a bug in the user's own code
             size = "×".join(map(str, extremes[0].shape))

@@ -18,7 +18,7 @@ import numpy as np
 from cvkit.data.images import ImageFiles, ImageSet
 from cvkit.errors import DataError
 from cvkit.system import distributed
-from cvkit.system.log import Log, Progress
+from cvkit.system.log import ProgressBar
 
 Result = TypeVar("Result")
 _MANY_FILES = 100  # so many that a word comes before they are read
@@ -36,7 +36,7 @@ def in_threads(read: Callable[[int], Result], count: int, title: str,
     Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds,
     elsewhere a line is printed after ten and then seldom.
     """
-    progress = Progress(title, count, Log(), unit="image", delay=2)
+    progress = ProgressBar(title, count, unit="image", delay=2)
     with ThreadPoolExecutor(threads) as pool:
         ahead, rest = deque(), iter(range(count))
         try:

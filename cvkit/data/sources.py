@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageSet, UnreadableError
 from cvkit.data.pipeline import RESIZE_HINT, Pipeline
-from cvkit.data.plan import Order
+from cvkit.data.plan import EpochPlan
 from cvkit.errors import DataError, RunError, UserError
 from cvkit.registry.user_code import import_user_code
 from cvkit.system.seeds import seed_random_numbers
@@ -34,10 +34,10 @@ class BatchedSource:
     An image's random numbers come from (seed, epoch, its place in the epoch).
     """
 
-    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, order: Order,
+    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, plan: EpochPlan,
                  device: torch.device):
         self._images, self._cache, self._pipeline = images, cache, pipeline
-        self._order, self._device = order, device
+        self._plan, self._device = plan, device
         self._resident: tuple[Tensor, ...] | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pixels]:
@@ -47,11 +47,11 @@ class BatchedSource:
                 torch.from_numpy(values).to(self._device)
                 for values in (self._images.labels, self._images.index)))
         pixels, places, labels, index = self._resident
-        positions, has_gaps = self._order.positions(epoch), self._cache.missing.any()
+        positions, has_gaps = self._plan.positions(epoch), self._cache.missing.any()
         order = torch.from_numpy(positions).to(self._device)
         drawn = self._draw(epoch)
-        for number in range(start, len(self._order.batch_sizes)):
-            batch = self._order.part(number)
+        for number in range(start, len(self._plan.batch_sizes)):
+            batch = self._plan.part(number)
             if has_gaps:
                 readable = np.flatnonzero(~self._cache.missing[positions[batch]])
                 if not len(readable):
@@ -68,7 +68,7 @@ class BatchedSource:
 
     def take(self, asked: Sequence[int], epoch: int) -> Pixels:
         """Return the images at these places of an epoch, without what may be left out."""
-        found, places, positions = [], [], self._order.positions(epoch)
+        found, places, positions = [], [], self._plan.positions(epoch)
         for place in asked:
             try:
                 found.append(self._cache.image(positions[place]))
@@ -88,7 +88,7 @@ class BatchedSource:
                 torch.from_numpy(self._images.index[chosen]))
 
     def _draw(self, epoch: int) -> list[list[Tensor]]:
-        drawn = self._pipeline.draw(self._order.seed, epoch, self._order.count, self._cache.shape)
+        drawn = self._pipeline.draw(self._plan.seed, epoch, self._plan.count, self._cache.shape)
         return [[values.to(self._device) for values in group] for group in drawn]
 
 
@@ -102,11 +102,11 @@ class _Request(NamedTuple):
 class PerImageSource:
     """Batches made image by image, in this process or in workers."""
 
-    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, order: Order,
+    def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, plan: EpochPlan,
                  workers: int, pin_memory: bool, imports: Sequence[str] = ()):
-        self._cache, self._order = cache, order
+        self._cache, self._plan = cache, plan
         self._batches = _Batches(images, cache, pipeline, list(imports))
-        self._requests = _Requests(order)
+        self._requests = _Requests(plan)
         workers = min(workers, len(self._requests))
         self._loader = DataLoader(
             self._batches, sampler=self._requests, batch_size=None, num_workers=workers,
@@ -152,11 +152,11 @@ class PerImageSource:
 
         They are as in their batches.
         """
-        places, size = np.asarray(places), self._order.batch_size
-        order = self._order.positions(epoch)
+        places, size = np.asarray(places), self._plan.batch_size
+        order = self._plan.positions(epoch)
         if not self._batches.pipeline.random:  # then it is the same in whichever batch
-            return _raised(self._batches[_Request(order[places], (self._order.seed, epoch, 0))])
-        alone = _Requests(Order(len(order), size, False, self._order.seed))
+            return _raised(self._batches[_Request(order[places], (self._plan.seed, epoch, 0))])
+        alone = _Requests(EpochPlan(len(order), size, False, self._plan.seed))
         made = {}
         for number in np.unique(places // size).tolist():
             # Those before them in the batch draw random numbers as well.
@@ -236,21 +236,21 @@ class _Batches(Dataset):
 class _Requests(Sampler):
     """An epoch's requests, in order, from the batch `start` on."""
 
-    def __init__(self, order: Order):
-        self.order, self.epoch, self.start = order, 0, 0
+    def __init__(self, plan: EpochPlan):
+        self.plan, self.epoch, self.start = plan, 0, 0
 
     def __len__(self) -> int:
-        return len(self.order.batch_sizes) - self.start
+        return len(self.plan.batch_sizes) - self.start
 
     def request(self, positions: np.ndarray, epoch: int, number: int) -> _Request:
         """Return that of one batch, given the positions of its epoch's images."""
         # Each process draws numbers of its own for its part.
-        rank = (self.order.rank,) if self.order.rank else ()
-        return _Request(positions[self.order.part(number)],
-                        (self.order.seed, epoch, number, *rank))
+        rank = (self.plan.rank,) if self.plan.rank else ()
+        return _Request(positions[self.plan.part(number)],
+                        (self.plan.seed, epoch, number, *rank))
 
     def __iter__(self) -> Iterator[_Request]:
-        positions, count = self.order.positions(self.epoch), len(self.order.batch_sizes)
+        positions, count = self.plan.positions(self.epoch), len(self.plan.batch_sizes)
         return (self.request(positions, self.epoch, number) for number in range(self.start, count))
 
 

@@ -144,7 +144,7 @@ class Accuracy:
     def everywhere(self) -> Accuracy:
         """Return that over the images of all processes. All must ask."""
         whole = Accuracy()
-        sums = distributed.total(torch.tensor([int(self.correct), self.count]))
+        sums = distributed.all_reduce_sum(torch.tensor([int(self.correct), self.count]))
         whole.correct, whole.count = sums.tolist()
         return whole
 

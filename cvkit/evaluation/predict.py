@@ -15,7 +15,7 @@ from cvkit.models.probing import in_evaluation_mode, state_kept
 from cvkit.runs.predictions import Predictions
 from cvkit.system import distributed
 from cvkit.system.device import autocast
-from cvkit.system.log import Progress
+from cvkit.system.log import ProgressBar
 from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
 from cvkit.training.losses import weight_of
 
@@ -23,7 +23,7 @@ from cvkit.training.losses import weight_of
 @torch.no_grad()
 def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Sequence[Any],
             classes: Sequence[str], precision: str, epoch: int,
-            progress: Progress, check: Callable[[], None] | None = None,
+            progress: ProgressBar, check: Callable[[], None] | None = None,
             ) -> tuple[Predictions, dict[str, float]]:
     """Run a model over a split, in all processes that train together.
 

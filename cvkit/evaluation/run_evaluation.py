@@ -18,7 +18,7 @@ from cvkit.runs.checkpoint import Checkpoint, load_weights
 from cvkit.runs.folder import MAY_CHANGE, MAY_EVALUATE, Run, is_among, open_run
 from cvkit.runs.predictions import Predictions
 from cvkit.system.files import user_path
-from cvkit.system.log import Log, Progress
+from cvkit.system.log import ProgressBar
 from cvkit.system.text import plural, visible
 from cvkit.training.losses import build_loss
 
@@ -58,7 +58,7 @@ def evaluate(run: Run | str | Path | None = None,
     _try_one(run, checkpoint)
     predictions, _ = predict(run.model, loader, loss, build_metrics(run.config.METRICS, classes),
                              classes, run.precision, checkpoint.epoch,
-                             Progress("Test", len(loader), Log()))
+                             ProgressBar("Test", len(loader)))
     predictions = replace(predictions, batches=checkpoint.batches)
     other = run.other_best(predictions)
     if other:

@@ -96,3 +96,15 @@ def refuse_single_images(model: nn.Module, image_shape: tuple[int, int, int],
         raise ConfigError("a batch of one image gives batch normalisation a single value per "
                           "channel, and training stops there", where=where,
                           hint="Raise it, or take another norm.") from error
+
+
+@contextmanager
+def same_kernels() -> Iterator[None]:
+    """Let a GPU take the same of several kernels each time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before

@@ -1,12 +1,12 @@
 """What trains without an error and is wrong all the same, told as lines `warning    …`.
 
-Each function returns the warnings it finds, by kind; a `Warner` says each kind once.
+Each function returns the warnings it finds, by kind; the reporter `Checks` says each kind once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,29 +16,64 @@ from torch import nn
 from cvkit.config import Config
 from cvkit.data import ImageData, ImageFiles, Loaders
 from cvkit.data.duplicates import DUPLICATES, duplicates, evenly
+from cvkit.data.loaders import Batch
 from cvkit.data.scan import statistics
+from cvkit.models.probing import in_evaluation_mode, same_kernels, state_kept
 from cvkit.registry import NAME
-from cvkit.system.text import plural
+from cvkit.reporting.reporter import Reporter
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.folder import Run
+from cvkit.system.device import autocast
+from cvkit.system.files import write_whole
+from cvkit.system.log import LOG
+from cvkit.system.seeds import seed_epoch
+from cvkit.system.text import plural, visible
 from cvkit.training.losses import ClassificationLoss, torch_form
 from cvkit.training.schedulers import Schedule, build_schedule, is_to_find
+from cvkit.training.state import TrainingState
 
 
-class Warner:
+class Checks(Reporter):
     """Says warnings, each kind once.
 
     Args:
-        say: takes a line.
+        parts: data and loaders of the training.
+        run: where it is kept; None where nothing is.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self._say, self._said = say, set()
+    def __init__(self, parts: Experiment, run: Run | None = None):
+        self.parts, self.run = parts, run
+        self._said: set[str] = set()
+        self._odd: dict[str, str] = {}
 
-    def __call__(self, warnings: Mapping[str, str]) -> None:
-        """Say those whose kind has not been said yet."""
+    def look(self, state: TrainingState, batch: Batch) -> None:
+        """Note what is wrong with the outputs of a model and a loss, in their trial."""
+        self._odd = odd_outputs(state, batch)
+
+    def begin(self, state: TrainingState) -> None:
+        found = duplicates(self.parts.data)
+        if found and self.run is not None:
+            lines = [visible(line) for lines in found.values() for line in lines]
+            write_whole(self.run.folder / DUPLICATES, "\n".join([*lines, ""]))
+        self._say({**before_training(state.config, self.parts.data, self.parts.loaders,
+                                     state.steps_per_epoch, found), **self._odd})
+
+    def say_odd(self) -> None:
+        """Say what `look` noted."""
+        self._say(self._odd)
+
+    def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:
+        self._say(after_epoch(state.config, self.parts.data, state.loss, self.run.metrics,
+                              state.progress.loss.batches()))
+
+    def end(self, state: TrainingState, run: Run) -> None:
+        self._say(idle_scheduler(state.config, state.schedule, run.metrics))
+
+    def _say(self, warnings: Mapping[str, str]) -> None:
         for kind, text in warnings.items():
             if kind not in self._said:
-                self._say(f"warning    {text}")
-                self._said.add(kind)
+                LOG.info(f"warning    {text}")
+        self._said |= set(warnings)
 
 
 def before_training(config: Config, data: ImageData, loaders: Loaders, steps_per_epoch: int,
@@ -149,6 +184,28 @@ def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, 
     count = max(4_000_000 // data.train.image(0).nbytes, 10)
     some = evenly(data.train.index, count)
     return statistics(data.train.images[some])
+
+
+@torch.no_grad()
+def odd_outputs(state: TrainingState, batch: Batch) -> dict[str, str]:
+    """Return warnings of what the model says of a batch, and of the loss."""
+    model, count = state.evaluated_model, len(batch.images)
+
+    def said(count: int, seed: int) -> torch.Tensor:
+        seed_epoch(state.config.SEED, seed, state.config.DETERMINISTIC)
+        with autocast(state.device, state.precision):
+            return model(batch.images[:count]).float()
+
+    with state_kept(model, state.loss), in_evaluation_mode(model, state.loss), same_kernels():
+        logits = said(count, 0)
+        found = odd_logits(state.config, logits, said(max(count // 2, 1), 0))
+        difference = float((logits - said(count, 1)).abs().max())
+        if difference > 0.001 * float(logits.abs().max()):
+            found.pop("batch", None)  # it draws others for another number of images
+            found["draws"] = (f"what model {state.config.MODEL[NAME]} says of an image in "
+                              "evaluation is drawn: dropout has to know of it, "
+                              "F.dropout(x, p, self.training) or nn.Dropout")
+        return {**found, **odd_loss(state.config, state.loss, batch.labels, logits)}
 
 
 def odd_logits(config: Config, logits: torch.Tensor, of_half: torch.Tensor) -> dict[str, str]:

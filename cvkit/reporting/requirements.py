@@ -31,9 +31,12 @@ from cvkit.models import count_parameters, parameters_in_words
 from cvkit.models.feature_maps import choose_layers
 from cvkit.registry import NAME, REGISTRIES
 from cvkit.registry.signatures import accepts, describe_type, parameters_of
+from cvkit.reporting.reporter import Reporter
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run
+from cvkit.system.log import LOG
 from cvkit.system.text import suggest
+from cvkit.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,33 @@ class Demand:
 
     def __str__(self) -> str:
         return f"{self.text}: {self.state}{f', {self.found}' if self.found else ''}"
+
+
+class Requirements(Reporter):
+    """Says what is demanded, and at the end whether it is met.
+
+    Args:
+        config, parts: of the training.
+
+    Raises:
+        ConfigError: the config, or the model, breaks a demand.
+    """
+
+    def __init__(self, config: Config, parts: Experiment):
+        self.demands = check_requirements(config, parts)
+        enforce(self.demands, config)
+
+    def begin(self, state: TrainingState) -> None:
+        for demand in self.demands:
+            LOG.info(f"required   {demand}")
+
+    def end(self, state: TrainingState, run: Run) -> None:
+        found = check_requirements(state.config, run)
+        for demand, before in zip(found, self.demands, strict=True):
+            if before.is_met is None:
+                LOG.info(f"required   {demand}")
+        if found:
+            LOG.info(f"required   {summary(found)}")
 
 
 def check_requirements(config: Config, parts: Experiment | None = None) -> list[Demand]:

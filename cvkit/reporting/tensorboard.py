@@ -1,9 +1,4 @@
-"""Writers take a run's numbers as they come, and the run when it is done.
-
-A writer is built with the run folder and has three methods:
-`write(step, values)` after each epoch, which is the step; `finish(run)` once, when the training has
-ended and its predictions are saved; `close()` last, also after an interruption.
-"""
+"""What TensorBoard shows of a run."""
 
 from __future__ import annotations
 
@@ -16,13 +11,17 @@ from typing import Any
 
 from cvkit.errors import UserError
 from cvkit.registry import NAME, WRITERS
+from cvkit.reporting.reporter import Reporter
+from cvkit.runs.folder import Run
 from cvkit.runs.metrics_file import read_metrics
+from cvkit.training.state import TrainingState
 
-PICTURES = ("misclassified", "cam")  # the visualizers whose pictures TensorBoard gets
+# The visualizers whose pictures TensorBoard gets.
+PICTURES = ("misclassified", "cam")
 
 
 @WRITERS.register("tensorboard")
-class TensorBoard:
+class TensorBoard(Reporter):
     """What `tensorboard --logdir runs` shows, where a run is called `<config>/<start time>`.
 
     Scalars after each epoch, over epochs. At the end `Run.hyperparameters`, which the tab HPARAMS
@@ -46,18 +45,22 @@ class TensorBoard:
             path.unlink()
         self._writer = SummaryWriter(folder)
         for values in read_metrics(Path(folder)):
-            self.write(values["epoch"], values)
+            self._add(values["epoch"], values)
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
+    def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:
+        self._add(state.epoch, values)
+
+    def _add(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
             if name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def finish(self, run: Any) -> None:
+    def end(self, state: TrainingState, run: Run) -> None:
         predictions = run.predictions
-        if run.monitored != "test":  # else each epoch has them
-            self.write(predictions.epoch, {"test/loss": predictions.loss,
+        # Else each epoch has them.
+        if run.monitored != "test":
+            self._add(predictions.epoch, {"test/loss": predictions.loss,
                                            "test/accuracy": predictions.accuracy})
         self._add_hyperparameters(run.hyperparameters)
         count: Counter[str] = Counter()
@@ -66,9 +69,9 @@ class TensorBoard:
                 self._add_pictures(run, node, predictions.epoch, count)
         if self._graph:
             self._add_graph(run)
-        self._writer.flush()
+        self._writer.close()
 
-    def close(self) -> None:
+    def stopped(self, state: TrainingState, error: BaseException) -> None:
         self._writer.close()
 
     def _add_hyperparameters(self, values: dict[str, Any]) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import torch
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from torch import nn
 from typing import Any
+
+import torch
+from torch import nn
+
 from cvkit.config import Config, check_components, read_config
 from cvkit.errors import CheckpointError
 from cvkit.models import build_model
-from cvkit.runs.untrusted import EXPECTED, EXTRA_STATE, read_verified
-from cvkit.system.saving import plain
-
+from cvkit.runs.untrusted import EXPECTED, read_verified
+from cvkit.system.saving import load_weights
 
 FORMAT = 1
 
@@ -166,35 +166,3 @@ class Checkpoint:
 def moment_of(epoch: int, batches: int) -> str:
     """Return a place in a training: finished epochs, and batches of the next one."""
     return f"in epoch {epoch + 1}, after batch {batches}" if batches else f"after epoch {epoch}"
-
-
-def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state of a model or a loss, extra state as a copy without NumPy's numbers."""
-    state = module.state_dict()
-    for name in state:
-        if name.endswith(EXTRA_STATE):
-            state[name] = plain(copy.deepcopy(state[name]))
-    return state
-
-
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str,
-                 what: str = "model") -> None:
-    """Load weights, all of them.
-
-    Args:
-        source, what: they are from and for, in words.
-
-    Raises:
-        CheckpointError: names or shapes differ; the first few are listed.
-    """
-    own = model.state_dict()
-    differences = [f"{name} is missing" for name in own if name not in weights]
-    differences += [f"{name} is not in the {what}" for name in weights if name not in own]
-    differences += [f"{name} is {tuple(weights[name].shape)}, the {what}'s {tuple(own[name].shape)}"
-                    for name in own if name in weights and not name.endswith(EXTRA_STATE)
-                    and weights[name].shape != own[name].shape]
-    if differences:
-        rest = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise CheckpointError(f"{source} does not fit the {what}: "
-                              f"{'; '.join(differences[:4])}{rest}")
-    model.load_state_dict(weights)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
+
 from cvkit.config import Config
 from cvkit.config.tree import in_words
 from cvkit.data import ImageData

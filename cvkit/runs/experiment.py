@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import nn
-from typing import Any
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,6 @@ from cvkit.models.probing import choose_layout, takes_layout
 from cvkit.registry import NAME, VISUALIZERS
 from cvkit.system.device import choose_device, choose_precision
 from cvkit.system.seeds import seed_everything
-
 
 # What a visualizer that asks for a fact needs, in words.
 _NEEDS = {"compared": "two or more runs", "range_test": "a run with SCHEDULER.max_lr find",

@@ -13,8 +13,10 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from torch import nn
 from typing import Any
+
+from torch import nn
+
 from cvkit.config import Config, read_config
 from cvkit.config.load import RESOLVED
 from cvkit.config.tree import in_words
@@ -25,12 +27,11 @@ from cvkit.models.probing import choose_layout
 from cvkit.registry.user_code import edited_since, take_no_code_from
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
-from cvkit.runs.metrics_file import read_metrics
+from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
 from cvkit.runs.predictions import Predictions, write_anew
 from cvkit.runs.range_test import RangeTest
 from cvkit.system.files import lock_file, user_path, write_whole, writing
 from cvkit.system.text import suggest, visible
-
 
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
@@ -220,8 +221,7 @@ class Run(Experiment):
         except CheckpointError:  # of a copy of the folder, say, without its largest files
             return found
         if not is_of_model:
-            for part in ("model", "_trained"):  # they may have been read before it was resumed
-                vars(self).pop(part, None)
+            self.forget_model()
         if found.place != self._trained.place:
             raise RunError(f"{path} is of the model {found.place}; the checkpoint was saved "
                            f"{self._trained.place}", hint=write_anew(path))
@@ -352,6 +352,23 @@ class Run(Experiment):
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.folder / "checkpoints"
+
+    def add_metrics(self, values: dict[str, Any]) -> None:
+        """Write an epoch into `metrics.jsonl`."""
+        add_metrics(self.folder, values)
+
+    def keep_epochs(self, last_epoch: int) -> None:
+        """Drop what was written after the epoch that the run is resumed from."""
+        keep_epochs(self.folder, last_epoch)
+
+    def keep_predictions(self, predictions: Predictions) -> None:
+        """Write `predictions.npz`."""
+        predictions.save(self.folder / "predictions.npz")
+
+    def forget_model(self) -> None:
+        """Read the model again when it is asked for: it was trained meanwhile."""
+        for part in ("model", "_trained"):
+            vars(self).pop(part, None)
 
     def save(self, checkpoint: Checkpoint, name: str = "last") -> None:
         """Write "last", where the one before is kept as `previous.pt`, or "best"."""

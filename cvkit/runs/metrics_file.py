@@ -6,13 +6,14 @@ import json
 import math
 from pathlib import Path
 from typing import Any
-from cvkit.errors import RunError
 
+from cvkit.errors import RunError
+from cvkit.system.files import write_whole, writing
 
 _INFINITE = {"inf": math.inf, "-inf": -math.inf}  # as JSON has no numbers for them
 
 
-def json_line(values: dict[str, Any]) -> str:
+def _line(values: dict[str, Any]) -> str:
     """Return a line of JSON: NaN is null, and what is infinite a word."""
     return json.dumps({name: _in_json(value) for name, value in values.items()},
                       allow_nan=False) + "\n"
@@ -27,6 +28,19 @@ def _in_json(value: Any) -> Any:
 def _from_json(value: Any) -> Any:
     return math.nan if value is None else _INFINITE.get(value, value) if (
         isinstance(value, str)) else value
+
+
+def add_metrics(folder: Path, values: dict[str, Any]) -> None:
+    """Write an epoch below the others."""
+    path = folder / "metrics.jsonl"
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(_line(values))
+
+
+def keep_epochs(folder: Path, last_epoch: int) -> None:
+    """Drop what was written after the epoch that a run is resumed from."""
+    kept = [values for values in read_metrics(folder) if values["epoch"] <= last_epoch]
+    write_whole(folder / "metrics.jsonl", "".join(map(_line, kept)))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import numpy as np
 import os
 import shlex
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+
 from cvkit.errors import RunError
 from cvkit.runs.checkpoint import moment_of
 from cvkit.runs.untrusted import is_text, verify_archive

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
 from cvkit.errors import RunError
 from cvkit.system.files import write_whole
-
 
 RULE = "half the rate at which the averaged loss is lowest"
 

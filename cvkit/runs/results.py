@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import numpy as np
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from cvkit.config import Config, SCHEMA, read_config
+
+import numpy as np
+
+from cvkit.config import SCHEMA, Config, read_config
 from cvkit.config.tree import in_words
 from cvkit.errors import RunError, UserError
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
 from cvkit.system.files import write_whole, writing
 from cvkit.system.text import duration, visible
-
 
 # Runs whose figures stand together may differ in these: the seed, and which copy of the data.
 _FREE = (*MAY_CHANGE, "SEED", "DATA.DATASET")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import torch
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+
 from cvkit.errors import CheckpointError
-
-
-EXTRA_STATE = "_extra_state"  # how torch ends the name of what get_extra_state returns
+from cvkit.system.saving import EXTRA_STATE
 
 
 def verify_archive(path: Path) -> None:

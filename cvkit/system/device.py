@@ -102,3 +102,15 @@ def describe(device: torch.device) -> str:
     name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {plural(threads, 'thread')}"
+
+
+# What oneDNN says without memory, and at other times.
+ONEDNN = "could not create a primitive"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, a GPU's or the machine's, does not suffice."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc",
+             "could not create a memory", ONEDNN)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words))

@@ -100,16 +100,16 @@ def first_on_each_machine() -> Iterator[None]:
         distributed.barrier(group=_patient)
 
 
-def anywhere(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it holds in any process. All must ask."""
     if _store is None:
         return flag
     import torch
 
-    return bool(total(torch.tensor(int(flag))))
+    return bool(all_reduce_sum(torch.tensor(int(flag))))
 
 
-def total(value: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
     """Return the sum over all processes."""
     if _store is not None:
         from torch import distributed
@@ -125,12 +125,12 @@ def average(parameters: Sequence[torch.Tensor]) -> None:
         return
     import torch
 
-    has_one = total(torch.tensor([float(parameter.grad is not None) for parameter in parameters],
-                                 device=parameters[0].device))
+    has_grad = [float(parameter.grad is not None) for parameter in parameters]
+    has_one = all_reduce_sum(torch.tensor(has_grad, device=parameters[0].device))
     for parameter, count in zip(parameters, has_one.tolist()):
         if count:
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = total(own) / size()
+            parameter.grad = all_reduce_sum(own) / size()
 
 
 def gather(part: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def gather(part: torch.Tensor) -> torch.Tensor:
     return torch.cat([whole[:int(count)] for whole, count in zip(parts, counts, strict=True)])
 
 
-def from_main(make: Any) -> Any:
+def broadcast_from_main(make: Any) -> Any:
     """Return what `make()` returns in the first process, where alone it is called."""
     if _store is None:
         return make()
@@ -162,7 +162,7 @@ def from_main(make: Any) -> Any:
     return box[0]
 
 
-def from_all(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """Return each process's value, by rank."""
     if _store is None:
         return [value]
@@ -189,7 +189,7 @@ def average_gradients(model: nn.Module, device: torch.device, has_unused: bool) 
                                    find_unused_parameters=has_unused)
 
 
-def share_buffers(*models: nn.Module) -> None:
+def broadcast_buffers(*models: nn.Module) -> None:
     """Give all processes the first one's buffers: means and variances that each saw its own of."""
     if _store is not None:
         from torch import distributed

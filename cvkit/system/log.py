@@ -1,9 +1,12 @@
-"""What a training says: lines on the screen and in `train.log`, and a bar."""
+"""What cvkit says: lines on the screen and in `train.log`, by the logger "cvkit", and a bar."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -12,64 +15,103 @@ from cvkit.system import distributed
 from cvkit.system.files import writing
 from cvkit.system.text import plural, show_what_can_be_shown, visible
 
-_FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0  # seconds without a line, where there is no bar
+# LOG.info(line) goes to the screen and into the train.log of the run that is trained; with
+# extra=SCREEN to the one alone, with extra=FILE to the other.
+# logging.getLogger("cvkit").setLevel("WARNING") silences lines and bars.
+LOG = logging.getLogger("cvkit")
+SCREEN, FILE = {"only": "screen"}, {"only": "file"}
+
+# Seconds without a line, where there is no bar.
+_FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0
 
 
-class Log:
-    """Lines that go to the screen and, clean, into `train.log`; of several processes, of one.
+class _Place(logging.Handler):
+    """Takes the lines that are not for another place alone; of several processes, the first's."""
 
-    Args:
-        is_silent: whether nothing is said of progress.
-    """
+    def __init__(self, name: str):
+        super().__init__()
+        self.addFilter(lambda record: getattr(record, "only", name) == name
+                       and distributed.is_main())
 
-    def __init__(self, is_silent: bool = False) -> None:
-        show_what_can_be_shown()
-        self.path: Path | None = None
-        self._before: list[str] = []
-        self.is_silent = is_silent or not distributed.is_main()
+    def emit(self, record: logging.LogRecord) -> None:
+        # Names of files may hold what cannot be written, or what a terminal would obey.
+        self.take(visible(record.getMessage(), keep="\n\t"))
+
+
+class Screen(_Place):
+    """Shows lines above any bar."""
+
+    def __init__(self) -> None:
+        super().__init__("screen")
+        self.begin()
+
+    def begin(self) -> None:
+        """Count the time without a line from now."""
         self._spoke, self._wait = time.monotonic(), _FIRST_WAIT
+
+    def take(self, line: str) -> None:
+        show_what_can_be_shown()
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        self._spoke = time.monotonic()
 
     @property
     def is_live(self) -> bool:
         """Whether bars that move are shown, as on a terminal; a file or a pipe gets whole lines."""
-        return not self.is_silent and (sys.stdout.isatty() or "ipykernel" in sys.modules)
+        return self._may_speak and (sys.stdout.isatty() or "ipykernel" in sys.modules)
+
+    @property
+    def _may_speak(self) -> bool:
+        return distributed.is_main() and LOG.isEnabledFor(logging.INFO)
 
     def is_sign_of_life_due(self) -> bool:
         """Whether nothing was said for long; after each time that it was, longer."""
-        if self.is_silent or time.monotonic() - self._spoke < self._wait:
+        if not self._may_speak or time.monotonic() - self._spoke < self._wait:
             return False
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
         return True
 
+
+class RunLog(_Place):
+    """Writes lines into `train.log`; those from before there is a run folder, once there is."""
+
+    def __init__(self) -> None:
+        super().__init__("file")
+        self._path: Path | None = None
+        self._before: list[str] = []
+
     def attach(self, folder: Path) -> None:
-        """Write what was logged so far, and all that follows, into `train.log` of a run folder."""
-        self.path = folder / "train.log"
-        lines, self._before = self._before, []
-        for line in lines:
-            self.write(line)
+        """Write what was said so far, and all that follows, into a run folder."""
+        self._path, before = folder / "train.log", self._before
+        for line in before:
+            self.take(line)
 
-    def write(self, line: str) -> None:
-        """Put a line into the file only."""
-        line = visible(line, keep="\n\t")  # names of files may hold what cannot be written
-        if self.path is None:
+    def take(self, line: str) -> None:
+        if self._path is None:
             self._before.append(line)
-            return
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    def show(self, line: str) -> None:
-        """Put a line on the screen only, above any bar."""
-        if distributed.is_main():
-            tqdm.write(visible(line, keep="\n\t"), file=sys.stdout)
-            sys.stdout.flush()
-            self._spoke = time.monotonic()
-
-    def both(self, line: str) -> None:
-        self.show(line)
-        self.write(line)
+        else:
+            with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
-class Progress:
+screen = Screen()
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
+LOG.addHandler(screen)
+
+
+@contextmanager
+def run_log() -> Iterator[RunLog]:
+    """Keep what is said meanwhile, for `train.log`."""
+    handler = RunLog()
+    LOG.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        LOG.removeHandler(handler)
+
+
+class ProgressBar:
     """How far something is.
 
     A terminal or a notebook shows a bar `Train: Loss=… Accuracy=… 391/391 [00:41<00:00, 9.3it/s]`,
@@ -80,19 +122,23 @@ class Progress:
     Args:
         title: "Train", "Test" or what else is done.
         total: batches, or other units.
-        log: what is said by it is said to the screen.
         done: units that were counted before.
         unit: what is counted, singular.
         place: what it is a part of, for lines.
         delay: seconds until a bar is shown.
+        is_silent: whether nothing is shown.
+        header: a line above a bar.
     """
 
-    def __init__(self, title: str, total: int, log: Log, done: int = 0, unit: str = "batch",
-                 place: str = "", delay: float = 0):
-        self.title, self._log, self._unit, self._place = title, log, unit, place
+    def __init__(self, title: str, total: int, done: int = 0, unit: str = "batch",
+                 place: str = "", delay: float = 0, is_silent: bool = False, header: str = ""):
+        self.title, self._unit, self._place, self._is_silent = title, unit, place, is_silent
+        self._is_live = screen.is_live and not is_silent
+        if header and self._is_live:
+            LOG.info(header, extra=SCREEN)
         self._start, self._delay = time.monotonic(), delay
         self._due = self._start + 0.5
-        self._bar = tqdm(total=total, initial=done, desc=title, disable=not log.is_live,
+        self._bar = tqdm(total=total, initial=done, desc=title, disable=not self._is_live,
                          file=sys.stdout, leave=title == "Train", mininterval=0, delay=delay,
                          bar_format="{desc} {n_fmt}/{total_fmt} "
                                     "[{elapsed}<{remaining}, {rate_fmt}]")
@@ -111,18 +157,19 @@ class Progress:
         """Show how far it is, and these means so far."""
         now = time.monotonic()
         self._due = now + 0.5
-        if self._log.is_live:
+        if self._is_live:
             words = "" if loss is None else f": Loss={loss:.4f}"
             words += "" if accuracy is None else f" Accuracy={100 * accuracy:.2f}"
             self._bar.set_description_str(self.title + words, refresh=False)
             self._bar.update(self._done - self._bar.n)
             if now >= self._start + self._delay:
                 self._bar.refresh()
-        elif self._done < self._total and self._log.is_sign_of_life_due():
+        elif (self._done < self._total and not self._is_silent
+              and screen.is_sign_of_life_due()):
             words = "" if loss is None else f"loss {loss:.4f}, "
             words += "" if accuracy is None else f"accuracy {100 * accuracy:.2f} %, "
             title = f"{self._place} {self.title.lower()}" if self._place else self.title
-            self._log.show(f"{title} {self._done}/{self._total}: {words}{self._speed(now)}")
+            LOG.info(f"{title} {self._done}/{self._total}: {words}{self._speed(now)}", extra=SCREEN)
 
     def _speed(self, now: float) -> str:
         first, then = self._first

@@ -7,6 +7,14 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import nn
+
+from cvkit.errors import CheckpointError
+
+# How torch ends the name of what get_extra_state returns.
+EXTRA_STATE = "_extra_state"
+
 
 def plain(state: Any) -> Any:
     """Return a state with Python's numbers in the place of NumPy's, which no checkpoint holds."""
@@ -40,8 +48,6 @@ def reread(state: Any) -> Any:
     Raises:
         Exception: of pickle or torch, if it holds more than tensors and plain values.
     """
-    import torch
-
     large: dict[str, torch.Tensor] = {}
 
     def without_bulk(value: Any) -> Any:
@@ -58,3 +64,35 @@ def reread(state: Any) -> Any:
     found = torch.load(file, map_location="cpu", weights_only=True)
     return _with_each(found, lambda value: large[value].to("cpu", copy=True) if (
         isinstance(value, str) and value in large) else value)
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state of a model or a loss, extra state as a copy without NumPy's numbers."""
+    state = module.state_dict()
+    for name in state:
+        if name.endswith(EXTRA_STATE):
+            state[name] = plain(copy.deepcopy(state[name]))
+    return state
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str,
+                 what: str = "model") -> None:
+    """Load weights, all of them.
+
+    Args:
+        source, what: they are from and for, in words.
+
+    Raises:
+        CheckpointError: names or shapes differ; the first few are listed.
+    """
+    own = model.state_dict()
+    differences = [f"{name} is missing" for name in own if name not in weights]
+    differences += [f"{name} is not in the {what}" for name in weights if name not in own]
+    differences += [f"{name} is {tuple(weights[name].shape)}, the {what}'s {tuple(own[name].shape)}"
+                    for name in own if name in weights and not name.endswith(EXTRA_STATE)
+                    and weights[name].shape != own[name].shape]
+    if differences:
+        rest = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise CheckpointError(f"{source} does not fit the {what}: "
+                              f"{'; '.join(differences[:4])}{rest}")
+    model.load_state_dict(weights)

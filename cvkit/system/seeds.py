@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cvkit.system import distributed
+
 
 def seed_everything(*key: int, deterministic: bool = False) -> None:
     """Seed all random numbers from (SEED, epoch), so that any epoch can be begun again."""
@@ -20,6 +22,12 @@ def seed_everything(*key: int, deterministic: bool = False) -> None:
     if torch.are_deterministic_algorithms_enabled() != deterministic:
         torch.use_deterministic_algorithms(deterministic)  # which imports torch's compiler
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def seed_epoch(seed: int, epoch: int, deterministic: bool) -> None:
+    """Seed what is random in an epoch, from 1, or before the first; each process on its own."""
+    rank = (distributed.rank(),) if distributed.rank() else ()
+    seed_everything(seed, *((epoch,) if epoch else ()), *rank, deterministic=deterministic)
 
 
 def seed_random_numbers(*key: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Unicode's categories Cc, Zl, Zp and Cs, and what turns round the direction of what follows. One
 # expression: a report's pictures are millions of letters.
@@ -44,6 +44,12 @@ def plural(count: int, word: str) -> str:
     """Return "1 epoch", "2 epochs" or "1,563 batches" of "epoch" and "batch"."""
     ending = "" if count == 1 else "es" if re.search("(s|x|sh|tch)$", word) else "s"
     return f"{count:,} {word}{ending}"
+
+
+def and_more(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return the first items in a row, and how many more there are."""
+    rest = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return separator.join(items[:most]) + rest
 
 
 def show_what_can_be_shown() -> None:

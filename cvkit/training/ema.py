@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
+
+from cvkit.system.saving import load_weights, weights_of
 
 
 class EMA:
@@ -49,3 +52,16 @@ class EMA:
             torch._foreach_copy_(whole, counts)
         for average, source in self._with_extra:
             average.set_extra_state(copy.deepcopy(source.get_extra_state()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` goes on with."""
+        return {"steps": self.steps, "model": weights_of(self.model)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: the averages are of another model.
+        """
+        self.steps = state["steps"]
+        load_weights(self.model, state["model"], "the checkpoint")

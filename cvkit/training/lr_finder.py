@@ -6,15 +6,81 @@ lowest point, and then rises or is no longer finite.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import torch
+
+from cvkit.data.loaders import Batch
 from cvkit.errors import RunError
+from cvkit.runs.experiment import Experiment
 from cvkit.runs.range_test import RangeTest
+from cvkit.system import distributed
+from cvkit.system.log import ProgressBar, screen
+from cvkit.system.seeds import random_numbers_kept, seed_epoch
+from cvkit.training.failures import explaining
+from cvkit.training.state import TrainingState
+from cvkit.training.step import train_step
 
-_WINDOW = 14  # a loss is averaged over a 14th of the steps
-_DIVERGED = 4.0  # times the lowest loss, three times in a row: no use to go on
-_NOISE = 2.0  # a fall below twice what losses deviate from their average may be chance
+# A loss is averaged over a 14th of the steps.
+_WINDOW = 14
+# Times the lowest loss, three times in a row: no use to go on.
+_DIVERGED = 4.0
+# A fall below twice what losses deviate from their average may be chance.
+_NOISE = 2.0
+
+
+def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
+              highest: float = 10.0, steps: int = 100) -> RangeTest:
+    """Run a range test on a copy of a state; random numbers are left as they were.
+
+    Args:
+        state, parts: of the training.
+        lowest, highest: the first and the last rate, with equal factors between.
+        steps: of the optimizer.
+
+    Raises:
+        RunError: the loss does not fall at any of the rates.
+        ValueError: see `range_test`.
+    """
+    # The rate is set here, at each step, and averages are not looked at.
+    config, loader = state.config.clone(), parts.loaders.train
+    config.defrost()
+    config.SCHEDULER, config.TRAIN.WARMUP_EPOCHS, config.TRAIN.EMA = None, 0.0, 0.0
+    twin = state.copy(config=config)
+    twin.model.train()
+    screen.begin()
+    bar = ProgressBar("Finding the learning rate", steps, unit="step")
+
+    def batches() -> Iterator[Batch]:
+        for epoch in itertools.count():
+            loader.set_epoch(epoch)
+            yield from loader
+
+    def step(rate: float) -> float:
+        for group in twin.optimizer.param_groups:
+            group["lr"] = rate
+        losses = []
+        for number in range(config.TRAIN.ACCUMULATE):
+            # Steps of so many batches each, over the ends of epochs as well.
+            batch = next(source)._replace(weight=1 / config.TRAIN.ACCUMULATE,
+                                          ends_step=number + 1 == config.TRAIN.ACCUMULATE)
+            losses.append(train_step(twin, batch)[0])
+        mean = distributed.all_reduce_sum(torch.stack(losses).mean())
+        loss = float(mean) / distributed.size()
+        if bar.step():
+            bar.update(loss)
+        return loss
+
+    with (random_numbers_kept(state.device), contextlib.closing(batches()) as source,
+          explaining(state, parts)):
+        seed_epoch(config.SEED, 0, config.DETERMINISTIC)
+        try:
+            return range_test(step, lowest, highest, steps)
+        finally:
+            bar.close()
 
 
 def range_test(step: Callable[[float], float], lowest: float, highest: float,

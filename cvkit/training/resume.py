@@ -1,94 +1,30 @@
-"""Which run a config can go on with, and why not; what is saved inside an epoch, and when."""
+"""Checkpoints of a training, and going on from one: which run fits a config, and why not."""
 
 from __future__ import annotations
 
 import math
-import random
 import re
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from cvkit.config import Config
-from cvkit.errors import RunError, UserError
-from cvkit.evaluation.metrics import Accuracy, Mean
+from cvkit.errors import CheckpointError, RunError, UserError
+from cvkit.evaluation.metrics import is_lower_better
+from cvkit.evaluation.monitor import Monitor
+from cvkit.registry.user_code import edited_since, user_code
+from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import MAY_CHANGE, Run, find_runs, is_among
 from cvkit.system import distributed
-from cvkit.system.seeds import random_state, set_numpy_state, set_python_state, set_random_state
-from cvkit.training.schedulers import is_planned, is_to_find, with_rate
+from cvkit.system.log import LOG
+from cvkit.system.saving import weights_of
+from cvkit.training.schedulers import depends_on_length, is_to_find, with_rate
+from cvkit.training.state import TrainingState
 
 
-@dataclass
-class EpochState:
-    """How far an epoch is, and what was measured in it.
-
-    Attributes:
-        batches: that were trained on, by whole optimizer steps.
-        rate: the learning rate it began with.
-        rates: (optimizer steps before, rate), a hundred of an epoch at most.
-        loss, accuracy: so far, of this process.
-        seconds: that training took.
-    """
-
-    batches: int = 0
-    rate: float = 0.0
-    rates: list[tuple[int, float]] = field(default_factory=list)
-    loss: Mean = field(default_factory=Mean)
-    accuracy: Accuracy = field(default_factory=Accuracy)
-    seconds: float = 0.0
-    random: list[dict[str, torch.Tensor]] | None = None  # of each process, until it is resumed
-    _started: float | None = None
-
-    def begin(self, rate: float, device: torch.device) -> EpochState:
-        """Return the state that an epoch begins with: this one, if it was resumed, or a new one."""
-        state = self if self.random is not None else EpochState(rate=rate)
-        if state.random is not None and len(state.random) == distributed.size():
-            set_random_state(state.random[distributed.rank()], device)
-        state.random, state._started = None, time.monotonic() - state.seconds
-        return state
-
-    def end(self) -> None:
-        """Stop the clock."""
-        self.seconds, self._started = self._elapsed, None
-
-    @property
-    def _elapsed(self) -> float:
-        return self.seconds if self._started is None else time.monotonic() - self._started
-
-    def state_dict(self, device: torch.device) -> dict[str, Any] | None:
-        """Return what `of` goes on with, from all processes; None at the beginning of an epoch."""
-        if not self.batches:
-            return None
-        states = {name: distributed.gather(state[None])
-                  for name, state in random_state(device).items()}
-        return {"batches": self.batches, "rate": self.rate, "rates": list(self.rates),
-                "loss": self.loss.everywhere().state_dict(),
-                "accuracy": self.accuracy.everywhere().state_dict(), "seconds": self._elapsed,
-                "random": [{name: rows[rank].clone() for name, rows in states.items()}
-                           for rank in range(distributed.size())]}
-
-    @classmethod
-    def of(cls, saved: dict[str, Any] | None) -> EpochState:
-        """Return the state that `state_dict` gave; None is the beginning of an epoch."""
-        if saved is None:
-            return cls()
-        state = cls(saved["batches"], saved["rate"], list(saved["rates"]),
-                    seconds=saved["seconds"], random=saved["random"])
-        for parts in state.random:
-            torch.Generator().set_state(parts["cpu"].clone())  # these refuse what is no state
-            if "python" in parts:
-                set_python_state(random.Random(), parts["python"])
-                set_numpy_state(np.random.RandomState(), parts["numpy"])
-        if distributed.is_main():  # which counts for all
-            state.loss.load_state_dict(saved["loss"])
-            state.accuracy.load_state_dict(saved["accuracy"])
-        return state
-
-
-class Pace:
+class CheckpointInterval:
     """When to save inside an epoch.
 
     Args:
@@ -104,13 +40,77 @@ class Pace:
 
     def restart(self) -> None:
         """Count minutes from now."""
-        self._saved = time.monotonic()  # a clock that nobody sets
+        # By a clock that nobody sets.
+        self._saved = time.monotonic()
 
     def is_due(self, steps: int) -> bool:
         """Whether to save after that many steps of the optimizer."""
         if self._steps:
             return steps % self._steps == 0
         return time.monotonic() - self._saved >= self._seconds
+
+
+def is_finished(config: Config, epoch: int, best: dict[str, float] | None) -> bool:
+    """Tell whether a training ends with an epoch: its last one, or that of TRAIN.EARLY_STOP."""
+    waited = epoch - best["epoch"] if best else 0
+    return epoch >= config.TRAIN.EPOCHS or 0 < config.TRAIN.EARLY_STOP <= waited
+
+
+# -- a state as a checkpoint, and back ---------------------------------------------------
+
+
+def checkpoint_of(state: TrainingState, parts: Experiment,
+                  saved: dict[str, Any] | None = None) -> Checkpoint:
+    """Return the checkpoint of a state.
+
+    Args:
+        parts: which it is trained on.
+        saved: what `state.state_dict()` returned, to go on from; without it only the evaluated
+            weights are in it.
+    """
+    data, loaders, training = parts.data, parts.loaders, None
+    if saved is not None:
+        ema = saved.get("ema")
+        training = {"optimizer": saved["optimizer"], "schedule": saved["schedule"],
+                    "scaler": saved["scaler"], "best": saved["best"],
+                    "backend": loaders.train.backend, "within": saved["progress"],
+                    "images": identities(parts), "code": user_code(),
+                    "ema": ema and {"steps": ema["steps"], "model": saved["model"]}}
+    return Checkpoint(
+        model=weights_of(state.evaluated_model), config=state.config.dump(),
+        classes=list(data.classes), mean=list(loaders.mean), std=list(loaders.std),
+        image_shape=list(loaders.image_shape), epoch=state.epoch, metrics=state.values,
+        monitored=data.monitored, training=training, loss=weights_of(state.loss) or None,
+        transform_input=getattr(state.model, "transform_input", None) is True)
+
+
+def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
+    """Take up the training where a checkpoint left it.
+
+    Raises:
+        CheckpointError: its state does not fit what the config names.
+    """
+    training = checkpoint.training
+    # In the file, "model" is what was evaluated: the averages, where there are some.
+    ema = training.get("ema") or {"steps": 0, "model": checkpoint.model}
+    state.load_state_dict({
+        **training, "model": ema["model"], "loss": checkpoint.loss,
+        "ema": {"steps": ema["steps"], "model": checkpoint.model},
+        "progress": training.get("within"), "epoch": checkpoint.epoch,
+        "values": checkpoint.metrics})
+    # Which comes with pretrained weights, and no weight tells.
+    if checkpoint.transform_input:
+        state.model.transform_input = state.evaluated_model.transform_input = True
+
+
+def identities(parts: Experiment) -> dict[str, str]:
+    """Return what tells the images that are trained on, and those that are monitored, from others.
+    """
+    return {"training": parts.data.train.identity,
+            parts.data.monitored: parts.loaders.monitored.images.identity}
+
+
+# -- which run ---------------------------------------------------------------------------
 
 
 def newest_run_of(config: Config) -> Run | None:
@@ -121,16 +121,17 @@ def newest_run_of(config: Config) -> Run | None:
         except UserError as error:
             print(f"note       {folder} is left out: {error.problem}")
             continue
-        changes = _changes(as_begun(config, run), run)
+        changes = _changes(with_found_rate(config, run), run)
         if not changes:
             return run
-        if list(changes) == ["DATA.SPLIT_SEED"]:  # of an older version, where SEED was that as well
+        # Of an older version, where SEED was that as well.
+        if list(changes) == ["DATA.SPLIT_SEED"]:
             print(f"note       {folder} is left out: it was split by another seed; to go on with "
                   f"it, add DATA.SPLIT_SEED {run.config.DATA.SPLIT_SEED}")
     return None
 
 
-def as_begun(config: Config, run: Run) -> Config:
+def with_found_rate(config: Config, run: Run) -> Config:
     """Return the config with the learning rate that was found when the run began."""
     scheduler = run.config.SCHEDULER
     if is_to_find(config) and scheduler is not None and "max_lr" in scheduler:
@@ -145,7 +146,7 @@ def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     """
     now, then = config.flat(), run.config.flat()
     free = (*MAY_CHANGE, "TRAIN.EARLY_STOP")
-    if not is_planned(config.SCHEDULER):
+    if not depends_on_length(config.SCHEDULER):
         free += ("TRAIN.EPOCHS",)
     return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
             if now.get(key) != then.get(key) and not is_among(key, free)}
@@ -166,3 +167,85 @@ def refuse_changes(config: Config, run: Run) -> None:
                        hint=f"Resume with the run's own, python tools/train.py "
                             f"{run.folder / 'config.yaml'} --resume {run.folder}, or start a new "
                             "run without --resume.")
+
+
+# -- going on with it --------------------------------------------------------------------
+
+
+def take_up(run: Run | None, state: TrainingState, parts: Experiment, monitor: Monitor) -> None:
+    """Load a run's last checkpoint into a state. The first process reads it for all.
+
+    Args:
+        run: None in the other processes.
+
+    Raises:
+        UserError: it does not fit the config or the data, or is damaged.
+    """
+    checkpoint = distributed.broadcast_from_main(lambda: _read(run, state.config, parts))
+    restore(state, checkpoint)
+    state.best = distributed.broadcast_from_main(
+        lambda: _best_of(run, state, parts, monitor, checkpoint.batches))
+    if run is not None:
+        run.forget_model()
+        run.keep_epochs(state.epoch)
+
+
+def _read(run: Run, config: Config, parts: Experiment) -> Checkpoint:
+    """Return a run's last checkpoint, if it fits."""
+    checkpoint, data, loaders = run.last_whole_checkpoint(), parts.data, parts.loaders
+    refuse_changes(config, run)
+    if list(data.classes) != checkpoint.classes:
+        raise CheckpointError(f"{run.folder} was trained on other classes: "
+                              f"{', '.join(checkpoint.classes)}")
+    # Not to the last bit, which depends on how and where the mean was computed.
+    if not torch.allclose(torch.tensor([loaders.mean, loaders.std]),
+                          torch.tensor([checkpoint.mean, checkpoint.std]), rtol=1e-6, atol=0):
+        raise CheckpointError(f"{run.folder} was trained on other images: their mean was "
+                              f"{checkpoint.mean}, now it is {list(loaders.mean)}")
+    if checkpoint.training is None:
+        raise CheckpointError(f"{run.folder}: last.pt holds no training state to go on from")
+    now = identities(parts)
+    # Older versions kept none.
+    known = checkpoint.training.get("images", now)
+    changed = [name for name in known if known[name] != now.get(name)]
+    if changed:
+        raise CheckpointError(f"{run.folder} was trained on other images: those for "
+                              f"{' and '.join(changed)} are others now, have other labels or "
+                              "another order",
+                              hint="Put back what was there, or start a new run without --resume.")
+    edited = edited_since(checkpoint.training.get("code", {}))
+    if edited:
+        LOG.info(f"note       {', '.join(edited)} was edited since the run was saved: the rest is "
+                 "trained with it as it is now")
+    # Older runs had no other.
+    backend = checkpoint.training.get("backend", "albumentations")
+    if backend != loaders.train.backend:
+        raise RunError(f"{run.folder} was trained with DATA.BACKEND {backend}; "
+                       f"{loaders.train.backend} draws other random numbers",
+                       hint=f"Add DATA.BACKEND {backend} to go on as it was.")
+    return checkpoint
+
+
+def _best_of(run: Run, state: TrainingState, parts: Experiment, monitor: Monitor,
+             batches: int) -> dict[str, float] | None:
+    """Return the best epoch's metrics, with best.pt written again if it was lost.
+
+    That is possible if the checkpoint is of that epoch; else None, and the best is found anew.
+    """
+    records, is_lower = run.metrics, monitor.name in monitor.lower
+    is_turned = records and is_lower_better(monitor.name, records[-1]) != is_lower
+    try:
+        if is_turned:
+            damage = (f"the {'lowest' if is_lower else 'highest'} {monitor.name} is the best now, "
+                      "before it was the other way round")
+        elif state.best is None or run.checkpoint("best").epoch >= state.best["epoch"]:
+            return state.best
+        else:
+            damage = "best.pt is of an earlier epoch"
+    except CheckpointError as error:
+        damage = error.problem
+    if not is_turned and state.best["epoch"] == state.epoch and not batches:
+        run.save(checkpoint_of(state, parts), "best")
+        return state.best
+    LOG.info(f"note       {damage}; the best epoch is looked for anew from {state.epoch + 1} on")
+    return None

@@ -109,7 +109,7 @@ def parts_of(scheduler: Any) -> list[Any]:
     return list(scheduler._schedulers) if isinstance(scheduler, _COMPOSED) else []
 
 
-def is_planned(node: Any) -> bool:
+def depends_on_length(node: Any) -> bool:
     """Whether a SCHEDULER depends on the number of epochs, which then cannot change.
 
     Of a SequentialLR only the last one does: the others end at a milestone.
@@ -120,7 +120,7 @@ def is_planned(node: Any) -> bool:
     if inner and "milestones" in node:
         inner = inner[-1:]
     return any(SCHEDULERS.asks_for(node, fact) for fact in ("total_steps", "epochs", "T_max")) or (
-        any(map(is_planned, inner)))
+        any(map(depends_on_length, inner)))
 
 
 def _for_stretches(node: Any, unit: str, begin: int, end: int, steps_per_epoch: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,45 +14,52 @@ import numpy as np
 import torch
 from torch import nn
 
+from cvkit.config import Config
 from cvkit.data import ImageData, build_data
 from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, where_in
 from cvkit.evaluation.metrics import build_metrics
 from cvkit.evaluation.predict import predict
-from cvkit.models.probing import in_evaluation_mode, state_kept
+from cvkit.models.probing import in_evaluation_mode, same_kernels, state_kept
 from cvkit.registry import DATASETS, LOSSES, NAME, SCHEDULERS
-from cvkit.reporting.checks import odd_logits, odd_loss
 from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.experiment import Experiment
 from cvkit.system import distributed
-from cvkit.system.device import autocast
-from cvkit.system.log import Log, Progress
+from cvkit.system.device import autocast, is_out_of_memory
+from cvkit.system.log import ProgressBar
 from cvkit.system.saving import reread
-from cvkit.system.seeds import random_numbers_kept
-from cvkit.training.failures import is_out_of_memory
+from cvkit.system.seeds import random_numbers_kept, seed_epoch
+from cvkit.training.failures import explaining, push
+from cvkit.training.resume import checkpoint_of, restore
+from cvkit.training.state import CopyError, TrainingState
+from cvkit.training.step import optimizer_step, train_step
 
 _HINT = ("What training changes has to be in state_dict(): parameters, buffers that are "
          "persistent, or what get_extra_state() returns. Random numbers are torch's, NumPy's and "
          "Python's, not those of a generator of its own.")
 _MORE_RATES = 3
-_FEW = 8  # images, for what has to be quick
-_BUILT_TWICE = 10**9  # bytes of images; more may not fit into memory again
-
-
-class CopyError(RunError):
-    """A model or a loss that cannot be copied, so that nothing can be tried."""
+# Of whether a model leaves out parameters by chance.
+_TRIES = 5
+Look = Callable[[TrainingState, Batch], None]
+# Images, for what has to be quick.
+_FEW = 8
+# Bytes of images; more may not fit into memory again.
+_BUILT_TWICE = 10**9
 
 
 class LossError(ConfigError):
     """A loss of one's own raises an error in its forward()."""
 
 
-def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) -> str:
-    """Try all that a training does, on copies: the trainer and random numbers stay as they were.
+def try_training(state: TrainingState, parts: Experiment, is_whole: bool = True,
+                 is_strict: bool = True, look: Look | None = None) -> str:
+    """Try all that a training does, on copies: state and random numbers stay as they were.
 
     Args:
-        trainer: a `Trainer`.
+        state, parts: of the training.
         is_whole: try whole batches, not a few images, which are quicker.
         is_strict: refuse a first loss that is not finite; a training says so itself.
+        look: is shown the copy after its step, and the batch that it is evaluated on.
 
     Returns:
         What came of the step, in words.
@@ -61,45 +68,77 @@ def try_training(trainer: Any, is_whole: bool = True, is_strict: bool = True) ->
         UserError: what would end the training, or what its checkpoint could not be resumed from.
         CopyError: model or loss cannot be copied.
     """
-    with random_numbers_kept(trainer.device):
-        batch = _first_batch(trainer.loaders.train, is_whole)
-        evaluated = _FirstBatch(trainer.loaders.monitored, is_whole)
-        twin = trainer.twin(is_compiled=is_whole)
-        words, is_finite = _step(twin, batch)
+    with random_numbers_kept(state.device):
+        batch = _first_batch(parts.loaders.train, is_whole)
+        evaluated = _FirstBatch(parts.loaders.monitored, is_whole)
+        twin = state.copy(is_compiled=is_whole)
+        words, is_finite = _step(twin, batch, len(parts.data.classes))
         if is_whole and is_strict and not is_finite:
             raise RunError(f"{words} are not finite", hint="Try TRAIN.PRECISION fp32.")
-        checkpoint, said = _as_resumed(twin), _said(twin, evaluated.batch, batch)
-        trainer.odd = _odd(twin, evaluated.batch)
+        checkpoint, said = _as_resumed(twin, parts), _said(twin, evaluated.batch, batch)
+        if look is not None:
+            look(twin, evaluated.batch)
         rates = _next_rates(twin)
-        del twin  # before there is another
-        twin = trainer.twin(is_compiled=False)
+        # Before there is another one.
+        del twin
+        twin = state.copy()
         try:
-            twin.restore(checkpoint)
+            restore(twin, checkpoint)
         except CheckpointError as error:
             raise ConfigError(f"this training could not be resumed: {error.problem}",
-                              where=where_in(trainer.config.MODEL, NAME), hint=_HINT) from error
+                              where=where_in(state.config.MODEL, NAME), hint=_HINT) from error
         if _next_rates(twin) != rates:
-            node = trainer.config.SCHEDULER
+            node = state.config.SCHEDULER
             raise ConfigError(f"scheduler {node[NAME]} could not be resumed: once its state is "
                               "saved and loaded, it gives other rates", where=where_in(node, NAME),
                               hint="What step() goes by has to be in state_dict().")
         again = _said(twin, evaluated.batch, batch)
         for kind, name in (("model", "MODEL"), ("model", "MODEL"), ("loss", "LOSS")):
             try:
-                _compare(kind, trainer.config[name], said.pop(0), again.pop(0))
+                _compare(kind, state.config[name], said.pop(0), again.pop(0))
             except ConfigError:
-                _refuse_copies_that_differ(trainer, evaluated.batch)
+                _refuse_copies_that_differ(state, evaluated.batch)
                 raise
-        _evaluate(twin, evaluated)
+        _evaluate(twin, evaluated, parts.data.classes)
     return words
 
 
+def try_quickly(state: TrainingState, parts: Experiment, look: Look | None = None) -> str | None:
+    """Try what a training does before anything is written, on as few images as will do.
+
+    Returns:
+        Why that was not possible, or None.
+
+    Raises:
+        UserError: see `try_training`.
+    """
+    try:
+        try:
+            try_training(state, parts, is_whole=False, look=look)
+        except CopyError:
+            raise
+        except Exception:
+            # A loss may need more images, or the first ones not be readable.
+            with _refusing_copies_that_fail(state, parts):
+                try_training(state, parts, is_whole=True, is_strict=False, look=look)
+    except CopyError as error:
+        return error.problem
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            with explaining(state, parts):
+                raise
+        if state.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return "there is no memory for a second model"
+    return None
+
+
 @contextmanager
-def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
+def _refusing_copies_that_fail(state: TrainingState, parts: Experiment) -> Iterator[None]:
     """Tell an error of a model from one of its copies alone.
 
     Raises:
-        CopyError: the trainer's own model and loss take the batch which a copy failed on.
+        CopyError: the state's own model and loss take the batch which a copy failed on.
     """
     try:
         yield
@@ -107,43 +146,44 @@ def refusing_copies_that_fail(trainer: Any) -> Iterator[None]:
             LossError) as error:
         if is_out_of_memory(error):
             raise
-        batch = trainer.loaders.train.first_batch()
-        with (torch.no_grad(), random_numbers_kept(trainer.device),
-              state_kept(trainer.model, trainer.loss, with_frozen=True),
-              autocast(trainer.device, trainer.precision)):
+        batch = parts.loaders.train.first_batch()
+        with (torch.no_grad(), random_numbers_kept(state.device),
+              state_kept(state.model, state.loss, with_frozen=True),
+              autocast(state.device, state.precision)):
             try:
-                trainer.loss(trainer.model.train()(batch.images), batch.targets)
+                state.loss(state.model.train()(batch.images), batch.targets)
             except Exception:
                 raise error from error.__cause__
         raise CopyError(f"a copy of the model fails: {error}") from error
 
 
-def refuse_other_images(trainer: Any) -> None:
+def refuse_other_images(config: Config, parts: Experiment) -> None:
     """Refuse images that are others in each process, or, of a data set of one's own, each time.
 
     Raises:
         ConfigError: they are, in all processes.
     """
-    node = trainer.config.DATA.DATASET
-    is_own = trainer.has_built_data and DATASETS.is_own(node)
+    node = config.DATA.DATASET
+    is_own = parts.data is parts.built_data and DATASETS.is_own(node)
     if distributed.size() == 1 and not is_own:
         return
 
     def identities(data: ImageData) -> list[str]:
         return [split.identity for split in (data.train, data.val, data.test) if split is not None]
 
-    arrays = {id(split.images): getattr(split.images, "nbytes", 0) for split in (
-        trainer.data.train, trainer.data.val, trainer.data.test) if split is not None}
-    ours, whose = identities(trainer.data), None
+    data = parts.data
+    arrays = {id(split.images): getattr(split.images, "nbytes", 0)
+              for split in (data.train, data.val, data.test) if split is not None}
+    ours, whose = identities(data), None
     if is_own and sum(arrays.values()) <= _BUILT_TWICE:
         try:
-            whose = None if identities(build_data(trainer.config)) == ours else (
+            whose = None if identities(build_data(config)) == ours else (
                 "has other images, labels or another order each time it is built")
         except Exception as error:  # all processes have to know
             if distributed.size() == 1:
                 raise
             whose = f"cannot be built a second time: {error}"
-    found = distributed.from_all((ours, whose))
+    found = distributed.all_gather_objects((ours, whose))
     whose = next((whose for _, whose in found if whose), None)
     if whose is None and any(other != ours for other, _ in found):
         whose = "has other images, labels or another order in each process"
@@ -154,10 +194,10 @@ def refuse_other_images(trainer: Any) -> None:
                                " for example, and sort what sets or folders hold.")
 
 
-def _next_rates(trainer: Any) -> list[list[float]]:
+def _next_rates(state: TrainingState) -> list[list[float]]:
     """Return the rates after some more steps of a scheduler of one's own."""
-    schedule, rates = trainer.schedule, []
-    node = trainer.config.SCHEDULER
+    schedule, rates = state.schedule, []
+    node = state.config.SCHEDULER
     if node is None or not SCHEDULERS.is_own(node):
         return rates
     for _ in range(_MORE_RATES):
@@ -166,7 +206,7 @@ def _next_rates(trainer: Any) -> list[list[float]]:
             schedule.after_epoch(1.0, 0.5)
         except (ArithmeticError, LookupError, ValueError):  # it has come to its end
             break
-        rates.append([float(group["lr"]) for group in trainer.optimizer.param_groups])
+        rates.append([float(group["lr"]) for group in state.optimizer.param_groups])
     return rates
 
 
@@ -185,52 +225,53 @@ def _first_batch(loader: BatchLoader, is_whole: bool) -> Batch:
     return Batch(images, batch.labels[rows], batch.index[rows], batch.targets[rows])
 
 
-def _step(trainer: Any, batch: Batch) -> tuple[str, bool]:
+def _step(state: TrainingState, batch: Batch, num_classes: int) -> tuple[str, bool]:
     """Train on one batch; return in words what came of it, and whether it is finite."""
-    _refuse_sparse(trainer)
-    _refuse_hidden(trainer)
-    trainer.model.train()
-    with forms_checked(trainer):
-        loss, logits = trainer.train_step(batch, 1.0, False)
-    norm = _gradient_norm(trainer)
+    _refuse_sparse(state)
+    _refuse_hidden(state)
+    state.model.train()
+    batch = batch._replace(ends_step=False)
+    with forms_checked(state.model, state.loss, state.config, num_classes):
+        loss, logits = train_step(state, batch)
+    norm = _gradient_norm(state)
     # The first scale of fp16 is often too large; training skips such steps and halves it.
-    while torch.isfinite(loss) and not math.isfinite(norm) and trainer.scaler.get_scale() > 1:
-        trainer.scaler.update(trainer.scaler.get_scale() / 16)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        loss, _ = trainer.train_step(batch, 1.0, False)
-        norm = _gradient_norm(trainer)
+    while torch.isfinite(loss) and not math.isfinite(norm) and state.scaler.get_scale() > 1:
+        state.scaler.update(state.scaler.get_scale() / 16)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss, _ = train_step(state, batch)
+        norm = _gradient_norm(state)
     if not (torch.isfinite(loss) and math.isfinite(norm)):
-        trainer.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         return f"loss {float(loss)} and gradient norm {norm} of the first batch", False
-    _refuse_sum(trainer, logits, batch.targets)
-    trainer.optimizer_step()
-    guess = float(trainer.loss(torch.zeros_like(logits).float(), batch.targets).detach())
+    _refuse_sum(state, logits, batch.targets)
+    optimizer_step(state)
+    guess = float(state.loss(torch.zeros_like(logits).float(), batch.targets).detach())
     return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing gives "
             f"{guess:.4f}), gradient norm {norm:.3g}"), True
 
 
 @torch.no_grad()
-def _refuse_sum(trainer: Any, logits: torch.Tensor, targets: torch.Tensor) -> None:
+def _refuse_sum(state: TrainingState, logits: torch.Tensor, targets: torch.Tensor) -> None:
     """Refuse a loss that is twice as high of twice the images."""
     half = len(logits) // 2
     logits, targets = logits[:half].float(), targets[:half]
-    with state_kept(trainer.loss), in_evaluation_mode(trainer.loss):
+    with state_kept(state.loss), in_evaluation_mode(state.loss):
         try:
-            once = float(trainer.loss(logits, targets))
-            twice = float(trainer.loss(torch.cat([logits, logits]), torch.cat([targets, targets])))
+            once = float(state.loss(logits, targets))
+            twice = float(state.loss(torch.cat([logits, logits]), torch.cat([targets, targets])))
         except Exception:  # it may take whole batches only
             return
     if once and math.isclose(twice, 2 * once, rel_tol=1e-3):
-        node = trainer.config.LOSS
+        node = state.config.LOSS
         raise ConfigError(f"loss {node[NAME]} is a sum over the images of a batch, not their mean",
                           where=where_in(node, NAME),
                           hint="End it with .mean(), or divide it by len(logits).")
 
 
-def _refuse_sparse(trainer: Any) -> None:
+def _refuse_sparse(state: TrainingState) -> None:
     """Refuse weights that no checkpoint holds, and no average is taken of."""
-    for kind, module, node in (("model", trainer.model, trainer.config.MODEL),
-                               ("loss", trainer.loss, trainer.config.LOSS)):
+    for kind, module, node in (("model", state.model, state.config.MODEL),
+                               ("loss", state.loss, state.config.LOSS)):
         for name, value in module.state_dict().items():
             if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
                 raise ConfigError(f"{kind} {node[NAME]} has {name}, which is sparse",
@@ -238,11 +279,11 @@ def _refuse_sparse(trainer: Any) -> None:
                                   hint="Keep it as indices and values, and make it in forward().")
 
 
-def _refuse_hidden(trainer: Any) -> None:
+def _refuse_hidden(state: TrainingState) -> None:
     """Refuse layers that torch does not know of, which are neither trained nor saved."""
     usual = vars(nn.Module())
-    for kind, whole, node in (("model", trainer.model, trainer.config.MODEL),
-                              ("loss", trainer.loss, trainer.config.LOSS)):
+    for kind, whole, node in (("model", state.model, state.config.MODEL),
+                              ("loss", state.loss, state.config.LOSS)):
         known = {id(item) for item in (*whole.modules(), *whole.parameters())}
         for module in whole.modules():
             for name, value in vars(module).items():
@@ -258,24 +299,25 @@ def _refuse_hidden(trainer: Any) -> None:
 
 
 @contextmanager
-def forms_checked(trainer: Any) -> Iterator[None]:
+def forms_checked(model: nn.Module, loss: nn.Module, config: Config,
+                  num_classes: int) -> Iterator[None]:
     """Refuse a model that returns no logits in training, or a loss that is none, when called.
 
     Raises:
         ConfigError: within it. LossError: one's own loss raises an error.
     """
-    hooks = (trainer.model.register_forward_hook(partial(_refuse_logits, trainer)),
-             trainer.loss.register_forward_hook(partial(_refuse_loss, trainer.config.LOSS)))
+    hooks = (model.register_forward_hook(partial(_refuse_logits, config.MODEL, num_classes)),
+             loss.register_forward_hook(partial(_refuse_loss, config.LOSS)))
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        forward = getattr(getattr(type(trainer.loss), "forward", None), "__code__", None)
+        forward = getattr(getattr(type(loss), "forward", None), "__code__", None)
         place = next((f"{frame.f_code.co_filename}:{line}"
                       for frame, line in traceback.walk_tb(error.__traceback__)
                       if frame.f_code is forward), None)
-        node = trainer.config.LOSS
+        node = config.LOSS
         if not LOSSES.is_own(node) or place is None or is_out_of_memory(error):
             raise
         raise LossError(f"loss {node[NAME]} fails, {type(error).__name__}: {error}",
@@ -286,8 +328,9 @@ def forms_checked(trainer: Any) -> Iterator[None]:
             hook.remove()
 
 
-def _refuse_logits(trainer: Any, _: nn.Module, inputs: tuple[torch.Tensor], logits: Any) -> None:
-    node, expected = trainer.config.MODEL, (len(inputs[0]), len(trainer.classes))
+def _refuse_logits(node: Any, num_classes: int, _: nn.Module, inputs: tuple[torch.Tensor],
+                   logits: Any) -> None:
+    expected = len(inputs[0]), num_classes
     if not isinstance(logits, torch.Tensor) or logits.shape != expected:
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else (
             f"a {type(logits).__name__}")
@@ -314,30 +357,30 @@ def _refuse_loss(node: Any, _: nn.Module, inputs: tuple[torch.Tensor, ...], loss
                           hint="argmax, item(), detach() and NumPy have none.")
 
 
-def _gradient_norm(trainer: Any) -> float:
+def _gradient_norm(state: TrainingState) -> float:
     gradients = [torch.linalg.vector_norm(parameter.grad).float()
-                 for parameter in trainer.weights if parameter.grad is not None]
+                 for parameter in state.weights if parameter.grad is not None]
     if not gradients:
-        node = trainer.config.LOSS
+        node = state.config.LOSS
         raise ConfigError(f"no weight gets a gradient from loss {node[NAME]}",
                           where=where_in(node, NAME),
                           hint="item(), detach() and torch.tensor() of its parts leave none.")
-    return float(torch.linalg.vector_norm(torch.stack(gradients))) / trainer.scaler.get_scale()
+    return float(torch.linalg.vector_norm(torch.stack(gradients))) / state.scaler.get_scale()
 
 
-def _as_resumed(trainer: Any) -> Checkpoint:
-    """Return the checkpoint of a trainer as a resumed run would read it."""
-    trainer.schedule.after_epoch(1.0, 0.5)
-    checkpoint = trainer.checkpoint(trainer.training_state())
+def _as_resumed(state: TrainingState, parts: Experiment) -> Checkpoint:
+    """Return the checkpoint of a state as a resumed run would read it."""
+    state.schedule.after_epoch(1.0, 0.5)
+    checkpoint = checkpoint_of(state, parts, state.state_dict())
     try:
         content = reread(checkpoint.content())
     except Exception:  # of pickle or torch, each in its own words, which do not say of what
-        _blame(checkpoint, trainer.config)
+        _blame(checkpoint, state.config)
         raise
     try:
         return Checkpoint.of(content, "the checkpoint")
     except CheckpointError as error:
-        model = trainer.config.MODEL
+        model = state.config.MODEL
         raise ConfigError(f"what this training saves could not be read again: {error.problem}",
                           where=where_in(model, NAME),
                           hint="Weights and buffers are dense tensors.") from error
@@ -378,62 +421,28 @@ def _why_not_read(state: Any) -> Exception | None:
 
 
 @torch.no_grad()
-def _said(trainer: Any, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
+def _said(state: TrainingState, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
     """Return the logits of the evaluated model, those of the trained one, and their loss."""
     found = []
-    for model, batch in ((trainer.evaluated_model, evaluated), (trainer.model, trained)):
-        trainer._seed(0)  # for one that draws
+    for model, batch in ((state.evaluated_model, evaluated), (state.model, trained)):
+        seed_epoch(state.config.SEED, 0, state.config.DETERMINISTIC)  # for one that draws
         model.train(batch is trained)
-        with autocast(trainer.device, trainer.precision), _same_kernels():
+        with autocast(state.device, state.precision), same_kernels():
             found.append(model(batch.images))
-    return [*found, trainer.loss(found[-1].float(), trained.targets)]
+    return [*found, state.loss(found[-1].float(), trained.targets)]
 
 
-@torch.no_grad()
-def _odd(trainer: Any, batch: Batch) -> dict[str, str]:
-    """Return warnings of what the model says of a batch, and of the loss."""
-    model, count = trainer.evaluated_model, len(batch.images)
-
-    def said(count: int, seed: int) -> torch.Tensor:
-        trainer._seed(seed)
-        with autocast(trainer.device, trainer.precision):
-            return model(batch.images[:count]).float()
-
-    with state_kept(model, trainer.loss), in_evaluation_mode(model, trainer.loss), _same_kernels():
-        logits = said(count, 0)
-        found = odd_logits(trainer.config, logits, said(max(count // 2, 1), 0))
-        difference = float((logits - said(count, 1)).abs().max())
-        if difference > 0.001 * float(logits.abs().max()):
-            found.pop("batch", None)  # it draws others for another number of images
-            found["draws"] = (f"what model {trainer.config.MODEL[NAME]} says of an image in "
-                              "evaluation is drawn: dropout has to know of it, "
-                              "F.dropout(x, p, self.training) or nn.Dropout")
-        return {**found, **odd_loss(trainer.config, trainer.loss, batch.labels, logits)}
-
-
-@contextmanager
-def _same_kernels() -> Iterator[None]:
-    """Let a GPU take the same of several kernels each time."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
-
-
-def _refuse_copies_that_differ(trainer: Any, batch: Batch) -> None:
+def _refuse_copies_that_differ(state: TrainingState, batch: Batch) -> None:
     """Tell a model that is lost when it is saved from one whose copy is another.
 
     Raises:
         CopyError: a copy says something else, as where a hook fills what the original holds.
     """
     found = []
-    for model in (trainer.model, trainer.twin(is_compiled=False).model):
-        trainer._seed(0)
+    for model in (state.model, state.copy().model):
+        seed_epoch(state.config.SEED, 0, state.config.DETERMINISTIC)
         was_training = model.training
-        with (torch.no_grad(), autocast(trainer.device, trainer.precision), _same_kernels(),
+        with (torch.no_grad(), autocast(state.device, state.precision), same_kernels(),
               state_kept(model)):
             found.append(model.eval()(batch.images))
         model.train(was_training)
@@ -453,12 +462,12 @@ def _compare(kind: str, node: Any, before: torch.Tensor, after: torch.Tensor) ->
             hint=_HINT)
 
 
-def _evaluate(trainer: Any, loader: _FirstBatch) -> None:
+def _evaluate(state: TrainingState, loader: _FirstBatch, classes: Sequence[str]) -> None:
     """Evaluate as after an epoch, on one batch; it may lack classes that a metric needs."""
-    metrics = build_metrics(trainer.config.METRICS, trainer.classes)
-    predict(trainer.evaluated_model, loader, trainer.loss,
-            [metrics[0], *map(_Unasked, metrics[1:])], trainer.classes,
-            trainer.precision, 1, Progress("Test", 1, Log(is_silent=True)))
+    metrics = build_metrics(state.config.METRICS, classes)
+    predict(state.evaluated_model, loader, state.loss,
+            [metrics[0], *map(_Unasked, metrics[1:])], classes,
+            state.precision, 1, ProgressBar("Test", 1, is_silent=True))
 
 
 class _Unasked:
@@ -482,3 +491,34 @@ class _FirstBatch:
 
     def __iter__(self) -> Iterator[Batch]:
         yield self.batch
+
+
+def leaves_parameters_out(state: TrainingState, parts: Experiment) -> bool:
+    """Tell whether some parameters get no gradient, which processes know before they average.
+
+    All processes must ask.
+    """
+    if distributed.size() == 1 or state.config.TRAIN.UNUSED_PARAMETERS:
+        return state.config.TRAIN.UNUSED_PARAMETERS
+    loader, num_classes = parts.loaders.train, len(parts.data.classes)
+
+    def leaves_some_out(size: int) -> bool:
+        model, loss = state.copied_modules()
+        with forms_checked(model, loss, state.config, num_classes):
+            push(model, loss, state, (size, *parts.loaders.train_shape))
+        return any(parameter.requires_grad and parameter.grad is None
+                   for parameter in model.parameters())
+
+    with random_numbers_kept(state.device):
+        try:
+            # Each try draws other numbers.
+            has_some = any(leaves_some_out(2) for _ in range(_TRIES))
+        except CopyError:
+            # Then torch says so, if they are left out.
+            has_some = False
+        except Exception as error:
+            # A loss may need more images.
+            if isinstance(error, ConfigError) and not isinstance(error, LossError):
+                raise
+            has_some = any(leaves_some_out(loader.part_size(0)) for _ in range(_TRIES))
+    return distributed.any_rank(has_some)

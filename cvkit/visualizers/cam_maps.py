@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cvkit.errors import ConfigError
 from cvkit.models.feature_maps import Recorder, frozen_copy, reshape_of
-from cvkit.system.log import Log, Progress
+from cvkit.system.log import ProgressBar
 
 # The methods that are constructed as (model, target_layers, reshape_transform).
 Method = Literal["GradCAM", "GradCAMPlusPlus", "GradCAMElementWise", "XGradCAM", "HiResCAM",
@@ -63,7 +63,7 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
     found: dict[tuple[str, str], list[list[np.ndarray]]] = {
         (layer, method): [[] for _ in targets] for layer in layers for method in methods}
     starts = range(0, len(images), batch_size)
-    progress = Progress("CAM", len(images) * len(targets) * len(methods) * len(layers), Log(),
+    progress = ProgressBar("CAM", len(images) * len(targets) * len(methods) * len(layers),
                         unit="map", delay=2)
     for start in starts:
         part = images[start:start + batch_size].float()

@@ -20,7 +20,7 @@ from matplotlib.transforms import Bbox
 from cvkit.data import ImageSet
 from cvkit.errors import RunError
 from cvkit.runs.predictions import Predictions
-from cvkit.system.log import Log
+from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import visible
 
 # Letters that matplotlib's own font lacks come from the first of these that is installed.
@@ -116,8 +116,8 @@ def missing_letters_told_once() -> Iterator[None]:
             others(message, *rest, **named)
         elif "letters" not in _told:
             _told.add("letters")
-            Log().show("note       some letters are drawn as boxes: no installed font has them "
-                       "(Noto Sans CJK has most)")
+            LOG.info("note       some letters are drawn as boxes: no installed font has them "
+                     "(Noto Sans CJK has most)", extra=SCREEN)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", message=r"Glyph \d+ ")

@@ -1,0 +1,215 @@
+"""Every line that a training says of itself, on the screen and in `train.log`."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from cvkit import __version__
+from cvkit.config import Config
+from cvkit.errors import DivergenceError, RunError, UserError
+from cvkit.evaluation.metrics import is_part
+from cvkit.evaluation.monitor import Monitor
+from cvkit.models import parameters_in_words
+from cvkit.reporting.reporter import Reporter
+from cvkit.runs.checkpoint import moment_of
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.folder import Run
+from cvkit.runs.predictions import test_line
+from cvkit.runs.range_test import RULE
+from cvkit.system import distributed
+from cvkit.system.device import describe
+from cvkit.system.log import FILE, LOG, SCREEN, screen
+from cvkit.system.text import and_more, duration, plural
+from cvkit.training.schedulers import depends_on_length, is_to_find
+from cvkit.training.signals import Interrupted
+from cvkit.training.state import TrainingState
+
+
+class Console(Reporter):
+    """Says what is trained and on what, a line for each epoch, and how it ended.
+
+    Args:
+        parts: data, loaders and model of the training.
+        monitor: which value is followed.
+        run: where it is kept; None where nothing is.
+        is_resumed: whether the run goes on.
+    """
+
+    def __init__(self, parts: Experiment, monitor: Monitor, run: Run | None = None,
+                 is_resumed: bool = False):
+        self.parts, self.monitor, self.run, self.is_resumed = parts, monitor, run, is_resumed
+        self._left_out: set[str] = set()
+
+    def begin(self, state: TrainingState) -> None:
+        screen.begin()
+        config, data, loaders = state.config, self.parts.data, self.parts.loaders
+        shape = "×".join(map(str, loaders.image_shape))
+        LOG.info(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        if self.is_resumed:
+            LOG.info(f"resumed    {self.run.folder} {_place(state)}")
+        splits = {"train": data.train, "val": data.val, "test": data.test}
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items()
+                           if split is not None)
+        if config.DATA.LIMIT:
+            counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
+        LOG.info(f"data       {config.DATA.DATASET.NAME}: {counts}, "
+                 f"{plural(len(data.classes), 'class')}, {shape}")
+        for note in data.notes:
+            LOG.info(f"data       {note}")
+        self._say_left_out(data.left_out)
+        if loaders.train_shape != loaders.image_shape:
+            sizes = "×".join(map(str, loaders.train_shape))
+            LOG.info(f"note       training images are {sizes}, test images {shape}: unless you "
+                     "mean that, give the transforms of both the same size")
+        if loaders.train.pipeline.mixing:
+            LOG.info("note       in the training accuracy a mixed image counts for the class with "
+                     "the larger share")
+        if data.val is None:
+            LOG.info("monitored  the test set (DATA.VAL_FRACTION is 0); results are the last "
+                     "epoch's, not the best's")
+        else:
+            LOG.info("monitored  validation images; results are those of the best epoch on them")
+        if self.monitor.assuming:
+            LOG.info(f"note       metric {self.monitor.assuming} has no lower_is_better: the "
+                     f"highest {self.monitor.name} is taken as the best")
+        LOG.info(f"model      {config.MODEL.NAME}, {parameters_in_words(state.model)}")
+        if self.parts.is_viewed:
+            LOG.info("note       its view() takes images in the plain memory layout only, which "
+                     "it gets; flatten(1) or reshape() in its place would be faster")
+        weights = getattr(state.model, "weights_loaded", None)
+        if not self.is_resumed and isinstance(weights, str):
+            LOG.info(f"weights    {weights}")
+        averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if state.ema else ""
+        LOG.info(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
+                 f"{plural(len(loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
+                 f"{config.LOSS.NAME}, {_words_for_rate(state)}, seed {config.SEED}{averaged}")
+        LOG.info(f"device     {describe(state.device)}, {state.precision}")
+        LOG.info(f"input      {loaders.input}")
+        if self.run is not None:
+            found = getattr(self.run, "range_test", None)
+            if found is not None and not self.is_resumed:
+                LOG.info(f"found      max_lr {found.suggestion:g}: {RULE}")
+            LOG.info(f"run        {self.run.folder}", extra=SCREEN)
+
+    def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:
+        split, epochs = self.parts.data.monitored, state.config.TRAIN.EPOCHS
+
+        def words(part: str) -> str:
+            return (f"{part} loss {values[f'{part}/loss']:.4f} "
+                    f"acc {100 * values[f'{part}/accuracy']:6.2f}%")
+
+        is_best = state.best["epoch"] == state.epoch
+        line = (f"Epoch {state.epoch:{len(str(epochs))}}/{epochs}  {words('train')}  "
+                f"{words(split)}  lr {values['lr']:<9.4g} {values['seconds']:6.1f} s"
+                f"{'  best' if is_best else ''}")
+        LOG.info(line, extra=FILE)
+        if screen.is_live:
+            of_split = "Test set" if split == "test" else "Validation set"
+            line = test_line(values[f"{split}/loss"], state.predictions.correct,
+                             len(state.predictions.true)).replace("Test set", of_split)
+        LOG.info(line, extra=SCREEN)
+        self._say_left_out(state.left_out)
+
+    def stopped(self, state: TrainingState, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            LOG.info(self._words_for_interruption(state, error))
+        elif isinstance(error, DivergenceError):
+            # Going on would only repeat it.
+            LOG.info(f"Stopped: {error}", extra=FILE)
+        elif isinstance(error, UserError):
+            way = ""
+            if self.run is not None and self.run.has_checkpoint:
+                way = f"Go on from the last checkpoint: {self._resume_command()}"
+                LOG.info(way, extra=SCREEN)
+            # Of a full disk the error speaks already.
+            with contextlib.suppress(RunError):
+                for line in filter(None, (f"Stopped: {error}", way)):
+                    LOG.info(line, extra=FILE)
+
+    def end(self, state: TrainingState, run: Run) -> None:
+        self._say_left_out(state.left_out)
+        predictions, epochs, name = run.predictions, state.epoch, self.monitor.name
+        if epochs < state.config.TRAIN.EPOCHS:
+            LOG.info(f"Stopped early after epoch {epochs}: no better {name} for "
+                     f"{plural(state.config.TRAIN.EARLY_STOP, 'epoch')}")
+        LOG.info(test_line(predictions.loss, predictions.correct, len(predictions.true))
+                 + f" after epoch {predictions.epoch}")
+        value = state.best[name]
+        shown = f"{100 * value:.2f}%" if is_part(name) else f"{value:.4f}"
+        LOG.info(f"Best {self.parts.data.monitored} {name}: {shown} in epoch "
+                 f"{state.best['epoch']}. {plural(epochs, 'epoch')}, {duration(run.seconds)} of "
+                 "training")
+        other = run.other_best(predictions)
+        if other:
+            LOG.info(other)
+
+    def _say_left_out(self, names: Iterable[str]) -> None:
+        """Say which files cannot be read, those that were not told before."""
+        new = sorted(set(names) - self._left_out)
+        if new:
+            LOG.info(f"left out   {plural(len(new), 'image file')} that cannot be read: "
+                     f"{and_more(new, 5)}")
+        self._left_out.update(new)
+
+    def _words_for_interruption(self, state: TrainingState, error: KeyboardInterrupt) -> str:
+        if self.run is None:
+            return f"Stopped {_place(state)}"
+        if isinstance(error, Interrupted):
+            return f"Interrupted {_place(state)}, and saved. Go on: {self._resume_command()}"
+        words = f"Stopped at once {_place(state)}"
+        if self.run.has_checkpoint:
+            return f"{words}. Go on from the last checkpoint: {self._resume_command()}"
+        return f"{words}. There is no checkpoint to go on from yet"
+
+    def _resume_command(self) -> str:
+        words = ["tools/train.py", str(self.run.folder / "config.yaml"), "--resume",
+                 str(self.run.folder)]
+        count = distributed.local_size()
+        start = f"torchrun --nproc-per-node={count}" if count > 1 else "python"
+        return f"{start} {shlex.join(words)}"
+
+
+def say_where(run: Run) -> None:
+    """Say where all of a finished run is, and what to do with it."""
+    folder = shlex.quote(str(run.folder))
+    LOG.info(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
+             "checkpoints/", extra=SCREEN)
+    LOG.info(f"Per class: python tools/evaluate.py --run {folder}", extra=SCREEN)
+    LOG.info(f"Pictures:  python tools/visualize.py --run {folder}", extra=SCREEN)
+
+
+def say_finished(run: Run, config: Config, epoch: int) -> None:
+    """Say that a run has nothing left to train, and what would train it longer."""
+    if epoch < config.TRAIN.EPOCHS:
+        longer = f"raise TRAIN.EARLY_STOP, which ended it at {config.TRAIN.EARLY_STOP}"
+    elif depends_on_length(config.SCHEDULER):
+        longer = (f"start a new run: {config.SCHEDULER.NAME} planned this one for its number of "
+                  "epochs")
+    else:
+        longer = "raise TRAIN.EPOCHS"
+    LOG.info(f"{run.folder} is finished: {plural(epoch, 'epoch')}. To train longer, {longer}.",
+             extra=SCREEN)
+
+
+def _place(state: TrainingState) -> str:
+    return moment_of(state.epoch, state.progress.batches)
+
+
+def _words_for_rate(state: TrainingState) -> str:
+    optimizer, scheduler = state.config.OPTIMIZER, state.config.SCHEDULER
+    words = f"{optimizer.NAME} lr {optimizer.lr:g}"
+    if scheduler is None:
+        return f"{words}, constant"
+    if is_to_find(state.config):
+        return f"{optimizer.NAME}, {scheduler.NAME} up to a rate to be found"
+    group, momentum = state.optimizer.param_groups[0], ""
+    if {"base_momentum", "max_momentum"} <= set(group):
+        momentum = f", momentum {group['base_momentum']:g} to {group['max_momentum']:g}"
+    if scheduler.get("max_lr", optimizer.lr) != optimizer.lr:
+        return (f"{optimizer.NAME}, {scheduler.NAME} up to {scheduler.max_lr} (not OPTIMIZER.lr)"
+                f"{momentum}")
+    return f"{words}, {scheduler.NAME}{momentum}"

@@ -1,0 +1,246 @@
+"""What a user asks for: to train a config, to check it, or to look for a learning rate.
+
+From here on a training reads top to bottom: `session` builds the parts, the run and the reporters;
+`training.trainer` is the loop, `training.step` one batch, `training.state` what a batch changes.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import nn
+
+from cvkit.config import Config, check_components
+from cvkit.errors import ConfigError, RunError
+from cvkit.evaluation.monitor import Monitor
+from cvkit.evaluation.run_evaluation import evaluate
+from cvkit.models.probing import refuse_single_images
+from cvkit.reporting.checks import Checks
+from cvkit.reporting.console import Console, say_finished, say_where
+from cvkit.reporting.reporter import build_reporters, refuse_other_reporters
+from cvkit.reporting.requirements import Requirements, check_requirements, enforce
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.folder import Run, open_run
+from cvkit.runs.range_test import RangeTest
+from cvkit.system import distributed
+from cvkit.system.environment import environment
+from cvkit.system.log import LOG, SCREEN, run_log
+from cvkit.training.failures import explaining
+from cvkit.training.losses import build_loss
+from cvkit.training.lr_finder import find_rate
+from cvkit.training.resume import is_finished, newest_run_of, take_up, with_found_rate
+from cvkit.training.schedulers import is_to_find, with_rate
+from cvkit.training.state import TrainingState
+from cvkit.training.trainer import Trainer
+from cvkit.training.trial import (
+    leaves_parameters_out,
+    refuse_other_images,
+    try_quickly,
+    try_training,
+)
+
+
+def train(config: Config, resume: bool | str | Path | Run = False,
+          parts: Experiment | None = None) -> Run | None:
+    """Train what a config describes and return the finished run.
+
+    Of several processes (`torchrun`) only the first writes, and opens the run that is returned;
+    the others return None.
+
+    Args:
+        config: from `load_config`.
+        resume: True continues the newest run of this config, a run or its path that one. "auto"
+            continues the newest that was begun with the same settings, or begins one if there is
+            none; one that is finished is returned as it is.
+        parts: what the config describes, to train on other data for example; built if not given.
+
+    Raises:
+        UserError: something in the config, the data or the run to resume is wrong, or the loss
+            stopped being finite.
+        Interrupted: SIGINT (Ctrl-C) or SIGTERM asked to stop; the run can be resumed.
+    """
+    run = _run_to_resume(config, resume)
+    with ExitStack() as stack:
+        log = stack.enter_context(run_log())
+        if run is not None:
+            run.refuse_links()
+            stack.enter_context(run.lock())
+        # What a run was begun with is in its checkpoint; the file may be out of reach by now.
+        parts = parts or Experiment(config, takes_weights=run is None)
+        is_resumed, config = _begun(config, parts, run)
+        state, monitor, requirements = prepare(config, parts)
+        if is_resumed:
+            take_up(run, state, parts, monitor)
+            if is_finished(config, state.epoch, state.best):
+                return _finished(run, state)
+        checks = Checks(parts)
+        _try(state, parts, checks)
+        found = _find_rate(state, parts)
+        if distributed.is_main():
+            if run is None:
+                run = Run.create(state.config, environment(state.device))
+                stack.enter_context(run.lock())
+            else:
+                run.set_config(state.config)
+            if found is not None:
+                run.keep_range_test(found)
+            # Or what looks at the results would read it again.
+            run.data = parts.data
+            log.attach(run.folder)
+            checks.run = run
+            reporters = [Console(parts, monitor, run, is_resumed), requirements, checks,
+                         *build_reporters(config, run.folder)]
+            Trainer(state, parts, monitor, run, reporters).train()
+            say_where(run)
+        else:
+            Trainer(state, parts, monitor).train()
+    return run
+
+
+def check(config: Config, parts: Experiment | None = None) -> None:
+    """Try a step, a save, a load and an evaluation, and say how it went. Writes nothing.
+
+    Args:
+        config, parts: as of `train`.
+
+    Raises:
+        UserError: what would stop a training.
+    """
+    parts = parts or Experiment(config)
+    state, monitor, requirements = prepare(config, parts)
+    checks = Checks(parts)
+    if distributed.is_main():
+        for reporter in (Console(parts, monitor), requirements, checks):
+            reporter.begin(state)
+    with explaining(state, parts):
+        refuse_other_images(config, parts)
+        words = try_training(state, parts, look=checks.look)
+    checks.say_odd()
+    LOG.info(f"check      {words}. All is well; nothing was written.", extra=SCREEN)
+    distributed.stop()
+
+
+def find_lr(config: Config, lowest: float = 1e-5, highest: float = 10.0, steps: int = 100,
+            parts: Experiment | None = None) -> RangeTest:
+    """Look for a learning rate: train a copy of the model for some steps at rising rates.
+
+    Args:
+        config, parts: as of `train`.
+        lowest, highest: the first and the last rate, with equal factors between.
+        steps: of the optimizer.
+
+    Raises:
+        RunError: the loss does not fall at any of the rates.
+        ValueError: the rates do not rise, or steps is below 20.
+    """
+    parts = parts or Experiment(config)
+    state, _, _ = prepare(config, parts)
+    return find_rate(state, parts, lowest, highest, steps)
+
+
+def build_trainer(config: Config, parts: Experiment | None = None) -> Trainer:
+    """Return a trainer at its beginning, which keeps nothing and tells nobody.
+
+    Args:
+        config, parts: as of `train`.
+
+    Raises:
+        UserError: something in the config or the data is wrong.
+    """
+    parts = parts or Experiment(config)
+    state, monitor, _ = prepare(config, parts)
+    return Trainer(state, parts, monitor)
+
+
+def prepare(config: Config,
+            parts: Experiment) -> tuple[TrainingState, Monitor, Requirements]:
+    """Build all that a config names, in all processes, and refuse what cannot be trained.
+
+    Raises:
+        UserError: something in the config or the data is wrong. Nothing has been written yet.
+    """
+    check_components(config)
+    enforce(check_requirements(config), config)
+    distributed.start(parts.device)
+    _refuse_processes(config, parts)
+    # Which downloads what is not there.
+    with distributed.first_on_each_machine():
+        data, loaders, model = parts.data, parts.loaders, parts.model
+    if any(loaders.train.part_size(number) <= 1 for number in range(len(loaders.train))):
+        refuse_single_images(model, loaders.train_shape, config.DATA.where("BATCH_SIZE"))
+    if config.TRAIN.SYNC_BATCHNORM and distributed.size() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    loss = build_loss(config.LOSS, len(data.classes),
+                      takes_shares=bool(loaders.train.pipeline.mixing)).to(parts.device)
+    state = TrainingState(config, model, loss, parts.device, parts.precision,
+                          loaders.train.plan.steps)
+    state.wrap(leaves_parameters_out(state, parts))
+    monitor = Monitor(config, list(data.classes))
+    refuse_other_reporters(config)
+    return state, monitor, Requirements(config, parts)
+
+
+def _refuse_processes(config: Config, parts: Experiment) -> None:
+    processes = distributed.size()
+    if processes > config.DATA.BATCH_SIZE:
+        raise ConfigError(f"a batch of {config.DATA.BATCH_SIZE} cannot be shared by "
+                          f"{processes} processes", where=config.DATA.where("BATCH_SIZE"),
+                          hint="DATA.BATCH_SIZE counts the images of all processes together.")
+    if processes > 1 and config.TRAIN.SYNC_BATCHNORM and parts.device.type != "cuda":
+        raise ConfigError("torch synchronises batch norms between GPUs only",
+                          where=config.TRAIN.where("SYNC_BATCHNORM"),
+                          hint="On CPUs: MODEL.norm group, or SYNC_BATCHNORM false.")
+
+
+def _run_to_resume(config: Config, resume: bool | str | Path | Run) -> Run | None:
+    """Return the run to go on with, in the first process, which says what is done."""
+    if not resume or not distributed.is_main():
+        return None
+    if isinstance(resume, Run):
+        return resume
+    if resume == "auto":
+        check_components(config)
+        return newest_run_of(config)
+    return open_run(None if resume is True else resume, config.OUTPUT_DIR,
+                    config.name if resume is True else "*")
+
+
+def _begun(config: Config, parts: Experiment, run: Run | None) -> tuple[bool, Config]:
+    """Return in all processes whether a run goes on, and the config with the rate it found."""
+    distributed.start(parts.device)
+    is_resumed = distributed.broadcast_from_main(lambda: run is not None)
+    if is_resumed and is_to_find(config):
+        config = distributed.broadcast_from_main(lambda: with_found_rate(config, run))
+    return is_resumed, config
+
+
+def _try(state: TrainingState, parts: Experiment, checks: Checks) -> None:
+    """Refuse what could not be trained, saved and evaluated, before anything is written."""
+    refuse_other_images(state.config, parts)
+    problem = try_quickly(state, parts, checks.look)
+    if problem:
+        LOG.info(f"note       saving and loading was not tried before: {problem}")
+
+
+def _find_rate(state: TrainingState, parts: Experiment) -> RangeTest | None:
+    """Put a learning rate in the place of `max_lr: find`, and return how it was found."""
+    if not is_to_find(state.config):
+        return None
+    LOG.info("finding    max_lr, on a copy of the model", extra=SCREEN)
+    found = find_rate(state, parts)
+    state.build_optimizer(with_rate(state.config, found.suggestion))
+    return found
+
+
+def _finished(run: Run | None, state: TrainingState) -> Run | None:
+    """Return a run that has nothing left to train, with predictions if it lacked them."""
+    distributed.stop()
+    if run is not None:
+        say_finished(run, state.config, state.epoch)
+        try:
+            _ = run.predictions
+        except RunError:
+            # It was interrupted at its very end.
+            evaluate(run)
+    return run
