@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -68,12 +69,9 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             stack.enter_context(run.lock())
         # What a run was begun with is in its checkpoint; the file may be out of reach by now.
         parts = parts or Experiment(config, takes_weights=run is None)
-        is_resumed, config = _begun(config, parts, run)
-        state, monitor, requirements = prepare(config, parts)
-        if is_resumed:
-            take_up(run, state, parts, monitor)
-            if is_finished(config, state.epoch, state.best):
-                return _finished(run, state)
+        state, monitor, requirements, is_resumed = prepare(config, parts, run)
+        if is_resumed and is_finished(config, state.epoch, state.best):
+            return _finished(run, state)
         checks = Checks(parts)
         _try(state, parts, checks)
         found = _find_rate(state, parts)
@@ -108,7 +106,7 @@ def check(config: Config, parts: Experiment | None = None) -> None:
         UserError: what would stop a training.
     """
     parts = parts or Experiment(config)
-    state, monitor, requirements = prepare(config, parts)
+    state, monitor, requirements, _ = prepare(config, parts)
     checks = Checks(parts)
     if distributed.is_main():
         for reporter in (Console(parts, monitor), requirements, checks):
@@ -135,7 +133,7 @@ def find_lr(config: Config, lowest: float = 1e-5, highest: float = 10.0, steps: 
         ValueError: the rates do not rise, or steps is below 20.
     """
     parts = parts or Experiment(config)
-    state, _, _ = prepare(config, parts)
+    state = prepare(config, parts).state
     return find_rate(state, parts, lowest, highest, steps)
 
 
@@ -149,21 +147,36 @@ def build_trainer(config: Config, parts: Experiment | None = None) -> Trainer:
         UserError: something in the config or the data is wrong.
     """
     parts = parts or Experiment(config)
-    state, monitor, _ = prepare(config, parts)
-    return Trainer(state, parts, monitor)
+    prepared = prepare(config, parts)
+    return Trainer(prepared.state, parts, prepared.monitor)
 
 
-def prepare(config: Config,
-            parts: Experiment) -> tuple[TrainingState, Monitor, Requirements]:
+class Prepared(NamedTuple):
+    """What is ready to be trained; `is_resumed` in all processes of one whose run goes on."""
+
+    state: TrainingState
+    monitor: Monitor
+    requirements: Requirements
+    is_resumed: bool
+
+
+def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepared:
     """Build all that a config names, in all processes, and refuse what cannot be trained.
 
+    Args:
+        config, parts: as of `train`.
+        run: which goes on, in the first process.
+
     Raises:
-        UserError: something in the config or the data is wrong. Nothing has been written yet.
+        UserError: something in the config, the data or the run is wrong. Nothing has been written.
     """
     check_components(config)
     enforce(check_requirements(config), config)
     distributed.start(parts.device)
     _refuse_processes(config, parts)
+    is_resumed = distributed.broadcast_from_main(lambda: run is not None)
+    if is_resumed and is_to_find(config):
+        config = distributed.broadcast_from_main(lambda: with_found_rate(config, run))
     # Which downloads what is not there.
     with distributed.first_on_each_machine():
         data, loaders, model = parts.data, parts.loaders, parts.model
@@ -178,7 +191,10 @@ def prepare(config: Config,
     state.wrap(leaves_parameters_out(state, parts))
     monitor = Monitor(config, list(data.classes))
     refuse_other_reporters(config)
-    return state, monitor, Requirements(config, parts)
+    requirements = Requirements(config, parts)
+    if is_resumed:
+        take_up(run, state, parts, monitor)
+    return Prepared(state, monitor, requirements, is_resumed)
 
 
 def _refuse_processes(config: Config, parts: Experiment) -> None:
@@ -204,15 +220,6 @@ def _run_to_resume(config: Config, resume: bool | str | Path | Run) -> Run | Non
         return newest_run_of(config)
     return open_run(None if resume is True else resume, config.OUTPUT_DIR,
                     config.name if resume is True else "*")
-
-
-def _begun(config: Config, parts: Experiment, run: Run | None) -> tuple[bool, Config]:
-    """Return in all processes whether a run goes on, and the config with the rate it found."""
-    distributed.start(parts.device)
-    is_resumed = distributed.broadcast_from_main(lambda: run is not None)
-    if is_resumed and is_to_find(config):
-        config = distributed.broadcast_from_main(lambda: with_found_rate(config, run))
-    return is_resumed, config
 
 
 def _try(state: TrainingState, parts: Experiment, checks: Checks) -> None:

@@ -143,7 +143,7 @@ def painted(_trained, tmp_path):
 def processes():
     """A context for real processes which have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cvkit.training.trainer", "cvkit.data.image_folder", "torch._dynamo", "pytest"])
+    context.set_forkserver_preload(["cvkit.session", "cvkit.data", "torch._dynamo", "pytest"])
     first = context.Process(target=time.sleep, args=(0,))  # while everything is imported
     first.start()
     first.join()
