@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from test_pages import Reader
+from test_report_format import Reader
 
 import cvkit
 from cvkit.config import load_config
