@@ -24,10 +24,10 @@ from cvkit.reporting.report_format import (
     Code,
     Image,
     Link,
-    Own,
     Section,
     Table,
     Text,
+    UserMarkdown,
     render_html,
     render_markdown,
 )
@@ -285,7 +285,7 @@ def _handed_in(run: Run, facts: dict[str, str]) -> Table:
 def _notes(run: Run) -> list[Section]:
     """Return the user's own words, from `notes.md` in the run folder."""
     path = run.folder / "notes.md"
-    return [Section("Notes", [Own(_read(run, path.name))])] if path.is_file() else []
+    return [Section("Notes", [UserMarkdown(_read(run, path.name))])] if path.is_file() else []
 
 
 def _facts(run: Run) -> dict[str, str]:

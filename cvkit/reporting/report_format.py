@@ -18,7 +18,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Own:
+class UserMarkdown:
     """The user's own Markdown: left as it is there, shown as plain text in HTML."""
 
     text: str
@@ -64,7 +64,7 @@ class Image:
     title: str = ""
 
 
-Block = Text | Own | Table | Code | Image
+Block = Text | UserMarkdown | Table | Code | Image
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
 def _block_html(block: Block) -> str:
     if isinstance(block, Text):
         return f"<p>{html.escape(block.text)}</p>"
-    if isinstance(block, Own):
+    if isinstance(block, UserMarkdown):
         return f'<p class="own">{html.escape(block.text.strip())}</p>'
     if isinstance(block, Table):
         header = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
@@ -160,7 +160,7 @@ def render_markdown(title: str, sections: Sequence[Section]) -> str:
 def _block_markdown(block: Block) -> str:
     if isinstance(block, Text):
         return _escape(block.text)
-    if isinstance(block, Own):
+    if isinstance(block, UserMarkdown):
         return block.text.strip()
     if isinstance(block, Table):
         lines = [map(_escape, block.header), ["---"] * len(block.header),
