@@ -16,12 +16,14 @@ setup(
     url="https://github.com/cvkit/cvkit",
     license="MIT",
     packages=find_packages(include=["cvkit", "cvkit.*"]),
+    package_data={"cvkit.reporting": ["templates/*.j2"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",
         "albumentations>=2.0.8,<2.1",  # the last release under MIT
         "grad-cam>=1.5.5",
+        "jinja2>=3.0",
         "matplotlib>=3.7",
         "numpy>=1.26.4",
         "pillow>=9.4",

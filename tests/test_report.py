@@ -1,4 +1,5 @@
 import base64
+import html
 import http.server
 import io
 import json
@@ -154,12 +155,12 @@ def test_a_visualizer_that_is_listed_twice_is_drawn_twice(painted):
 
 
 def test_own_words_come_first_and_are_kept(painted, only_curves):
-    (painted.folder / "notes.md").write_text("# By Ada\n\nWhat I *saw*: <cats>\n")
+    (painted.folder / "notes.md").write_text("# By Ada\n\nWhat I *saw*: <cats> {{ 7 * 7 }}\n")
     for _ in range(2):
         write_report(painted)
         readme, page = ((painted.folder / name).read_text() for name in ("README.md", "report.html"))
-        assert "## Notes\n\n# By Ada\n\nWhat I *saw*: <cats>\n\n## Hand-in" in readme
-        assert "What I *saw*: &lt;cats&gt;" in page
+        assert "## Notes\n\n# By Ada\n\nWhat I *saw*: <cats> {{ 7 * 7 }}\n\n## Hand-in" in readme
+        assert "What I *saw*: &lt;cats&gt; {{ 7 * 7 }}" in page
 
 
 def test_with_validation_images_the_test_has_a_column_of_its_own(painted, only_curves):
@@ -191,8 +192,8 @@ def test_own_metrics_are_shown_as_what_they_are(painted, only_curves):
 def test_the_cam_is_of_the_images_in_the_gallery(painted, monkeypatch):
     monkeypatch.setattr(report_module, "_ALWAYS", ("misclassified", "cam"))
     write_report(painted, [{"NAME": "misclassified", "count": 3, "order": "index"}])
-    page = (painted.folder / "report.html").read_text()
-    assert page.count("3 misclassified test images, in the data set&#x27;s order") >= 4
+    page = html.unescape((painted.folder / "report.html").read_text())
+    assert page.count("3 misclassified test images, in the data set's order") >= 4
 
 
 def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_there(painted, capsys):

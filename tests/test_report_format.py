@@ -1,20 +1,29 @@
+import subprocess
+import sys
+from dataclasses import dataclass
 from html.parser import HTMLParser
 
+import pytest
+from conftest import ROOT
+from jinja2 import UndefinedError
+
 from cvkit.reporting.report_format import (
+    Block,
     Code,
     Image,
     Link,
     Section,
     Table,
     Text,
+    UserMarkdown,
     render_html,
     render_markdown,
 )
 
-HOSTILE = "<script>alert('x')</script> & \"a|b\" `c` $d$ *e* [f](g)"
+HOSTILE = "<script>alert('x')</script> & \"a|b\" `c` $d$ *e* [f](g) {{ 7 * 7 }} {% endfor %} {# h #}"
 SECTIONS = [
     Section("Training log", [Text(HOSTILE), Code(HOSTILE + "\n```\nfenced", "yaml"),
-                             Code("folded", title=HOSTILE)]),
+                             Code("folded", title=HOSTILE), UserMarkdown(HOSTILE)]),
     Section(HOSTILE, [Table([HOSTILE, "b"], [[HOSTILE, Link(HOSTILE, "https://a.b/?c=1&d='2'")]]),
                       Image("cat", b"\x89PNG", 800, 400, HOSTILE)])]
 
@@ -40,7 +49,7 @@ def test_html_escapes_all_that_comes_from_a_run():
         "html", "head", "meta", "title", "style", "body", "h1", "h2", "nav", "a", "section", "p",
         "div", "table", "tr", "th", "td", "pre", "details", "summary", "figure", "img",
         "figcaption"}
-    assert reader.words.count(HOSTILE) == 10  # title twice, navigation, headings, text, fold, table…
+    assert reader.words.count(HOSTILE) == 11  # title twice, navigation, headings, text, fold, table…
     images = [attributes for tag, attributes in reader.tags if tag == "img"]
     assert images[0]["src"] == "data:image/png;base64,iVBORw==" and images[0]["alt"] == HOSTILE
     links = [attributes["href"] for tag, attributes in reader.tags if tag == "a"]
@@ -74,3 +83,23 @@ def test_markdown_keeps_text_text():
     table = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(table) == 3 and all(line.replace("\\|", "").count("|") == 3 for line in table)
     assert "<details><summary>&lt;script&gt;" in page
+    assert f"\n\n{HOSTILE}\n\n" in page  # one's own Markdown
+    assert page.count("{{ 7 \\* 7 }} {% endfor %} {\\# h \\#}") == 9  # values are no templates
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown])
+def test_a_block_that_a_template_does_not_know_is_told(render):
+    @dataclass(frozen=True)
+    class Sound(Block):
+        text: str
+
+    with pytest.raises(UndefinedError, match="Sound"):
+        render("a", [Section("b", [Sound("c")])])
+
+
+def test_templates_are_shipped(tmp_path):
+    pytest.importorskip("setuptools")
+    subprocess.run([sys.executable, "setup.py", "-q", "build_py", "-d", tmp_path], cwd=ROOT, check=True)
+    shipped, kept = ({path.name for path in (folder / "cvkit/reporting/templates").iterdir()}
+                     for folder in (tmp_path, ROOT))
+    assert shipped == kept == {"report.html.j2", "README.md.j2"}
