@@ -59,7 +59,8 @@ _PICTURES = {
 _ALWAYS = ("curves", "lr_finder", "misclassified", "cam", "confusion", "dataset", "samples",
            "architecture", "summary")
 _GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*"}
-_TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}  # folded away
+# Text beside a picture is long, so it is folded away under these titles.
+_TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}
 
 
 def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = None) -> list[Path]:
@@ -81,10 +82,12 @@ def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = 
     """
     if not isinstance(run, Run):
         raise RunError(f"a report is of one finished run; this is {run.what}", hint=run.instead)
-    run.refuse_links()  # before their content is put into what one hands in
+    # A link may lead to any file, and what it holds would go into what one hands in.
+    run.refuse_links()
     if not run.metrics:
         raise RunError(f"{run.folder} has no finished epoch, so there is nothing to report")
-    run.predictions, run.model, run.data  # noqa: B018  told at once if one of them is missing
+    # If one of them is missing that is told now, before anything is drawn.
+    run.predictions, run.model, run.data  # noqa: B018
     folder = folder or run.folder
     pictures = _draw(run, _choose(run, nodes))
     sections = _sections(run, pictures)
