@@ -31,6 +31,7 @@ setup(
         "scikit-learn>=1.2.2",
         "tensorboard>=2.14",
         "torchinfo>=1.8",
+        "torchmetrics>=1.0",
         "tqdm>=4.64",
         "yacs>=0.1.8",
     ],

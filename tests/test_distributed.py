@@ -137,7 +137,8 @@ VARIANTS = {
         "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 0.5, "TRAIN.EMA": 0.9,
         "TRAIN.WARMUP_EPOCHS": 0.5, "DATA.VAL_FRACTION": 0.2, "TRAIN.CHECKPOINT_EVERY": "1 step",
         "SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0},
-        "METRICS": [{"NAME": "TopKAccuracy", "k": 3}, {"NAME": "PerClassAccuracy"}]}),
+        "METRICS": [{"NAME": "TopKAccuracy", "k": 3}, {"NAME": "PerClassAccuracy"},
+                    {"NAME": "F1Score"}, {"NAME": "AUROC"}]}),
     "mixed": (2, {"DATA.TRAIN_TRANSFORMS": [{"NAME": "MixUp"}, {"NAME": "HorizontalFlip"}]}),
     # The last batch has one image: none for two of the processes, and none to mix it with.
     "one left": (3, {"DATA.LIMIT": 129, "DATA.TRAIN_TRANSFORMS": [{"NAME": "CutMix"}]}),

@@ -1,12 +1,29 @@
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import sklearn.metrics
 import torch
+import torchmetrics.classification
+from conftest import ROOT
+from test_resume import interrupted
 from torch.nn import functional as F
 
+from cvkit.config import load_config
 from cvkit.errors import ConfigError
-from cvkit.evaluation.metrics import Mean, is_lower_better, lower_is_better
+from cvkit.evaluation.metrics import (
+    Mean,
+    build_metrics,
+    is_lower_better,
+    lower_is_better,
+    refuse_what_adds_up,
+    together,
+    values_of,
+)
 from cvkit.registry import METRICS
+from cvkit.training.trainer import Trainer, train
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(100, 10, generator=GENERATOR)
@@ -21,11 +38,14 @@ def values(node, logits=LOGITS, labels=LABELS, classes="abcdefghij"):
     return metric.compute()
 
 
-@pytest.mark.parametrize("name", METRICS.own)
+@pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_the_same_in_one_batch_and_in_uneven_ones(name):
-    metric = METRICS.build(name, classes=list("abcdefghij"), num_classes=10)
+    node = {"NAME": name, **({"beta": 2.0} if name == "FBetaScore" else {})}
+    metric, = build_metrics([node], "abcdefghij")[1:] or [METRICS.build(node)]
     metric.update(LOGITS, LABELS)
-    assert metric.compute() == values(name)
+    computed = values_of(metric)
+    assert all(map(math.isfinite, computed.values()))
+    assert computed == pytest.approx(values(node), rel=1e-6)
 
 
 def test_the_mean_is_over_images_not_over_batches():
@@ -100,3 +120,196 @@ def test_the_first_batch_that_is_not_finite_is_found_between_looks():
         mean.update(torch.tensor(value), 4)
     assert mean.first_non_finite() == 3
     assert Mean().compute() == 0 and Mean().first_non_finite() is None
+
+
+# -- of torchmetrics ---------------------------------------------------------------------
+
+ABSENT = LABELS.where(LABELS != 9, 0)  # a class of which there are no images
+HERE = F.one_hot(LABELS).mul(2).add(LOGITS)  # which finds more of them
+
+
+def test_all_of_torchmetrics_is_there_or_it_is_said_why_not():
+    kinds = {name.removeprefix("Multiclass") for name in vars(torchmetrics.classification)
+             if name.startswith("Multiclass")}
+    offered = set(METRICS.library[1])
+    assert kinds == offered | set(METRICS._library.left_out) & kinds
+    assert len(offered) == 13 + len({"EER", "LogAUC", "NegativePredictiveValue"} & kinds)
+
+
+@pytest.mark.parametrize("logits", [LOGITS, HERE], ids=["random", "good"])
+@pytest.mark.parametrize("labels", [LABELS, ABSENT], ids=["all", "one absent"])
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted", "none"])
+@pytest.mark.parametrize("name, theirs, arguments", [
+    ("f1_score", "f1_score", {}), ("fbeta_score", "fbeta_score", {"beta": 0.5}),
+    ("precision", "precision_score", {}), ("recall", "recall_score", {}),
+    ("jaccard_index", "jaccard_score", {})])
+def test_scores_of_the_highest_logit_are_scikit_learn_s(name, theirs, arguments, average, labels,
+                                                        logits):
+    node = {"NAME": {"f1_score": "F1Score", "fbeta_score": "FBetaScore", "jaccard_index":
+                     "JaccardIndex"}.get(name, name.title()), "average": average, **arguments}
+    expected = getattr(sklearn.metrics, theirs)(
+        labels, logits.argmax(1), average=None if average == "none" else average, zero_division=0,
+        **({"labels": range(10)} if average == "none" else {}), **arguments)
+    keys = [f"{name}/{letter}" for letter in "abcdefghij"] if average == "none" else [name]
+    assert values(node, logits, labels) == pytest.approx(
+        dict(zip(keys, np.atleast_1d(expected))), abs=1e-6)
+
+
+@pytest.mark.parametrize("logits", [LOGITS, HERE, 40 * HERE, torch.rand(100, 10, generator=GENERATOR)],
+                         ids=["random", "good", "sure", "between 0 and 1"])
+def test_other_scores_are_scikit_learn_s(logits):
+    said, likely = logits.argmax(1), logits.softmax(1)
+    one_hot = F.one_hot(LABELS)
+    for node, expected in [
+            ("CohenKappa", sklearn.metrics.cohen_kappa_score(LABELS, said)),
+            ({"NAME": "CohenKappa", "weights": "quadratic"},
+             sklearn.metrics.cohen_kappa_score(LABELS, said, weights="quadratic")),
+            ("MatthewsCorrCoef", sklearn.metrics.matthews_corrcoef(LABELS, said)),
+            ({"NAME": "HammingDistance", "average": "micro"},
+             sklearn.metrics.hamming_loss(LABELS, said)),
+            ("Specificity", np.mean([sklearn.metrics.recall_score(
+                LABELS == label, said == label, pos_label=0) for label in range(10)])),
+            ("AUROC", sklearn.metrics.roc_auc_score(one_hot, likely, average="macro")),
+            ({"NAME": "AUROC", "average": "weighted"},
+             sklearn.metrics.roc_auc_score(one_hot, likely, average="weighted")),
+            ("AveragePrecision", sklearn.metrics.average_precision_score(one_hot, likely))]:
+        value, = values(node, logits).values()
+        assert value == pytest.approx(expected, abs=1e-5), node
+    if logits.min() >= 0:  # as which torchmetrics would take them, were they not made probabilities
+        assert values("AUROC", logits)["auroc"] != pytest.approx(
+            sklearn.metrics.roc_auc_score(one_hot, logits), abs=1e-3)
+
+
+def test_the_calibration_error_is_the_mean_gap_of_fifteen_bins():
+    sure, right = LOGITS.softmax(1).max(1).values, LOGITS.argmax(1) == LABELS
+    bins = (sure * 15).ceil()
+    expected = sum(abs(float((sure[bins == number] - right[bins == number].float()).sum()))
+                   for number in range(1, 16)) / 100
+    assert values("CalibrationError") == {"calibration_error": pytest.approx(expected, abs=1e-5)}
+
+
+def test_torchmetrics_says_of_which_values_lower_ones_are_better():
+    lower = {name for name in METRICS.library[1] if METRICS.get(name).lower_is_better}
+    assert lower - {"EER"} == {"CalibrationError", "HammingDistance", "HingeLoss"}
+    assert ("EER" in METRICS) == ("EER" in lower)
+    assert all(METRICS.get(name).lower_is_better in (True, False) for name in METRICS.library[1])
+
+
+@pytest.mark.parametrize("node, message", [
+    ({"NAME": "F1score"}, "no metric named 'F1score'\n  Did you mean F1Score?"),
+    ({"NAME": "F1Score", "averge": "macro"},
+     "metric F1Score has no argument 'averge'\n  Did you mean average?"),
+    ({"NAME": "F1Score", "average": "makro"}, "not 'makro'\n  Did you mean macro?"),
+    ({"NAME": "F1Score", "task": "multiclass"}, "metric F1Score has no argument 'task'"),
+    ({"NAME": "F1Score", "num_classes": 10}, "metric F1Score has no argument 'num_classes'"),
+    ({"NAME": "F1Score", "multidim_average": "samplewise"}, "has no argument 'multidim_average'"),
+    ({"NAME": "F1Score", "top_k": 11}, "top_k lies between 1 and the number of classes, 10, not 11"),
+    ({"NAME": "F1Score", "ignore_index": 10**30}, "metric F1Score cannot be counted: "),
+    ({"NAME": "FBetaScore"}, "metric FBetaScore needs beta"),
+    ({"NAME": "AUROC", "average": "micro"}, "takes one of macro, weighted, none or null, not 'micro'"),
+    ({"NAME": "CalibrationError", "n_bins": 0}, "metric CalibrationError cannot be built: "),
+    ({"NAME": "ConfusionMatrix"}, "returns a table, which the visualizer confusion draws"),
+    ({"NAME": "ROC"}, "That of torchmetrics.classification returns curves"),
+    ({"NAME": "torchmetrics.classification.Accuracy"}, "is the Recall that it has")])
+def test_mistakes_with_torchmetrics_are_told(node, message):
+    with pytest.raises(ConfigError) as caught:
+        values(node)
+    assert message in str(caught.value)
+
+
+def test_two_of_a_kind_are_refused():
+    pair = [METRICS.build({"NAME": "F1Score", "average": average}, classes=["a", "b"])
+            for average in ("macro", "micro")]
+    for metric in pair:
+        metric.update(torch.eye(2), torch.arange(2))
+    with pytest.raises(ConfigError, match="metric F1Score computes 'f1_score': another one does so "
+                                          "too\n.* or leave one out"):
+        together((metric, values_of(metric)) for metric in pair)
+
+
+@pytest.mark.parametrize("average, key", [
+    ("macro", "macro avg"), ("micro", "accuracy"), ("weighted", "weighted avg")])
+def test_torchmetrics_accuracy_is_its_recall(average, key):
+    theirs = torchmetrics.classification.MulticlassAccuracy(10, average=average)(LOGITS, LABELS)
+    assert values({"NAME": "Recall", "average": average}) == {"recall": pytest.approx(float(theirs))}
+
+
+def test_torchmetrics_counts_plainly_in_deterministic_mode(monkeypatch):
+    kind, modes = torchmetrics.classification.MulticlassMatthewsCorrCoef, []
+    update = kind.update
+
+    def noted(*args):
+        modes.append(torch.are_deterministic_algorithms_enabled())
+        update(*args)
+
+    monkeypatch.setattr(kind, "update", noted)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        values("MatthewsCorrCoef")
+        assert modes == [False] * 4
+        with pytest.raises(ConfigError):
+            values({"NAME": "F1Score", "ignore_index": 10**30})
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_torchmetrics_asks_no_other_process():
+    assert not METRICS.build("F1Score", classes=["a", "b"]).metric.sync_on_compute
+
+
+def test_evaluations_are_tried_of_a_user_s_own_metrics_alone(monkeypatch):
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+    built = []
+    monkeypatch.setattr(METRICS.get("F1Score"), "update", lambda *args: built.append(args))
+    refuse_what_adds_up([{"NAME": "F1Score"}], ["a", "b"])
+    assert not built
+
+    @METRICS.register()
+    class Derived(torchmetrics.classification.MulticlassF1Score):
+        def compute(self):
+            return {"derived": super().compute()}
+
+    refuse_what_adds_up([{"NAME": "Derived"}], ["a", "b"])
+
+
+def test_torchmetrics_is_imported_for_its_names_only():
+    code = ("import runpy, sys, cvkit; from cvkit.evaluation.metrics import build_metrics;"
+            "build_metrics([{'NAME': 'TopKAccuracy', 'k': 1}, {'NAME': 'PerClassAccuracy'}], ['a']);"
+            f"sys.argv[1:] = ['--help']; sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
+            f"try: runpy.run_path({str(ROOT / 'tools' / 'train.py')!r}, run_name='__main__')\n"
+            "except SystemExit: pass\n"
+            "print('torchmetrics' in sys.modules, cvkit.METRICS.find('F1Score').__name__)\n"
+            "print('torchmetrics' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["False F1Score", "True"]
+
+
+SCORES = [{"NAME": "F1Score"}, {"NAME": "Recall", "average": "none"}, {"NAME": "CalibrationError"}]
+
+
+def test_a_training_is_monitored_by_torchmetrics_and_resumed(quick):
+    settings = {"METRICS": SCORES, "TRAIN.MONITOR": "f1_score", "TRAIN.EPOCHS": 3}
+    run = train(load_config(quick, settings))
+    scores = [line["test/f1_score"] for line in run.metrics]
+    said = run.predictions
+    assert scores[-1] == pytest.approx(sklearn.metrics.f1_score(
+        said.true, said.predicted, average="macro"), abs=1e-6)
+    assert run.best["epoch"] == run.checkpoint("best").epoch == 1 + int(np.argmax(scores))
+    assert f"test/recall/{said.classes[0]}" in run.metrics[-1]
+    assert run.metrics[-1]["lower_is_better"] == ["loss", "calibration_error"]
+    assert "has no lower_is_better" not in (run.folder / "train.log").read_text()
+    part = interrupted(load_config(quick, settings))
+    again = train(load_config(quick, settings), resume=part.folder)
+    assert [line["test/f1_score"] for line in again.metrics] == scores
+    assert again.best["epoch"] == run.best["epoch"]
+
+
+def test_the_lowest_calibration_error_is_the_best(quick):
+    trainer = Trainer(load_config(quick, {"METRICS": SCORES, "TRAIN.MONITOR": "calibration_error"}))
+    trainer.best = {"epoch": 1, "calibration_error": 0.5}
+    assert trainer._is_better({"calibration_error": 0.4})
+    assert not trainer._is_better({"calibration_error": 0.6})
+    with pytest.raises(ConfigError, match="no metric named 'f1score'\n  Did you mean f1_score?"):
+        Trainer(load_config(quick, {"METRICS": SCORES, "TRAIN.MONITOR": "f1score"}))

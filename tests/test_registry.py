@@ -45,7 +45,8 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
 }
 LIBRARIES = {  # how many names each library lends at least, and one of them
     TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"),
-    LOSSES: (12, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (11, "StepLR")}
+    LOSSES: (12, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (11, "StepLR"),
+    METRICS: (13, "F1Score")}
 
 
 @pytest.fixture

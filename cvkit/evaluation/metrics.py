@@ -7,9 +7,10 @@ names of those values that are better when lower.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -196,6 +197,98 @@ class PerClassAccuracy:
                 for name, value in zip(self.classes, values, strict=True)}
 
 
+# Which of torchmetrics' go by the highest logits, and which are given probabilities: these would
+# take the logits of a batch that all happen to lie between 0 and 1 for such.
+_OF_LOGITS = ("CohenKappa", "F1Score", "FBetaScore", "HammingDistance", "JaccardIndex",
+              "MatthewsCorrCoef", "NegativePredictiveValue", "Precision", "Recall", "Specificity")
+_OF_PROBABILITIES = ("AUROC", "AveragePrecision", "CalibrationError", "EER", "HingeLoss", "LogAUC")
+
+
+def _torchmetrics() -> dict[str, Callable]:
+    """Return a class for each of torchmetrics' metrics that this version has, by its short name."""
+    import torchmetrics.classification
+
+    found = {name: getattr(torchmetrics.classification, f"Multiclass{name}", None)
+             for name in (*_OF_LOGITS, *_OF_PROBABILITIES)}
+    return {name: _adapt(name, kind) for name, kind in found.items() if kind}
+
+
+METRICS.add_library("torchmetrics.classification", _torchmetrics, left_out={
+    "Accuracy": "is the Recall that it has with the same arguments",
+    "ConfusionMatrix": "returns a table, which the visualizer confusion draws",
+    "ExactMatch": "is of several labels an image",
+    "StatScores": "returns counts",
+    **dict.fromkeys(("PrecisionRecallCurve", "ROC"), "returns curves"),
+    **dict.fromkeys(("PrecisionAtFixedRecall", "RecallAtFixedPrecision",
+                     "SensitivityAtSpecificity", "SpecificityAtSensitivity"),
+                    "returns thresholds as well")})
+
+
+def _adapt(name: str, kind: type) -> type:
+    """Return a metric of cvkit that counts with one of torchmetrics' for several classes."""
+    # An image has one label, and cvkit sees to the rest of what is missing here.
+    parameters = [value for key, value in inspect.signature(kind).parameters.items()
+                  if key not in ("num_classes", "multidim_average", "validate_args", "kwargs")]
+    classes = inspect.Parameter("classes", inspect.Parameter.KEYWORD_ONLY, annotation=list[str])
+    return type(name, (_OfTorchmetrics,), {
+        "kind": kind, "__doc__": kind.__doc__, "__module__": kind.__module__,
+        "__signature__": inspect.Signature([classes, *(
+            value.replace(kind=inspect.Parameter.KEYWORD_ONLY) for value in parameters)]),
+        # Of some torchmetrics says nothing: of a rate of errors as of Specificity.
+        "lower_is_better": kind.higher_is_better is False or name == "EER"})
+
+
+class _OfTorchmetrics:
+    """What the classes of `_adapt` have in common: `f1_score`, or `f1_score/cat` and so on."""
+
+    kind: type
+
+    def __init__(self, classes: list[str], **arguments: Any) -> None:
+        if not 1 <= arguments.get("top_k", 1) <= len(classes):
+            raise ValueError(f"top_k lies between 1 and the number of classes, {len(classes)}, "
+                             f"not {arguments['top_k']}")
+        self.classes = list(classes)
+        # Each process is given the logits of all, so that none has to ask the others.
+        self.metric = self.kind(num_classes=len(classes), sync_on_compute=False, **arguments)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (N, C), labels (N,)."""
+        is_of_logits = type(self).__name__ in _OF_LOGITS
+        outputs = logits if is_of_logits else logits.float().softmax(1)
+        with self._counting():
+            self.metric.update(outputs.cpu(), labels.cpu())  # the same on each device
+
+    def compute(self) -> dict[str, float]:
+        with self._counting():
+            values = self.metric.compute()
+        name = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+        if not values.ndim:
+            return {name: float(values)}
+        return {f"{name}/{of_class}": value
+                for of_class, value in zip(self.classes, values.tolist(), strict=True)}
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Leave torch's deterministic mode, for which there is no need on a CPU.
+
+        In that mode torchmetrics would compare each image with each pair of classes, in memory.
+
+        Raises:
+            ConfigError: of arguments that torchmetrics looks at only now.
+        """
+        is_deterministic = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        if is_deterministic:  # else nothing is set, which would import torch's compiler
+            torch.use_deterministic_algorithms(False)
+        try:
+            yield
+        except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"metric {type(self).__name__} cannot be counted: {error}") from error
+        finally:
+            if is_deterministic:
+                torch.use_deterministic_algorithms(True, warn_only=warns)
+
+
 def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
     """Return accuracy and the config's METRICS, at zero.
 
@@ -237,7 +330,8 @@ def refuse_what_adds_up(nodes: Iterable[Any], classes: Sequence[str]) -> None:
     right = torch.eye(len(classes))
     for node in nodes:
         kind = METRICS.get(node["NAME"])
-        if node["NAME"] == "Accuracy" or not inspect.isclass(kind):
+        # Those of cvkit and torchmetrics are known to count in their objects.
+        if not METRICS.is_own(node) or not inspect.isclass(kind):
             continue
 
         def updated(logits: torch.Tensor, node: Any = node) -> Any:
@@ -291,6 +385,7 @@ def together(computed: Iterable[tuple[Any, dict[str, float]]]) -> dict[str, floa
                 whose = "loss and accuracy are cvkit's own" if name in ("loss", "accuracy") else (
                     "another one does so too")
                 raise ConfigError(f"metric {type(metric).__name__} computes {name!r}: {whose}",
-                                  hint="Give it another name in what compute() returns.")
+                                  hint="Give it another name in what compute() returns, or leave "
+                                       "one out.")
             values[name] = value
     return values
