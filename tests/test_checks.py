@@ -36,11 +36,9 @@ def data_of(train, test, val=None, classes=("ant", "bee"), mean=(0.5,) * 3, std=
 
 
 @pytest.fixture
-def registries(monkeypatch):
+def registries(temporary):
     """Registries that forget what a test adds."""
-    for registry in (DATASETS, LOSSES, MODELS, SCHEDULERS):
-        assert registry.own is not None  # filled, before what it holds is put aside
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    temporary(DATASETS, LOSSES, MODELS, SCHEDULERS)
 
 
 @pytest.fixture
@@ -318,8 +316,8 @@ def test_an_own_scheduler_that_did_nothing_is_told_at_the_end(tiny, capsys, regi
     assert "idle leaves the learning rate at 0.05 in all 2 epochs. Choose its arguments for TRAIN.EPOCHS 2" in line
 
 
-def test_a_rate_below_zero_is_told_once(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(SCHEDULERS, "_entries", dict(SCHEDULERS._entries))
+def test_a_rate_below_zero_is_told_once(tiny, capsys, temporary):
+    temporary(SCHEDULERS)
 
     @SCHEDULERS.register("dips")
     class Dips:
@@ -419,11 +417,10 @@ def test_guessing_while_the_loss_rises_is_told_once(tiny, capsys, registries):
 
 
 def test_a_loss_that_falls_is_not_said_to_rise_because_its_classes_weigh_differently(
-        tiny, capsys, monkeypatch, registries):
+        tiny, capsys, registries):
     """180 images of a class that weighs 10 to 1: sums over images are far from weighted means."""
     random = np.random.default_rng(0)
     split = ImageSet.of(random.integers(0, 256, (200, 8, 8, 3), dtype=np.uint8), np.array([0] * 180 + [1] * 20))
-    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
     DATASETS.register("Uneven")(lambda: ImageData(("a", "b"), split, split, 3, (8, 8), (0.5,) * 3, (0.3,) * 3))
     lines = trained(tiny, capsys, **{
         "DATA.DATASET": {"NAME": "Uneven"}, "DATA.LIMIT": 0, "DATA.TRAIN_TRANSFORMS": [], "DATA.BATCH_SIZE": 5,

@@ -165,8 +165,8 @@ class Scaled(torch.nn.Module):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_several_processes_train_what_one_does(processes, noisy, monkeypatch, variant):
-    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
+def test_several_processes_train_what_one_does(processes, noisy, temporary, variant):
+    temporary(LOSSES)
     count, settings = VARIANTS[variant]
     Path("own_loss.py").write_text(LOSS)
     settings = {**GROUPS, **settings}

@@ -28,7 +28,7 @@ SMALL = {"DATA.LIMIT": "60", "TRAIN.EPOCHS": "2", "DATA.BATCH_SIZE": "16"}
 
 
 @pytest.fixture
-def clone(tmp_path, monkeypatch):
+def clone(tmp_path, monkeypatch, temporary):
     """A folder as a user has it: a clone, own images, and registries that forget what is added."""
     (tmp_path / "configs").mkdir()
     for path in (ROOT / "configs").iterdir():
@@ -45,9 +45,7 @@ def clone(tmp_path, monkeypatch):
         Image.new("RGB", (32, 32), (9 * number, number, 90 - number)).save(tmp_path / "labelled_images" / f"{number}.png")
     (tmp_path / "labelled_images" / "labels.csv").write_text("file,label\n" + "".join(
         f"{number}.png,{'dark' if number < 10 else 'light'}\n" for number in range(20)))
-    for registry in REGISTRIES.values():
-        assert registry.own is not None  # filled, before what it holds is put aside
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    temporary(*REGISTRIES.values())
     for part in measure.PARTS:  # which take minutes, and are tested by themselves
         monkeypatch.setitem(measure.PARTS, part, lambda configure: {"cvkit / bare": 1.0})
     return tmp_path

@@ -134,8 +134,8 @@ def test_what_is_not_there_is_refused(run, tiny, runs, words, problem):
     assert problem in str(caught.value)
 
 
-def test_all_leaves_out_what_must_be_told_more(run, monkeypatch, capsys):
-    monkeypatch.setattr(VISUALIZERS, "_entries", dict(VISUALIZERS._entries))
+def test_all_leaves_out_what_must_be_told_more(run, temporary, capsys):
+    temporary(VISUALIZERS)
 
     @VISUALIZERS.register()
     def asks(run, word: str):
@@ -145,8 +145,8 @@ def test_all_leaves_out_what_must_be_told_more(run, monkeypatch, capsys):
     assert "left out: asks, which needs word\n" in capsys.readouterr().out
 
 
-def test_a_visualizer_that_returns_no_figure_is_told_so(run, monkeypatch):
-    monkeypatch.setattr(VISUALIZERS, "_entries", dict(VISUALIZERS._entries))
+def test_a_visualizer_that_returns_no_figure_is_told_so(run, temporary):
+    temporary(VISUALIZERS)
 
     @VISUALIZERS.register()
     def forgets(run):

@@ -54,8 +54,8 @@ def test_a_misspelt_picture_is_named(run):
         run.visualize("missclassified")
 
 
-def test_own_visualizers_ask_for_what_they_need(run, monkeypatch):
-    monkeypatch.setattr(VISUALIZERS, "_entries", dict(VISUALIZERS._entries))
+def test_own_visualizers_ask_for_what_they_need(run, temporary):
+    temporary(VISUALIZERS)
 
     @VISUALIZERS.register()
     def histogram(predictions, bins: int = 10) -> Figure:

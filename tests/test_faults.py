@@ -153,8 +153,8 @@ class Deadly:
 """
 
 
-def test_a_worker_that_dies_is_told_and_nothing_is_lost(pictures, monkeypatch, start_method):
-    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+def test_a_worker_that_dies_is_told_and_nothing_is_lost(pictures, monkeypatch, temporary, start_method):
+    temporary(TRANSFORMS)
     trap = Path("trap")
     Path("deadly.py").write_text(DEADLY)
 

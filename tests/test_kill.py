@@ -57,8 +57,7 @@ def text(tmp_path_factory):
     """The config, with one file for all of its runs: a checkpoint says where that is."""
     file = tmp_path_factory.mktemp("model") / "dropped.py"
     file.write_text(MODEL)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(MODELS, "_entries", dict(MODELS._entries))
+    with MODELS.temporarily():
         yield CONFIG.replace("MODEL_FILE", str(file))
 
 

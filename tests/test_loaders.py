@@ -200,11 +200,9 @@ def own_squares():
 
 
 @pytest.fixture
-def own(tiny, monkeypatch):
+def own(tiny, temporary):
     """Build the loaders of a config with an own transform."""
-    for registry in (TRANSFORMS, DATASETS):
-        registry._fill()
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    temporary(TRANSFORMS, DATASETS)
     (tiny.parent / "own_parts.py").write_text(OWN)
     made = []
 
@@ -269,8 +267,8 @@ def test_what_cannot_be_sent_to_workers_is_refused_before_training(own, start_me
 
 
 def test_what_is_defined_in_a_notebook_is_refused_where_workers_cannot_find_it(
-        tiny, start_method, monkeypatch):
-    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+        tiny, start_method, monkeypatch, temporary):
+    temporary(TRANSFORMS)
     notebook = ModuleType("__main__")
     exec("class InNotebook:\n    def __call__(self, image):\n        return image", vars(notebook))
     monkeypatch.setitem(sys.modules, "__main__", notebook)
@@ -401,8 +399,8 @@ def test_batched_is_refused_where_it_is_not_possible(tiny):
         loaders(tiny, "DATA.BACKEND", "batched", "DATA.TEST_TRANSFORMS", BLUR)
 
 
-def test_a_transform_without_a_batched_form_is_named_as_in_the_config(tiny, monkeypatch):
-    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+def test_a_transform_without_a_batched_form_is_named_as_in_the_config(tiny, temporary):
+    temporary(TRANSFORMS)
 
     @TRANSFORMS.register()
     class Own:
@@ -419,8 +417,8 @@ def test_a_transform_without_a_batched_form_is_named_as_in_the_config(tiny, monk
         assert made.input == f"image by image in this process (no batched form of {name})"
 
 
-def test_an_own_transform_may_have_a_batched_form(tiny, monkeypatch):
-    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+def test_an_own_transform_may_have_a_batched_form(tiny, temporary):
+    temporary(TRANSFORMS)
 
     class Paint:
         def draw(self, random, count, size):
@@ -476,8 +474,8 @@ def shifted(image):
     return np.clip(image.astype(int) + np.random.randint(50) + random.randrange(50), 0, 255).astype(np.uint8)
 
 
-def test_in_workers_global_random_numbers_depend_on_the_batch_alone(tiny, monkeypatch):
-    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+def test_in_workers_global_random_numbers_depend_on_the_batch_alone(tiny, temporary):
+    temporary(TRANSFORMS)
     TRANSFORMS.register("shifted")(lambda: shifted)
     config = load_config(tiny, {"DATA.BACKEND": "albumentations", "DATA.WORKERS": 2,
                                 "DATA.TRAIN_TRANSFORMS": [{"NAME": "shifted"}]})

@@ -138,8 +138,8 @@ def test_the_samples_show_both_classes_with_their_shares(tiny):
         assert len(lines) == int((target > 0).sum())
 
 
-def test_own_batch_transforms_can_be_listed(tiny, monkeypatch):
-    monkeypatch.setattr(TRANSFORMS, "_entries", dict(TRANSFORMS._entries))
+def test_own_batch_transforms_can_be_listed(tiny, temporary):
+    temporary(TRANSFORMS)
 
     @TRANSFORMS.register()
     def Invert(num_classes):

@@ -190,8 +190,8 @@ def test_arguments_that_contradict_the_data_or_themselves(node, expected):
         build_model(node, 10, SHAPE)
 
 
-def test_an_own_model_with_another_output_is_refused(monkeypatch):
-    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+def test_an_own_model_with_another_output_is_refused(temporary):
+    temporary(MODELS)
 
     @MODELS.register()
     class NoClasses(nn.Module):

@@ -80,9 +80,9 @@ def test_an_optimizer_of_matrices_is_tried_on_the_model_s_own_parameters():
 
 
 @pytest.fixture
-def own(monkeypatch):
+def own(temporary):
     """Register optimizers as people write them."""
-    monkeypatch.setattr(OPTIMIZERS, "_entries", dict(OPTIMIZERS._entries))
+    temporary(OPTIMIZERS)
     for entry in (NeedsClosure, AsksForClosure, MatricesAndVectors, ForgetsInner, KeepsInner,
                   ForgetsSlow, KeepsSlow, LosesRate, Noise, Lambda, StateOfItsOwn):
         OPTIMIZERS.register()(entry)

@@ -840,10 +840,8 @@ TRAINED = [name for name in NAMES if name not in REFUSED]
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    for registry in REGISTRIES.values():
-        assert registry.own is not None  # filled, before what it holds is put aside
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+def registered(temporary):
+    temporary(*REGISTRIES.values())
     for registry, entries in OWN.items():
         for entry in entries:
             registry.register()(entry)

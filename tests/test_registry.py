@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
@@ -82,7 +83,7 @@ def test_library_names(kind):
                               METRICS, WRITERS, VISUALIZERS) for name in kind])
 def test_every_entry_can_be_described_and_accepts_its_own_defaults(monkeypatch, kind, name):
     # Python parses a whole module to find the line of a class.
-    monkeypatch.setattr("cvkit.registry.signatures.place_of", lambda entry: f"{entry.__module__}:1")
+    monkeypatch.setattr("cvkit.registry.listing.place_of", lambda entry: f"{entry.__module__}:1")
     text = describe(kind, name)
     assert text.startswith(f"{kind.kind} {name}\ndefined in {kind.get(name).__module__}:1\n")
     arguments = text.split("arguments:\n")[1].split("\n\n")[0]
@@ -126,6 +127,29 @@ def test_duplicates_are_refused_naming_both_places(registry):
 
     lines = [inspect.getsourcelines(one)[1], inspect.getsourcelines(one)[1] + 5]
     assert [f"{Path(__file__).name}:{line}" in str(caught.value) for line in lines] == [True, True]
+
+
+def test_what_is_registered_temporarily_is_gone_afterwards(registry):
+    registry.register("kept")(lambda: 1)
+    with pytest.raises(ZeroDivisionError), registry.temporarily() as same:
+        same.register("gone")(lambda: 2)
+        with registry.temporarily():
+            registry.register("inner")(lambda: 3)
+        assert registry.own == ["gone", "kept"] and registry.build("gone") == 2
+        1 / 0  # noqa: B018
+    assert registry.own == ["kept"]
+
+
+def test_a_registry_is_filled_before_it_forgets(tmp_path, monkeypatch):
+    monkeypatch.setattr("cvkit.registry.registry.REGISTRIES", {})
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "parts_of_late_toys.py").write_text(
+        "from cvkit.registry.registry import REGISTRIES\n"
+        "REGISTRIES['late toy'].register('kept')(lambda: 1)\n")
+    registry = Registry("late toy", "parts_of_late_toys")
+    with registry.temporarily():
+        registry.register("gone")(lambda: 2)
+    assert registry.own == ["kept"]
 
 
 def test_register_without_parentheses_says_so(registry):
@@ -355,19 +379,19 @@ def test_what_cannot_be_taken_is_not_listed_and_says_why(kind, name, reason):
     assert short not in caught.value.hint and short not in overview(kind)
 
 
-def test_imports_register_files_and_modules(tmp_path, monkeypatch):
+def test_imports_register_files_and_modules(tmp_path, monkeypatch, temporary):
     (tmp_path / "my_model.py").write_text(
         "from cvkit import MODELS\n\n@MODELS.register()\ndef from_a_file(): return 'file'\n")
     (tmp_path / "my_module.py").write_text(
         "from cvkit import MODELS\n\n@MODELS.register()\ndef from_a_module(): return 'module'\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    temporary(MODELS)
     import_user_code(["my_model.py", "my_module"])
     import_user_code([str(tmp_path / "my_model.py")])  # again: nothing happens
     assert MODELS.build("from_a_file") == "file" and MODELS.build("from_a_module") == "module"
 
 
-def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
+def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch, temporary):
     folder = tmp_path / "parts"
     folder.mkdir()
     (folder / "a_helper_of_mine.py").write_text("WIDTH = 7\n")
@@ -376,7 +400,7 @@ def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
         "@MODELS.register()\ndef with_a_helper():\n    import json\n    return WIDTH, json\n")
     (folder / "json.py").write_text("raise ImportError('the one of Python is meant')\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    temporary(MODELS)
     import_user_code([str(folder / "my_model.py")])
     assert MODELS.build("with_a_helper")[0] == 7
     assert sys.path[-1] == str(folder)
@@ -398,20 +422,18 @@ def test_the_way_to_one_s_own_is_told_unless_a_name_is_misspelt(name, is_told):
     assert ("One of your own: register() above it, and its file in IMPORTS" in caught.value.hint) == is_told
 
 
-def test_arguments_of_a_module_without_a_constructor_are_refused(monkeypatch):
-    from torch import nn
+def test_arguments_of_a_module_without_a_constructor_are_refused(temporary):
+    temporary(LOSSES)
 
-    from cvkit.registry import LOSSES
-
+    @LOSSES.register()
     class Bare(nn.Module):
         pass
 
+    @LOSSES.register()
     class Passing(nn.Module):
         def __init__(self, **arguments):
             super().__init__(**arguments)
 
-    assert LOSSES.own is not None
-    monkeypatch.setattr(LOSSES, "_entries", {**LOSSES._entries, "Bare": Bare, "Passing": Passing})
     with pytest.raises(ConfigError, match="loss Bare has no argument 'gama'"):
         LOSSES.build({"NAME": "Bare", "gama": 3})
     with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):  # where it is, the traceback says

@@ -77,7 +77,8 @@ def test_auto_is_a_word_of_the_command_line_too(tiny, tool):
     assert "is finished: 2 epochs" in out
 
 
-def test_auto_knows_a_scheduler_of_one_s_own(tiny, tmp_path):
+def test_auto_knows_a_scheduler_of_one_s_own(tiny, tmp_path, temporary):
+    temporary(SCHEDULERS)
     (tmp_path / "halving_rate.py").write_text(
         "from torch.optim import lr_scheduler\nfrom cvkit import SCHEDULERS\n\n"
         "@SCHEDULERS.register()\ndef HalvingRate(optimizer):\n"
@@ -87,7 +88,6 @@ def test_auto_knows_a_scheduler_of_one_s_own(tiny, tmp_path):
     first = train(config, resume="auto")
     assert train(config, resume="auto").folder == first.folder
     assert first.metrics[1]["lr"] == first.metrics[0]["lr"] / 2
-    SCHEDULERS._entries.pop("HalvingRate")
 
 
 def test_a_run_that_was_looked_at_shows_its_new_weights_when_it_went_on(tiny):
@@ -274,11 +274,11 @@ class moody(nn.Module):  # noqa: N801
 
 
 @pytest.fixture
-def any_config(tmp_path, monkeypatch):
+def any_config(tmp_path, temporary):
     """The path of a config that says what OPTIONS leave open."""
     for registry, entries in ((SCHEDULERS, [wave]), (LOSSES, [tempered, annealed]),
                               (METRICS, [luck]), (MODELS, [dropped, linear, moody])):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        temporary(registry)
         for entry in entries:
             registry.register()(entry)
     path = tmp_path / "any.yaml"

@@ -75,9 +75,10 @@ def test_shared_weights_are_counted_once():
     assert counts == {"flatten": [0], "a": [96], "b": [72, 0], "c": [8], "head": [90]}
 
 
-def test_frozen_parameters_are_told_apart_everywhere(tiny, monkeypatch):
-    monkeypatch.setattr(MODELS, "_entries", {**MODELS._entries, "frozen": lambda: nn.Sequential(
-        nn.Flatten(), nn.Linear(3072, 10).requires_grad_(False), nn.Linear(10, 10))})
+def test_frozen_parameters_are_told_apart_everywhere(tiny, temporary):
+    temporary(MODELS)
+    MODELS.register("frozen")(lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(3072, 10).requires_grad_(False), nn.Linear(10, 10)))
     run = train(load_config(tiny, {"MODEL": {"NAME": "frozen"}, "TRAIN.EPOCHS": 1}))
     words = "30,840 parameters (110 trained)"
     assert f"model      frozen, {words}\n" in (run.folder / "train.log").read_text()

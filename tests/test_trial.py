@@ -46,11 +46,11 @@ class OnlySmall:
 
 
 @pytest.fixture(autouse=True)
-def own(monkeypatch):
+def own(temporary):
     for registry, entries in ((OPTIMIZERS, [NeedsClosure]), (SCHEDULERS, [LambdaInside]),
                               (MODELS, [Flat, Calls]), (METRICS, [OnlySmall]),
                               (LOSSES, [Annealed])):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        temporary(registry)
         for entry in entries:
             registry.register()(entry)
 

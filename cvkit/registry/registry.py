@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -111,6 +112,20 @@ class Registry:
         left_out = left_out or {}
         self._library = Library(module, lambda: {
             name: entry for name, entry in read().items() if name not in left_out}, left_out)
+
+    @contextlib.contextmanager
+    def temporarily(self) -> Iterator[Registry]:
+        """Forget at the end of a `with` what is registered within it, as a test wants it.
+
+        A file of IMPORTS that is first imported within is not imported again afterwards: its
+        entries are gone for good.
+        """
+        self._fill()
+        entries = dict(self._entries)
+        try:
+            yield self
+        finally:
+            self._entries = entries
 
     def _fill(self) -> None:
         importlib.import_module(self.module)
