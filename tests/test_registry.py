@@ -198,7 +198,7 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
     (OPTIMIZERS, {"NAME": "SGD", "lr": 0.1, "momentun": 0.9}, "Did you mean momentum?"),
     (SCHEDULERS, {"NAME": "StepLR"}, "scheduler StepLR needs step_size"),
     (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": 1, "anneal_strategy": "sin"},
-     "anneal_strategy of scheduler OneCycleLR cannot be 'sin'\n  Allowed: cos, linear."),
+     "anneal_strategy of scheduler OneCycleLR takes one of cos, linear, not 'sin'"),
     (TRANSFORMS, {"NAME": "CoarseDropout", "max_holes": 1}, "has no argument 'max_holes'\n"
      "  Did you mean num_holes_range? It takes [int, int]."),
     (TRANSFORMS, {"NAME": "OneOf", "transforms": [{"NAME": "HorizontalFlipp"}]},
@@ -232,8 +232,11 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
     (VISUALIZERS, {"NAME": "cam_matrix", "methods": ["GradCAM", "HiresCAM"]},
      "Did you mean HiResCAM?"),
     (VISUALIZERS, {"NAME": "cam_matrix", "methods": "GradCAM"}, "takes a list, each one of"),
+    (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": 1, "anneal_strategy": ["cos"]},
+     "takes one of cos, linear, not ['cos']"),
+    (LOSSES, {"NAME": "CrossEntropyLoss", "weight": 3}, "takes list[float] or null, not 3\n  Write [3]."),
     (VISUALIZERS, {"NAME": "cam", "model": 3}, "has no argument 'model'"),
-    (VISUALIZERS, {"NAME": "cam_matrix", "target": True}, "Allowed: predicted_class, true_class."),
+    (VISUALIZERS, {"NAME": "cam_matrix", "target": True}, "takes one of predicted_class, true_class, not True"),
 ])
 def test_check_names_the_mistake(kind, node, expected):
     with pytest.raises(ConfigError) as caught:
@@ -321,7 +324,7 @@ def test_accepts(annotation, value, expected):
 
 
 @pytest.mark.parametrize("annotation, expected", [
-    (float | torch.Tensor, "float"), (torch.Tensor | None, "list[float] or null"),
+    (float | torch.Tensor, "float or list[float]"), (torch.Tensor | None, "list[float] or null"),
     (tuple[float, float] | float, "[float, float] or float"), (tuple[int, ...], "list[int]"),
     (Iterable[int], "list[int]"), (Callable[[int], int] | None, "null"), (str | Path, "str"),
     (list[Callable[[int], int]] | None, "null"), (float | Literal["find"], "float or find"),

@@ -19,15 +19,14 @@ from typing import Any
 from cvkit.errors import ConfigError, DataError, UserError, raise_together, where_in
 from cvkit.registry.signatures import (
     NAME,
+    NODES,
     accepts,
     as_tensor,
     describe_type,
+    forms_of,
     is_node,
-    nearest_choice,
     parameters_of,
     place_of,
-    plain_kinds,
-    suggest_choice,
 )
 from cvkit.system.files import user_path
 from cvkit.system.text import correction, nearest, suggest
@@ -303,23 +302,25 @@ class Registry:
 
     def _wrong_value(self, argument: str, annotation: Any, value: Any,
                      where: str | None) -> ConfigError:
-        kinds = plain_kinds(annotation)
-        if not kinds and isinstance(value, (list, tuple)):  # of nodes
-            for number, item in enumerate(value):
-                place = where and f"{where}.{number}"
-                if refusal := self.refusal_of(item, place):
+        forms = forms_of(annotation, self.makes)
+        kinds = {form.kind for form in forms}
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if NODES in kinds and values is value:
+            for number, item in enumerate(values):
+                if refusal := self.refusal_of(item, where and f"{where}.{number}"):
                     return refusal
-        shown = repr(_as_written(value))
-        hint = suggest_choice(annotation, value)
-        if hint:  # which lists what it can be
-            return ConfigError(f"{argument} cannot be {shown}", where=where, hint=hint)
         takes = describe_type(annotation, self.makes)
-        if isinstance(value, (list, tuple)) and kinds & {int, float} and list not in kinds:
+        if values is value and kinds & {int, float} and list not in kinds:
             takes = f"one number ({takes})"
         if not isinstance(value, str) and not accepts(annotation, [value], self.makes):
-            kinds -= {list}  # one of several numbers
-        return ConfigError(f"{argument} takes {takes}, not {shown}", where=where,
-                           hint=correction(value, kinds) or nearest_choice(annotation, value))
+            kinds.discard(list)
+        words = [word for form in forms for word in form.words]
+        near = [nearest(item, words) for item in values
+                if isinstance(item, str) and item not in words]
+        hint = correction(value, kinds) or next(
+            (f"Did you mean {names[0]}?" for names in near if names), None)
+        return ConfigError(f"{argument} takes {takes}, not {_as_written(value)!r}", where=where,
+                           hint=hint)
 
     def build(self, node: Any, **offered: Any) -> Any:
         """Construct what a node names, with its arguments and the facts it asks for.

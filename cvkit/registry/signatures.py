@@ -1,21 +1,17 @@
-"""What a constructor takes: its parameters, and which values of a config fit their annotations."""
+"""What a constructor takes: its parameters, and the values that fit their annotations."""
 
 from __future__ import annotations
 
 import collections.abc
 import enum
-import functools
 import inspect
-import operator
 import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-from cvkit.system.text import nearest, suggest
 
 NAME = "NAME"
 Makes = Callable[[type], bool]
@@ -34,6 +30,9 @@ def place_of(entry: Callable) -> str:
         return f"{entry.__module__}.{entry.__qualname__}"
 
 
+# -- parameters --------------------------------------------------------------------------
+
+
 def parameters_of(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     """Return a constructor's keyword parameters, and whether it takes any others.
 
@@ -43,22 +42,23 @@ def parameters_of(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     entry = inspect.unwrap(entry, stop=lambda wrapped: hasattr(wrapped, "__signature__"))
     signature = inspect.signature(entry)
     maker = entry.__init__ if inspect.isclass(entry) else entry
-    if getattr(maker, "__module__", None) == "torch.nn.modules.module":  # no __init__ of its own
+    # A class of torch without an __init__ of its own takes nothing.
+    if getattr(maker, "__module__", None) == "torch.nn.modules.module":
         return {}, False
     names = {**vars(sys.modules.get(entry.__module__, typing)), **getattr(maker, "__globals__", {})}
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = {key: value.replace(annotation=_resolved(value.annotation, names))
-             for key, value in signature.parameters.items() if value.kind in kinds}
-    if entry.__module__.startswith("torch.optim"):
-        found = {key: value.replace(annotation=_of_one_group(value.annotation))
-                 for key, value in found.items()}
-    is_open = any(value.kind is value.VAR_KEYWORD for value in signature.parameters.values())
+    found, is_open = {}, False
+    for key, value in signature.parameters.items():
+        annotation = _resolved(value.annotation, names)
+        if entry.__module__.startswith("torch.optim"):
+            annotation = _of_one_group(annotation)
+        if value.kind in (value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY):
+            found[key] = value.replace(annotation=annotation)
+        is_open = is_open or value.kind is value.VAR_KEYWORD
     returned = _resolved(signature.return_annotation, names)
     if is_open and inspect.isclass(returned) and returned is not signature.empty:
         inner, _ = parameters_of(returned)
-        found |= {key: value for key, value in inner.items()
-                  if key not in found and value.default is not value.empty}
-        is_open = False
+        return found | {key: value for key, value in inner.items()
+                        if key not in found and value.default is not value.empty}, False
     return found, is_open
 
 
@@ -79,9 +79,7 @@ def _of_one_group(annotation: Any) -> Any:
     """
     items = typing.get_args(annotation)
     if _is_union(annotation) and float in items:
-        return functools.reduce(operator.or_, [
-            item for item in items
-            if not (_is_tensor(item) or typing.get_origin(item) is list)])  # also typing.List
+        return float | None if type(None) in items else float
     if typing.get_origin(annotation) is tuple:
         return tuple[tuple(map(_of_one_group, items))]
     return annotation
@@ -91,55 +89,115 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _is_tensor(annotation: Any) -> bool:
-    return getattr(annotation, "__name__", "") == "Tensor"
+# -- values ------------------------------------------------------------------------------
 
 
-_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+@dataclass(frozen=True)
+class Form:
+    """One of the forms that a value for a parameter can have.
+
+    Args:
+        text: how a config writes it, such as "int" or "[int, int]"; empty if it cannot.
+        fits: tells whether a value has it.
+        kind: its type: `list` for every list, `Mapping` for a node, `NODES` for a list of them;
+            None for what is no plain value.
+        words: the choices for the value, or for the items of a list, as a config writes them.
+    """
+
+    text: str
+    fits: Callable[[Any], bool]
+    kind: Any = None
+    words: tuple[str, ...] = ()
+
+
+NODES = list[Mapping]
+_PLAIN = {bool: "bool", int: "int", float: "float", str: "str", dict: "mapping", type(None): "null"}
 _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
+
+
+def forms_of(annotation: Any, makes: Makes | None = None) -> list[Form]:
+    """Return the forms that an annotation leaves to a value from a config.
+
+    Only what is surely wrong has none of them (a word for a number): an annotation that says
+    nothing about plain values leaves everything.
+
+    Args:
+        makes: tells for which classes a node of the registry may stand, see `Registry.makes`.
+    """
+    kind = typing.get_origin(annotation) or (type(None) if annotation is None else annotation)
+    inner = typing.get_args(annotation)
+    if _is_union(annotation):
+        known = [item for item in inner if not isinstance(item, (str, typing.ForwardRef))]
+        return [form for item in known or inner for form in forms_of(item, makes)]
+    if kind is typing.Literal:
+        words = tuple("null" if word is None else str(word) for word in inner)
+        text = f"one of {', '.join(words)}" if len(words) > 1 else words[0]
+        return [Form(text, lambda value: value in inner, words=words)]
+    if not inspect.isclass(kind):
+        return [Form("", lambda value: True)]
+    if kind in _PLAIN:
+        kinds = (int, float) if kind is float else kind
+        return [Form(_PLAIN[kind], lambda value: isinstance(value, kinds) and (
+            isinstance(value, bool) == (kind is bool)), kind)]
+    if kind in _LISTS:
+        items = [forms_of(item, makes) for item in inner if item is not Ellipsis]
+        return [_list_of(items, is_fixed=kind is tuple and len(items) == len(inner) > 0)]
+    if _is_tensor(kind):
+        return forms_of(list[float])
+    if kind is collections.abc.Callable:
+        return [Form("", is_node, Mapping)]
+    if makes and makes(kind):
+        return [Form("{NAME: …}", is_node, Mapping)]
+    text = "str" if issubclass(kind, os.PathLike) else (
+        f"one of {', '.join(kind.__members__)}" if issubclass(kind, enum.Enum) else "")
+    return [Form(text, lambda value: True)]
+
+
+def _list_of(items: list[list[Form]], is_fixed: bool) -> Form:
+    """Return the form of lists: of as many items as have forms here, or of any number like one."""
+    def fits(value: Any) -> bool:
+        if not isinstance(value, (list, tuple)) or (is_fixed and len(value) != len(items)):
+            return False
+        each = items if is_fixed else items * len(value)
+        return all(any(form.fits(part) for form in forms) for forms, part in zip(each, value))
+
+    texts = [_joined(forms) for forms in items]
+    inside = [form for forms in items for form in forms]
+    if is_fixed:
+        text = f"[{', '.join(texts)}]"
+    elif any(text.startswith("one of ") for text in texts):
+        text = f"a list, each {texts[0]}"
+    else:
+        text = f"list[{texts[0]}]" if texts else "list"
+    return Form(text if all(texts) else "", fits,
+                NODES if any(form.kind is Mapping for form in inside) else list,
+                tuple(word for form in inside for word in form.words))
+
+
+def _joined(forms: list[Form]) -> str:
+    return " or ".join(dict.fromkeys(form.text for form in forms if form.text))
 
 
 def accepts(annotation: Any, value: Any, makes: Makes | None = None) -> bool:
     """Tell whether a value from a config can be meant for a parameter so annotated.
 
-    Only what is surely wrong is refused (a word for a number); an annotation that says
-    nothing about plain values accepts everything.
+    Args:
+        makes: as for `forms_of`.
+    """
+    return any(form.fits(value) for form in forms_of(annotation, makes))
+
+
+def describe_type(annotation: Any, makes: Makes | None = None) -> str:
+    """Return what a config can write for an annotation: "float or null", "[int, int]".
 
     Args:
-        makes: tells for which classes a node of the registry may stand, see `Registry.makes`.
+        makes: as for `forms_of`.
     """
-    if annotation is inspect.Parameter.empty or annotation is Any:
-        return True
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if _is_union(annotation):
-        known = [item for item in arguments if not isinstance(item, (str, typing.ForwardRef))]
-        return any(accepts(item, value, makes) for item in known or arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    kind = origin or annotation
-    if kind is None or kind is type(None):
-        return value is None
-    if not inspect.isclass(kind):
-        return True
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind in _LISTS:
-        if not isinstance(value, (list, tuple)):
-            return False
-        is_fixed = kind is tuple and arguments and arguments[-1] is not Ellipsis
-        if is_fixed and len(value) != len(arguments):
-            return False
-        items = arguments if is_fixed else arguments[:1] * len(value)
-        return all(accepts(item, part, makes) for item, part in zip(items, value))
-    if kind in _PLAIN:
-        return isinstance(value, kind)
-    if _is_tensor(kind):  # lists of numbers become tensors where they are used
-        return isinstance(value, (list, tuple)) and all(accepts(float, item) for item in value)
-    if kind is collections.abc.Callable or (makes and makes(kind)):
-        return is_node(value)
-    return True
+    return _joined(forms_of(annotation, makes)) or "what a config cannot write"
+
+
+def _is_tensor(annotation: Any) -> bool:
+    return getattr(annotation, "__name__", "") == "Tensor"
 
 
 def as_tensor(value: Any, parameter: inspect.Parameter | None) -> Any:
@@ -152,79 +210,3 @@ def as_tensor(value: Any, parameter: inspect.Parameter | None) -> Any:
     import torch
 
     return torch.tensor(value, dtype=torch.float32)
-
-
-def describe_type(annotation: Any, makes: Makes | None = None) -> str:
-    """Return what a config can write for an annotation: "float or null", "[int, int]".
-
-    Args:
-        makes: tells for which classes a node of the registry may stand, see `Registry.makes`.
-    """
-    forms = dict.fromkeys(_forms(annotation, makes))
-    return " or ".join(forms) or "what a config cannot write"
-
-
-def _forms(annotation: Any, makes: Makes | None) -> list[str]:
-    """Return the alternatives that an annotation leaves to a config."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if _is_union(annotation):
-        plain = [item for item in arguments if not _is_tensor(item)]
-        are_numbers = {int, float} & set(plain)
-        return [form for item in (plain if are_numbers else arguments)
-                for form in _forms(item, makes)]
-    if origin is typing.Literal:
-        words = ["null" if item is None else str(item) for item in arguments]
-        return [f"one of {', '.join(words)}" if len(words) > 1 else words[0]]
-    kind = origin or annotation
-    if kind is None or kind is type(None):
-        return ["null"]
-    if kind in _LISTS:
-        items = [" or ".join(dict.fromkeys(_forms(item, makes)))
-                 for item in arguments if item is not Ellipsis]
-        if not items:
-            return ["list"]
-        if not all(items):
-            return []
-        if kind is tuple and Ellipsis not in arguments:
-            return [f"[{', '.join(items)}]"]
-        if items[0].startswith("one of "):
-            return [f"a list, each {items[0]}"]
-        return [f"list[{items[0]}]"]
-    if kind in _PLAIN:
-        return ["mapping" if kind is dict else kind.__name__]
-    if _is_tensor(kind):
-        return ["list[float]"]
-    if inspect.isclass(kind) and issubclass(kind, (Path, os.PathLike)):
-        return ["str"]
-    if inspect.isclass(kind) and issubclass(kind, enum.Enum):
-        return ["one of " + ", ".join(kind.__members__)]
-    is_made = makes and inspect.isclass(kind) and makes(kind)
-    return ["{NAME: …}"] if is_made else []
-
-
-def plain_kinds(annotation: Any) -> set[type]:
-    """Return the types of plain values that an annotation leaves; `list` for every list."""
-    if _is_union(annotation):
-        return set().union(*map(plain_kinds, typing.get_args(annotation)))
-    kind = typing.get_origin(annotation) or annotation
-    if kind in _LISTS:
-        return {list} if _forms(annotation, None) else set()
-    return {plain for plain in _PLAIN if plain is (type(None) if kind is None else kind)}
-
-
-def suggest_choice(annotation: Any, value: Any) -> str | None:
-    """Return what was meant by a value, or a list item, that is none of the choices."""
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is list and arguments and isinstance(value, (list, tuple)):
-        return next((suggest_choice(arguments[0], item) for item in value
-                     if not accepts(arguments[0], item)), None)
-    is_choice = typing.get_origin(annotation) is typing.Literal
-    return suggest(value, arguments, listed=20) if is_choice else None
-
-
-def nearest_choice(annotation: Any, value: Any) -> str | None:
-    """Return which of the words was meant that stand beside other values: `find` by "Find"."""
-    words = [word for item in typing.get_args(annotation)
-             if typing.get_origin(item) is typing.Literal for word in typing.get_args(item)]
-    near = nearest(value, map(str, words)) if isinstance(value, str) else []
-    return f"Did you mean {near[0]}?" if near else None
