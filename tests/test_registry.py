@@ -140,12 +140,16 @@ def test_what_is_registered_temporarily_is_gone_afterwards(registry):
     assert registry.own == ["kept"]
 
 
-def test_a_registry_is_filled_before_it_forgets(tmp_path, monkeypatch):
+def test_a_registry_is_filled_before_it_forgets_and_before_its_library_is_listed(tmp_path, monkeypatch):
     monkeypatch.setattr("cvkit.registry.registry.REGISTRIES", {})
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     (tmp_path / "parts_of_late_toys.py").write_text(
         "from cvkit.registry.registry import REGISTRIES\n"
-        "REGISTRIES['late toy'].register('kept')(lambda: 1)\n")
+        "REGISTRIES['late toy'].register('kept')(lambda: 1)\n"
+        "REGISTRIES['late toy'].add_library('a.library', lambda: {'kept': int, 'lent': int})\n")
+    registry = Registry("late toy", "parts_of_late_toys")
+    assert registry.library == ("a.library", ["lent"])
+    sys.modules.pop("parts_of_late_toys")
     registry = Registry("late toy", "parts_of_late_toys")
     with registry.temporarily():
         registry.register("gone")(lambda: 2)
@@ -227,11 +231,11 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
     (TRANSFORMS, {"NAME": "OneOf", "transforms": [{"p": 1}]}, "this transform has no NAME"),
     (TRANSFORMS, {"NAME": "OneOf", "transforms": {"NAME": "HorizontalFlip"}},
      "takes list[{NAME: …}], not {'NAME': 'HorizontalFlip'}"),
-    (MODELS, {"nAME": "x"}, "a model is a node {NAME: …}"),
+    (MODELS, {"nAME": "x"}, "this model has no NAME\n  Write NAME, not nAME."),
     (VISUALIZERS, {"NAME": "cam", "method": "GradCam"}, "Did you mean GradCAM?"),
     (VISUALIZERS, {"NAME": "cam_matrix", "methods": ["GradCAM", "HiresCAM"]},
      "Did you mean HiResCAM?"),
-    (VISUALIZERS, {"NAME": "cam_matrix", "methods": "GradCAM"}, "takes a list, each one of"),
+    (VISUALIZERS, {"NAME": "cam_matrix", "methods": "GradCAM"}, "takes list[one of GradCAM, "),
     (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": 1, "anneal_strategy": ["cos"]},
      "takes one of cos, linear, not ['cos']"),
     (LOSSES, {"NAME": "CrossEntropyLoss", "weight": 3}, "takes list[float] or null, not 3\n  Write [3]."),

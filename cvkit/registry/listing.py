@@ -8,7 +8,7 @@ import textwrap
 
 from cvkit.errors import ConfigError
 from cvkit.registry.registry import REGISTRIES, Registry
-from cvkit.registry.signatures import describe_type, parameters_of, place_of
+from cvkit.registry.signatures import parameters_of, place_of, values_of
 from cvkit.system.text import suggest
 
 
@@ -51,7 +51,7 @@ def describe(registry: Registry, name: str) -> str:
         default = ("offered by the run" if key in registry.offers
                    else "required" if needs_value else f"default {parameter.default!r}")
         kind = ("" if parameter.annotation is parameter.empty
-                else f" ({describe_type(parameter.annotation, registry.makes)})")
+                else f" ({values_of(parameter.annotation, registry.makes)})")
         lines.append(f"  {key}{kind}: {default}")
     if is_open:
         lines.append("  and others, unchecked")
@@ -61,6 +61,7 @@ def describe(registry: Registry, name: str) -> str:
     returned = inspect.signature(entry).return_annotation
     if inspect.isfunction(entry) and entry.__module__.startswith("cvkit.") and returned:
         returned = getattr(sys.modules[entry.__module__], str(returned), None)
-        if inspect.isclass(returned):  # the class that the function hands its arguments to
+        # The function hands its arguments to this class, which says more of them.
+        if inspect.isclass(returned):
             lines += ["", f"{returned.__name__}: {inspect.getdoc(returned)}"]
     return "\n".join(lines)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 NAME = "NAME"
-Makes = Callable[[type], bool]
 
 
 def is_node(value: Any) -> bool:
@@ -93,21 +92,23 @@ def _is_union(annotation: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Form:
-    """One of the forms that a value for a parameter can have.
+class Values:
+    """The values that a parameter takes from a config.
 
     Args:
-        text: how a config writes it, such as "int" or "[int, int]"; empty if it cannot.
-        fits: tells whether a value has it.
-        kind: its type: `list` for every list, `Mapping` for a node, `NODES` for a list of them;
-            None for what is no plain value.
-        words: the choices for the value, or for the items of a list, as a config writes them.
+        text: how they are written, "float or null" or "[int, int]"; empty if they cannot be.
+        fit: tells whether a value is one of them.
+        kinds: their types: `list` for all lists, `Mapping` for nodes, `NODES` for lists of nodes.
+        words: of a choice, or of a list of choices.
     """
 
     text: str
-    fits: Callable[[Any], bool]
-    kind: Any = None
+    fit: Callable[[Any], bool] = lambda value: True
+    kinds: frozenset[type] = frozenset()
     words: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text or "what a config cannot write"
 
 
 NODES = list[Mapping]
@@ -115,10 +116,10 @@ _PLAIN = {bool: "bool", int: "int", float: "float", str: "str", dict: "mapping",
 _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 
 
-def forms_of(annotation: Any, makes: Makes | None = None) -> list[Form]:
-    """Return the forms that an annotation leaves to a value from a config.
+def values_of(annotation: Any, makes: Callable[[type], bool] = lambda kind: False) -> Values:
+    """Return the values that a parameter with an annotation takes.
 
-    Only what is surely wrong has none of them (a word for a number): an annotation that says
+    Only what is surely wrong is none of them (a word for a number): an annotation that says
     nothing about plain values leaves everything.
 
     Args:
@@ -128,72 +129,58 @@ def forms_of(annotation: Any, makes: Makes | None = None) -> list[Form]:
     inner = typing.get_args(annotation)
     if _is_union(annotation):
         known = [item for item in inner if not isinstance(item, (str, typing.ForwardRef))]
-        return [form for item in known or inner for form in forms_of(item, makes)]
+        each = [values_of(item, makes) for item in known or inner]
+        return Values(" or ".join(dict.fromkeys(values.text for values in each if values.text)),
+                      lambda value: any(values.fit(value) for values in each),
+                      frozenset().union(*(values.kinds for values in each)), _words(each))
     if kind is typing.Literal:
         words = tuple("null" if word is None else str(word) for word in inner)
         text = f"one of {', '.join(words)}" if len(words) > 1 else words[0]
-        return [Form(text, lambda value: value in inner, words=words)]
+        return Values(text, lambda value: value in inner, words=words)
     if not inspect.isclass(kind):
-        return [Form("", lambda value: True)]
+        return Values("")
+    if kind in _LISTS:
+        each = [values_of(item, makes) for item in inner if item is not Ellipsis]
+        return _lists_of(each, has_as_many=kind is tuple and len(each) == len(inner) > 0)
     if kind in _PLAIN:
         kinds = (int, float) if kind is float else kind
-        return [Form(_PLAIN[kind], lambda value: isinstance(value, kinds) and (
-            isinstance(value, bool) == (kind is bool)), kind)]
-    if kind in _LISTS:
-        items = [forms_of(item, makes) for item in inner if item is not Ellipsis]
-        return [_list_of(items, is_fixed=kind is tuple and len(items) == len(inner) > 0)]
+        return Values(_PLAIN[kind], lambda value: isinstance(value, kinds) and (
+            isinstance(value, bool) == (kind is bool)), frozenset([kind]))
     if _is_tensor(kind):
-        return forms_of(list[float])
-    if kind is collections.abc.Callable:
-        return [Form("", is_node, Mapping)]
-    if makes and makes(kind):
-        return [Form("{NAME: …}", is_node, Mapping)]
-    text = "str" if issubclass(kind, os.PathLike) else (
-        f"one of {', '.join(kind.__members__)}" if issubclass(kind, enum.Enum) else "")
-    return [Form(text, lambda value: True)]
+        return values_of(list[float])
+    if makes(kind) or kind is collections.abc.Callable:
+        return Values("{NAME: …}" if makes(kind) else "", is_node, frozenset([Mapping]))
+    if issubclass(kind, enum.Enum):
+        return Values(f"one of {', '.join(kind.__members__)}")
+    return Values("str" if issubclass(kind, os.PathLike) else "")
 
 
-def _list_of(items: list[list[Form]], is_fixed: bool) -> Form:
-    """Return the form of lists: of as many items as have forms here, or of any number like one."""
-    def fits(value: Any) -> bool:
-        if not isinstance(value, (list, tuple)) or (is_fixed and len(value) != len(items)):
+def _lists_of(each: list[Values], has_as_many: bool) -> Values:
+    """Return lists of as many items as there are values here, or else of any number of the one."""
+    def fit(value: Any) -> bool:
+        if not isinstance(value, (list, tuple)) or (has_as_many and len(value) != len(each)):
             return False
-        each = items if is_fixed else items * len(value)
-        return all(any(form.fits(part) for form in forms) for forms, part in zip(each, value))
+        expected = each if has_as_many else each * len(value)
+        return all(values.fit(item) for values, item in zip(expected, value))
 
-    texts = [_joined(forms) for forms in items]
-    inside = [form for forms in items for form in forms]
-    if is_fixed:
-        text = f"[{', '.join(texts)}]"
-    elif any(text.startswith("one of ") for text in texts):
-        text = f"a list, each {texts[0]}"
-    else:
-        text = f"list[{texts[0]}]" if texts else "list"
-    return Form(text if all(texts) else "", fits,
-                NODES if any(form.kind is Mapping for form in inside) else list,
-                tuple(word for form in inside for word in form.words))
+    texts = [values.text for values in each]
+    text = f"[{', '.join(texts)}]" if has_as_many else f"list[{texts[0]}]" if texts else "list"
+    kind = NODES if any(Mapping in values.kinds for values in each) else list
+    return Values(text if all(texts) else "", fit, frozenset([kind]), _words(each))
 
 
-def _joined(forms: list[Form]) -> str:
-    return " or ".join(dict.fromkeys(form.text for form in forms if form.text))
+def _words(each: list[Values]) -> tuple[str, ...]:
+    return tuple(word for values in each for word in values.words)
 
 
-def accepts(annotation: Any, value: Any, makes: Makes | None = None) -> bool:
-    """Tell whether a value from a config can be meant for a parameter so annotated.
-
-    Args:
-        makes: as for `forms_of`.
-    """
-    return any(form.fits(value) for form in forms_of(annotation, makes))
+def accepts(annotation: Any, value: Any) -> bool:
+    """Tell whether a value from a config can be meant for a parameter so annotated."""
+    return values_of(annotation).fit(value)
 
 
-def describe_type(annotation: Any, makes: Makes | None = None) -> str:
-    """Return what a config can write for an annotation: "float or null", "[int, int]".
-
-    Args:
-        makes: as for `forms_of`.
-    """
-    return _joined(forms_of(annotation, makes)) or "what a config cannot write"
+def describe_type(annotation: Any) -> str:
+    """Return what a config can write for an annotation: "float or null", "[int, int]"."""
+    return str(values_of(annotation))
 
 
 def _is_tensor(annotation: Any) -> bool:
@@ -202,10 +189,9 @@ def _is_tensor(annotation: Any) -> bool:
 
 def as_tensor(value: Any, parameter: inspect.Parameter | None) -> Any:
     """Return a list of numbers as the tensor that a parameter is annotated with (class weights)."""
-    if parameter is None or not isinstance(value, (list, tuple)):
-        return value
-    kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
-    if not any(map(_is_tensor, kinds)):
+    annotation = parameter.annotation if parameter else None
+    kinds = typing.get_args(annotation) or (annotation,)
+    if not (isinstance(value, (list, tuple)) and any(map(_is_tensor, kinds))):
         return value
     import torch
 

@@ -107,7 +107,8 @@ def _import_module(name: str, is_told: bool) -> None:
             importlib.import_module(whole)
 
 
-_code: dict[str, str] = {}  # files that were imported, and what tells their content from others
+# Files that were imported, and what tells their content from others.
+_code: dict[str, str] = {}
 
 
 @contextlib.contextmanager
@@ -140,7 +141,8 @@ def edited_since(code: Mapping[str, str]) -> list[str]:
                   if code.get(path, content) != content)
 
 
-_opened: set[Path] = set()  # folders that were opened as runs, whatever they hold
+# Folders that were opened as runs, whatever they hold.
+_opened: set[Path] = set()
 
 
 def take_no_code_from(folder: Path) -> None:
