@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cvkit.config import load_config
-from cvkit.errors import ConfigError
+from cvkit.config import Config, load_config
+from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.registry import (
     DATASETS,
     LOSSES,
@@ -292,6 +292,22 @@ def test_a_bug_in_registered_code_keeps_its_traceback(registry):
         registry.build("broken")
 
 
+@pytest.mark.parametrize("error, place", [
+    (ConfigError("size is even"), "size"), (ConfigError("it is odd", where="size"), "size"),
+    (ConfigError("it is odd", where="other"), "NAME"), (ConfigError("it is odd"), "NAME"),
+    (ConfigError("nothing is in a"), "NAME"), (DataError("nothing is in a"), "path"),
+    (OSError(2, "not there", "a"), "path"), (ValueError("size is even"), "size"),
+    (ConfigError("it is odd", where="a.csv:3"), None)])
+def test_an_error_of_a_constructor_is_placed_at_the_argument_that_it_names(registry, error, place):
+    @registry.register()
+    def own(size=1, path="a", other=2):
+        raise error
+
+    with pytest.raises(UserError) as caught:
+        registry.build(Config({"NAME": "own", "size": 3, "path": "./a"}))
+    assert caught.value.where == (f"Python {place}" if place else "a.csv:3")
+
+
 def test_a_tilde_is_the_home_folder_in_arguments_that_are_paths(registry, home):
     @registry.register()
     def toy(path, paths, inner=None):
@@ -411,6 +427,17 @@ def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch, temporary):
     import_user_code([str(folder / "my_model.py")])
     assert MODELS.build("with_a_helper")[0] == 7
     assert sys.path[-1] == str(folder)
+
+
+def test_what_an_imported_file_is_refused_for_is_placed(tmp_path, monkeypatch, temporary):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    temporary(MODELS)
+    (tmp_path / "twice.py").write_text(
+        "from cvkit import MODELS\n\n@MODELS.register('same')\ndef one(): pass\n\n"
+        "@MODELS.register('same')\ndef two(): pass\n")
+    with pytest.raises(ConfigError, match="^a.yaml:3 IMPORTS: two models named 'same'"):
+        import_user_code(["twice.py"], where="a.yaml:3 IMPORTS")
+    assert "twice" not in sys.modules
 
 
 def test_a_lambda_needs_a_name(monkeypatch):

@@ -31,7 +31,7 @@ def construct(entry: Callable, arguments: dict[str, Any]) -> Any:
         # torch's Module says that it has to come before assignments, from within itself.
         places = [f"{frame.f_code.co_filename}:{line}"
                   for frame, line in traceback.walk_tb(error.__traceback__)
-                  if not frame.f_globals["__name__"].startswith("torch.")]
+                  if not frame.f_globals.get("__name__", "").startswith("torch.")]
         raise ValueError(f"super().__init__() comes before {places[-1]}") from error
     for base in type(made).__mro__:
         attribute = _INITIALISED.get(base.__name__)
