@@ -15,9 +15,8 @@ from benchmarks import measure
 from cvkit.config import SCHEMA, components, load_config
 from cvkit.registry import DATASETS, LOSSES, METRICS, OPTIMIZERS, REGISTRIES, WRITERS
 from cvkit.registry import registry as registries
-from cvkit.reporting.jsonl import JsonLines
 from cvkit.reporting.requirements import FACTS
-from cvkit.runs.metrics_file import read_metrics
+from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
 from cvkit.training.schedulers import build_schedule
 
 DOCS = ROOT / "docs"
@@ -256,16 +255,13 @@ def test_the_writer_on_the_page_has_each_epoch_once(own_parts, tmp_path):
         with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
-    lines = JsonLines(str(tmp_path))
     for epochs, kept in (((1, 2, 3), 0), ((3, 4), 2)):  # the third is lost, and trained again
-        JsonLines.keep_epochs(tmp_path, kept)
-        writer = WRITERS.build("Csv", folder=str(tmp_path), config=None)
+        keep_epochs(tmp_path, kept)
+        reporter = WRITERS.build("Csv", folder=str(tmp_path), config=None)
         for epoch in epochs:
             values = {"epoch": epoch, "lr": 0.1, "train/loss": 1 / epoch, "rates": [[0, 0.1]]}
-            lines.write(epoch, values)
-            writer.write(epoch, values)
-        writer.finish(None)
-        writer.close()
+            add_metrics(tmp_path, values)
+            reporter.epoch(None, values)
     assert [row["epoch"] for row in rows()] == ["1", "2", "3", "4"]
     assert list(rows()[0]) == ["epoch", "lr", "train/loss"]
     assert [float(row["train/loss"]) for row in rows()] == [

@@ -118,11 +118,11 @@ def test_letters_that_no_font_has_are_told_once_for_all_pictures(monkeypatch, ca
         figure.text(0, 0, cuneiform)
         return figure
 
-    class Subject(Experiment):
+    class Drawable(Experiment):
         def draw(self, node):
             return [measured(), message(cuneiform), plain()]
 
-    save_all(Subject(load_config(tiny)), [{"NAME": "confusion"}], Path("here"))
+    save_all(Drawable(load_config(tiny)), [{"NAME": "confusion"}], Path("here"))
     out, err = capsys.readouterr()
     assert len(list(Path("here").glob("*.png"))) == 3 and not err
     assert out.splitlines()[0] == ("note       some letters are drawn as boxes: no installed font has them "

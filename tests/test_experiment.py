@@ -13,7 +13,7 @@ from cvkit.session import build_trainer
 
 def test_its_model_is_the_one_that_training_begins_with(tiny):
     config = load_config(tiny, {"SEED": 5})
-    ours, theirs = Experiment(config).model, build_trainer(config).model
+    ours, theirs = Experiment(config).model, build_trainer(config).state.model
     assert all(torch.equal(value, theirs.state_dict()[name])
                for name, value in ours.state_dict().items())
 

@@ -256,11 +256,11 @@ def test_a_disk_without_room_for_one_byte(tmp_path):
     before = tmp_path / "last.pt"
     checkpoint.save(before)
     content = before.read_bytes()
-    os.symlink("/dev/full", tmp_path / "last.part")  # where each write fails with ENOSPC
+    os.symlink("/dev/full", tmp_path / "last.pt.part")  # where each write fails with ENOSPC
     with pytest.raises(CheckpointError, match=re.escape(os.strerror(errno.ENOSPC))):
         checkpoint.save(before, tmp_path / "previous.pt")
     assert before.read_bytes() == content
-    assert {path.name for path in tmp_path.iterdir()} & {"last.part", "previous.pt"} == set()
+    assert {path.name for path in tmp_path.iterdir()} & {"last.pt.part", "previous.pt"} == set()
 
 
 @pytest.fixture

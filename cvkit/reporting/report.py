@@ -32,7 +32,7 @@ from cvkit.reporting.report_format import (
     render_markdown,
 )
 from cvkit.reporting.requirements import check_requirements, summary
-from cvkit.runs.experiment import Subject
+from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
 from cvkit.system.environment import git_facts
 from cvkit.system.text import duration, plural, visible
@@ -63,7 +63,7 @@ _GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*
 _TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}
 
 
-def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = None) -> list[Path]:
+def write_report(run: Drawable, nodes: Sequence[Any] = (), folder: Path | None = None) -> list[Path]:
     """Write `report.html`, which holds its pictures, and `README.md` with `images/`.
 
     What you write into `notes.md` in the run folder (Markdown) comes first in both.
@@ -81,7 +81,8 @@ def write_report(run: Subject, nodes: Sequence[Any] = (), folder: Path | None = 
             folder cannot be written. A single picture that cannot be drawn is named in the report.
     """
     if not isinstance(run, Run):
-        raise RunError(f"a report is of one finished run; this is {run.what}", hint=run.instead)
+        raise RunError(f"a report is of one finished run; this is {run.label}",
+                       hint=run.advice)
     # A link may lead to any file, and what it holds would go into what one hands in.
     run.refuse_links()
     if not run.metrics:
@@ -120,7 +121,7 @@ def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
     chosen = list(nodes)
     add(run.config.VISUALIZERS, gallery_in(nodes))
     usual = [{NAME: name} for name in _ALWAYS]
-    add([node for node in usual if not run.lacks(node)], gallery_in(chosen))
+    add([node for node in usual if not run.missing(node)], gallery_in(chosen))
     return chosen
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from cvkit.config import Config, check_components, read_config
 from cvkit.errors import CheckpointError
 from cvkit.models import build_model
 from cvkit.runs.untrusted import EXPECTED, read_verified
+from cvkit.system.files import replacing
 from cvkit.system.saving import load_weights
 
 FORMAT = 1
@@ -69,18 +69,12 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be written; what was there before is still there.
         """
-        part = path.with_suffix(".part")
         try:
-            with part.open("wb") as file:
+            with replacing(path, keep) as file:
                 torch.save(self.content(), file)
-                file.flush()
-                os.fsync(file.fileno())  # or the new name could outlive a crash, empty
-            if keep is not None and path.is_file():
-                os.replace(path, keep)
-            os.replace(part, path)
         except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
-            if "DataLoader worker" in str(error):  # which torch may say at any moment
+            # Torch may say that of a worker at any moment.
+            if "DataLoader worker" in str(error):
                 raise
             # Torch may speak of what came of it only.
             reason = error if isinstance(error, OSError) else error.__context__ or error

@@ -11,19 +11,19 @@ from cvkit.config import Config
 from cvkit.config.tree import in_words
 from cvkit.data import ImageData
 from cvkit.models import parameters_in_words
-from cvkit.runs.experiment import Subject
+from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
 from cvkit.system.text import duration, visible
 
 
-class Runs(Subject):
+class Runs(Drawable):
     """Several runs, to be compared.
 
     Args:
         runs: two or more.
     """
 
-    what, instead = "a set of runs", "Draw it for one run at a time."
+    label, advice = "a set of runs", "Draw it for one run at a time."
 
     def __init__(self, runs: Sequence[Run]):
         self.runs = self.compared = list(runs)

@@ -25,14 +25,15 @@ _NEEDS = {"compared": "two or more runs", "range_test": "a run with SCHEDULER.ma
           "run": "one finished run", "runs": "a finished run",
           "predictions": "one finished run", "model": "one run or config",
           "loaders": "one run or config", "data": "a run or config", "config": "one run or config"}
-_INSTEAD = {_NEEDS["range_test"]: "Without training: python tools/find_lr.py CONFIG."}
+_ADVICE = {_NEEDS["range_test"]: "Without training: python tools/find_lr.py CONFIG."}
 
 
-class Subject:
+class Drawable:
     """Something that can be drawn: it has some of the facts that visualizers ask for."""
 
-    what = "this"  # in words, for a visualizer that asks for more
-    instead: str | None = None  # what to do then
+    # In words, for a visualizer that asks for more, and what to do then.
+    label = "this"
+    advice: str | None = None
 
     def visualize(self, name: str, **arguments: Any) -> Figure | list[Figure]:
         """Draw one picture; `python tools/visualize.py --list` says which there are.
@@ -52,21 +53,21 @@ class Subject:
     def draw(self, node: Any) -> Figure | list[Figure]:
         """Draw what a node `{NAME: …, arguments}` names, as `visualize`."""
         VISUALIZERS.check(node)
-        needed = self.lacks(node)
+        needed = self.missing(node)
         if needed:
-            raise RunError(f"{node[NAME]} needs {needed}; this is {self.what}",
-                           hint=_INSTEAD.get(needed, self.instead))
+            raise RunError(f"{node[NAME]} needs {needed}; this is {self.label}",
+                           hint=_ADVICE.get(needed, self.advice))
         facts = [fact for fact in VISUALIZERS.offers if VISUALIZERS.asks_for(node, fact)]
         return VISUALIZERS.build(node, **{fact: getattr(self, fact) for fact in facts})
 
-    def lacks(self, node: Any) -> str | None:
+    def missing(self, node: Any) -> str | None:
         """Return in words what a visualizer needs and what is not to be had here, or None."""
         return next((_NEEDS[fact] for fact in VISUALIZERS.offers
                      if VISUALIZERS.asks_for(node, fact)
                      and fact not in vars(self) and not hasattr(type(self), fact)), None)
 
 
-class Experiment(Subject):
+class Experiment(Drawable):
     """What a config describes: device, data, loaders and model.
 
     Args:
@@ -77,8 +78,8 @@ class Experiment(Subject):
     config or the data is wrong.
     """
 
-    what = "a config, not a run"
-    instead = "Train it, or name a finished run: --run RUN."
+    label = "a config, not a run"
+    advice = "Train it, or name a finished run: --run RUN."
     built_data: ImageData | None = None  # `data`, unless others are given
     is_viewed = False  # whether the model had to be given the plain memory layout
     layout: torch.memory_format | None = None  # of the model, once it is built

@@ -69,7 +69,7 @@ class Run(Experiment):
         range_test: how the learning rate was found; only where `max_lr: find` asked for it.
     """
 
-    what, instead = "one run", "Name them: --run A B"
+    label, advice = "one run", "Name them: --run A B"
 
     def __init__(self, folder: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (),
                  may_change: tuple[str, ...] = MAY_CHANGE):

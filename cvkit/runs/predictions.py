@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import zipfile
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 from cvkit.errors import RunError
 from cvkit.runs.checkpoint import moment_of
 from cvkit.runs.untrusted import is_text, verify_archive
-from cvkit.system.files import writing
+from cvkit.system.files import replacing, writing
 from cvkit.system.text import plural, visible
 
 
@@ -82,10 +81,8 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write `predictions.npz`, whole or not at all."""
-        part = path.with_suffix(".part.npz")
-        with writing(path):
-            np.savez(part, **{**vars(self), "metrics": json.dumps(self.metrics)})
-            os.replace(part, path)
+        with writing(path), replacing(path) as file:
+            np.savez(file, **{**vars(self), "metrics": json.dumps(self.metrics)})
 
     @classmethod
     def load(cls, path: Path) -> Predictions:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from cvkit.errors import RunError
 
@@ -29,19 +29,40 @@ def writing(path: object) -> Iterator[None]:
                        hint="Is the disk full, or may you not write there?") from error
 
 
+@contextmanager
+def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """Write a file so that a crash, at any moment, leaves the old content or the new.
+
+    Args:
+        path: what was there is replaced once all is written.
+        keep: where to move what was there, instead.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            # Or the new name could outlive a crash, and its content not.
+            os.fsync(file.fileno())
+        if keep is not None and path.is_file():
+            os.replace(path, keep)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old content or the new.
+    """Write a text file whole or not at all, see `replacing`.
 
     Raises:
         RunError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
-    with writing(path):
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or the new name could outlive a crash, empty
-        os.replace(part, path)
+    with writing(path), replacing(path) as file:
+        file.write(text.encode())
 
 
 def lock_file(file: IO) -> None:

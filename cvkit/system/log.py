@@ -34,8 +34,7 @@ class _Place(logging.Handler):
                        and distributed.is_main())
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Names of files may hold what cannot be written, or what a terminal would obey.
-        self.take(visible(record.getMessage(), keep="\n\t"))
+        self.take(record.getMessage())
 
 
 class Screen(_Place):
@@ -94,7 +93,14 @@ class RunLog(_Place):
                 file.write(line + "\n")
 
 
+def _escaped(record: logging.LogRecord) -> bool:
+    """Escape what no handler may get: names of files may hold what cannot be written or shown."""
+    record.msg, record.args = visible(record.getMessage(), keep="\n\t"), None
+    return True
+
+
 screen = Screen()
+LOG.addFilter(_escaped)
 LOG.setLevel(logging.INFO)
 LOG.propagate = False
 LOG.addHandler(screen)

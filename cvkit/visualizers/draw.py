@@ -18,7 +18,7 @@ from cvkit.errors import ConfigError, RunError, UserError, raise_together
 from cvkit.registry import NAME, VISUALIZERS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.compare import Runs
-from cvkit.runs.experiment import Experiment, Subject
+from cvkit.runs.experiment import Drawable, Experiment
 from cvkit.runs.folder import Run, open_run, refuse_links
 from cvkit.system.text import visible
 from cvkit.visualizers.drawing import missing_letters_told_once
@@ -35,7 +35,7 @@ class Drawn:
     problem: UserError | None = None
 
 
-def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
+def open_subject(runs: Sequence[str], words: Sequence[str]) -> Drawable:
     """Open what a command names, and say which: runs, a config, or else the newest run.
 
     Args:
@@ -56,7 +56,7 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
         raise ConfigError(f"both a run and the config {words[0]} are named",
                           hint="Name one of them.")
     if has_config:
-        subject: Subject = Experiment(load_config(words[0], words[1:]))
+        subject: Drawable = Experiment(load_config(words[0], words[1:]))
     elif len(runs) > 1:
         subject = Runs([open_run(run, overrides=words) for run in runs])
     else:
@@ -68,7 +68,7 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Subject:
     return subject
 
 
-def choose_nodes(subject: Subject, flagged: Sequence[Any], everything: bool) -> list[Any]:
+def choose_nodes(subject: Drawable, flagged: Sequence[Any], everything: bool) -> list[Any]:
     """Return what to draw: what flags say, else what the config lists, or all there is.
 
     Of what flags do not say, that is left out, with a word, which a run or an argument lacks for.
@@ -97,7 +97,7 @@ def choose_nodes(subject: Subject, flagged: Sequence[Any], everything: bool) -> 
     for node in nodes:
         unset = [key for key, parameter in arguments_of(node[NAME]).items()
                  if parameter.default is parameter.empty and key not in node]
-        needed = subject.lacks(node) or ", ".join(unset)
+        needed = subject.missing(node) or ", ".join(unset)
         if needed:
             print(f"left out: {node[NAME]}, which needs {needed}")
         else:
@@ -105,7 +105,7 @@ def choose_nodes(subject: Subject, flagged: Sequence[Any], everything: bool) -> 
     return possible
 
 
-def draw_all(subject: Subject, nodes: Iterable[Any]) -> Iterator[Drawn]:
+def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:
     """Draw one node after the other; yield each figure, or why there is none.
 
     Raises:
@@ -126,7 +126,7 @@ def draw_all(subject: Subject, nodes: Iterable[Any]) -> Iterator[Drawn]:
             yield Drawn(node[NAME], name if count[name] == 1 else f"{name}_{count[name]}", figure)
 
 
-def _figures(subject: Subject, node: Any) -> list[Figure]:
+def _figures(subject: Drawable, node: Any) -> list[Figure]:
     """Return what a visualizer draws as a list."""
     drawn = subject.draw(node)
     figures = list(drawn) if isinstance(drawn, (list, tuple)) and drawn else [drawn]
@@ -152,7 +152,7 @@ def file_name(node: Any) -> str:
     return name.encode()[:100].decode(errors="ignore")  # file systems count bytes
 
 
-def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
+def save_all(subject: Drawable, nodes: Iterable[Any], folder: Path | None = None,
              ending: str = "png", dpi: int = 150) -> list[Path]:
     """Draw nodes into files of a folder and print what is where; tables also as text.
 
@@ -190,7 +190,7 @@ def save_all(subject: Subject, nodes: Iterable[Any], folder: Path | None = None,
     return saved
 
 
-def visuals_folder(subject: Subject) -> Path:
+def visuals_folder(subject: Drawable) -> Path:
     """Return where pictures are kept: in the run folder, or beside the runs of a config.
 
     Raises:

@@ -157,7 +157,7 @@ def listing() -> str:
     lines = []
     for name in VISUALIZERS.own:
         arguments = arguments_of(name)
-        needed = Experiment(Config()).lacks({NAME: name})
+        needed = Experiment(Config()).missing({NAME: name})
         lines.append(f"--{_dashed(name)}{' [N]' if 'count' in arguments else ''}"
                      f"{f'  (needs {needed})' if needed else ''}")
         lines.append(f"    {(inspect.getdoc(VISUALIZERS.get(name)) or '').split(chr(10))[0]}")
