@@ -123,7 +123,7 @@ def test_scalars_of_numpy_are_plain_numbers_and_other_objects_are_refused(write)
                                   "MODEL.strides": range(1, 4)})
     assert (cfg.OPTIMIZER.lr, cfg.TRAIN.EPOCHS, cfg.MODEL.strides) == (0.5, 3, (1, 2, 3))
     assert type(cfg.OPTIMIZER.lr) is float and read_config(cfg.dump(), "again") == cfg
-    assert "a config holds numbers, words, lists and nodes" in message(
+    assert "a config holds numbers, strings, lists and nodes" in message(
         write(""), {"MODEL.norm": object()})
 
 

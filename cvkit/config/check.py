@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cvkit.config.dialect import flow
 from cvkit.config.merge import refuse_numbers
 from cvkit.config.schema import BASE, SCHEMA, Component, Demands, Key
-from cvkit.config.tree import DEFAULT, PYTHON, Config, Origin, adopt, flow, plain
+from cvkit.config.tree import DEFAULT, PYTHON, Config, Origin, adopt, place, plain
 from cvkit.errors import ConfigError, raise_together
 from cvkit.registry import NAME, REGISTRIES
 from cvkit.registry.user_code import import_user_code
@@ -58,13 +59,13 @@ def conform_root(config: Config, schema: Mapping[str, Any] = SCHEMA, path: str =
     """
     problems: list[ConfigError] = []
     refuse_numbers(config)
-    config._set_path(path)
+    place(config, path)
     file = _files(config) or source
     config = _conform(config, schema, path, DEFAULT, problems)
     for problem in problems:  # of a section that is empty or absent
         problem.where = problem.where or file
     raise_together(problems)
-    config._set_path(path)
+    place(config, path)
     return config
 
 
@@ -100,7 +101,7 @@ def _conform(value: Any, spec: Any, path: str, origin: Origin,
                                         hint=f"Add {dotted}: {{NAME: …}}, one of "
                                              f"`python tools/registry.py {inner.kind}`."))
             continue
-        closed._put(key, _conform(item, inner, dotted, place, problems), place)
+        closed.put(key, _conform(item, inner, dotted, place, problems), place)
     return closed
 
 

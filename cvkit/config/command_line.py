@@ -62,11 +62,11 @@ def read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
         for depth in reversed(range(len(parts))):
             node = ByNumber() if parts[depth].isdecimal() and depth else Config()
             node.__dict__["_path"] = ".".join(parts[:depth])
-            node._put(parts[depth], item, origin)
+            node.put(parts[depth], item, origin)
             item = node
         tree = merge(tree, item)
     if isinstance(tree.get("IMPORTS"), list):
-        tree._put("IMPORTS", [
+        tree.put("IMPORTS", [
             os.path.abspath(user_path(item)) if str(item).endswith(".py") else item
             for item in tree["IMPORTS"]], origin)
     return tree

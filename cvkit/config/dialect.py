@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-_RESOLVERS = [  # YAML 1.2's core schema: 1e-3 is a number; yes, 1:30 and 2024-01-01 are words
+# In YAML 1.2's core schema 1e-3 is a number; yes, 1:30 and 2024-01-01 are strings.
+_RESOLVERS = [
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", list("-+0123456789")),
@@ -18,10 +19,14 @@ _RESOLVERS = [  # YAML 1.2's core schema: 1e-3 is a number; yes, 1:30 and 2024-0
 
 
 class Loader(yaml.SafeLoader):
+    """Reads plain data: nothing but the scalars above, mappings and lists."""
+
     yaml_implicit_resolvers = {}
 
 
 class Dumper(yaml.SafeDumper):
+    """Writes what `Loader` reads back to the same."""
+
     yaml_implicit_resolvers = {}
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -42,3 +47,11 @@ Dumper.add_representer(str, lambda dumper, value: dumper.represent_scalar(
 Dumper.add_representer(float, lambda dumper, value: dumper.represent_scalar(
     "tag:yaml.org,2002:float", {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(
         repr(value), repr(value))))
+Dumper.add_multi_representer(dict, Dumper.represent_dict)
+
+
+def flow(value: Any) -> str:
+    """Return a value, nodes and lists included, as YAML on one line."""
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, sort_keys=False,
+                     width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")

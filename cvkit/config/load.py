@@ -70,7 +70,7 @@ def _complete(config: Config) -> None:
     """Add to a run's config what an older version did not write: its SEED seeded splits as well."""
     data = config.get("DATA")
     if isinstance(data, Config) and "SPLIT_SEED" not in data and "SEED" in config:
-        data._put("SPLIT_SEED", config["SEED"], config.origin("SEED"))
+        data.put("SPLIT_SEED", config["SEED"], config.origin("SEED"))
 
 
 def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
@@ -92,7 +92,7 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
     path = path.resolve()
     is_of_a_run = (path.parent / "checkpoints").is_dir()
-    config.__dict__["_name"] = path.parent.parent.name if is_of_a_run else path.stem
+    config.__dict__["name"] = path.parent.parent.name if is_of_a_run else path.stem
     config.freeze()
     return config
 
@@ -107,6 +107,6 @@ def read_config(text: str, source: str, name: str = "run",
     if not isinstance(overrides, Mapping):
         overrides = list(overrides)
     config = conform_root(merge(config, read_overrides(overrides)))
-    config.__dict__["_name"] = name
+    config.__dict__["name"] = name
     config.freeze()
     return config

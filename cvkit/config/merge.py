@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cvkit.config.tree import Config, flow
+from cvkit.config.dialect import flow
+from cvkit.config.tree import Config
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
 from cvkit.system.text import plural, suggest
@@ -45,16 +46,16 @@ def merge(base: Any, over: Any) -> Any:
     if is_replaced:
         replaced |= {key: f"{flow(key)} {flow(value)} of {base.origin(key)}"
                      for key, value in base.items() if key != NAME}
-    merged.__dict__.update(base.__dict__, _origins={}, _replaced=replaced)
+    merged.__dict__.update(base.__dict__, _origins={}, replaced=replaced)
     if not is_replaced:
         for key, value in base.items():
-            merged._put(key, value, base.origin(key))
+            merged.put(key, value, base.origin(key))
     if is_replaced:
-        merged._put(NAME, over[NAME], over.origin(NAME))  # first, as one writes it
+        merged.put(NAME, over[NAME], over.origin(NAME))  # first, as one writes it
     for key, value in over.items():
         if not is_replaced or isinstance(value, ByNumber):
             value = merge(base.get(key), value)
-        merged._put(key, value, over.origin(key))
+        merged.put(key, value, over.origin(key))
     return merged
 
 

@@ -113,7 +113,7 @@ def _convert(loader: Loader, node: yaml.Node, source: str, path: str, level: int
                           where=f"{origin(node)} {path}")
     if isinstance(node, yaml.MappingNode):
         config = Config()
-        config._set_path(path)
+        config.__dict__["_path"] = path
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError("keys are words, not lists or mappings",
@@ -133,7 +133,7 @@ def _convert(loader: Loader, node: yaml.Node, source: str, path: str, level: int
                 raise ConfigError(f"{key} stands twice; it was first set in line "
                                   f"{config.origin(key).line}",
                                   where=f"{origin(key_node)} {dotted}", hint="Remove one of them.")
-            config._put(key, _convert(loader, value_node, source, dotted, level + 1),
+            config.put(key, _convert(loader, value_node, source, dotted, level + 1),
                         origin(key_node))
         return config
     if isinstance(node, yaml.SequenceNode):

@@ -1,18 +1,16 @@
-"""Configs: the schema, `_BASE_` files, overrides, and where each value came from."""
+"""The nodes of a config: they know where each value was set, and freezing closes them."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
-from cvkit.config.dialect import Dumper
+from cvkit.config.dialect import flow
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
 from cvkit.system.text import suggest
@@ -32,26 +30,33 @@ class Origin:
 DEFAULT, COMMAND_LINE, PYTHON = Origin("default"), Origin("command line"), Origin("Python")
 
 
-class Config(CfgNode):
-    """A yacs node that knows its schema and the origin of every value.
+def dotted(path: str, key: object) -> str:
+    """Return the dotted key of what stands under a key, or a number, of a node or list."""
+    return f"{path}.{key}" if path else str(key)
 
-    `cfg.TRAIN.EPOCHS` reads; `clone()`, then `defrost()`, then assignment changes: unknown
-    keys and wrong types are refused at once. `freeze()` guards every way to change it,
-    lists included (they become tuples). `dump()` is YAML that reads back to an equal config.
+
+class Config(CfgNode):
+    """A yacs node that knows the origin of every value.
+
+    `cfg.TRAIN.EPOCHS` reads; `clone()`, then `defrost()`, then assignment changes. `freeze()`
+    guards every way to change it, lists included (they become tuples). `dump()` is YAML that
+    reads back to an equal config.
+
+    Args:
+        values: mappings among them become nodes.
+        origin: where they were set.
+
+    Attributes:
+        name: of the config's file, which its runs are filed under.
+        replaced: what changes of NAME took from this node: {"lr": "lr 0.1 of a.yaml:9"}.
     """
 
-    def __init__(self, values: Mapping[str, Any] | None = None):
+    def __init__(self, values: Mapping[str, Any] | None = None, origin: Origin = PYTHON):
         dict.__init__(self)
-        self.__dict__.update({CfgNode.IMMUTABLE: False, "_origins": {}, "_path": "",
-                              "_schema": None, "_conform": None, "_name": "run",
-                              "_replaced": {}})
+        self.__dict__.update({CfgNode.IMMUTABLE: False, "name": "run", "replaced": {},
+                              "_origins": {}, "_path": "", "_schema": None, "_conform": None})
         for key, value in (values or {}).items():
-            self._put(key, adopt(value, PYTHON), PYTHON)
-
-    @property
-    def name(self) -> str:
-        """The name of the config's file, which its runs are filed under."""
-        return self._name
+            self.put(str(key), adopt(value, origin), origin)
 
     # -- places
 
@@ -60,38 +65,19 @@ class Config(CfgNode):
         return self._origins.get(key, DEFAULT)
 
     def path(self, key: str | None = None) -> str:
-        """Return the dotted key, such as `DATA.DATASET.root`."""
-        return ".".join(filter(None, [self._path, key]))
+        """Return the dotted key of the node or of a key in it, such as `DATA.DATASET.root`."""
+        return self._path if key is None else dotted(self._path, key)
 
     def where(self, key: str | None = None) -> str:
-        """Return "file:line DOTTED.KEY" for messages."""
+        """Return "file:line DOTTED.KEY" for messages; without a key that of the node."""
         known = key if key in self else next(iter(self), None)
         return f"{self.origin(known)} {self.path(key)}".strip()
 
-    @property
-    def replaced(self) -> dict[str, str]:
-        """What changes of NAME took from this node: {"lr": "lr 0.1 of a.yaml:9"}."""
-        return self._replaced
-
-    def _whence(self, key: str) -> str:
-        """Return where a key's value was set and, with a changed NAME, what that dropped."""
-        dropped = [text for name, text in self._replaced.items() if name not in self]
-        is_told = key == NAME and dropped
-        return f"{self.origin(key)}, dropped {', '.join(dropped)}" if is_told else str(
-            self.origin(key))
-
-    def _put(self, key: str, value: Any, origin: Origin) -> None:
+    def put(self, key: str, value: Any, origin: Origin) -> None:
+        """Set a value as it is, unchecked; `config.KEY = value` is the way for everyone else."""
         dict.__setitem__(self, key, value)
         self._origins[key] = origin
-
-    def _set_path(self, path: str) -> None:
-        self.__dict__["_path"] = path
-        for key, value in self.items():
-            self._place(key, value)
-
-    def _place(self, key: str, value: Any) -> None:
-        for dotted, node in _child_nodes(value, self.path(key)):
-            node._set_path(dotted)
+        place(value, self.path(key))
 
     # -- every way to change it
 
@@ -104,19 +90,9 @@ class Config(CfgNode):
         self._refuse_frozen()
         value = adopt(value, PYTHON)
         if self._conform is not None:
-            self._place(key, value)
+            place(value, self.path(key))
             value = self._conform(self, key, value)
-        self._put(key, value, PYTHON)
-        self._place(key, value)
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        self[key] = value
-
-    def __getattr__(self, key: str) -> Any:
-        if key in self:
-            return self[key]
-        hint = "" if key.startswith("_") else f". {suggest(key, self)}"
-        raise AttributeError(f"{self.__dict__.get('_path') or 'config'} has no {key}{hint}")
+        self.put(key, value, PYTHON)
 
     def __delitem__(self, key: str) -> None:
         self._refuse_frozen()
@@ -124,35 +100,25 @@ class Config(CfgNode):
             raise AttributeError(f"{self.path(key)} belongs to every config; set it, don't delete")
         dict.__delitem__(self, key)
 
+    def __getattr__(self, key: str) -> Any:
+        if key in self:
+            return self[key]
+        hint = "" if key.startswith("_") else f". {suggest(key, self)}"
+        raise AttributeError(f"{self.__dict__.get('_path') or 'config'} has no {key}{hint}")
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self[key] = value
+
     def __delattr__(self, key: str) -> None:
         del self[key]
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        for key, value in dict(*args, **kwargs).items():
-            self[key] = value
+    # Those of dict set and delete past the guards above.
+    clear, pop, popitem = MutableMapping.clear, MutableMapping.pop, MutableMapping.popitem
+    setdefault, update = MutableMapping.setdefault, MutableMapping.update
 
     def __ior__(self, other: Mapping[str, Any]) -> Config:
         self.update(other)
         return self
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-    def pop(self, key: str, *default: Any) -> Any:
-        value = dict.get(self, key, *default) if default else self[key]
-        if key in self:
-            del self[key]
-        return value
-
-    def popitem(self) -> tuple[str, Any]:
-        key = next(reversed(self))
-        return key, self.pop(key)
-
-    def clear(self) -> None:
-        for key in list(self):
-            del self[key]
 
     def merge_from_file(self, *_: Any) -> None:
         """Refuse; what yacs would merge here is neither checked nor knows where it came from."""
@@ -160,46 +126,47 @@ class Config(CfgNode):
 
     merge_from_list = merge_from_other_cfg = merge_from_file
 
-    def _immutable(self, is_immutable: bool) -> None:
+    def _immutable(self, is_immutable: bool) -> Config:
         self.__dict__[CfgNode.IMMUTABLE] = is_immutable
+
+        def with_nodes(node: Mapping[str, Any]) -> Config:
+            # A mapping that is no node was put into a list by hand.
+            node = node if isinstance(node, Config) else Config(node)
+            return node._immutable(is_immutable)
+
         for key, value in self.items():
-            dict.__setitem__(self, key, _frozen(value) if is_immutable else _thawed(value))
-            self._place(key, self[key])  # also what was put into a list by hand
+            value = rebuilt(value, with_nodes, tuple if is_immutable else list)
+            self.put(key, value, self.origin(key))
+        return self
 
     # -- copies
 
     def clone(self) -> Config:
         """Return a deep copy, frozen if this one is."""
-        copy = Config()
-        copy.__dict__.update(self.__dict__, _origins=dict(self._origins))
-        for key, value in self.items():
-            dict.__setitem__(copy, key, _copied(value))
-        return copy
+        sequence = tuple if self.is_frozen() else list
+        values = {key: rebuilt(value, copy, sequence) for key, value in self.items()}
+        return _restored(type(self), values, {**self.__dict__, "_origins": dict(self._origins)})
 
-    def copy(self) -> Config:
-        return self.clone()
-
-    def __copy__(self) -> Config:
-        return self.clone()
+    copy = __copy__ = clone
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Config:
         return self.clone()
 
     def __reduce__(self):
-        return _restore, (dict(self), dict(self.__dict__))
+        return _restored, (type(self), dict(self), dict(self.__dict__))
 
     # -- text
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and lists."""
-        return {key: plain(value) for key, value in self.items()}
+        return plain(self)
 
     def flat(self) -> dict[str, Any]:
         """Return plain values by dotted key, {"DATA.BATCH_SIZE": 128, …}; lists stay whole."""
         values = {}
         for key, value in self.items():
-            inner = value.flat().items() if isinstance(value, Config) else [("", plain(value))]
-            values |= {f"{key}.{name}".rstrip("."): item for name, item in inner}
+            values |= ({dotted(key, name): item for name, item in value.flat().items()}
+                       if isinstance(value, Config) else {key: plain(value)})
         return values
 
     def dump(self, origins: bool = False) -> str:
@@ -208,116 +175,89 @@ class Config(CfgNode):
         Args:
             origins: end each line with a comment that says where its value was set.
         """
-        lines = list(_dump_lines(self))
-        if not origins:
-            return "".join(f"{text}\n" for text, _ in lines)
-        width = min(60, max(len(text) for text, origin in lines if origin))
-        return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n"
+        lines = list(self._lines())
+        width = min(60, max((len(text) for text, origin in lines if origin), default=0))
+        return "".join(f"{text:<{width}}  # {origin}\n" if origin and origins else f"{text}\n"
                        for text, origin in lines)
 
-    def __str__(self) -> str:
-        return self.dump()
+    __str__ = dump
+
+    def _lines(self, indent: str = "") -> Iterator[tuple[str, str]]:
+        """Yield (line, where its value was set)."""
+        for key, value in self.items():
+            name = f"{indent}{flow(key)}"
+            # YAML reads no longer keys on one line with their values.
+            name = name if len(name) < 1000 else f"{indent}? {flow(key)}\n{indent}"
+            if isinstance(value, Config) and value:
+                yield f"{name}:", ""
+                yield from value._lines(f"{indent}  ")
+            elif isinstance(value, (list, tuple)) and any(isinstance(item, Config)
+                                                          for item in value):
+                yield f"{name}:", ""
+                for item in value:
+                    told = map(item._told, item) if isinstance(item, Config) else [self._told(key)]
+                    yield f"{indent}  - {flow(item)}", ", ".join(dict.fromkeys(told))
+            else:
+                yield f"{name}: {flow(value)}", self._told(key)
+
+    def _told(self, key: str) -> str:
+        """Return where a key's value was set and, with a changed NAME, what that dropped."""
+        dropped = ", ".join(text for name, text in self.replaced.items() if name not in self)
+        return f"{self.origin(key)}{f', dropped {dropped}' if key == NAME and dropped else ''}"
 
 
-def _restore(values: dict[str, Any], state: dict[str, Any]) -> Config:
-    config = Config()
+def _restored(kind: type[Config], values: dict[str, Any], state: dict[str, Any]) -> Config:
+    config = kind.__new__(kind)
     config.__dict__.update(state)
     dict.update(config, values)
     return config
 
 
-def adopt(value: Any, origin: Origin) -> Any:
-    """Return a value with its mappings as open nodes of that origin; Configs stay as they are."""
-    if isinstance(value, Config):
-        return _thawed(value.clone())
+def rebuilt(value: Any, from_node: Callable[[Mapping], Any], sequence: type = list) -> Any:
+    """Return a value with each node in it replaced by what it gives, lists as another sequence."""
     if isinstance(value, Mapping):
-        config = Config()
-        for key, item in value.items():
-            config._put(str(key), adopt(item, origin), origin)
-        return config
-    if isinstance(value, (list, tuple, range)):
-        return [adopt(item, origin) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    value = value.item() if hasattr(value, "item") else value  # a scalar of NumPy or torch
-    if not isinstance(value, (bool, int, float, str, type(None))):
-        raise ConfigError(f"a config holds numbers, words, lists and nodes, not {value!r}",
-                          where=origin)
+        return from_node(value)
+    if isinstance(value, (list, tuple)):
+        return sequence(rebuilt(item, from_node, sequence) for item in value)
     return value
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Config):
-        value._immutable(True)
-    elif isinstance(value, Mapping):  # put into a list by hand
-        return _frozen(adopt(value, PYTHON))
-    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _thawed(value: Any) -> Any:
-    if isinstance(value, Config):
-        value._immutable(False)
-    return [_thawed(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Config):
-        return value.clone()
-    return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
 def plain(value: Any) -> Any:
     """Return a value with its nodes as dicts and its lists as lists."""
+    return rebuilt(value, lambda node: {key: plain(item) for key, item in node.items()})
+
+
+def place(value: Any, path: str) -> None:
+    """Tell the nodes in a value their dotted keys, where the value stands under `path`."""
     if isinstance(value, Config):
-        return value.to_dict()
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        value.__dict__["_path"] = path
+    if isinstance(value, (Config, list, tuple)):
+        for key, item in value.items() if isinstance(value, Config) else enumerate(value):
+            place(item, dotted(path, key))
 
 
-def _child_nodes(value: Any, path: str) -> Iterator[tuple[str, Config]]:
+def adopt(value: Any, origin: Origin) -> Any:
+    """Return a value as an open config holds it, its mappings as nodes of that origin.
+
+    Raises:
+        ConfigError: it is, or holds, what a config cannot.
+    """
     if isinstance(value, Config):
-        yield path, value
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from _child_nodes(item, f"{path}.{number}")
-
-
-_PLAIN_WORD = re.compile(r"(?!(?:true|false|null)$)[a-z_][a-z0-9_]*", re.IGNORECASE | re.ASCII)
-
-
-def flow(value: Any) -> str:
-    if value is None or isinstance(value, (bool, int)):  # most values: without an emitter for each
-        return json.dumps(value)
-    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value):
+        value = value.clone()
+        value.defrost()
         return value
-    text = yaml.dump(plain(value), Dumper=Dumper, default_flow_style=True, sort_keys=False,
-                     width=float("inf"), allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _key(key: str, indent: str) -> str:
-    """Return a key as it is written, up to the colon."""
-    text = flow(key)
-    return text if len(text) < 1000 else f"? {text}\n{indent}"  # YAML reads no longer ones
-
-
-def _dump_lines(config: Config, indent: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        origin, key = str(config.origin(key)), _key(key, indent)
-        if isinstance(value, Config) and value and NAME not in value:
-            yield f"{indent}{key}:", ""
-            yield from _dump_lines(value, indent + "  ")
-        elif isinstance(value, Config) and value:
-            yield f"{indent}{key}:", ""
-            yield from ((f"{indent}  {_key(name, f'{indent}  ')}: {flow(item)}",
-                         value._whence(name)) for name, item in value.items())
-        elif isinstance(value, (list, tuple)) and any(isinstance(item, Config) for item in value):
-            yield f"{indent}{key}:", ""
-            for item in value:
-                places = [item._whence(name) for name in item] if isinstance(
-                    item, Config) else [origin]
-                yield f"{indent}  - {flow(item)}", ", ".join(dict.fromkeys(places))
-        else:
-            yield f"{indent}{key}: {flow(value)}", origin
+    if isinstance(value, Mapping):
+        return Config(value, origin)
+    if isinstance(value, (list, tuple, range)):
+        return [adopt(item, origin) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    # A scalar of NumPy or torch has one of Python's.
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        raise ConfigError(f"a config holds numbers, strings, lists and nodes, not {value!r}",
+                          where=origin)
+    return value
 
 
 def in_words(value: Any) -> str:
