@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cvkit.config.dialect import flow
-from cvkit.config.merge import refuse_numbers
 from cvkit.config.schema import BASE, SCHEMA, Component, Demands, Key
 from cvkit.config.tree import DEFAULT, PYTHON, Config, Origin, adopt, place, plain
 from cvkit.errors import ConfigError, raise_together
@@ -58,7 +57,6 @@ def conform_root(config: Config, schema: Mapping[str, Any] = SCHEMA, path: str =
         ConfigError: unknown keys, wrong types, missing components, all in one message.
     """
     problems: list[ConfigError] = []
-    refuse_numbers(config)
     place(config, path)
     file = _files(config) or source
     config = _conform(config, schema, path, DEFAULT, problems)

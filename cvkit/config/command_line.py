@@ -7,10 +7,11 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cvkit.config.check import all_keys
-from cvkit.config.merge import ByNumber, merge
+from cvkit.config.merge import at_key, merge
 from cvkit.config.parse import parse_value
 from cvkit.config.schema import SCHEMA
 from cvkit.config.tree import COMMAND_LINE, PYTHON, Config, adopt
@@ -20,28 +21,19 @@ from cvkit.system.files import user_path
 from cvkit.system.text import suggest
 
 
-def read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
-    """Return KEY VALUE pairs as one tree: their order does not matter."""
-    origin = COMMAND_LINE
-    if isinstance(overrides, Mapping):
-        origin = PYTHON
-        overrides = [item for pair in overrides.items() for item in pair]
-    for word, following in itertools.zip_longest(overrides[::2], overrides[1::2], fillvalue=""):
-        sign = re.match(r"([A-Z_a-z.0-9]+)([=:])(.*)", word) if isinstance(word, str) else None
-        if sign or following == "=":
-            key, value = (sign[1], sign[3] or following) if sign else (word, "VALUE")
-            raise ConfigError(f"{word!r} is not a key" if sign else "= is not a value",
-                              where=origin, hint=f"Write KEY VALUE with a space: {key} {value}")
-    if len(overrides) % 2:
-        run = next((str(word) for word in overrides
-                    if os.sep in str(word) and os.path.isdir(str(word))), None)
-        if run:
-            raise ConfigError(f"{run} is a folder", where=origin,
-                              hint=f"Is it a run? Name it with --run {run}")
-        raise ConfigError(f"{overrides[-1]} has no value; overrides are pairs, KEY VALUE",
-                          where=origin, hint="A value with spaces goes into quotes: "
-                                             "MODEL '{NAME: resnet18}'")
-    pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
+def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """Return a config with KEY VALUE pairs merged over it; their order does not matter.
+
+    Args:
+        overrides: `["TRAIN.EPOCHS", "3", …]` as on the command line, or a mapping of
+            dotted keys to Python values.
+
+    Raises:
+        ConfigError: a key or value that cannot be read, or a number of no item.
+    """
+    is_mapping = isinstance(overrides, Mapping)
+    origin = PYTHON if is_mapping else COMMAND_LINE
+    pairs = list(overrides.items()) if is_mapping else _pairs(list(overrides))
     for key, _ in pairs:
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
@@ -49,27 +41,48 @@ def read_overrides(overrides: list[Any] | Mapping[str, Any]) -> Config:
             written = re.sub(r"\[(\d+)\]", r".\1", key)
             raise ConfigError(f"{key!r} is not a key", where=origin,
                               hint=f"Items of a list are addressed by number: {written}")
-    tree = Config()
-    # A whole list or node first, then its NAME, which drops what the node had, then what else is
-    # set within it, in whichever order they came.
-    def rank(pair: tuple[str, Any]) -> tuple[int, bool]:
-        return pair[0].count("."), pair[0].split(".")[-1] != NAME
+
+    def rank(pair: tuple[str, Any]) -> tuple[int, bool, str]:
+        # A whole list or node first, then its NAME, which drops what the node had, then what
+        # else is set within it.
+        return pair[0].count("."), pair[0].split(".")[-1] != NAME, pair[0]
 
     for key, value in sorted(pairs, key=rank):
-        parts = key.split(".")
-        is_text = isinstance(value, str) and origin is COMMAND_LINE
-        item = adopt(parse_value(value, key) if is_text else value, origin)
-        for depth in reversed(range(len(parts))):
-            node = ByNumber() if parts[depth].isdecimal() and depth else Config()
-            node.__dict__["_path"] = ".".join(parts[:depth])
-            node.put(parts[depth], item, origin)
-            item = node
-        tree = merge(tree, item)
-    if isinstance(tree.get("IMPORTS"), list):
-        tree.put("IMPORTS", [
-            os.path.abspath(user_path(item)) if str(item).endswith(".py") else item
-            for item in tree["IMPORTS"]], origin)
-    return tree
+        if isinstance(value, str) and not is_mapping:
+            value = parse_value(value, key)
+        value = adopt(value, origin)
+        if key == "IMPORTS":
+            value = absolute_imports(value, Path())
+        config = merge(config, at_key(config, key.split("."), value, origin))
+    return config
+
+
+def _pairs(words: list[Any]) -> list[tuple[Any, Any]]:
+    for word, value in itertools.zip_longest(words[::2], words[1::2], fillvalue=""):
+        sign = re.match(r"([\w.]+)([=:])(.*)", word) if isinstance(word, str) else None
+        if sign or value == "=":
+            key, value = (sign[1], sign[3] or value) if sign else (word, "VALUE")
+            raise ConfigError(f"{word!r} is not a key" if sign else "= is not a value",
+                              where=COMMAND_LINE,
+                              hint=f"Write KEY VALUE with a space: {key} {value}")
+    if len(words) % 2:
+        run = next((word for word in map(str, words) if os.sep in word and os.path.isdir(word)),
+                   None)
+        if run:
+            raise ConfigError(f"{run} is a folder", where=COMMAND_LINE,
+                              hint=f"Is it a run? Name it with --run {run}")
+        raise ConfigError(f"{words[-1]} has no value; overrides are pairs, KEY VALUE",
+                          where=COMMAND_LINE, hint="A value with spaces goes into quotes: "
+                                                   "MODEL '{NAME: resnet18}'")
+    return list(zip(words[::2], words[1::2]))
+
+
+def absolute_imports(imports: Any, folder: Path) -> Any:
+    """Return a config's IMPORTS; its files, which are relative to a folder, as absolute ones."""
+    if not isinstance(imports, list):
+        return imports
+    return [os.path.abspath(folder / user_path(item))
+            if isinstance(item, str) and item.endswith(".py") else item for item in imports]
 
 
 def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cvkit.config.check import conform_root
-from cvkit.config.command_line import read_overrides
+from cvkit.config.command_line import absolute_imports, override
 from cvkit.config.merge import merge
 from cvkit.config.parse import MOST_TEXT, parse_text
 from cvkit.config.schema import BASE
@@ -54,11 +54,9 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{BASE} is a path or a list of paths", where=base_where)
     dict.pop(config, BASE, None)
-    if isinstance(config.get("IMPORTS"), list):
-        dict.__setitem__(config, "IMPORTS", [
-            os.path.abspath(path.parent / user_path(item))
-            if isinstance(item, str) and item.endswith(".py") else item
-            for item in config["IMPORTS"]])
+    if "IMPORTS" in config:
+        imports = absolute_imports(config["IMPORTS"], path.parent)
+        config.put("IMPORTS", imports, config.origin("IMPORTS"))
     merged = Config()
     for base in bases:
         place = path.parent / user_path(base)
@@ -86,9 +84,7 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     """
     path = user_path(path)
     config = _read_file(path)
-    if not isinstance(overrides, Mapping):
-        overrides = list(overrides)
-    config = conform_root(merge(config, read_overrides(overrides)), source=str(path))
+    config = conform_root(override(config, overrides), source=str(path))
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
     path = path.resolve()
     is_of_a_run = (path.parent / "checkpoints").is_dir()
@@ -104,9 +100,7 @@ def read_config(text: str, source: str, name: str = "run",
     if not isinstance(config, Config):
         raise ConfigError("not a config", where=source)
     _complete(config)
-    if not isinstance(overrides, Mapping):
-        overrides = list(overrides)
-    config = conform_root(merge(config, read_overrides(overrides)))
+    config = conform_root(override(config, overrides))
     config.__dict__["name"] = name
     config.freeze()
     return config

@@ -5,29 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from cvkit.config.dialect import flow
-from cvkit.config.tree import Config
+from cvkit.config.tree import Config, Origin, dotted
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
 from cvkit.system.text import plural, suggest
-
-
-class ByNumber(Config):
-    """Items of a list, addressed by number: `DATA.TRAIN_TRANSFORMS.1.size 8`."""
-
-
-def refuse_numbers(value: Any) -> None:
-    """Refuse numbers of items where there is no list to take them from."""
-    if isinstance(value, ByNumber):
-        raise _no_list(value)
-    for item in value.values() if isinstance(value, Config) else ():
-        refuse_numbers(item)
-
-
-def _no_list(over: ByNumber, base: Any = None) -> ConfigError:
-    first = next(iter(over))
-    return ConfigError(f"{over.path()} is not a list, its items have no numbers",
-                       where=f"{over.origin(first)} {over.path(first)}",
-                       hint=suggest(first, base) if isinstance(base, Config) else None)
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -36,38 +17,51 @@ def merge(base: Any, over: Any) -> Any:
     Nodes merge key by key; a node whose NAME changes is replaced with all its arguments;
     anything else, lists included, is replaced whole.
     """
-    if isinstance(over, ByNumber) and not isinstance(base, (ByNumber, type(None))):
-        return _merge_items(base, over)
     if not (isinstance(base, Config) and isinstance(over, Config)):
         return over
+    merged = Config()
+    merged.__dict__["replaced"] = {**base.replaced, **over.replaced}
     is_replaced = NAME in over and NAME in base and over[NAME] != base[NAME]
-    merged = type(base)()
-    replaced = {**base.replaced, **over.replaced}
-    if is_replaced:
-        replaced |= {key: f"{flow(key)} {flow(value)} of {base.origin(key)}"
-                     for key, value in base.items() if key != NAME}
-    merged.__dict__.update(base.__dict__, _origins={}, replaced=replaced)
-    if not is_replaced:
-        for key, value in base.items():
+    for key, value in base.items():
+        if is_replaced and key != NAME:
+            merged.replaced[key] = f"{flow(key)} {flow(value)} of {base.origin(key)}"
+        else:
             merged.put(key, value, base.origin(key))
-    if is_replaced:
-        merged.put(NAME, over[NAME], over.origin(NAME))  # first, as one writes it
     for key, value in over.items():
-        if not is_replaced or isinstance(value, ByNumber):
-            value = merge(base.get(key), value)
-        merged.put(key, value, over.origin(key))
+        merged.put(key, merge(merged.get(key), value), over.origin(key))
     return merged
 
 
-def _merge_items(base: Any, over: ByNumber) -> list[Any]:
-    if not isinstance(base, (list, tuple)):
-        raise _no_list(over, base)
-    items = list(base)
-    for number, value in over.items():
-        if not number.isdecimal() or int(number) >= len(items):
-            numbers = f"they count from 0 to {len(items) - 1}" if items else "it is empty"
-            raise ConfigError(f"{over.path()} has {plural(len(items), 'item')}; {numbers}",
-                              where=f"{over.origin(number)} {over.path(number)}",
-                              hint=f"To add one, give the whole list: {over.path()} '[…]'")
-        items[int(number)] = merge(items[int(number)], value)
+def at_key(base: Any, parts: list[str], value: Any, origin: Origin, path: str = "") -> Any:
+    """Return what sets a value under a dotted key when it is merged over `base`.
+
+    Args:
+        base: what the key is looked up in; a number in the key counts the items of a list.
+        parts: of the key, such as DATA, TRAIN_TRANSFORMS, 1 and size.
+        value: as `adopt` returns it.
+        origin: where it is set.
+        path: the dotted key of `base`.
+
+    Raises:
+        ConfigError: a number stands for no item of a list.
+    """
+    if not parts:
+        return value
+    first, *rest = parts
+    inner = dotted(path, first)
+    if not (path and first.isdecimal()):
+        node, below = Config(), base.get(first) if isinstance(base, Config) else None
+        node.put(first, at_key(below, rest, value, origin, inner), origin)
+        return node
+    if not isinstance(base, list):
+        raise ConfigError(f"{path} is not a list, its items have no numbers",
+                          where=f"{origin} {inner}",
+                          hint=suggest(first, base) if isinstance(base, Config) else None)
+    if int(first) >= len(base):
+        numbers = f"they count from 0 to {len(base) - 1}" if base else "it is empty"
+        raise ConfigError(f"{path} has {plural(len(base), 'item')}; {numbers}",
+                          where=f"{origin} {inner}",
+                          hint=f"To add one, give the whole list: {path} '[…]'")
+    items, number = list(base), int(first)
+    items[number] = merge(items[number], at_key(items[number], rest, value, origin, inner))
     return items
