@@ -10,7 +10,7 @@ from typing import Any
 from cvkit.config.check import conform_root
 from cvkit.config.command_line import absolute_imports, override
 from cvkit.config.merge import merge
-from cvkit.config.parse import MOST_TEXT, parse_text
+from cvkit.config.parse import MOST_TEXT, parse_value
 from cvkit.config.schema import BASE
 from cvkit.config.tree import Config
 from cvkit.errors import ConfigError
@@ -42,7 +42,7 @@ def _read_file(path: Path, chain: tuple[Path, ...] = (), where: object = None) -
     if path.resolve() in [link.resolve() for link in chain]:
         circle = " -> ".join(str(link) for link in (*chain, path))
         raise ConfigError(f"{BASE} goes in a circle: {circle}", where=where)
-    config = parse_text(text, str(path))
+    config = parse_value(text, source=str(path))
     config = Config() if config is None else config
     if not isinstance(config, Config):
         raise ConfigError("a config is a mapping, KEY: value", where=f"{path}:1")
@@ -96,7 +96,7 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
 def read_config(text: str, source: str, name: str = "run",
                 overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
     """Return a config from text that `dump` wrote, with overrides, frozen."""
-    config = parse_text(text, source)
+    config = parse_value(text, source=source)
     if not isinstance(config, Config):
         raise ConfigError("not a config", where=source)
     _complete(config)
