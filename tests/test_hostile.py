@@ -267,7 +267,7 @@ BOMB = "l0: &l0 lol\n" + "\n".join(
     ("a: " + "[" * 60 + "]" * 60, "nested too deeply"), ("a: " + "[" * 999, "not valid YAML"),
     ("&a [*a]", "nested too deeply"), ("a: &a {b: *a}", "nested too deeply"),
     ("a: 1" + "0" * 400, "too many digits"), ("a: 1" + "0" * 5000, "not valid YAML"),
-    ("? [&a a, *a]\n: b", "keys are words"),
+    ("? [&a a, *a]\n: b", "keys are strings"),
     *((text, "means nothing here") for text in (
         "a: !!python/object/apply:os.system ['touch canary']",
         "? !!python/object/apply:os.system 'touch canary'\n: 1",

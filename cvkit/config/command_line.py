@@ -13,7 +13,6 @@ from typing import Any
 from cvkit.config.check import all_keys
 from cvkit.config.merge import at_key, merge
 from cvkit.config.parse import parse_value
-from cvkit.config.schema import SCHEMA
 from cvkit.config.tree import COMMAND_LINE, PYTHON, Config, adopt
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
@@ -114,7 +113,7 @@ def unknown_flag(flag: str, own: Iterable[str], takes_keys: bool = True) -> Conf
         takes_keys: whether keys of the config can be set as well, one of which may be meant.
     """
     word = flag.strip("-").replace("-", "_").upper()
-    meant = [key for key in all_keys(SCHEMA) if takes_keys and key.split(".")[-1] == word]
+    meant = [key for key in all_keys() if takes_keys and key.split(".")[-1] == word]
     hint = (f"Did you mean {meant[0]}? The flags are {', '.join(own)}." if meant
             else suggest(flag, own, listed=30).replace("Allowed:", "The flags are"))
     if takes_keys:

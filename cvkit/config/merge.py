@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cvkit.config.dialect import flow
-from cvkit.config.tree import Config, Origin, dotted
+from cvkit.config.tree import Config, dotted
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
 from cvkit.system.text import plural, suggest
@@ -32,7 +32,7 @@ def merge(base: Any, over: Any) -> Any:
     return merged
 
 
-def at_key(base: Any, parts: list[str], value: Any, origin: Origin, path: str = "") -> Any:
+def at_key(base: Any, parts: list[str], value: Any, origin: str, path: str = "") -> Any:
     """Return what sets a value under a dotted key when it is merged over `base`.
 
     Args:

@@ -9,7 +9,7 @@ import yaml
 
 from cvkit.config.dialect import Loader
 from cvkit.config.schema import BASE
-from cvkit.config.tree import COMMAND_LINE, Config, Origin, dotted, plain
+from cvkit.config.tree import COMMAND_LINE, Config, dotted, plain
 from cvkit.errors import ConfigError
 
 MOST_TEXT = 1_000_000  # characters of a config, counted with what its aliases repeat
@@ -33,7 +33,7 @@ _HINTS = [  # what is said in words of YAML's grammar, and what was probably mea
 ]
 
 
-def parse_value(text: str, path: str = "", source: str = COMMAND_LINE.source) -> Any:
+def parse_value(text: str, path: str = "", source: str = COMMAND_LINE) -> Any:
     """Return the value of YAML text: of a whole config, or of one key; mappings as open nodes.
 
     Args:
@@ -52,7 +52,7 @@ def parse_value(text: str, path: str = "", source: str = COMMAND_LINE.source) ->
         return None if node is None else reader.value(node, path)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line, problem, hint = _explained(error, text)
-        if source == COMMAND_LINE.source and re.search("flow|quoted", problem):
+        if source == COMMAND_LINE and re.search("flow|quoted", problem):
             hint = f"{hint} A value with spaces goes into quotes: {path or 'KEY'} '{{NAME: …}}'"
         raise ConfigError(f"not valid YAML: {problem}", hint=hint,
                           where=f"{reader.origin(line)} {path}".strip()) from None
@@ -84,8 +84,9 @@ class _Reader:
     def __init__(self, source: str):
         self.source, self.loader, self.room = source, Loader(""), MOST_TEXT
 
-    def origin(self, line: int) -> Origin:
-        return COMMAND_LINE if self.source == COMMAND_LINE.source else Origin(self.source, line)
+    def origin(self, line: int) -> str:
+        is_in_file = line and self.source != COMMAND_LINE
+        return f"{self.source}:{line}" if is_in_file else self.source
 
     def refusal(self, problem: str, node: yaml.Node, path: str,
                 hint: str | None = None) -> ConfigError:
@@ -121,14 +122,13 @@ class _Reader:
     def key(self, node: yaml.Node, path: str, config: Config) -> str:
         key = plain(self.value(node, path))
         if not isinstance(key, str):
-            raise self.refusal(f"keys are words, not {key!r}", node, dotted(path, key), None if (
-                isinstance(key, (list, dict))) else "A word that looks like a value needs quotes: "
-                f'"{node.value}". A list is written [1, 2].')
+            fix = f'Write "{node.value}" if the string is meant, [1, 2] for a list.'
+            raise self.refusal(f"keys are strings, not {key!r}", node, path,
+                               fix if isinstance(node, yaml.ScalarNode) else None)
         if key == "<<":
             raise self.refusal("merge keys are not read", node, dotted(path, key),
                                f"Put what is shared into a file and name it in {BASE}.")
         if key in config:
-            raise self.refusal(f"{key} stands twice; it was first set in line "
-                               f"{config.origin(key).line}", node, dotted(path, key),
-                               "Remove one of them.")
+            raise self.refusal(f"{key} is set twice; first at {config.origin(key)}", node,
+                               dotted(path, key), "Remove one of them.")
         return key

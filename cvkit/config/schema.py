@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,15 @@ BASE = "_BASE_"
 
 @dataclass(frozen=True)
 class Key:
-    """A run-level key: its default, whose type it keeps, what it means and what is allowed."""
+    """A key of the run: its default, whose type it keeps, what it means and what is allowed.
+
+    A default of None stands for a mapping with keys of its own.
+    """
 
     default: Any
     doc: str
-    minimum: float | None = None
-    maximum: float | None = None
+    minimum: float = -math.inf
+    maximum: float = math.inf
     choices: tuple[str, ...] = ()
     pattern: str = ""
     is_path: bool = False
@@ -32,14 +36,6 @@ class Component:
     default: Any = None
     required: bool = False
     is_list: bool = False
-
-
-@dataclass(frozen=True)
-class Demands:
-    """A mapping that repeats parts of the config as they must be; see `requirements`."""
-
-    doc: str
-    default: Any = None
 
 
 SCHEMA: dict[str, Any] = {
@@ -98,5 +94,5 @@ SCHEMA: dict[str, Any] = {
         "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never",
                           minimum=0),
     },
-    "REQUIRE": Demands("what an assignment demands of the keys above and of the results"),
+    "REQUIRE": Key(None, "what an assignment demands of the keys above and of the results"),
 }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,8 @@ from cvkit.errors import ConfigError
 from cvkit.registry import NAME
 from cvkit.system.text import suggest
 
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a value was set: a file and line, the command line, Python, or the default."""
-
-    source: str
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.line}" if self.line else self.source
-
-
-DEFAULT, COMMAND_LINE, PYTHON = Origin("default"), Origin("command line"), Origin("Python")
+# Where a value was set, when not in a file and line such as "configs/mine.yaml:3".
+DEFAULT, COMMAND_LINE, PYTHON = "default", "command line", "Python"
 
 
 def dotted(path: str, key: object) -> str:
@@ -51,16 +38,16 @@ class Config(CfgNode):
         replaced: what changes of NAME took from this node: {"lr": "lr 0.1 of a.yaml:9"}.
     """
 
-    def __init__(self, values: Mapping[str, Any] | None = None, origin: Origin = PYTHON):
+    def __init__(self, values: Mapping[str, Any] | None = None, origin: str = PYTHON):
         dict.__init__(self)
         self.__dict__.update({CfgNode.IMMUTABLE: False, "name": "run", "replaced": {},
-                              "_origins": {}, "_path": "", "_schema": None, "_conform": None})
+                              "_origins": {}, "_path": ""})
         for key, value in (values or {}).items():
             self.put(str(key), adopt(value, origin), origin)
 
     # -- places
 
-    def origin(self, key: str) -> Origin:
+    def origin(self, key: str) -> str:
         """Return where a key's value was set."""
         return self._origins.get(key, DEFAULT)
 
@@ -73,7 +60,7 @@ class Config(CfgNode):
         known = key if key in self else next(iter(self), None)
         return f"{self.origin(known)} {self.path(key)}".strip()
 
-    def put(self, key: str, value: Any, origin: Origin) -> None:
+    def put(self, key: str, value: Any, origin: str) -> None:
         """Set a value as it is, unchecked; `config.KEY = value` is the way for everyone else."""
         dict.__setitem__(self, key, value)
         self._origins[key] = origin
@@ -81,23 +68,17 @@ class Config(CfgNode):
 
     # -- every way to change it
 
-    def _refuse_frozen(self) -> None:
+    def refuse_frozen(self) -> None:
         if self.is_frozen():
             raise AttributeError(f"{self._path or 'the config'} is frozen; change a copy: "
                                  "cfg = cfg.clone(); cfg.defrost()")
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._refuse_frozen()
-        value = adopt(value, PYTHON)
-        if self._conform is not None:
-            place(value, self.path(key))
-            value = self._conform(self, key, value)
-        self.put(key, value, PYTHON)
+        self.refuse_frozen()
+        self.put(key, adopt(value, PYTHON), PYTHON)
 
     def __delitem__(self, key: str) -> None:
-        self._refuse_frozen()
-        if self._conform is not None:
-            raise AttributeError(f"{self.path(key)} belongs to every config; set it, don't delete")
+        self.refuse_frozen()
         dict.__delitem__(self, key)
 
     def __getattr__(self, key: str) -> Any:
@@ -113,8 +94,15 @@ class Config(CfgNode):
         del self[key]
 
     # Those of dict set and delete past the guards above.
-    clear, pop, popitem = MutableMapping.clear, MutableMapping.pop, MutableMapping.popitem
+    clear, popitem = MutableMapping.clear, MutableMapping.popitem
     setdefault, update = MutableMapping.setdefault, MutableMapping.update
+
+    def pop(self, key: str, *default: Any) -> Any:
+        if key not in self:
+            return dict.pop(self, key, *default)
+        value = self[key]
+        del self[key]
+        return value
 
     def __ior__(self, other: Mapping[str, Any]) -> Config:
         self.update(other)
@@ -141,16 +129,7 @@ class Config(CfgNode):
 
     # -- copies
 
-    def clone(self) -> Config:
-        """Return a deep copy, frozen if this one is."""
-        sequence = tuple if self.is_frozen() else list
-        values = {key: rebuilt(value, copy, sequence) for key, value in self.items()}
-        return _restored(type(self), values, {**self.__dict__, "_origins": dict(self._origins)})
-
-    copy = __copy__ = clone
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Config:
-        return self.clone()
+    copy = __copy__ = CfgNode.clone
 
     def __reduce__(self):
         return _restored, (type(self), dict(self), dict(self.__dict__))
@@ -236,7 +215,7 @@ def place(value: Any, path: str) -> None:
             place(item, dotted(path, key))
 
 
-def adopt(value: Any, origin: Origin) -> Any:
+def adopt(value: Any, origin: str) -> Any:
     """Return a value as an open config holds it, its mappings as nodes of that origin.
 
     Raises:
