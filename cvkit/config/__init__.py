@@ -2,8 +2,8 @@
 
 from cvkit.config.check import check_components, components
 from cvkit.config.load import load_config, read_config
-from cvkit.config.schema import BASE, SCHEMA
-from cvkit.config.tree import COMMAND_LINE, DEFAULT, PYTHON, Config
+from cvkit.config.schema import SCHEMA
+from cvkit.config.tree import COMMAND_LINE, Config
 
-__all__ = ["BASE", "COMMAND_LINE", "DEFAULT", "PYTHON", "SCHEMA", "Config",
-           "check_components", "components", "load_config", "read_config"]
+__all__ = ["COMMAND_LINE", "SCHEMA", "Config", "check_components", "components", "load_config",
+           "read_config"]

@@ -8,14 +8,13 @@ from typing import Any
 import yaml
 
 # In YAML 1.2's core schema 1e-3 is a number; yes, 1:30 and 2024-01-01 are strings.
-_RESOLVERS = [
-    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("tag:yaml.org,2002:float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-                                r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-     list("-+.0123456789")),
-]
+_RESOLVERS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+             r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+}
 
 
 class Loader(yaml.SafeLoader):
@@ -33,14 +32,11 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
-for _tag, _pattern, _first in _RESOLVERS:
+for _name, _pattern in _RESOLVERS.items():
     for _class in (Loader, Dumper):
-        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
-
-
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}",
+                                     re.compile(rf"^(?:{_pattern})$"), None)
 Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(
-    re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", node.value.lower())))
 Dumper.add_representer(str, lambda dumper, value: dumper.represent_scalar(
     "tag:yaml.org,2002:str", value,
     style='"' if re.search("[\x85\u2028\u2029\ufeff]", value) else None))

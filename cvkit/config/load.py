@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cvkit.config.check import conform
-from cvkit.config.command_line import absolute_imports, override
-from cvkit.config.merge import merge
+from cvkit.config.merge import absolute_imports, merge, override
 from cvkit.config.parse import MOST_TEXT, parse_value
 from cvkit.config.schema import BASE, SCHEMA
-from cvkit.config.tree import DEFAULT, Config
+from cvkit.config.tree import Config
 from cvkit.errors import ConfigError, located
 from cvkit.system.files import user_path
 from cvkit.system.text import suggest
@@ -57,7 +56,7 @@ def read_config(text: str, source: str, name: str = "run",
 
 def _finished(config: Config, overrides: Iterable[str] | Mapping[str, Any], source: str,
               name: str) -> Config:
-    config = conform(override(config, overrides), SCHEMA, "", DEFAULT, source)
+    config = conform(override(config, overrides), SCHEMA, "", source)
     config.__dict__["name"] = name
     config.freeze()
     return config

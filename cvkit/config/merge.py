@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from cvkit.config.dialect import flow
-from cvkit.config.tree import Config, dotted
+from cvkit.config.parse import parse_value
+from cvkit.config.tree import COMMAND_LINE, PYTHON, Config, adopt, dotted
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
+from cvkit.system.files import user_path
 from cvkit.system.text import plural, suggest
 
 
@@ -32,12 +39,72 @@ def merge(base: Any, over: Any) -> Any:
     return merged
 
 
-def at_key(base: Any, parts: list[str], value: Any, origin: str, path: str = "") -> Any:
-    """Return what sets a value under a dotted key when it is merged over `base`.
+def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """Return a config with KEY VALUE pairs merged over it; their order does not matter.
 
     Args:
-        base: what the key is looked up in; a number in the key counts the items of a list.
-        parts: of the key, such as DATA, TRAIN_TRANSFORMS, 1 and size.
+        overrides: `["TRAIN.EPOCHS", "3", …]` as on the command line, or a mapping of
+            dotted keys to Python values.
+
+    Raises:
+        ConfigError: a key or value that cannot be read, or a number of no item.
+    """
+    is_mapping = isinstance(overrides, Mapping)
+    origin = PYTHON if is_mapping else COMMAND_LINE
+    pairs = list(overrides.items()) if is_mapping else _pairs(list(overrides))
+    for key, _ in pairs:
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
+
+    def rank(pair: tuple[str, Any]) -> tuple[int, bool, str]:
+        # A whole list or node first, then its NAME, which drops what the node had, then what
+        # else is set within it.
+        return pair[0].count("."), pair[0].split(".")[-1] != NAME, pair[0]
+
+    for key, value in sorted(pairs, key=rank):
+        if isinstance(value, str) and not is_mapping:
+            value = parse_value(value, key)
+        value = adopt(value, origin)
+        if key == "IMPORTS":
+            value = absolute_imports(value, Path())
+        config = set_at(config, key.split("."), value, origin)
+    return config
+
+
+def _pairs(words: list[Any]) -> list[tuple[Any, Any]]:
+    hint = None
+    for word, value in itertools.zip_longest(map(str, words[::2]), words[1::2], fillvalue=""):
+        if sign := re.match(r"([\w.]+)[=:](.*)", word):
+            hint = f"Write KEY VALUE with a space: {sign[1]} {sign[2] or value}"
+        elif re.search(r"\[\d+\]", word):
+            by_number = re.sub(r"\[(\d+)\]", r".\1", word)
+            hint = f"Items of a list are addressed by number: {by_number}"
+        if hint:
+            raise ConfigError(f"{word!r} is not a key", COMMAND_LINE, hint)
+        if os.sep in word and os.path.isdir(word):
+            raise ConfigError(f"{word} is a folder", COMMAND_LINE,
+                              f"Is it a run? Name it with --run {word}")
+    if len(words) % 2:
+        raise ConfigError(f"{words[-1]} has no value; overrides are pairs, KEY VALUE", COMMAND_LINE,
+                          "Write KEY VALUE with a space. A value with spaces goes into quotes: "
+                          "MODEL '{NAME: resnet18}'")
+    return list(zip(words[::2], words[1::2]))
+
+
+def absolute_imports(imports: Any, folder: Path) -> Any:
+    """Return a config's IMPORTS; its files, which are relative to a folder, as absolute ones."""
+    if not isinstance(imports, list):
+        return imports
+    return [os.path.abspath(folder / user_path(item))
+            if isinstance(item, str) and item.endswith(".py") else item for item in imports]
+
+
+def set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = "") -> Any:
+    """Return `base` with a value merged over what a dotted key stands for.
+
+    Args:
+        base: a node; or what stands in one, whose dotted key is `path`.
+        parts: of the key; a number counts the items of a list.
         value: as `adopt` returns it.
         origin: where it is set.
         path: the dotted key of `base`.
@@ -46,22 +113,20 @@ def at_key(base: Any, parts: list[str], value: Any, origin: str, path: str = "")
         ConfigError: a number stands for no item of a list.
     """
     if not parts:
-        return value
+        return merge(base, value)
     first, *rest = parts
     inner = dotted(path, first)
     if not (path and first.isdecimal()):
         node, below = Config(), base.get(first) if isinstance(base, Config) else None
-        node.put(first, at_key(below, rest, value, origin, inner), origin)
-        return node
+        node.put(first, set_at(below, rest, value, origin, inner), origin)
+        return merge(base, node)
     if not isinstance(base, list):
-        raise ConfigError(f"{path} is not a list, its items have no numbers",
-                          where=f"{origin} {inner}",
-                          hint=suggest(first, base) if isinstance(base, Config) else None)
+        raise ConfigError(f"{path} is not a list, its items have no numbers", f"{origin} {inner}",
+                          suggest(first, base) if isinstance(base, Config) else None)
     if int(first) >= len(base):
         numbers = f"they count from 0 to {len(base) - 1}" if base else "it is empty"
         raise ConfigError(f"{path} has {plural(len(base), 'item')}; {numbers}",
-                          where=f"{origin} {inner}",
-                          hint=f"To add one, give the whole list: {path} '[…]'")
-    items, number = list(base), int(first)
-    items[number] = merge(items[number], at_key(items[number], rest, value, origin, inner))
-    return items
+                          f"{origin} {inner}",
+                          f"To add one, give the whole list: {path} '[…]'")
+    return [set_at(item, rest, value, origin, inner) if number == int(first) else item
+            for number, item in enumerate(base)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ class Key:
 
     default: Any
     doc: str
-    minimum: float = -math.inf
+    minimum: float = 0
     maximum: float = math.inf
     choices: tuple[str, ...] = ()
     pattern: str = ""
@@ -40,7 +41,7 @@ class Component:
 
 SCHEMA: dict[str, Any] = {
     "IMPORTS": Key([], "your own .py files (relative to the config) or modules to register"),
-    "SEED": Key(0, "seeds weights, shuffling and augmentation", minimum=0),
+    "SEED": Key(0, "seeds weights, shuffling and augmentation"),
     "DETERMINISTIC": Key(False, "only deterministic GPU kernels; slower"),
     "OUTPUT_DIR": Key("runs", "run folders are made in here", is_path=True),
     "DEVICE": Key("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, mps"),
@@ -48,18 +49,15 @@ SCHEMA: dict[str, Any] = {
     "DATA": {
         "DATASET": Component("dataset", "the images and their classes", required=True),
         "BATCH_SIZE": Key(128, "images per training batch", minimum=1),
-        "EVAL_BATCH_SIZE": Key(0, "images per evaluation batch; 0: 2 BATCH_SIZE, on a GPU 8",
-                               minimum=0),
-        "LIMIT": Key(0, "at most so many images of each split, class-balanced; 0: all", minimum=0),
-        "SPLIT_SEED": Key(0, "seeds what is held out and which images LIMIT takes: runs with other "
-                          "SEEDs are tested on the same images", minimum=0),
+        "EVAL_BATCH_SIZE": Key(0, "images per evaluation batch; 0: 2 BATCH_SIZE, on a GPU 8"),
+        "LIMIT": Key(0, "at most so many images of each split, class-balanced; 0: all"),
+        "SPLIT_SEED": Key(0, "seeds what is held out and what LIMIT takes, whatever SEED is"),
         "VAL_FRACTION": Key(0.0, "part of train held out and monitored; 0: test is monitored",
-                            minimum=0, maximum=0.9),
+                            maximum=0.9),
         "BACKEND": Key("auto", "auto: whole batches at once where every transform can and images "
                        "fit in memory, else image by image",
                        choices=("auto", "albumentations", "batched")),
-        "CACHE_GB": Key(2.0, "memory for decoded image files; more are decoded each time",
-                        minimum=0),
+        "CACHE_GB": Key(2.0, "memory for decoded image files; more are decoded each time"),
         "WORKERS": Key(-1, "loader processes for image by image; -1: what suits the machine",
                        minimum=-1),
         "TRAIN_TRANSFORMS": Component("transform", "augmentation, in order", [], is_list=True),
@@ -77,11 +75,11 @@ SCHEMA: dict[str, Any] = {
                          choices=("auto", "fp32", "bf16", "fp16")),
         "COMPILE": Key(False, "torch.compile the model; a minute at the start, needs a compiler"),
         "CHANNELS_LAST": Key(True, "memory layout of images and weights; faster on most hardware"),
-        "WARMUP_EPOCHS": Key(0.0, "linear warm-up from 0 before the scheduler starts", minimum=0),
-        "CLIP_GRAD_NORM": Key(0.0, "largest norm of all gradients together; 0: any", minimum=0),
+        "WARMUP_EPOCHS": Key(0.0, "linear warm-up from 0 before the scheduler starts"),
+        "CLIP_GRAD_NORM": Key(0.0, "largest norm of all gradients together; 0: any"),
         "ACCUMULATE": Key(1, "batches per optimizer step", minimum=1),
         "EMA": Key(0.0, "decay of averaged weights, which are then evaluated; 0: off",
-                   minimum=0, maximum=0.99999),
+                   maximum=0.99999),
         "DECAY_NORM_AND_BIAS": Key(True, "weight decay on norms and biases as well"),
         "MONITOR": Key("accuracy", "what best.pt and early stopping follow: loss, or a metric"),
         "CHECKPOINT_EVERY": Key("epoch", "when last.pt is saved: epoch, or also inside of epochs, "
@@ -91,8 +89,17 @@ SCHEMA: dict[str, Any] = {
                               "several processes"),
         "UNUSED_PARAMETERS": Key(False, "with several processes: the model leaves out some of its "
                                  "parameters by chance, as stochastic depth does"),
-        "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never",
-                          minimum=0),
+        "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never"),
     },
     "REQUIRE": Key(None, "what an assignment demands of the keys above and of the results"),
 }
+
+
+def _by_dotted_key(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, spec in schema.items():
+        yield path + key, spec
+        if isinstance(spec, dict):
+            yield from _by_dotted_key(spec, f"{path}{key}.")
+
+
+KEYS = dict(_by_dotted_key(SCHEMA))

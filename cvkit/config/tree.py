@@ -68,17 +68,17 @@ class Config(CfgNode):
 
     # -- every way to change it
 
-    def refuse_frozen(self) -> None:
+    def _refuse_frozen(self) -> None:
         if self.is_frozen():
             raise AttributeError(f"{self._path or 'the config'} is frozen; change a copy: "
                                  "cfg = cfg.clone(); cfg.defrost()")
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.refuse_frozen()
+        self._refuse_frozen()
         self.put(key, adopt(value, PYTHON), PYTHON)
 
     def __delitem__(self, key: str) -> None:
-        self.refuse_frozen()
+        self._refuse_frozen()
         dict.__delitem__(self, key)
 
     def __getattr__(self, key: str) -> Any:
