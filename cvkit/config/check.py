@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -153,11 +151,12 @@ def _component_problems(value: Any, spec: Component, where: str) -> Iterator[Con
 
 def components(config: Config) -> Iterator[tuple[str, Config]]:
     """Yield (kind, node) of every component that a config names."""
-    for key, spec in KEYS.items():
-        if isinstance(spec, Component):
-            value = functools.reduce(operator.getitem, key.split("."), config)
-            nodes = value if spec.is_list else [] if value is None else [value]
-            yield from ((spec.kind, node) for node in nodes)
+    for key, value in config.items():
+        spec = KEYS[config.path(key)]
+        if isinstance(value, Section):
+            yield from components(value)
+        elif isinstance(spec, Component) and value is not None:
+            yield from ((spec.kind, node) for node in (value if spec.is_list else [value]))
 
 
 def check_components(config: Config) -> None:

@@ -43,8 +43,8 @@ def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Co
     """Return a config with KEY VALUE pairs merged over it; their order does not matter.
 
     Args:
-        overrides: `["TRAIN.EPOCHS", "3", …]` as on the command line, or a mapping of
-            dotted keys to Python values.
+        config: open nodes, of files.
+        overrides: as of `load_config`.
 
     Raises:
         ConfigError: a key or value that cannot be read, or a number of no item.
@@ -56,18 +56,15 @@ def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Co
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
 
-    def rank(pair: tuple[str, Any]) -> tuple[int, bool, str]:
-        # A whole list or node first, then its NAME, which drops what the node had, then what
-        # else is set within it.
-        return pair[0].count("."), pair[0].split(".")[-1] != NAME, pair[0]
-
-    for key, value in sorted(pairs, key=rank):
+    # A whole list or node first, then its NAME, which drops what the node had, then the rest.
+    pairs.sort(key=lambda pair: (pair[0].count("."), pair[0].split(".")[-1] != NAME, pair[0]))
+    for key, value in pairs:
         if isinstance(value, str) and not is_mapping:
             value = parse_value(value, key)
         value = adopt(value, origin)
         if key == "IMPORTS":
             value = absolute_imports(value, Path())
-        config = set_at(config, key.split("."), value, origin)
+        config = _set_at(config, key.split("."), value, origin)
     return config
 
 
@@ -99,18 +96,15 @@ def absolute_imports(imports: Any, folder: Path) -> Any:
             if isinstance(item, str) and item.endswith(".py") else item for item in imports]
 
 
-def set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = "") -> Any:
+def _set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = "") -> Any:
     """Return `base` with a value merged over what a dotted key stands for.
 
     Args:
-        base: a node; or what stands in one, whose dotted key is `path`.
-        parts: of the key; a number counts the items of a list.
+        base: a node, or what stands under a key of one.
+        parts: of the key, from `base` on; a number counts the items of a list.
         value: as `adopt` returns it.
         origin: where it is set.
         path: the dotted key of `base`.
-
-    Raises:
-        ConfigError: a number stands for no item of a list.
     """
     if not parts:
         return merge(base, value)
@@ -118,7 +112,7 @@ def set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = "")
     inner = dotted(path, first)
     if not (path and first.isdecimal()):
         node, below = Config(), base.get(first) if isinstance(base, Config) else None
-        node.put(first, set_at(below, rest, value, origin, inner), origin)
+        node.put(first, _set_at(below, rest, value, origin, inner), origin)
         return merge(base, node)
     if not isinstance(base, list):
         raise ConfigError(f"{path} is not a list, its items have no numbers", f"{origin} {inner}",
@@ -128,5 +122,5 @@ def set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = "")
         raise ConfigError(f"{path} has {plural(len(base), 'item')}; {numbers}",
                           f"{origin} {inner}",
                           f"To add one, give the whole list: {path} '[…]'")
-    return [set_at(item, rest, value, origin, inner) if number == int(first) else item
+    return [_set_at(item, rest, value, origin, inner) if number == int(first) else item
             for number, item in enumerate(base)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,6 @@ class Config(CfgNode):
         for key, value in (values or {}).items():
             self.put(str(key), adopt(value, origin), origin)
 
-    # -- places
-
     def origin(self, key: str) -> str:
         """Return where a key's value was set."""
         return self._origins.get(key, DEFAULT)
@@ -65,8 +64,6 @@ class Config(CfgNode):
         dict.__setitem__(self, key, value)
         self._origins[key] = origin
         place(value, self.path(key))
-
-    # -- every way to change it
 
     def _refuse_frozen(self) -> None:
         if self.is_frozen():
@@ -115,26 +112,25 @@ class Config(CfgNode):
     merge_from_list = merge_from_other_cfg = merge_from_file
 
     def _immutable(self, is_immutable: bool) -> Config:
-        self.__dict__[CfgNode.IMMUTABLE] = is_immutable
-
-        def with_nodes(node: Mapping[str, Any]) -> Config:
+        def from_node(node: Mapping[str, Any]) -> Config:
             # A mapping that is no node was put into a list by hand.
             node = node if isinstance(node, Config) else Config(node)
             return node._immutable(is_immutable)
 
+        self.__dict__[CfgNode.IMMUTABLE] = is_immutable
         for key, value in self.items():
-            value = rebuilt(value, with_nodes, tuple if is_immutable else list)
+            value = rebuilt(value, from_node, tuple if is_immutable else list)
             self.put(key, value, self.origin(key))
         return self
-
-    # -- copies
 
     copy = __copy__ = CfgNode.clone
 
     def __reduce__(self):
-        return _restored, (type(self), dict(self), dict(self.__dict__))
+        return copyreg.__newobj__, (type(self),), (dict(self), dict(self.__dict__))
 
-    # -- text
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        dict.update(self, state[0])
+        self.__dict__.update(state[1])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and lists."""
@@ -170,8 +166,7 @@ class Config(CfgNode):
             if isinstance(value, Config) and value:
                 yield f"{name}:", ""
                 yield from value._lines(f"{indent}  ")
-            elif isinstance(value, (list, tuple)) and any(isinstance(item, Config)
-                                                          for item in value):
+            elif isinstance(value, (list, tuple)) and any(isinstance(v, Config) for v in value):
                 yield f"{name}:", ""
                 for item in value:
                     told = map(item._told, item) if isinstance(item, Config) else [self._told(key)]
@@ -183,13 +178,6 @@ class Config(CfgNode):
         """Return where a key's value was set and, with a changed NAME, what that dropped."""
         dropped = ", ".join(text for name, text in self.replaced.items() if name not in self)
         return f"{self.origin(key)}{f', dropped {dropped}' if key == NAME and dropped else ''}"
-
-
-def _restored(kind: type[Config], values: dict[str, Any], state: dict[str, Any]) -> Config:
-    config = kind.__new__(kind)
-    config.__dict__.update(state)
-    dict.update(config, values)
-    return config
 
 
 def rebuilt(value: Any, from_node: Callable[[Mapping], Any], sequence: type = list) -> Any:
