@@ -66,6 +66,7 @@ def _filled(value: Any, spec: Any) -> Any:
 
 
 def _problems(value: Any, spec: Any, path: str, origin: str) -> Iterator[ConfigError | None]:
+    """Yield what is wrong with a value, and None for what is right."""
     where = f"{origin} {path}"
     if isinstance(spec, Component):
         yield from _component_problems(value, spec, where)
@@ -132,6 +133,8 @@ def _key_problem(value: Any, spec: Key, where: str) -> ConfigError | None:
 
 def _component_problems(value: Any, spec: Component, where: str) -> Iterator[ConfigError | None]:
     registry, is_optional = REGISTRIES[spec.kind], not spec.required and spec.default is None
+    if value is None and is_optional:
+        return
     if spec.is_list and isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             yield registry.refusal_of(item, f"{where}.{number}")
@@ -141,9 +144,9 @@ def _component_problems(value: Any, spec: Component, where: str) -> Iterator[Con
         if is_node(item) or value is None:
             hint = f"Write [{flow(item) if value else ''}]."
         yield ConfigError(f"expected a list of {spec.kind}s, each {{NAME: …}}", where, hint)
-    elif refusal := None if is_optional and value is None else registry.refusal_of(value, where):
-        if is_optional and (fix := correction(value, {type(None)})):
-            refusal.hint = fix
+    elif refusal := registry.refusal_of(value, where):
+        if is_optional:
+            refusal.hint = correction(value, {type(None)}) or refusal.hint
         if isinstance(value, Config) and NAME not in value and spec.default:
             refusal.hint = f"{NAME}: {spec.default[NAME]} is the default. {refusal.hint}"
         yield refusal

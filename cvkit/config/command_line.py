@@ -1,4 +1,4 @@
-"""The words of a command line: flags, which may stand before, after and between KEY VALUE pairs."""
+"""Flags of the command-line tools; the KEY VALUE pairs beside them are read by `merge`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from cvkit.system.text import suggest
 def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Return what a command line means to a tool; flags may stand before, after and between.
 
+    Args:
+        parser: of the tool.
+        words: of the command line.
+
     Raises:
         ConfigError: a flag that the tool does not have: a misspelt one, or `--epochs`, which other
             tools have and cvkit sets as a key. The message lists the tool's.
     """
-    # A value, -1e-3, which argparse would take for a flag.
+    # Argparse would take a value such as -1e-3 for a flag.
     words = [f" {word}" if re.match(r"-[\d.]", word) else word for word in words]
     args, unknown = parser.parse_known_intermixed_args(words)
     if not unknown:
@@ -38,7 +42,7 @@ def unknown_flag(flag: str, own: Iterable[str], takes_keys: bool = True) -> Conf
     Args:
         flag: that is unknown.
         own: the tool's flags, which are listed.
-        takes_keys: whether keys of the config can be set as well, one of which may be meant.
+        takes_keys: whether keys of the config can be set as well; one may be meant.
     """
     word = flag.strip("-").replace("-", "_").upper()
     meant = [key for key in KEYS if takes_keys and key.split(".")[-1] == word]

@@ -16,7 +16,8 @@ from cvkit.errors import ConfigError, located
 from cvkit.system.files import user_path
 from cvkit.system.text import suggest
 
-RESOLVED = "resolved: everything set here is what the run used."  # in line 1 of a run's config
+# The first line of a run's own config says so.
+RESOLVED = "resolved: everything set here is what the run used."
 
 
 def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
@@ -63,11 +64,7 @@ def _finished(config: Config, overrides: Iterable[str] | Mapping[str, Any], sour
 
 
 def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> Config:
-    """Return a file merged over its `_BASE_` files.
-
-    Args:
-        chain: the files that led to it by their `_BASE_`.
-    """
+    """Return a file merged over its `_BASE_` files; `chain` led to it by theirs."""
     text = _text_of(path, chain)
     if path.resolve() in [link.resolve() for link in chain]:
         raise ConfigError(f"{BASE} goes in a circle: {' -> '.join(map(str, (*chain, path)))}")
@@ -90,7 +87,8 @@ def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> Config:
 def _text_of(path: Path, chain: tuple[Path, ...]) -> str:
     try:
         with path.open(encoding="utf-8") as file:
-            return file.read(MOST_TEXT + 1)  # no more: a _BASE_ may be /dev/zero
+            # No more is read, as a file may be without end: /dev/zero.
+            return file.read(MOST_TEXT + 1)
     except FileNotFoundError:
         def shown(file: Path) -> str:
             """Return a file as it is written where it is named."""
@@ -101,19 +99,21 @@ def _text_of(path: Path, chain: tuple[Path, ...]) -> str:
                           hint=suggest(shown(path), sorted(map(shown, found))) or None) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file in UTF-8") from None
-    except (OSError, ValueError) as error:  # of a path with a NUL in it
+    # A path with a NUL in it is a ValueError.
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read {str(path)!r}: {reason}") from None
 
 
 def _parsed(text: str, source: str, is_resolved: bool) -> Config:
-    """Return the node of a whole config; of an older version's run with what that left out."""
+    """Return the node of a whole config, which is resolved if a run wrote it."""
     config = parse_value(text, source=source)
     config = Config() if config is None else config
     if not isinstance(config, Config):
         raise ConfigError("a config is a mapping, KEY: value", where=f"{source}:1")
     data = config.get("DATA")
     is_older = is_resolved and isinstance(data, Config) and "SPLIT_SEED" not in data
-    if is_older and "SEED" in config:  # which seeded the splits as well
+    # SEED seeded the splits as well before there was SPLIT_SEED.
+    if is_older and "SEED" in config:
         data.put("SPLIT_SEED", config["SEED"], config.origin("SEED"))
     return config

@@ -55,7 +55,6 @@ def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Co
     for key, _ in pairs:
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
-
     # A whole list or node first, then its NAME, which drops what the node had, then the rest.
     pairs.sort(key=lambda pair: (pair[0].count("."), pair[0].split(".")[-1] != NAME, pair[0]))
     for key, value in pairs:
@@ -69,18 +68,18 @@ def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Co
 
 
 def _pairs(words: list[Any]) -> list[tuple[Any, Any]]:
-    hint = None
+    """Return words of a command line, and values of a list in Python, as pairs."""
     for word, value in itertools.zip_longest(map(str, words[::2]), words[1::2], fillvalue=""):
+        problem, hint = f"{word!r} is not a key", None
         if sign := re.match(r"([\w.]+)[=:](.*)", word):
             hint = f"Write KEY VALUE with a space: {sign[1]} {sign[2] or value}"
         elif re.search(r"\[\d+\]", word):
             by_number = re.sub(r"\[(\d+)\]", r".\1", word)
             hint = f"Items of a list are addressed by number: {by_number}"
+        elif os.sep in word and os.path.isdir(word):
+            problem, hint = f"{word} is a folder", f"Is it a run? Name it with --run {word}"
         if hint:
-            raise ConfigError(f"{word!r} is not a key", COMMAND_LINE, hint)
-        if os.sep in word and os.path.isdir(word):
-            raise ConfigError(f"{word} is a folder", COMMAND_LINE,
-                              f"Is it a run? Name it with --run {word}")
+            raise ConfigError(problem, COMMAND_LINE, hint)
     if len(words) % 2:
         raise ConfigError(f"{words[-1]} has no value; overrides are pairs, KEY VALUE", COMMAND_LINE,
                           "Write KEY VALUE with a space. A value with spaces goes into quotes: "
@@ -97,15 +96,7 @@ def absolute_imports(imports: Any, folder: Path) -> Any:
 
 
 def _set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = "") -> Any:
-    """Return `base` with a value merged over what a dotted key stands for.
-
-    Args:
-        base: a node, or what stands under a key of one.
-        parts: of the key, from `base` on; a number counts the items of a list.
-        value: as `adopt` returns it.
-        origin: where it is set.
-        path: the dotted key of `base`.
-    """
+    """Return `base`, which stands at `path`, with a value merged in under the parts of a key."""
     if not parts:
         return merge(base, value)
     first, *rest = parts

@@ -12,12 +12,13 @@ from cvkit.config.schema import BASE
 from cvkit.config.tree import COMMAND_LINE, Config, dotted, plain
 from cvkit.errors import ConfigError
 
-MOST_TEXT = 1_000_000  # characters of a config, counted with what its aliases repeat
-_MOST_LEVELS = 40
+# Characters of a config, counted with what its aliases repeat, and levels that are nested.
+MOST_TEXT, _MOST_LEVELS = 1_000_000, 40
 _TOO_DEEP = "nested too deeply, or an alias that contains itself"
 _TOO_LARGE = (f"a config has at most {MOST_TEXT:,} characters, those counted again that its "
               "aliases (*) repeat")
-_HINTS = [  # what is said in words of YAML's grammar, and what was probably meant
+# What is said in terms of YAML's grammar, and what was probably meant.
+_HINTS = [
     (r"'\\t'", "YAML does not allow tabs: indent with spaces."),
     (r"could not find expected ':'", "Write KEY: value, with a colon and a space."),
     (r"flow (mapping|sequence)", "A bracket is not closed, or a comma is missing."),
@@ -46,9 +47,10 @@ def parse_value(text: str, path: str = "", source: str = COMMAND_LINE) -> Any:
     """
     reader = _Reader(source)
     try:
+        loader = Loader(text)
         if len(text) > MOST_TEXT:
             raise ConfigError(_TOO_LARGE, where=source)
-        node = yaml.compose(text, Loader=Loader)
+        node = loader.get_single_node()
         return None if node is None else reader.value(node, path)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line, problem, hint = _explained(error, text)
@@ -69,10 +71,11 @@ def _explained(error: Exception, text: str) -> tuple[int, str, str | None]:
         return 0, _TOO_DEEP if is_deep else " ".join(str(error).split()), None
     problem = " ".join(filter(None, [error.context, error.problem]))
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, problem)), None)
-    if blank := re.search(r"[^\S \t\r\n\x85\u2028\u2029]", text):  # pasted from a page
+    # Text that was copied from a page has blanks which are no spaces.
+    if blank := re.search(r"[^\S \t\r\n\x85\u2028\u2029]", text):
         hint = (f"Line {text.count(chr(10), 0, blank.start()) + 1} has a blank that YAML takes "
                 f"for a letter, U+{ord(blank[0]):04X}: type it again.")
-    # What is not closed is noticed at its end, and mended where it begins.
+    # A bracket or quote that is not closed is noticed at its end, and mended where it begins.
     is_open = re.search("simple key|flow|quoted", error.context or "")
     mark = error.context_mark if is_open else error.problem_mark
     return mark.line + 1 if mark else 0, problem, hint
