@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Config(CfgNode):
     def __delattr__(self, key: str) -> None:
         del self[key]
 
-    # Those of dict set and delete past the guards above.
+    # The methods of dict change it past the guards above; these go through them.
     clear, popitem = MutableMapping.clear, MutableMapping.popitem
     setdefault, update = MutableMapping.setdefault, MutableMapping.update
 
@@ -111,17 +111,10 @@ class Config(CfgNode):
 
     merge_from_list = merge_from_other_cfg = merge_from_file
 
-    def _immutable(self, is_immutable: bool) -> Config:
-        def from_node(node: Mapping[str, Any]) -> Config:
-            # A mapping that is no node was put into a list by hand.
-            node = node if isinstance(node, Config) else Config(node)
-            return node._immutable(is_immutable)
-
+    def _immutable(self, is_immutable: bool) -> None:
         self.__dict__[CfgNode.IMMUTABLE] = is_immutable
         for key, value in self.items():
-            value = rebuilt(value, from_node, tuple if is_immutable else list)
-            self.put(key, value, self.origin(key))
-        return self
+            self.put(key, _frozen(value, is_immutable), self.origin(key))
 
     copy = __copy__ = CfgNode.clone
 
@@ -180,18 +173,22 @@ class Config(CfgNode):
         return f"{self.origin(key)}{f', dropped {dropped}' if key == NAME and dropped else ''}"
 
 
-def rebuilt(value: Any, from_node: Callable[[Mapping], Any], sequence: type = list) -> Any:
-    """Return a value with each node in it replaced by what it gives, lists as another sequence."""
+def _frozen(value: Any, is_frozen: bool) -> Any:
+    """Return a value with its nodes frozen and its lists as tuples, or both open again."""
     if isinstance(value, Mapping):
-        return from_node(value)
-    if isinstance(value, (list, tuple)):
-        return sequence(rebuilt(item, from_node, sequence) for item in value)
+        # A mapping that is no node was put into a list by hand.
+        value = value if isinstance(value, Config) else Config(value)
+        value._immutable(is_frozen)
+    elif isinstance(value, (list, tuple)):
+        value = (tuple if is_frozen else list)(_frozen(item, is_frozen) for item in value)
     return value
 
 
 def plain(value: Any) -> Any:
     """Return a value with its nodes as dicts and its lists as lists."""
-    return rebuilt(value, lambda node: {key: plain(item) for key, item in node.items()})
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def place(value: Any, path: str) -> None:
