@@ -8,7 +8,7 @@ from typing import Any
 
 from cvkit.config.dialect import flow
 from cvkit.config.schema import BASE, KEYS, SCHEMA, Component, Key
-from cvkit.config.tree import DEFAULT, PYTHON, Config, adopt, dotted, place, plain
+from cvkit.config.tree import DEFAULT, PYTHON, Config, adopt, dotted, plain
 from cvkit.errors import ConfigError, raise_together
 from cvkit.registry import NAME, REGISTRIES
 from cvkit.registry.signatures import is_node
@@ -21,12 +21,12 @@ class Section(Config):
     """A node that has the keys of the schema; others and wrong values are refused at once."""
 
     def __setitem__(self, key: str, value: Any) -> None:
+        self._refuse_frozen()
         path = self.path(key)
         if path not in KEYS:
             raise _unknown_key(key, self.path(), KEYS.get(self.path(), SCHEMA), PYTHON)
-        value = adopt(value, PYTHON)
-        place(value, path)
-        super().__setitem__(key, conform(value, KEYS[path], path, PYTHON))
+        value = adopt(value, PYTHON, path)
+        self.put(key, conform(value, KEYS[path], path, PYTHON), PYTHON)
 
     def __delitem__(self, key: str) -> None:
         raise AttributeError(f"{self.path(key)} belongs to every config; set it, don't delete")
@@ -48,16 +48,17 @@ def conform(value: Any, spec: Any, path: str, source: str) -> Any:
     for problem in problems:
         problem.where = problem.where or source
     raise_together(problems)
-    return _filled(value, spec)
+    return _filled(value, spec, path)
 
 
-def _filled(value: Any, spec: Any) -> Any:
+def _filled(value: Any, spec: Any, path: str) -> Any:
     """Return a value that has no problems, with defaults."""
     if isinstance(spec, dict):
-        section, value = Section(), value or Config()
+        section, value = Section(path=path), value or Config()
         for key, inner in spec.items():
-            default = adopt(getattr(inner, "default", None), DEFAULT)
-            section.put(key, _filled(value.get(key, default), inner), value.origin(key))
+            full = dotted(path, key)
+            default = adopt(getattr(inner, "default", None), DEFAULT, full)
+            section.put(key, _filled(value.get(key, default), inner, full), value.origin(key))
         return section
     if isinstance(spec.default, float):
         return float(value)

@@ -26,7 +26,7 @@ def merge(base: Any, over: Any) -> Any:
     """
     if not (isinstance(base, Config) and isinstance(over, Config)):
         return over
-    merged = Config()
+    merged = Config(path=base.path())
     merged.__dict__["replaced"] = {**base.replaced, **over.replaced}
     is_replaced = NAME in over and NAME in base and over[NAME] != base[NAME]
     for key, value in base.items():
@@ -58,9 +58,8 @@ def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Co
     # A whole list or node first, then its NAME, which drops what the node had, then the rest.
     pairs.sort(key=lambda pair: (pair[0].count("."), pair[0].split(".")[-1] != NAME, pair[0]))
     for key, value in pairs:
-        if isinstance(value, str) and not is_mapping:
-            value = parse_value(value, key)
-        value = adopt(value, origin)
+        is_text = isinstance(value, str) and not is_mapping
+        value = parse_value(value, key) if is_text else adopt(value, origin, key)
         if key == "IMPORTS":
             value = absolute_imports(value, Path())
         config = _set_at(config, key.split("."), value, origin)
@@ -102,7 +101,7 @@ def _set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = ""
     first, *rest = parts
     inner = dotted(path, first)
     if not (path and first.isdecimal()):
-        node, below = Config(), base.get(first) if isinstance(base, Config) else None
+        node, below = Config(path=path), base.get(first) if isinstance(base, Config) else None
         node.put(first, _set_at(below, rest, value, origin, inner), origin)
         return merge(base, node)
     if not isinstance(base, list):

@@ -115,7 +115,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, dotted(path, number))
                     for number, item in enumerate(node.value)]
-        config = Config()
+        config = Config(path=path)
         for key_node, value_node in node.value:
             key = self.key(key_node, path, config)
             value = self.value(value_node, dotted(path, key))

@@ -33,18 +33,20 @@ class Config(CfgNode):
     Args:
         values: mappings among them become nodes.
         origin: where they were set.
+        path: the dotted key of the node.
 
     Attributes:
         name: of the config's file, which its runs are filed under.
         replaced: what changes of NAME took from this node: {"lr": "lr 0.1 of a.yaml:9"}.
     """
 
-    def __init__(self, values: Mapping[str, Any] | None = None, origin: str = PYTHON):
+    def __init__(self, values: Mapping[str, Any] | None = None, origin: str = PYTHON,
+                 path: str = ""):
         dict.__init__(self)
         self.__dict__.update({CfgNode.IMMUTABLE: False, "name": "run", "replaced": {},
-                              "_origins": {}, "_path": ""})
+                              "_origins": {}, "_path": path})
         for key, value in (values or {}).items():
-            self.put(str(key), adopt(value, origin), origin)
+            self.put(str(key), adopt(value, origin, self.path(key)), origin)
 
     def origin(self, key: str) -> str:
         """Return where a key's value was set."""
@@ -63,7 +65,6 @@ class Config(CfgNode):
         """Set a value as it is, unchecked; `config.KEY = value` is the way for everyone else."""
         dict.__setitem__(self, key, value)
         self._origins[key] = origin
-        place(value, self.path(key))
 
     def _refuse_frozen(self) -> None:
         if self.is_frozen():
@@ -72,7 +73,7 @@ class Config(CfgNode):
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._refuse_frozen()
-        self.put(key, adopt(value, PYTHON), PYTHON)
+        self.put(key, adopt(value, PYTHON, self.path(key)), PYTHON)
 
     def __delitem__(self, key: str) -> None:
         self._refuse_frozen()
@@ -114,7 +115,7 @@ class Config(CfgNode):
     def _immutable(self, is_immutable: bool) -> None:
         self.__dict__[CfgNode.IMMUTABLE] = is_immutable
         for key, value in self.items():
-            self.put(key, _frozen(value, is_immutable), self.origin(key))
+            dict.__setitem__(self, key, _frozen(value, is_immutable, self.path(key)))
 
     copy = __copy__ = CfgNode.clone
 
@@ -173,14 +174,16 @@ class Config(CfgNode):
         return f"{self.origin(key)}{f', dropped {dropped}' if key == NAME and dropped else ''}"
 
 
-def _frozen(value: Any, is_frozen: bool) -> Any:
+def _frozen(value: Any, is_frozen: bool, path: str) -> Any:
     """Return a value with its nodes frozen and its lists as tuples, or both open again."""
     if isinstance(value, Mapping):
-        # A mapping that is no node was put into a list by hand.
-        value = value if isinstance(value, Config) else Config(value)
+        # A list may have been changed by hand: by mappings that are no nodes, in its order.
+        value = value if isinstance(value, Config) else Config(value, PYTHON, path)
+        value.__dict__["_path"] = path
         value._immutable(is_frozen)
     elif isinstance(value, (list, tuple)):
-        value = (tuple if is_frozen else list)(_frozen(item, is_frozen) for item in value)
+        items = (_frozen(item, is_frozen, dotted(path, n)) for n, item in enumerate(value))
+        value = tuple(items) if is_frozen else list(items)
     return value
 
 
@@ -191,36 +194,28 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def place(value: Any, path: str) -> None:
-    """Tell the nodes in a value their dotted keys, where the value stands under `path`."""
-    if isinstance(value, Config):
-        value.__dict__["_path"] = path
-    if isinstance(value, (Config, list, tuple)):
-        for key, item in value.items() if isinstance(value, Config) else enumerate(value):
-            place(item, dotted(path, key))
+def adopt(value: Any, origin: str, path: str) -> Any:
+    """Return a value as an open config holds it, its mappings as new nodes.
 
-
-def adopt(value: Any, origin: str) -> Any:
-    """Return a value as an open config holds it, its mappings as nodes of that origin.
+    Args:
+        value: of Python.
+        origin: where it is set.
+        path: the dotted key that it is set under.
 
     Raises:
         ConfigError: it is, or holds, what a config cannot.
     """
-    if isinstance(value, Config):
-        value = value.clone()
-        value.defrost()
-        return value
     if isinstance(value, Mapping):
-        return Config(value, origin)
+        return Config(value, origin, path)
     if isinstance(value, (list, tuple, range)):
-        return [adopt(item, origin) for item in value]
+        return [adopt(item, origin, dotted(path, number)) for number, item in enumerate(value)]
     if isinstance(value, Path):
         return str(value)
     # A scalar of NumPy or torch has one of Python's.
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (bool, int, float, str, type(None))):
         raise ConfigError(f"a config holds numbers, strings, lists and nodes, not {value!r}",
-                          where=origin)
+                          where=f"{origin} {path}".strip())
     return value
 
 
