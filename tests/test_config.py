@@ -99,7 +99,7 @@ def test_an_int_over_a_float_default_is_a_float(write):
 @pytest.mark.parametrize("value", [
     "1e-3", "123", "true", "null", "", " spaced ", "a: b", "# no comment", "it's", '"quoted"',
     "new\nline", "ünïcode ✓", "\x85 \u2028 \ufeff", "-", "[x]", "{y}", "0x10", "1:30", "*alias", "&anchor", "!tag", "%", "@",
-    "~", ".5", "yes", "2024-01-31", "\ttab", "trailing:", 1e-3, 1e22, 1e-300, 0.1 + 0.2, math.inf,
+    "~", "=", ".5", "yes", "2024-01-31", "\ttab", "trailing:", 1e-3, 1e22, 1e-300, 0.1 + 0.2, math.inf,
     -math.inf, 10**20, -5, 0, 1.0, True, False, None, [1, "1", [2.5, None]], {"a": {"b": ["1e-3"]}},
     [], {}, [{"NAME": "x", "y": [1]}, {"NAME": "z"}], [[], [[]]]])
 def test_dump_reads_back_to_the_same(write, value):
@@ -541,6 +541,8 @@ def test_files_that_cannot_be_read(write, tmp_path):
     (["SCHEDULER", "{NAME: StepLR}", "SCHEDULER.steps.0", "3"], "SCHEDULER.steps is not a list"),
     (["DATA.TRAIN_TRANSFORMS.0.p", "1", "DATA.TRAIN_TRANSFORMS.x", "3"], "is not a list"),
     (["DATA.TRAIN_TRANSFORMS.².p", "1"], "expected a list of transforms"),
+    (["DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut}]", "DATA.TRAIN_TRANSFORMS.0.a.0", "5"],
+     "DATA.TRAIN_TRANSFORMS.0.a is not a list"),
     (["MODEL", "resnet34"], "Write {NAME: resnet34}"),
 ])
 def test_bad_overrides(write, overrides, expected):
