@@ -63,7 +63,8 @@ _GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*
 _TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}
 
 
-def write_report(run: Drawable, nodes: Sequence[Any] = (), folder: Path | None = None) -> list[Path]:
+def write_report(run: Drawable, nodes: Sequence[Any] = (),
+                 folder: Path | None = None) -> list[Path]:
     """Write `report.html`, which holds its pictures, and `README.md` with `images/`.
 
     What you write into `notes.md` in the run folder (Markdown) comes first in both.
