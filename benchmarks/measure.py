@@ -126,7 +126,7 @@ def step(configure: Configure) -> Figures:
                "cvkit / bare": speed(taken, "cvkit", "bare"),
                "cvkit / classic": speed(taken, "cvkit", "classic")}
     for backend in ("batched", "albumentations"):
-        loader = build_loaders(configure("DATA.BACKEND", backend, "DATA.WORKERS", "0"),
+        loader = build_loaders(configure("DATA.PIPELINE", backend, "DATA.WORKERS", "0"),
                                noise(12_800), device).train
         rate = 12_800 / median(in_turns({"": lambda: deque(loader, 0)}, device)[""])  # noqa: B023
         figures[f"{backend} input (images/s)"] = rate
@@ -153,7 +153,7 @@ def memory(configure: Configure) -> Figures:
         f"cvkit, {words}: MB more than bare": peak_memory("cvkit", 60_000, *settings) - bare
         for words, settings in (
             ("batched", ()), *((f"albumentations, {workers} workers", (
-                "DATA.BACKEND", "albumentations", "DATA.WORKERS", str(workers)))
+                "DATA.PIPELINE", "albumentations", "DATA.WORKERS", str(workers)))
                 for workers in (0, 2, 4)))}}
 
 

@@ -76,5 +76,5 @@ def test_sixty_thousand_images_take_little_more_memory_than_a_bare_loop(monkeypa
     """With four workers as well, which share the images."""
     monkeypatch.chdir(ROOT)
     bare = peak_memory("bare", 60_000)
-    settings = ("DATA.BACKEND", "albumentations", "DATA.WORKERS", "4")
+    settings = ("DATA.PIPELINE", "albumentations", "DATA.WORKERS", "4")
     assert 184 < bare < peak_memory("cvkit", 60_000, *settings) < bare + 250

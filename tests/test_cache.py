@@ -101,7 +101,7 @@ def test_files_are_decoded_once_where_they_fit_and_each_time_where_not(tiny, fil
     transforms = ("DATA.TRAIN_TRANSFORMS", "[{NAME: Resize, height: 16, width: 16}, {NAME: HorizontalFlip}]")
     made = []
     for gigabytes, times in (("2", 1), ("0", 3)):
-        loaders = loader_of(tiny, *transforms, "DATA.BACKEND", backend, "DATA.CACHE_GB", gigabytes)
+        loaders = loader_of(tiny, *transforms, "DATA.PIPELINE", backend, "DATA.CACHE_GB", gigabytes)
         decoded.clear()
         made.append(epochs(loaders.train))
         assert sorted(decoded.values()) == [times] * len(loaders.train.images)
@@ -113,7 +113,7 @@ def test_workers_share_what_was_decoded(tiny, files, decoded, start_method):
     made = []
     for workers in ("0", "2"):
         loader = loader_of(tiny, "DATA.TRAIN_TRANSFORMS", "[{NAME: HorizontalFlip}]", "DATA.WORKERS",
-                           workers, "DATA.BACKEND", "albumentations", "DATA.BATCH_SIZE", "4").train
+                           workers, "DATA.PIPELINE", "albumentations", "DATA.BATCH_SIZE", "4").train
         decoded.clear()
         made.append(epochs(loader))
         assert sorted(decoded.values()) == [1] * len(loader.images)  # all of them in this process

@@ -91,9 +91,9 @@ def test_a_value_means_the_same_in_a_file_a_list_and_on_the_command_line(write, 
 
 
 def test_an_int_over_a_float_default_is_a_float(write):
-    cfg = load_config(write("TRAIN: {EMA: 0}\n"), ["TRAIN.WARMUP_EPOCHS", "2"])
-    assert (cfg.TRAIN.EMA, cfg.TRAIN.WARMUP_EPOCHS) == (0.0, 2.0)
-    assert type(cfg.TRAIN.EMA) is type(cfg.TRAIN.WARMUP_EPOCHS) is float
+    cfg = load_config(write("TRAIN: {EMA_DECAY: 0}\n"), ["TRAIN.WARMUP_EPOCHS", "2"])
+    assert (cfg.TRAIN.EMA_DECAY, cfg.TRAIN.WARMUP_EPOCHS) == (0.0, 2.0)
+    assert type(cfg.TRAIN.EMA_DECAY) is type(cfg.TRAIN.WARMUP_EPOCHS) is float
 
 
 @pytest.mark.parametrize("value", [
@@ -443,8 +443,8 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("TRAIN: {EPOCHS: many}\n", "a.yaml:4 TRAIN.EPOCHS: expected a whole number, not the string"),
     ("TRAIN: {EPOCHS: 1.5}\n", "expected a whole number, not 1.5"),
     ("TRAIN: {EPOCHS: 0}\n", "0 is out of range; 1 or more is possible"),
-    ("TRAIN: {EMA: 1.5}\n", "1.5 is out of range; 0 to 0.99999 is possible"),
-    ("TRAIN: {EMA: .nan}\n", "out of range"),
+    ("TRAIN: {EMA_DECAY: 1.5}\n", "1.5 is out of range; 0 to 0.99999 is possible"),
+    ("TRAIN: {EMA_DECAY: .nan}\n", "out of range"),
     ("TRAIN: {CHANNELS_LAST: 1}\n", "expected true or false, not 1"),
     ("TRAIN: {PRECISION: bf61}\n", "Did you mean bf16?"),
     ("OUTPUT_DIR: 2024\n", "expected a string, not 2024"),
@@ -469,8 +469,8 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("TRAIN: {TRAIN: {EPOCHS: 3}}\n", "TRAIN stands at the top of a config, not in TRAIN."),
     ("TRAIN: {_BASE_: b.yaml}\n", "_BASE_ stands at the top of a file"),
     ("BASE: b.yaml\n", "a.yaml:4 BASE: unknown key BASE\n  _BASE_ stands at the top of a file"),
-    ("TRAIN: {EMA: 90%}\n", "Write 0.9."),
-    ("TRAIN: {EMA: '0,9'}\n", "Write 0.9."),
+    ("TRAIN: {EMA_DECAY: 90%}\n", "Write 0.9."),
+    ("TRAIN: {EMA_DECAY: '0,9'}\n", "Write 0.9."),
     ("TRAIN: {EPOCHS: '3'}\n", "Write 3 without quotes."),
     ("TRAIN: {EPOCHS: 3.0}\n", "Write 3."),
     ("SEED: '1,000'\n", "Write 1000."),
@@ -484,7 +484,7 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("OUTPUT_DIR: @runs\n", "needs quotes"),
     ("TRAIN:\n  EPOCHS: 3\n   SEED: 3\n", "indented like its neighbours"),
     ("TRAIN:\n   EPOCHS: 3\n  SEED: 3\n", "is indented alike"),
-    ("TRAIN:\n\u00a0 EPOCHS: 3\n  EMA: 0.9\n", "Line 5 has a blank that YAML takes for a letter, U+00A0"),
+    ("TRAIN:\n\u00a0 EPOCHS: 3\n  EMA_DECAY: 0.9\n", "Line 5 has a blank that YAML takes for a letter, U+00A0"),
     ("METRICS: {NAME: Accuracy}\n", "expected a list of metrics"),
     ("METRICS: [Accuracy]\n", "a.yaml:4 METRICS.0: expected a node {NAME: …}"),
     ("TRAIN:\n\tEPOCHS: 3\n", "YAML does not allow tabs"),
@@ -685,3 +685,15 @@ def test_the_order_of_overrides_does_not_matter(orders):
         except ConfigError as error:
             found.append(sorted(str(error).splitlines()))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("old, new, value", [("TRAIN.EMA", "TRAIN.EMA_DECAY", 0.9), ("DATA.BACKEND", "DATA.PIPELINE", "batched")])
+def test_a_key_with_a_new_name_is_told_it_and_runs_from_before_have_it(tiny, old, new, value):
+    section, key = old.split(".")
+    with pytest.raises(ConfigError, match=f"unknown key {key}\n  It is called {new} now"):
+        load_config(tiny, [old, str(value)])
+    text = load_config(tiny, {new: value, "REQUIRE": {section: {new.split(".")[1]: value}}}).dump()
+    before = text.replace(new.split(".")[1], key)
+    assert key in before and before.count(f"{key}: ") == 2
+    config = read_config(before, "config.yaml")
+    assert config.flat()[new] == value and config.dump() == text

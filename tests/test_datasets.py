@@ -204,7 +204,7 @@ def test_transparent_images_are_counted_in_one_line_also_where_workers_read_them
         Image.fromarray(pixels).save(tmp_path / "x" / place)
     config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x, background: [200, 0, 9]}", "DATA.LIMIT", "0",
                                 "DATA.TRAIN_TRANSFORMS", "[]", "DATA.BATCH_SIZE", "12", "TRAIN.EPOCHS", "1",
-                                "DATA.BACKEND", "albumentations", "DATA.CACHE_GB", "0", "DATA.WORKERS", "2"])
+                                "DATA.PIPELINE", "albumentations", "DATA.CACHE_GB", "0", "DATA.WORKERS", "2"])
     loaders = build_loaders(config, build_data(config), torch.device("cpu"))
     batch = next(iter(loaders.train))
     loaders.close()

@@ -134,7 +134,7 @@ VARIANTS = {
     # The last batch has two images for three processes.
     "short": (3, {"DATA.LIMIT": 130}),
     "everything": (2, {
-        "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 0.5, "TRAIN.EMA": 0.9,
+        "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 0.5, "TRAIN.EMA_DECAY": 0.9,
         "TRAIN.WARMUP_EPOCHS": 0.5, "DATA.VAL_FRACTION": 0.2, "TRAIN.CHECKPOINT_EVERY": "1 step",
         "SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0},
         "METRICS": [{"NAME": "TopKAccuracy", "k": 3}, {"NAME": "PerClassAccuracy"},
@@ -144,7 +144,7 @@ VARIANTS = {
     "one left": (3, {"DATA.LIMIT": 129, "DATA.TRAIN_TRANSFORMS": [{"NAME": "CutMix"}]}),
     "a loss that learns": (2, {"LOSS": {"NAME": "Scaled"}, "IMPORTS": ["../own_loss.py"],
                                "TRAIN.ACCUMULATE": 2}),
-    "workers": (2, {"DATA.BACKEND": "albumentations", "DATA.WORKERS": 1,
+    "workers": (2, {"DATA.PIPELINE": "albumentations", "DATA.WORKERS": 1,
                     "DATA.TRAIN_TRANSFORMS": []}),
 }
 
@@ -390,7 +390,7 @@ def test_a_process_without_an_image_so_far_goes_on(processes, noisy):
 
 def test_what_the_checkpoint_predicts_is_what_the_processes_predicted(processes, tiny):
     """Batch norms see a part of each batch in each process; one set of statistics counts."""
-    run = end(begin(processes, 2, {"TRAIN.EPOCHS": 2, "TRAIN.PRECISION": "fp32", "TRAIN.EMA": 0.5}))
+    run = end(begin(processes, 2, {"TRAIN.EPOCHS": 2, "TRAIN.PRECISION": "fp32", "TRAIN.EMA_DECAY": 0.5}))
     before = run.predictions.probabilities
     assert np.abs(evaluate(run).probabilities - before).max() < 1e-6
 
@@ -499,7 +499,7 @@ def test_the_first_cause_is_shown_once(tmp_path):
     started = time.monotonic()
     job = torchrun(tmp_path / "tiny.yaml", "IMPORTS", f"[{tmp_path}/own.py]", "DATA.LIMIT", "0",
                    "DATA.DATASET", f"{{NAME: ImageFolder, root: {tmp_path}/painted}}",
-                   "DATA.TRAIN_TRANSFORMS", "[{NAME: Breaks}]", "DATA.BACKEND", "albumentations",
+                   "DATA.TRAIN_TRANSFORMS", "[{NAME: Breaks}]", "DATA.PIPELINE", "albumentations",
                    nodes=["--nproc-per-node=2"])
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 1 and time.monotonic() - started < 60

@@ -257,7 +257,7 @@ def test_hyperparameters_are_plain_and_say_what_was_computed_not_where(run):
     assert all(type(value) in (bool, int, float, str) for value in values.values())
     left_out = set(run.config.flat()) - set(values)
     assert left_out - {"TRAIN.UNUSED_PARAMETERS"} == {"OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
-                        "DATA.BACKEND", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
+                        "DATA.PIPELINE", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
                         "TRAIN.CHECKPOINT_EVERY"}
 
 

@@ -549,7 +549,7 @@ OPTIMIZER: {NAME: AdamW, lr: 0.01, betas: [0.9, 0.99], weight_decay: 0.1}
 SCHEDULER: {NAME: OneCycleLR, pct_start: 0.3}
 METRICS: [{NAME: TopKAccuracy, k: 2}, {NAME: PerClassAccuracy}]
 VISUALIZERS: [{NAME: cam, count: 3}]
-TRAIN: {EPOCHS: 3, EMA: 0.9, CLIP_GRAD_NORM: 1.0, WARMUP_EPOCHS: 0.5, ACCUMULATE: 2}
+TRAIN: {EPOCHS: 3, EMA_DECAY: 0.9, CLIP_GRAD_NORM: 1.0, WARMUP_EPOCHS: 0.5, ACCUMULATE: 2}
 REQUIRE: {only_norm: batch, DATA: {BATCH_SIZE: 8}, without: [Dropout], parameters: 44000, cam_map: 1}
 """
 

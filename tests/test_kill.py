@@ -39,7 +39,7 @@ DATA:
   TRAIN_TRANSFORMS: [{NAME: RandomCrop, size: 32, padding: 4}]
 OPTIMIZER: {NAME: AdamW, lr: 0.01}
 SCHEDULER: {NAME: OneCycleLR}
-TRAIN: {EPOCHS: 4, ACCUMULATE: 2, EMA: 0.9, CHECKPOINT_EVERY: 1 step}
+TRAIN: {EPOCHS: 4, ACCUMULATE: 2, EMA_DECAY: 0.9, CHECKPOINT_EVERY: 1 step}
 """
 MODEL = """
 from torch import nn
@@ -103,8 +103,8 @@ VARIANTS = {
     "plain": {},
     "everything": EVERYTHING,
     "plateau": {"SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0}},
-    "workers": {"DATA.WORKERS": 2, "DATA.BACKEND": "albumentations"},
-    "albumentations": {"DATA.BACKEND": "albumentations"},
+    "workers": {"DATA.WORKERS": 2, "DATA.PIPELINE": "albumentations"},
+    "albumentations": {"DATA.PIPELINE": "albumentations"},
     "mixed": {"DATA.TRAIN_TRANSFORMS": [{"NAME": "MixUp"}, {"NAME": "HorizontalFlip"}]},
     "steps": {"TRAIN.CHECKPOINT_EVERY": "3 steps"},
     "minutes": {"TRAIN.CHECKPOINT_EVERY": "10 minutes"},
@@ -447,7 +447,7 @@ def test_a_signal_to_the_whole_group_leaves_workers_to_finish_the_step(config):
 
     job = subprocess.Popen(
         [sys.executable, str(ROOT / "tools/train.py"), str(config), "DATA.WORKERS", "2",
-         "DATA.BACKEND", "albumentations", "TRAIN.EPOCHS", "400", "SCHEDULER", "null"],
+         "DATA.PIPELINE", "albumentations", "TRAIN.EPOCHS", "400", "SCHEDULER", "null"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 60
@@ -472,7 +472,7 @@ def test_a_signal_while_workers_are_being_started_leaves_them_to_finish_the_step
 import multiprocessing, runpy, sys
 if __name__ == "__main__":
     multiprocessing.set_start_method({method!r})
-    sys.argv = [{str(ROOT / "tools/train.py")!r}, {str(config)!r}, "DATA.WORKERS", "1", "DATA.BACKEND",
+    sys.argv = [{str(ROOT / "tools/train.py")!r}, {str(config)!r}, "DATA.WORKERS", "1", "DATA.PIPELINE",
                 "albumentations", "TRAIN.EPOCHS", "400", "SCHEDULER", "null"]
     runpy.run_path(sys.argv[0], run_name="__main__")
 """)

@@ -34,7 +34,7 @@ def epoch_of(loader, epoch=0):
 
 @BACKENDS
 def test_batches_are_normalised_images_labels_and_places(tiny, backend):
-    loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]", "DATA.BACKEND", backend).train
+    loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]", "DATA.PIPELINE", backend).train
     images, labels, index, _ = epoch_of(loader)
     assert images.shape == (150, 3, 32, 32) and images.dtype == torch.float32
     batch = next(iter(loader))
@@ -57,7 +57,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(tiny):
 
 @BACKENDS
 def test_an_epoch_has_every_image_once_in_a_new_order(tiny, backend):
-    loader = loaders(tiny, "DATA.BACKEND", backend).train
+    loader = loaders(tiny, "DATA.PIPELINE", backend).train
     orders = [epoch_of(loader, epoch)[2].tolist() for epoch in (0, 1, 0)]
     assert sorted(orders[0]) == sorted(orders[1]) == loader.images.index.tolist()
     assert orders[0] == orders[2] != orders[1]
@@ -86,7 +86,7 @@ def test_images_can_be_taken_by_position(tiny):
 def test_images_are_taken_as_the_evaluation_saw_them(tiny, backend):
     """Even where test images are cropped at random: the crop that was predicted is the one shown."""
     loader = loaders(tiny, "DATA.TEST_TRANSFORMS", "[{NAME: RandomCrop, size: 12}]",
-                     "DATA.BACKEND", backend).test
+                     "DATA.PIPELINE", backend).test
     images, labels, index, _ = epoch_of(loader)
     positions = [140, 3, 70, 3]
     batch = loader.take(positions)
@@ -104,7 +104,7 @@ def test_images_are_taken_as_seen_even_if_some_never_change(tmp_path, tiny):
                 kind.save(tmp_path / "x" / split / name / f"{number}.png")
     loader = loaders(tiny, "DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.BATCH_SIZE", "3",
                      "DATA.TEST_TRANSFORMS", "[{NAME: RandomCrop, size: 32}]",
-                     "DATA.BACKEND", "albumentations").test
+                     "DATA.PIPELINE", "albumentations").test
     images = epoch_of(loader)[0]
     assert torch.equal(loader.take([0, 9, 4]).images, images[[0, 9, 4]])
 
@@ -112,7 +112,7 @@ def test_images_are_taken_as_seen_even_if_some_never_change(tmp_path, tiny):
 @BACKENDS
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_the_first_batch_is_the_one_an_epoch_begins_with(tiny, epoch, backend):
-    loader = loaders(tiny, "DATA.BACKEND", backend).train
+    loader = loaders(tiny, "DATA.PIPELINE", backend).train
     first = loader.first_batch(epoch)
     assert loader.first_batch().images.equal(loader.first_batch(0).images)  # its epoch is kept
     loader.set_epoch(epoch)
@@ -129,14 +129,14 @@ def test_test_images_come_in_their_own_order(tiny):
 @BACKENDS
 @pytest.mark.parametrize("count, sizes", [(65, [32, 32]), (66, [32, 32, 2]), (64, [32, 32])])
 def test_a_last_training_batch_of_one_image_is_left_out(tiny, count, sizes, backend):
-    loader = loaders(tiny, "DATA.LIMIT", str(count), "DATA.BACKEND", backend).train
+    loader = loaders(tiny, "DATA.LIMIT", str(count), "DATA.PIPELINE", backend).train
     assert [len(batch.labels) for batch in loader] == sizes == loader.batch_sizes
 
 
 def test_workers_change_nothing(tiny, start_method):
     expected = {}
     for workers in ("0", "1", "2"):
-        loader = loaders(tiny, "DATA.WORKERS", workers, "DATA.BACKEND", "albumentations").train
+        loader = loaders(tiny, "DATA.WORKERS", workers, "DATA.PIPELINE", "albumentations").train
         for epoch in (0, 1):
             images = epoch_of(loader, epoch)[0]
             assert torch.equal(images, expected.setdefault(epoch, images))
@@ -209,7 +209,7 @@ def own(tiny, temporary):
     def build(name, workers, **more):
         config = load_config(tiny, {
             "IMPORTS": [str(tiny.parent / "own_parts.py")], "DATA.WORKERS": workers,
-            "DATA.BACKEND": "albumentations", "DATA.TRAIN_TRANSFORMS": [{"NAME": name}], **more})
+            "DATA.PIPELINE": "albumentations", "DATA.TRAIN_TRANSFORMS": [{"NAME": name}], **more})
         check_components(config)
         made.append(build_loaders(config, build_data(config), CPU))
         return made[-1]
@@ -286,7 +286,7 @@ def test_what_is_defined_in_a_notebook_is_refused_where_workers_cannot_find_it(
 def test_a_script_that_workers_would_run_again_is_told_so(tiny, monkeypatch):
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(RunError, match='each worker process begins with this script.*\n.*if __name__ == "__main__":'):
-        loaders(tiny, "DATA.WORKERS", "1", "DATA.BACKEND", "albumentations")
+        loaders(tiny, "DATA.WORKERS", "1", "DATA.PIPELINE", "albumentations")
 
 
 def test_signals_wait_until_workers_are_prepared_for_them():
@@ -302,7 +302,7 @@ def test_signals_wait_until_workers_are_prepared_for_them():
 def test_another_epoch_and_another_seed_augment_a_picture_differently(tiny, backend):
     by_place = []
     for epoch, seed in ((0, "0"), (1, "0"), (0, "1")):
-        loader = loaders(tiny, "SEED", seed, "DATA.LIMIT", "0", "DATA.BACKEND", backend).train
+        loader = loaders(tiny, "SEED", seed, "DATA.LIMIT", "0", "DATA.PIPELINE", backend).train
         images, _, index, _ = epoch_of(loader, epoch)
         by_place.append(dict(zip(index.tolist(), images, strict=True)))
     common = set(by_place[0]) & set(by_place[1]) & set(by_place[2])
@@ -320,7 +320,7 @@ def test_images_within_a_batch_are_augmented_independently(tmp_path, tiny, backe
             for number in range(32):
                 Image.fromarray(pixels).save(tmp_path / "x" / split / name / f"{number}.png")
     loader = loaders(tiny, "DATA.DATASET", "{NAME: ImageFolder, root: x}",
-                     "DATA.BACKEND", backend).train
+                     "DATA.PIPELINE", backend).train
     images = epoch_of(loader)[0]
     assert len({image.numpy().tobytes() for image in images}) > 60
 
@@ -383,7 +383,7 @@ FLIP, BLUR = "[{NAME: HorizontalFlip}]", "[{NAME: Blur}, {NAME: HorizontalFlip}]
     (("DATA.TRAIN_TRANSFORMS", BLUR), "image by image in this process (no batched form of Blur)"),
     (("DATA.TRAIN_TRANSFORMS", BLUR, "DATA.WORKERS", "2"),
      "image by image in 2 worker processes (no batched form of Blur)"),
-    (("DATA.BACKEND", "albumentations"), "image by image in this process"),
+    (("DATA.PIPELINE", "albumentations"), "image by image in this process"),
     (("DATA.TRAIN_TRANSFORMS", "[{NAME: Resize, height: 40, width: 40}]", "DATA.CACHE_GB", "0"),
      "image by image in this process (0.7 MB of images are more than DATA.CACHE_GB 0 leaves); "
      "prepared each time")])
@@ -393,10 +393,10 @@ def test_how_batches_are_made_is_chosen_and_said(tiny, overrides, expected):
 
 def test_batched_is_refused_where_it_is_not_possible(tiny):
     with pytest.raises(ConfigError, match="batched is not possible: no batched form of Blur") as caught:
-        loaders(tiny, "DATA.BACKEND", "batched", "DATA.TRAIN_TRANSFORMS", BLUR)
-    assert "command line DATA.BACKEND" in str(caught.value)
+        loaders(tiny, "DATA.PIPELINE", "batched", "DATA.TRAIN_TRANSFORMS", BLUR)
+    assert "command line DATA.PIPELINE" in str(caught.value)
     with pytest.raises(ConfigError, match="no batched form of Blur"):  # nor for test images
-        loaders(tiny, "DATA.BACKEND", "batched", "DATA.TEST_TRANSFORMS", BLUR)
+        loaders(tiny, "DATA.PIPELINE", "batched", "DATA.TEST_TRANSFORMS", BLUR)
 
 
 def test_a_transform_without_a_batched_form_is_named_as_in_the_config(tiny, temporary):
@@ -461,7 +461,7 @@ def test_constants_of_the_data_set_that_do_not_fit_are_placed(tiny, tmp_path):
      r"TRAIN_TRANSFORMS\.1\.NAME: CutOut fails on an image of 24×24×3: .*28×28 pixels")])
 def test_a_window_larger_than_the_image_is_refused_however_batches_are_made(tiny, backend, nodes, expected):
     with pytest.raises(ConfigError, match=expected):
-        loaders(tiny, "DATA.TRAIN_TRANSFORMS", nodes, "DATA.BACKEND", backend)
+        loaders(tiny, "DATA.TRAIN_TRANSFORMS", nodes, "DATA.PIPELINE", backend)
 
 
 def test_a_window_of_the_whole_image_is_fine(tiny):
@@ -477,7 +477,7 @@ def shifted(image):
 def test_in_workers_global_random_numbers_depend_on_the_batch_alone(tiny, temporary):
     temporary(TRANSFORMS)
     TRANSFORMS.register("shifted")(lambda: shifted)
-    config = load_config(tiny, {"DATA.BACKEND": "albumentations", "DATA.WORKERS": 2,
+    config = load_config(tiny, {"DATA.PIPELINE": "albumentations", "DATA.WORKERS": 2,
                                 "DATA.TRAIN_TRANSFORMS": [{"NAME": "shifted"}]})
     whole = [batch.images for batch in Experiment(config).loaders.train]
     loaders = Experiment(config).loaders
@@ -488,7 +488,7 @@ def test_in_workers_global_random_numbers_depend_on_the_batch_alone(tiny, tempor
 
 
 def test_images_that_are_there_twice_are_augmented_each_on_its_own(tiny, monkeypatch):
-    config = load_config(tiny, {"DATA.BACKEND": "albumentations", "DATA.LIMIT": 20})
+    config = load_config(tiny, {"DATA.PIPELINE": "albumentations", "DATA.LIMIT": 20})
     experiment = Experiment(config)
     data = experiment.data
     experiment.data = data.with_splits(train=data.train.take(np.repeat(np.arange(20), 2)))

@@ -83,7 +83,7 @@ def test_wrong_arguments(lowest, highest, steps, problem):
 
 def test_a_training_goes_on_as_if_nothing_had_been_looked_for(tiny):
     config = load_config(tiny, {"MODEL": {"NAME": "vit", "width": 64, "depth": 1, "dropout": 0.1},
-                                "TRAIN.EMA": 0.9, "OPTIMIZER": {"NAME": "AdamW", "lr": 1e-3}})
+                                "TRAIN.EMA_DECAY": 0.9, "OPTIMIZER": {"NAME": "AdamW", "lr": 1e-3}})
     weights = {}
     for looks in (False, True):
         trainer = build_trainer(config)

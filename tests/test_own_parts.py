@@ -855,7 +855,7 @@ def own(tiny):
         is_list = NAMES.get(name) in (METRICS, WRITERS)
         part = {} if name is None else {KEYS[NAMES[name]]: [node] if is_list else node}
         return load_config(tiny, {"MODEL": {"NAME": "Flat"}, "DATA.LIMIT": 64, "TRAIN.PRECISION": "fp32",
-                                  "TRAIN.CHECKPOINT_EVERY": "1 step", "TRAIN.EMA": 0.5,
+                                  "TRAIN.CHECKPOINT_EVERY": "1 step", "TRAIN.EMA_DECAY": 0.5,
                                   **part, **settings})
     return config_of
 
@@ -937,7 +937,7 @@ def test_rates_of_numpy_are_plain_numbers_where_they_are_saved(own):
 
 def test_a_loss_learns_as_the_model_does_but_does_not_decay(own):
     """Against a loop by hand."""
-    config = own("LearnedTemperature", **{"TRAIN.EMA": 0.0, "TRAIN.EPOCHS": 1, "DATA.TRAIN_TRANSFORMS": [],
+    config = own("LearnedTemperature", **{"TRAIN.EMA_DECAY": 0.0, "TRAIN.EPOCHS": 1, "DATA.TRAIN_TRANSFORMS": [],
                                           "OPTIMIZER": {"NAME": "SGD", "lr": 0.05, "momentum": 0, "weight_decay": 0.1}})
     trainer = build_trainer(config)
     model, loss = Flat(10, 3, 32), LearnedTemperature(10)
@@ -1026,7 +1026,7 @@ def test_a_monitored_name_that_is_computed_in_the_trial_only_is_told(own):
 
 
 def test_averaged_weights_have_the_extra_state_of_the_model(own):
-    trainer = build_trainer(own("ExtraState", **{"TRAIN.EMA": 0.9}))
+    trainer = build_trainer(own("ExtraState", **{"TRAIN.EMA_DECAY": 0.9}))
     trainer.train()
     assert trainer.state.evaluated_model.calls == trainer.state.model.calls == 4
 
@@ -1085,14 +1085,14 @@ class HookedMean(Hooked):
     (HookedMean, "a copy of the model says something else")])
 def test_what_cannot_be_copied_is_trained_and_said_not_to_be_tried(own, capsys, model, expected):
     MODELS.register()(model)
-    run = train(own(MODEL={"NAME": model.__name__}, **{"TRAIN.EMA": 0.0}))
+    run = train(own(MODEL={"NAME": model.__name__}, **{"TRAIN.EMA_DECAY": 0.0}))
     assert f"note       saving and loading was not tried before: {expected}" in capsys.readouterr().out
     assert evaluate(run).loss == run.predictions.loss
 
 
 def test_averages_of_a_model_that_cannot_be_copied_are_refused(own):
     MODELS.register()(Locked)
-    with pytest.raises(ConfigError, match="TRAIN.EMA: the model cannot be copied"):
+    with pytest.raises(ConfigError, match="TRAIN.EMA_DECAY: the model cannot be copied"):
         train(own(MODEL={"NAME": "Locked"}))
 
 
@@ -1238,7 +1238,7 @@ def bursts(monkeypatch):
 @pytest.mark.parametrize("every", ["epoch", "1 step"])
 def test_infinite_weights_end_a_run_and_are_never_saved(own, bursts, at, last, every):
     """Of two steps an epoch: in the last of the first, in the last of all, and in between."""
-    config = own(OPTIMIZER=bursts(at), **{"TRAIN.CHECKPOINT_EVERY": every, "TRAIN.EMA": 0.0})
+    config = own(OPTIMIZER=bursts(at), **{"TRAIN.CHECKPOINT_EVERY": every, "TRAIN.EMA_DECAY": 0.0})
     with pytest.raises(DivergenceError, match="no longer finite") as raised:
         train(config)
     saved = list(Path("runs").rglob("last.pt"))
@@ -1267,7 +1267,7 @@ class FineThenNot(Flat):
 def test_a_last_epoch_without_a_finite_loss_is_no_good_end(own, settings):
     MODELS.register()(FineThenNot)
     with pytest.raises(DivergenceError, match="the test loss is no longer finite in epoch 2"):
-        train(own("Flat", MODEL={"NAME": "FineThenNot"}, **{"TRAIN.EMA": 0.0, **settings}))
+        train(own("Flat", MODEL={"NAME": "FineThenNot"}, **{"TRAIN.EMA_DECAY": 0.0, **settings}))
     run = Run(next(Path("runs").rglob("config.yaml")).parent)
     assert run.checkpoint().epoch in (1, 2) and not (run.folder / "predictions.npz").exists()
     with pytest.raises(DivergenceError):

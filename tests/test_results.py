@@ -123,8 +123,8 @@ def test_what_a_config_trains_otherwise_now_is_named(run, tiny):
     assert result.changes(load_config(tiny)) == []
     same = {"OUTPUT_DIR": "elsewhere", "SEED": 7, "TRAIN.COMPILE": True, "DATA.DATASET.root": "here"}
     assert set(settings_of(load_config(tiny))).isdisjoint(same)
-    config = load_config(tiny, ["OPTIMIZER.lr", "0.1", "TRAIN.EMA", "0.9"])
-    assert result.changes(config) == ["OPTIMIZER.lr", "TRAIN.EMA"]
+    config = load_config(tiny, ["OPTIMIZER.lr", "0.1", "TRAIN.EMA_DECAY", "0.9"])
+    assert result.changes(config) == ["OPTIMIZER.lr", "TRAIN.EMA_DECAY"]
 
 
 def test_the_tool_writes_files_and_a_page_and_keeps_what_was_written_by_hand(run, painted, tool):

@@ -183,13 +183,13 @@ OPTIONS = {
     "DATA.BATCH_SIZE": [10, 13, 20],
     "DATA.EVAL_BATCH_SIZE": [0, 16],
     "DATA.VAL_FRACTION": [0.0, 0.25],
-    "DATA.BACKEND": ["auto", "albumentations"],
+    "DATA.PIPELINE": ["auto", "albumentations"],
     "DATA.WORKERS": [0] * 14 + [1],
     "TRAIN.EPOCHS": [2, 3],
     "TRAIN.PRECISION": ["fp32", "fp32", "fp32", "bf16"],
     "TRAIN.CHANNELS_LAST": [True, False],
     "TRAIN.WARMUP_EPOCHS": [0.0, 0.0, 0.5, 1.0],
-    "TRAIN.EMA": [0.0, 0.9],
+    "TRAIN.EMA_DECAY": [0.0, 0.9],
     "TRAIN.ACCUMULATE": [1, 2, 3],
     "TRAIN.CLIP_GRAD_NORM": [0.0, 1.0],
     "TRAIN.DECAY_NORM_AND_BIAS": [True, False],
@@ -297,7 +297,7 @@ def drawn(number):
 
     settings = {key: dealt(key, options) for key, options in OPTIONS.items()}
     if settings["DATA.WORKERS"]:
-        settings["DATA.BACKEND"] = "albumentations"
+        settings["DATA.PIPELINE"] = "albumentations"
     places = random.Random(number)
     return settings, [(places.random(), how) for how in dealt("stops", STOPS)]
 

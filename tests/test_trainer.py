@@ -20,7 +20,7 @@ from cvkit.runs.folder import Run, open_run
 from cvkit.session import build_trainer, check, train
 
 EVERYTHING = {  # what a resumed run depends on, all at once
-    "TRAIN.EMA": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
+    "TRAIN.EMA_DECAY": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
     "TRAIN.WARMUP_EPOCHS": 0.5, "TRAIN.DECAY_NORM_AND_BIAS": False,
     "OPTIMIZER": {"NAME": "AdamW", "lr": 0.01, "weight_decay": 0.1}}
 VARIANTS = {
@@ -28,11 +28,11 @@ VARIANTS = {
     "one cycle": {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}},
     "plateau": {"SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0, "factor": 0.5}},
     "step": {"SCHEDULER": {"NAME": "StepLR", "step_size": 1}, "DATA.WORKERS": 2,
-             "DATA.BACKEND": "albumentations"},
+             "DATA.PIPELINE": "albumentations"},
     "everything": {**EVERYTHING, "SCHEDULER": {"NAME": "CosineAnnealingLR"}},
-    "validation": {"DATA.VAL_FRACTION": 0.2, "TRAIN.EMA": 0.5},
+    "validation": {"DATA.VAL_FRACTION": 0.2, "TRAIN.EMA_DECAY": 0.5},
     "dropout": {"MODEL": {"NAME": "with_dropout"}, "TRAIN.PRECISION": "fp32",
-                "DATA.WORKERS": 1, "DATA.BACKEND": "albumentations"},
+                "DATA.WORKERS": 1, "DATA.PIPELINE": "albumentations"},
 }
 
 
@@ -137,9 +137,9 @@ def test_a_run_is_not_resumed_with_other_random_numbers(quick, change):
     longer = {"TRAIN.EPOCHS": 2}
     with pytest.raises(RunError) as caught:
         train(load_config(quick, longer), resume=True)
-    assert "was trained with DATA.BACKEND albumentations; batched draws other" in str(caught.value)
-    assert "Add DATA.BACKEND albumentations" in str(caught.value)
-    train(load_config(quick, {**longer, "DATA.BACKEND": "albumentations"}), resume=True)
+    assert "was trained with DATA.PIPELINE albumentations; batched draws other" in str(caught.value)
+    assert "Add DATA.PIPELINE albumentations" in str(caught.value)
+    train(load_config(quick, {**longer, "DATA.PIPELINE": "albumentations"}), resume=True)
     assert len(open_run().metrics) == 2
 
 
@@ -203,7 +203,7 @@ def test_gradients_are_clipped(tiny):
 def test_averaged_weights_are_what_is_evaluated_and_saved(quick, monkeypatch):
     states = []
     before_each_step(monkeypatch, lambda trainer, batch: states.append(trainer.state))
-    run = train(load_config(quick, {"TRAIN.EMA": 0.9}))
+    run = train(load_config(quick, {"TRAIN.EMA_DECAY": 0.9}))
     checkpoint = run.checkpoint("last")
     averaged, trained = states[0].ema.model.state_dict(), states[0].model.state_dict()
     assert equal(checkpoint.model, dict(averaged))
@@ -324,7 +324,7 @@ def test_a_trained_run_does_not_read_its_images_again(quick, monkeypatch):
 
 
 def test_the_log_says_what_tells_runs_apart(quick):
-    run = train(load_config(quick, {"TRAIN.EMA": 0.9, "SEED": 3, "TRAIN.EPOCHS": 1,
+    run = train(load_config(quick, {"TRAIN.EMA_DECAY": 0.9, "SEED": 3, "TRAIN.EPOCHS": 1,
                                    "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.2},
                                    "DATA.TRAIN_TRANSFORMS.0.size": 24}))
     log = (run.folder / "train.log").read_text()

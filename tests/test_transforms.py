@@ -409,7 +409,7 @@ def test_training_and_test_images_shrink_alike_however_batches_are_made(tiny, tm
             for number in range(2):
                 Image.fromarray(squares(64, 48 + 16 * number)).save(tmp_path / "x" / split / name / f"{number}.png")
     resize = "[{NAME: Resize, height: 20, width: 12}]"
-    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.LIMIT", "0", "DATA.BACKEND", backend,
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.LIMIT", "0", "DATA.PIPELINE", backend,
                                 "DATA.TRAIN_TRANSFORMS", resize, "DATA.TEST_TRANSFORMS", resize])
     loaders = build_loaders(config, build_data(config), torch.device("cpu"))
     train, test = (loader.denormalise(next(iter(loader)).images).astype(int) for loader in (loaders.train, loaders.test))

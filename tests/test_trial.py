@@ -67,7 +67,7 @@ def test_check_finds_what_would_end_the_training_or_its_resumption(tiny, capsys,
 
 
 @pytest.mark.parametrize("change", [
-    {"SCHEDULER": {"NAME": "OneCycleLR"}, "TRAIN.EMA": 0.9, "TRAIN.CLIP_GRAD_NORM": 1.0},
+    {"SCHEDULER": {"NAME": "OneCycleLR"}, "TRAIN.EMA_DECAY": 0.9, "TRAIN.CLIP_GRAD_NORM": 1.0},
     {"SCHEDULER": {"NAME": "ReduceLROnPlateau"}, "LOSS": {"NAME": "Annealed"}},
     {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}, "DATA.VAL_FRACTION": 0.2}])
 def test_check_leaves_nothing_behind(tiny, tmp_path, capsys, change):

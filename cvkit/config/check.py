@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cvkit.config.dialect import flow
-from cvkit.config.schema import BASE, KEYS, SCHEMA, Component, Key
+from cvkit.config.schema import BASE, KEYS, RENAMED, SCHEMA, Component, Key
 from cvkit.config.tree import DEFAULT, PYTHON, Config, adopt, dotted, plain
 from cvkit.errors import ConfigError, raise_together
 from cvkit.registry import NAME, REGISTRIES
@@ -93,7 +93,9 @@ def _problems(value: Any, spec: Any, path: str, origin: str) -> Iterator[ConfigE
 def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: str) -> ConfigError:
     full, (name, _, rest) = dotted(path, key), key.partition(":")
     elsewhere = [other for other in KEYS if other.split(".")[-1] == key.upper() and other != full]
-    if isinstance(schema.get(key.split(".")[0]), dict):
+    if full in RENAMED:
+        hint = f"It is called {RENAMED[full]} now."
+    elif isinstance(schema.get(key.split(".")[0]), dict):
         nested = key.replace(".", ": {") + ": …" + "}" * key.count(".")
         hint = f"Write {nested}; keys with dots are for the command line."
     elif key.strip("_").upper() == BASE.strip("_"):

@@ -10,7 +10,7 @@ from typing import Any
 from cvkit.config.check import conform
 from cvkit.config.merge import absolute_imports, merge, override
 from cvkit.config.parse import MOST_TEXT, parse_value
-from cvkit.config.schema import BASE, SCHEMA
+from cvkit.config.schema import BASE, RENAMED, SCHEMA
 from cvkit.config.tree import Config
 from cvkit.errors import ConfigError, located
 from cvkit.system.files import user_path
@@ -111,9 +111,21 @@ def _parsed(text: str, source: str, is_resolved: bool) -> Config:
     config = Config() if config is None else config
     if not isinstance(config, Config):
         raise ConfigError("a config is a mapping, KEY: value", where=f"{source}:1")
-    data = config.get("DATA")
-    is_older = is_resolved and isinstance(data, Config) and "SPLIT_SEED" not in data
-    # SEED seeded the splits as well before there was SPLIT_SEED.
-    if is_older and "SEED" in config:
-        data.put("SPLIT_SEED", config["SEED"], config.origin("SEED"))
+    if is_resolved:
+        _bring_up_to_date(config)
     return config
+
+
+def _bring_up_to_date(config: Config) -> None:
+    """Give a run's config, which an older version may have written, the keys that there are now."""
+    data = config.get("DATA")
+    # SEED seeded the splits as well before there was SPLIT_SEED.
+    if isinstance(data, Config) and "SPLIT_SEED" not in data and "SEED" in config:
+        data.put("SPLIT_SEED", config["SEED"], config.origin("SEED"))
+    for root in (config, config.get("REQUIRE")):
+        for old, new in RENAMED.items():
+            section, key = old.split(".")
+            node = root.get(section) if isinstance(root, Config) else None
+            if isinstance(node, Config) and key in node:
+                node.put(new.split(".")[1], node[key], node.origin(key))
+                dict.pop(node, key)

@@ -39,6 +39,9 @@ class Component:
     is_list: bool = False
 
 
+# What keys of version 0.1 are called now; the configs of runs may still have them.
+RENAMED = {"DATA.BACKEND": "DATA.PIPELINE", "TRAIN.EMA": "TRAIN.EMA_DECAY"}
+
 SCHEMA: dict[str, Any] = {
     "IMPORTS": Key([], "your own .py files (relative to the config) or modules to register"),
     "SEED": Key(0, "seeds weights, shuffling and augmentation"),
@@ -54,7 +57,7 @@ SCHEMA: dict[str, Any] = {
         "SPLIT_SEED": Key(0, "seeds what is held out and what LIMIT takes, whatever SEED is"),
         "VAL_FRACTION": Key(0.0, "part of train held out and monitored; 0: test is monitored",
                             maximum=0.9),
-        "BACKEND": Key("auto", "auto: whole batches at once where every transform can and images "
+        "PIPELINE": Key("auto", "auto: whole batches at once where every transform can and images "
                        "fit in memory, else image by image",
                        choices=("auto", "albumentations", "batched")),
         "CACHE_GB": Key(2.0, "memory for decoded image files; more are decoded each time"),
@@ -78,8 +81,8 @@ SCHEMA: dict[str, Any] = {
         "WARMUP_EPOCHS": Key(0.0, "linear warm-up from 0 before the scheduler starts"),
         "CLIP_GRAD_NORM": Key(0.0, "largest norm of all gradients together; 0: any"),
         "ACCUMULATE": Key(1, "batches per optimizer step", minimum=1),
-        "EMA": Key(0.0, "decay of averaged weights, which are then evaluated; 0: off",
-                   maximum=0.99999),
+        "EMA_DECAY": Key(0.0, "decay of averaged weights, which are then evaluated; 0: off",
+                         maximum=0.99999),
         "DECAY_NORM_AND_BIAS": Key(True, "weight decay on norms and biases as well"),
         "MONITOR": Key("accuracy", "what best.pt and early stopping follow: loss, or a metric"),
         "CHECKPOINT_EVERY": Key("epoch", "when last.pt is saved: epoch, or also inside of epochs, "

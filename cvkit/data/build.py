@@ -136,14 +136,14 @@ class _Builder:
         cache = ImageCache(images, pipeline, is_uniform, self.left)
         if cache.is_copy and cache.fits:
             self.left -= cache.bytes
-        backend, reason = self.config.DATA.BACKEND, self._why_not_batched(pipeline, cache)
+        backend, reason = self.config.DATA.PIPELINE, self._why_not_batched(pipeline, cache)
         is_batched = reason is None and backend != "albumentations"
         plan = EpochPlan(len(images), self._batch_size(is_training, is_batched), is_training,
                       self.config.SEED, distributed.rank(), distributed.size(),
                          self.config.TRAIN.ACCUMULATE if is_training else 1)
         if backend == "batched" and reason:
             raise ConfigError(f"batched is not possible: {reason}",
-                              where=self.config.DATA.where("BACKEND"),
+                              where=self.config.DATA.where("PIPELINE"),
                               hint="auto or albumentations makes batches image by image.")
         memory = _megabytes(cache.bytes)
         if is_batched:

@@ -73,7 +73,7 @@ class BatchLoader:
 
     @property
     def backend(self) -> str:
-        """How batches are made, as DATA.BACKEND names it: batched or albumentations."""
+        """How batches are made, as DATA.PIPELINE names it: batched or albumentations."""
         return "batched" if isinstance(self.source, BatchedSource) else "albumentations"
 
     @property

@@ -83,7 +83,7 @@ class Console(Reporter):
         weights = getattr(state.model, "weights_loaded", None)
         if not self.is_resumed and isinstance(weights, str):
             LOG.info(f"weights    {weights}")
-        averaged = f", EMA {config.TRAIN.EMA:g} of the weights is tested" if state.ema else ""
+        averaged = f", EMA {config.TRAIN.EMA_DECAY:g} of the weights is tested" if state.ema else ""
         LOG.info(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
                  f"{plural(len(loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
                  f"{config.LOSS.NAME}, {_words_for_rate(state)}, seed {config.SEED}{averaged}")

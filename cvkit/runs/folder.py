@@ -35,7 +35,7 @@ from cvkit.system.text import suggest, visible
 
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
-              "DATA.BACKEND", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.DATASET.root",
+              "DATA.PIPELINE", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.DATASET.root",
               "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
               "TRAIN.CHECKPOINT_EVERY", "TRAIN.UNUSED_PARAMETERS")
 

@@ -48,7 +48,7 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
     # The rate is set here, at each step, and averages are not looked at.
     config, loader = state.config.clone(), parts.loaders.train
     config.defrost()
-    config.SCHEDULER, config.TRAIN.WARMUP_EPOCHS, config.TRAIN.EMA = None, 0.0, 0.0
+    config.SCHEDULER, config.TRAIN.WARMUP_EPOCHS, config.TRAIN.EMA_DECAY = None, 0.0, 0.0
     twin = state.copy(config=config)
     twin.model.train()
     screen.begin()

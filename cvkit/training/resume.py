@@ -220,9 +220,9 @@ def _read(run: Run, config: Config, parts: Experiment) -> Checkpoint:
     # Older runs had no other.
     backend = checkpoint.training.get("backend", "albumentations")
     if backend != loaders.train.backend:
-        raise RunError(f"{run.folder} was trained with DATA.BACKEND {backend}; "
+        raise RunError(f"{run.folder} was trained with DATA.PIPELINE {backend}; "
                        f"{loaders.train.backend} draws other random numbers",
-                       hint=f"Add DATA.BACKEND {backend} to go on as it was.")
+                       hint=f"Add DATA.PIPELINE {backend} to go on as it was.")
     return checkpoint
 
 

@@ -80,14 +80,15 @@ class TrainingState:
         begin_momentum(self.optimizer)
 
     def _averages(self) -> EMA | None:
-        decay = self.config.TRAIN.EMA
+        decay = self.config.TRAIN.EMA_DECAY
         try:
             return EMA(self.model, decay) if decay > 0 else None
         except (TypeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             raise ConfigError(f"the model cannot be copied, and averages are of a copy: {error}",
-                              where=self.config.TRAIN.where("EMA"), hint="TRAIN.EMA 0") from error
+                              where=self.config.TRAIN.where("EMA_DECAY"),
+                              hint="TRAIN.EMA_DECAY 0") from error
 
     def wrap(self, has_unused: bool, is_compiled: bool = True) -> None:
         """Make `forward` compute as TRAIN.COMPILE says, and average gradients over processes.
