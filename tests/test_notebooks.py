@@ -51,7 +51,7 @@ def test_a_notebook_defines_nothing_and_keeps_no_output(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_it_opens_in_colab_and_installs_itself(path):
     notebook = nbformat.read(path, as_version=4)
-    url = re.search(r'url="https://github\.com/([\w.-]+/[\w.-]+)"', (ROOT / "setup.py").read_text()).group(1)
+    url = re.search(r'^Source = "https://github\.com/([\w.-]+/[\w.-]+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
     first = cells_of(notebook, "markdown")[0].source
     assert (f"https://colab.research.google.com/github/{url}/blob/main/notebooks/{path.name}") in first
     setup = tagged(notebook, "setup").source

@@ -1,10 +1,7 @@
-import subprocess
-import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import pytest
-from conftest import ROOT
 from jinja2 import UndefinedError
 
 from cvkit.reporting.report_format import (
@@ -95,11 +92,3 @@ def test_a_block_that_a_template_does_not_know_is_told(render):
 
     with pytest.raises(UndefinedError, match="Sound"):
         render("a", [Section("b", [Sound("c")])])
-
-
-def test_templates_are_shipped(tmp_path):
-    pytest.importorskip("setuptools")
-    subprocess.run([sys.executable, "setup.py", "-q", "build_py", "-d", tmp_path], cwd=ROOT, check=True)
-    shipped, kept = ({path.name for path in (folder / "cvkit/reporting/templates").iterdir()}
-                     for folder in (tmp_path, ROOT))
-    assert shipped == kept == {"report.html.j2", "README.md.j2"}
