@@ -113,7 +113,7 @@ def test_every_test_file_mirrors_a_module_or_a_folder():
     stems = {path.stem for path in MODULES} | {path.parent.name for path in MODULES}
     stems |= {"layout", "tools", "configs", "mistakes", "readme", "notebooks", "docs", "kill",
               "faults", "hostile", "fuzz", "own_parts", "benchmark", "old_runs",
-              "packaging"}
+              "packaging", "api", "architecture"}
     for path in (ROOT / "tests").glob("test_*.py"):
         assert path.stem.removeprefix("test_") in stems
 
