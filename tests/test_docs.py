@@ -267,3 +267,14 @@ def test_the_writer_on_the_page_has_each_epoch_once(own_parts, tmp_path):
     assert list(rows()[0]) == ["epoch", "lr", "train/loss"]
     assert [float(row["train/loss"]) for row in rows()] == [
         values["train/loss"] for values in read_metrics(tmp_path)]
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md"])
+def test_what_contributors_read_names_files_and_tests_that_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    paths = re.findall(r"\]\(([^)#:]+)\)", text)
+    paths += re.findall(r"\b(?:cvkit|docs|tests|tools)/[\w/]+\.(?:py|md)\b", text)
+    for path in paths:
+        assert (ROOT / path).is_file(), path
+    for file, test in re.findall(r"(tests/\w+\.py)::(\w+)", text):
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), test
