@@ -11,10 +11,10 @@ from conftest import ROOT, paint
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
+import cvkit.registry as registries
 from benchmarks import measure
 from cvkit.config import SCHEMA, components, load_config
 from cvkit.registry import DATASETS, LOSSES, METRICS, OPTIMIZERS, REGISTRIES, WRITERS
-from cvkit.registry import registry as registries
 from cvkit.reporting.requirements import FACTS
 from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
 from cvkit.training.schedulers import build_schedule

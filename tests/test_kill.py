@@ -415,7 +415,7 @@ def test_damage_after_damage_still_finds_a_whole_checkpoint(config, monkeypatch)
     real = os.replace
 
     def replace(source, target):
-        if str(source).endswith("last.part"):
+        if str(source).endswith("last.pt.part"):
             raise KeyboardInterrupt
         real(source, target)
 

@@ -23,7 +23,7 @@ from cvkit.evaluation.metrics import (
     values_of,
 )
 from cvkit.registry import METRICS
-from cvkit.training.trainer import Trainer, train
+from cvkit.session import train
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(100, 10, generator=GENERATOR)

@@ -146,7 +146,7 @@ def _component_problems(value: Any, spec: Component, where: str) -> Iterator[Con
         hint = f"Its items are addressed by number: {where.split()[-1]}.0"
         if is_node(item) or value is None:
             hint = f"Write [{flow(item) if value else ''}]."
-        yield ConfigError(f"expected a list of {spec.kind}s, each {{NAME: …}}", where, hint)
+        yield ConfigError(f"expected a list of {registry.kinds}, each {{NAME: …}}", where, hint)
     elif refusal := registry.refusal_of(value, where):
         if is_optional:
             refusal.hint = correction(value, {type(None)}) or refusal.hint

@@ -19,7 +19,7 @@ def get_registry(kind: str) -> Registry:
         ConfigError: there is no such kind.
     """
     for registry in REGISTRIES.values():
-        if kind.lower() in (registry.kind, f"{registry.kind}s", f"{registry.kind}es"):
+        if kind.lower() in (registry.kind, registry.kinds):
             return registry
     owner = next((registry.kind for registry in REGISTRIES.values() if kind in registry), None)
     hint = (f"It is {'an' if owner == 'optimizer' else 'a'} {owner}: python tools/registry.py "

@@ -15,6 +15,7 @@ from cvkit.registry import refusals
 from cvkit.registry.construction import argument_of, construct, lack_of, reason_of
 from cvkit.registry.signatures import NAME, as_tensor, is_node, parameters_of, place_of, values_of
 from cvkit.system.files import user_path
+from cvkit.system.text import plural
 
 
 class Registry:
@@ -62,7 +63,7 @@ class Registry:
                                   hint="A lambda needs one: register('its_name')(lambda …).")
             old = self._entries.get(key)
             if old is not None and not _is_reload(old, entry):
-                raise ConfigError(f"two {self.kind}s named {key!r}: {place_of(old)} and "
+                raise ConfigError(f"two {self.kinds} named {key!r}: {place_of(old)} and "
                                   f"{place_of(entry)}",
                                   hint="Rename one, or register it as register('another_name').")
             self._entries[key] = entry
@@ -146,9 +147,14 @@ class Registry:
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    @property
+    def kinds(self) -> str:
+        """The plural of `kind`."""
+        return plural(2, self.kind).removeprefix("2 ")
+
     def __repr__(self) -> str:
         library = f" and {len(self.library[1])} of {self.library[0]}" if self.library else ""
-        return f"<Registry of {self.kind}s: {', '.join(self.own)}{library}>"
+        return f"<Registry of {self.kinds}: {', '.join(self.own)}{library}>"
 
     def makes(self, kind: type) -> bool:
         """Tell whether entries are classes of that kind, so that a node stands for one."""
@@ -239,7 +245,7 @@ class Registry:
             ConfigError: as `check`; or the constructor refuses a value.
         """
         if unknown := sorted(set(offered) - set(self.offers)):
-            raise TypeError(f"{self.kind}s are not offered {', '.join(unknown)}; arguments go into "
+            raise TypeError(f"{self.kinds} are not offered {', '.join(unknown)}; arguments go into "
                             f"the node, facts are {', '.join(self.offers)}")
         self.check(node)
         node = self._node(node)
