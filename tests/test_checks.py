@@ -154,7 +154,8 @@ def test_bitmaps_of_one_size_are_told_apart_and_a_whole_copied_folder_is_found_q
     near[:, 0, 0] ^= 1  # far from the middle of the file
     same, other = files("train", train), files("near", near)
     assert duplicates.shared_images(same, other) == []
-    assert duplicates.shared_images(same, same) == [(n, n) for n in range(100)]
+    found = duplicates.shared_images(same, same)
+    assert len(found) == 100 and all(ours == theirs for ours, theirs in found)
     opened = []
     monkeypatch.setattr(duplicates, "_FILES_READ", 20)
     monkeypatch.setattr(duplicates, "_OTHER_FILES", 50)

@@ -14,6 +14,7 @@ from torch import Tensor
 from cvkit.data.images import ImageFiles, ImageSet, UnreadableError
 from cvkit.data.pipeline import Pipeline
 from cvkit.data.scan import in_threads, usable_cores
+from cvkit.data.splits import evenly
 from cvkit.errors import DataError
 
 
@@ -50,8 +51,7 @@ class ImageCache:
         if is_uniform:
             self.bytes = len(images) * first.nbytes
         else:
-            some = np.linspace(0, len(images) - 1, min(16, len(images))).astype(int)
-            mean = np.mean([self.image(place).nbytes for place in some])
+            mean = np.mean([self.image(place).nbytes for place in evenly(range(len(images)), 16)])
             self.bytes = int(1.2 * len(images) * mean)
         self.fits = not self.is_copy or self.bytes <= limit
         if not self.is_copy:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import filecmp
+import hashlib
 import os
-from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from cvkit.data.images import ImageData, ImageFiles, ImageSet
+from cvkit.data.splits import evenly
 
 DUPLICATES = "duplicates.txt"  # in a run folder
-Key = Callable[[int], Hashable]
-
 
 # Of image files no more are looked at than take a fraction of a second.
 _OTHER_FILES, _TRAIN_FILES, _FILES_READ, _FILES_TOLD = 2_000, 100_000, 5_000, 100
-
 
 # Published sets in memory have a few duplicates, which nobody can take out; so few of the images
 # change no accuracy by more than 0.2 points.
@@ -29,8 +27,8 @@ def duplicates(data: ImageData) -> dict[str, list[str]]:
     for split, images in (("val", data.val), ("test", data.test)):
         try:
             pairs = [] if images is None else shared_images(data.train, images)
-        except OSError:  # of a file that has gone: reading it for training says which and why
-            pairs = []
+        except OSError:
+            pairs = []  # A file has gone, and reading it for training says which and why.
         is_files = bool(pairs) and isinstance(images.images, ImageFiles)
         if pairs and (is_files or len(pairs) >= _TOLERATED * len(images)):
             found[split] = [f"{split} {images.name(theirs)} is train {data.train.name(ours)}"
@@ -44,62 +42,40 @@ def shared_images(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:
     Pixels in memory are all compared. Of image files a part is, evenly spaced, and not more than
     100 pairs are returned. Images that are neither are not compared.
     """
-    if all(isinstance(images.images, ImageFiles) for images in (train, other)):
-        train_paths, other_paths = (images.images.paths[images.index] for images in (train, other))
-        ours, theirs = _same_key(evenly(range(len(train)), _TRAIN_FILES),
-                                 evenly(range(len(other)), _OTHER_FILES),
-                                 lambda n: os.path.getsize(train_paths[n]),
-                                 lambda n: os.path.getsize(other_paths[n]))
-        # Files of one size may be many, of bitmaps all: their middle tells most of them apart.
-        return _pairs(evenly(ours, _FILES_READ), theirs, lambda n: _middle(train_paths[n]),
-                      lambda n: _middle(other_paths[n]),
-                      lambda n, m: filecmp.cmp(train_paths[n], other_paths[m], shallow=False),
-                      _FILES_TOLD)
-    if not all(isinstance(images.images, np.ndarray) for images in (train, other)) or (
-            train.images.shape[1:] != other.images.shape[1:]):
+    def are(kind: type) -> bool:
+        return isinstance(train.images, kind) and isinstance(other.images, kind)
+
+    # Ways to tell images apart, each more certain and slower than the one before, and of how many
+    # images of either split. What has no counterpart is left out of the next.
+    if are(ImageFiles):
+        what, steps = ImageSet.name, ((os.path.getsize, _TRAIN_FILES, _OTHER_FILES),
+                                      (_middle, _FILES_READ, _OTHER_FILES),
+                                      (_whole, _FILES_READ, _FILES_TOLD))
+    elif are(np.ndarray) and train.images.shape[1:] == other.images.shape[1:]:
+        what, steps = ImageSet.image, ((_pixels, len(train), len(other)),)
+    else:
         return []
-    row = train.images.shape[1] // 2  # which is compared first, as it is quick
-    ours, theirs = _same_key(range(len(train)), range(len(other)),
-                             lambda n: train.image(n)[row].tobytes(),
-                             lambda n: other.image(n)[row].tobytes())
-    return _pairs(ours, theirs, lambda n: hash(train.image(n).tobytes()),
-                  lambda n: hash(other.image(n).tobytes()),
-                  lambda n, m: np.array_equal(train.image(n), other.image(m)), len(other))
+    ours, theirs = range(len(train)), range(len(other))
+    for key, most_ours, most_theirs in steps:
+        our_keys = {n: key(what(train, n)) for n in evenly(ours, most_ours)}
+        their_keys = {n: key(what(other, n)) for n in evenly(theirs, most_theirs)}
+        both = set(our_keys.values()) & set(their_keys.values())
+        ours = [n for n in our_keys if our_keys[n] in both]
+        theirs = [n for n in their_keys if their_keys[n] in both]
+    first = {our_keys[n]: n for n in reversed(ours)}
+    return [(first[their_keys[n]], n) for n in theirs]
 
 
-def _same_key(ours: Sequence[int], theirs: Sequence[int], our_key: Key,
-              their_key: Key) -> tuple[list[int], list[int]]:
-    """Return those on either side whose key the other side has too."""
-    our_keys, their_keys = [our_key(n) for n in ours], [their_key(n) for n in theirs]
-    both = set(our_keys) & set(their_keys)
-    return ([n for n, key in zip(ours, our_keys, strict=True) if key in both],
-            [n for n, key in zip(theirs, their_keys, strict=True) if key in both])
-
-
-def _pairs(ours: Sequence[int], theirs: Sequence[int], our_key: Key, their_key: Key,
-           is_same: Callable[[int, int], bool], most: int) -> list[tuple[int, int]]:
-    """Return up to `most` pairs of one key that are the same indeed, one for each of theirs."""
-    by_key: dict[Hashable, list[int]] = {}
-    for n in ours:
-        by_key.setdefault(our_key(n), []).append(n)
-    pairs = []
-    for m in theirs:
-        same = next((n for n in by_key.get(their_key(m), ()) if is_same(n, m)), None)
-        if same is not None:
-            pairs.append((same, m))
-            if len(pairs) == most:
-                break
-    return pairs
-
-
-def evenly(values: Sequence[int], most: int) -> list[int]:
-    places = np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)
-    return [values[place] for place in places]
-
-
-def _middle(path: str) -> tuple[int, bytes]:
-    """Return a file's size and 4 KB from its middle, where neither header nor margin is."""
-    size = os.path.getsize(path)
+def _middle(path: str) -> bytes:
+    """Return 4 KB from the middle of a file, where neither header nor margin is."""
     with open(path, "rb") as file:
-        file.seek(max(size // 2 - 2048, 0))
-        return size, file.read(4096)
+        file.seek(max(os.path.getsize(path) // 2 - 2048, 0))
+        return file.read(4096)
+
+
+def _whole(path: str) -> bytes:
+    return hashlib.sha1(Path(path).read_bytes()).digest()
+
+
+def _pixels(image: np.ndarray) -> bytes:
+    return hashlib.sha1(image.tobytes()).digest()

@@ -14,6 +14,7 @@ import torch
 
 from cvkit.data.images import ImageData
 from cvkit.data.mixing import BatchTransform
+from cvkit.data.splits import evenly
 from cvkit.data.transforms import Normalize, height_by_width, is_fixed
 from cvkit.errors import ConfigError, DataError, UserError, where_in
 from cvkit.registry import NAME, TRANSFORMS
@@ -243,7 +244,7 @@ def _extreme_images(data: ImageData) -> list[np.ndarray]:
         return [data.train.image(0)]
     by_size = {}
     for split in filter(None, (data.train, data.test, data.val)):
-        for position in np.linspace(0, len(split) - 1, min(64, len(split))).astype(int):
+        for position in evenly(range(len(split)), 64):
             image = split.image(position)
             by_size.setdefault(image.shape, image)
     return list(by_size.values())

@@ -1,6 +1,8 @@
-"""Choosing images: a part of every class held out, or a balanced few."""
+"""Choosing images: a part of every class held out, a balanced few, or some evenly spaced."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,3 +46,9 @@ def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     rounds = [members[c][k] for k in range(max(map(len, members)))
               for c in range(len(members)) if k < len(members[c])]
     return np.sort(np.asarray(rounds[:limit]))
+
+
+def evenly(values: Sequence[int], most: int) -> list[int]:
+    """Return all of the values, or `most` of them, the first and the last among them."""
+    places = np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)
+    return [values[place] for place in places]
