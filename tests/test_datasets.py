@@ -285,7 +285,7 @@ def test_given_statistics_are_kept_and_mixed_sizes_are_known(tmp_path):
     ({".": {"a": 3}}, "has a single class, a"),
     ({"Train": {"a": 3}, "Test": {"a": 3}}, "x/Train has a single class, a"),
     ({"val": {"a": 3, "b": 3}, "test": {"a": 3, "b": 3}}, "has val/, test/ but no train/"),
-    ({"train": {"a": 3, "b": 3}, "other": {"a": 3, "b": 3}}, "Say which folder it is: DATA.DATASET.test other."),
+    ({"train": {"a": 3, "b": 3}, "other": {"a": 3, "b": 3}}, "Say which is which: {NAME: ImageFolder, root: x, train: train, test: other}"),
     ({"train": {"a": 1, "b": 1}, "test": {"A": 1, "b": 1}}, "Some differ in upper and lower case alone."),
     ({"x/": {"a": 3, "b": 3}}, "Is root one folder too high? Then point it at x/x"),
     ({"cat": {"train": 3, "test": 3}, "dog": {"train": 3, "test": 3}}, "Splits come first, then classes"),
