@@ -101,9 +101,8 @@ def scan_files(files: ImageFiles, title: str) -> dict:
         DataError: files that cannot be read as images, unless these may be skipped; the first five
             are named.
     """
-    kept = _KeptFacts(f"4 {files.channels} {files.background}")
-    facts = [known if _are_facts(known := kept.find(path), files.channels) else None
-             for path in files.paths.tolist()]
+    kept = _KeptFacts(files)
+    facts = [kept.find(path) for path in files.paths.tolist()]
     unknown = [place for place, known in enumerate(facts) if known is None]
     unreadable: dict[int, DataError] = {}
 
@@ -154,31 +153,36 @@ class _KeptFacts:
     """What was found in image files, kept in one file for each folder of them.
 
     Args:
-        kind: what the facts depend on besides the files.
+        files: whose kind the facts depend on.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, files: ImageFiles):
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self._kind, self._root = kind, Path(root, "cvkit")
+        self._root, self._channels = Path(root, "cvkit"), files.channels
+        self._kind = f"4 {files.channels} {files.background}"
+        # By folder and name, of each file the state that it had before it was read, and its facts.
         self._folders: dict[str, dict[str, list]] = {}
-        self._states: dict[str, list[int]] = {}  # of files before they are read
         self._changed: set[str] = set()
 
-    def find(self, path: str) -> object:
+    def find(self, path: str) -> list | None:
         """Return what was kept of a file, or None if nothing is known of it as it is now."""
+        folder, name = os.path.split(path)
+        entries = self._entries(folder)
         try:
             stat = os.stat(path)
-            state = self._states[path] = [stat.st_size, stat.st_mtime_ns]
-        except OSError:  # gone: reading it says so
-            return None
-        entry = self._entries(os.path.dirname(path)).get(os.path.basename(path))
-        is_sound = isinstance(entry, list) and len(entry) == 2
-        return entry[1] if is_sound and entry[0] == state else None
+            state = [stat.st_size, stat.st_mtime_ns]
+        except OSError:
+            state = None  # It has gone, which reading it says.
+        match entries.get(name):
+            case [known, facts] if state and known == state and _are_facts(facts, self._channels):
+                return facts
+        entries[name] = [state, None]
+        return None
 
     def add(self, path: str, facts: list) -> None:
         """Note the facts of a file that was looked for."""
-        folder = os.path.dirname(path)
-        self._entries(folder)[os.path.basename(path)] = [self._states.get(path), facts]
+        folder, name = os.path.split(path)
+        self._folders[folder][name][1] = facts
         self._changed.add(folder)
 
     def save(self) -> None:
@@ -188,11 +192,10 @@ class _KeptFacts:
             part = cache.with_suffix(f".{os.getpid()}")
             try:
                 cache.parent.mkdir(parents=True, exist_ok=True)
-                part.write_text(json.dumps(self._folders[folder]),
-                                encoding="utf-8")
+                part.write_text(json.dumps(self._folders[folder]), encoding="utf-8")
                 part.replace(cache)
-            except OSError:  # a cache that cannot be kept costs time, nothing else
-                pass
+            except OSError:
+                pass  # A cache that cannot be kept costs time, nothing else.
 
     def _cache(self, folder: str) -> Path:
         key = f"{self._kind} {os.path.abspath(folder)}"
@@ -203,6 +206,6 @@ class _KeptFacts:
             try:
                 text = self._cache(folder).read_text(encoding="utf-8")
                 self._folders[folder] = dict(json.loads(text))
-            except (OSError, ValueError, TypeError):  # none, or one that is damaged
-                self._folders[folder] = {}
+            except (OSError, ValueError, TypeError):
+                self._folders[folder] = {}  # There is none, or it is damaged.
         return self._folders[folder]
