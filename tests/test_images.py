@@ -10,7 +10,7 @@ from PIL import Image
 from cvkit.data import ImageData, ImageFiles, ImageSet
 from cvkit.data.scan import measure, scan_files, statistics
 from cvkit.data.splits import balanced_subset, stratified_split
-from cvkit.errors import DataError
+from cvkit.errors import ConfigError, DataError
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
 
@@ -220,7 +220,7 @@ def test_a_balanced_subset_has_as_many_of_each_class_as_there_are(limit, counts)
 
 
 def test_a_subset_smaller_than_the_classes_is_refused():
-    with pytest.raises(DataError, match="less than one image of each of the 3 classes"):
+    with pytest.raises(ConfigError, match="less than one image of each of the 3 classes"):
         balanced_subset(LABELS, 2, seed=0)
 
 

@@ -16,7 +16,7 @@ from cvkit.data.scan import usable_cores
 from cvkit.data.sources import BatchedSource, PerImageSource, why_not_in_workers
 from cvkit.data.splits import balanced_subset, stratified_split
 from cvkit.data.transforms import Normalize
-from cvkit.errors import ConfigError, DataError, where_in
+from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import DATASETS, NAME
 from cvkit.system import distributed
 from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
@@ -49,12 +49,10 @@ def build_data(config: Config) -> ImageData:
         data = data.with_splits(train=data.train.take(rest), val=data.train.take(held_out))
     if limit > 0:
         splits = {"train": data.train, "val": data.val, "test": data.test}
-        try:
+        with located(config.DATA, "LIMIT"):
             data = data.with_splits(**{
                 name: split.take(balanced_subset(split.labels, limit, config.DATA.SPLIT_SEED))
                 for name, split in splits.items() if split is not None})
-        except DataError as error:
-            raise ConfigError(str(error), where=config.DATA.where("LIMIT")) from None
     return data
 
 

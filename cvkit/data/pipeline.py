@@ -16,7 +16,7 @@ from cvkit.data.images import ImageData
 from cvkit.data.mixing import BatchTransform
 from cvkit.data.splits import evenly
 from cvkit.data.transforms import Normalize, height_by_width, is_fixed
-from cvkit.errors import ConfigError, DataError, UserError, where_in
+from cvkit.errors import ConfigError, DataError, UserError, located, where_in
 from cvkit.registry import NAME, TRANSFORMS
 from cvkit.system.text import plural
 
@@ -141,55 +141,27 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
     transforms, mixing, normalize = [], [], None
     extremes = _extreme_images(data)
     for node in nodes:
-        name = node[NAME]
         built = TRANSFORMS.build(node, data_mean=data.mean, data_std=data.std,
                                  num_classes=len(data.classes))
-        if isinstance(built, BatchTransform):
-            if not is_training:
-                raise ConfigError(f"{name} mixes images, which is for training only",
-                                  where=where_in(node, NAME), hint="Leave it out here.")
-            mixing.append(built)
-            parts = sum(transform.p for transform in mixing)
-            if parts > 1 + 1e-9:
+        with located(node, NAME):
+            if isinstance(built, BatchTransform):
+                mixing.append(built)
+                _check_mixing(node[NAME], mixing, is_training)
+            elif normalize is not None:
+                converts = isinstance(built, (A.ToTensorV2, A.ToTensor3D, A.ToFloat))
                 raise ConfigError(
-                    f"the parts p of all that mix batches add up to {parts:g}, and a batch is "
-                    "mixed once", where=where_in(node, NAME),
-                    hint=f"Set p of each, to {1 / len(mixing):.2g} for example.")
-            continue
-        if normalize is not None:
-            converts = isinstance(built, (A.ToTensorV2, A.ToTensor3D, A.ToFloat))
-            raise ConfigError(
-                f"{name} stands after Normalize, which is always last", where=where_in(node, NAME),
-                hint="Leave it out: batches become tensors by themselves." if converts
-                else "Move it up.")
-        if isinstance(built, Normalize):
-            normalize = built
-            continue
-        if not isinstance(built, (A.BasicTransform, A.BaseCompose)):
-            if not callable(built):
-                raise ConfigError(f"transform {name} is {type(built).__name__}, which cannot be "
-                                  "called", where=where_in(node, NAME))
-            built = _Function(built)
-        transforms.append(built)
-        _check_fill(built, node, extremes[0].shape[2])
-        try:
-            extremes = _try(built, extremes)
-        except UserError as error:
-            error.where = error.where or where_in(node, NAME)
-            raise
-        except Exception as error:  # whatever albumentations, OpenCV or NumPy may raise
-            is_own = type(built).__module__.startswith(("albumentations", "cvkit."))
-            if isinstance(built, _Function) or not is_own:
-                raise  # a bug in the user's own code
-            size = "×".join(map(str, extremes[0].shape))
-            raise ConfigError(f"{name} fails on an image of {size}: {error}",
-                              where=where_in(node, NAME)) from error
-        others = {str(image.dtype) for image in extremes} - {"uint8"}
-        if others:
-            raise ConfigError(f"{name} turns images into {others.pop()}",
-                              where=where_in(node, NAME),
-                              hint="Leave it out: images stay uint8, and Normalize, "
-                                   "which cvkit adds at the end, makes them float.")
+                    f"{node[NAME]} stands after Normalize, which is always last",
+                    hint="Leave it out: batches become tensors by themselves." if converts
+                    else "Move it up.")
+            elif isinstance(built, Normalize):
+                normalize = built
+            else:
+                if not callable(built):
+                    raise ConfigError(f"transform {node[NAME]} is {type(built).__name__}, which "
+                                      "cannot be called")
+                is_one = isinstance(built, (A.BasicTransform, A.BaseCompose))
+                transforms.append(built if is_one else _Function(built))
+                extremes = _after(transforms[-1], node, extremes)
     shapes = sorted({image.shape for image in extremes})
     if len(shapes) > 1:
         raise ConfigError(
@@ -197,6 +169,40 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
             f"{height_by_width(shapes[-1])} (height×width); a batch needs one", where=where,
             hint=RESIZE_HINT.format(*size))
     return Pipeline(transforms, mixing), normalize
+
+
+def _check_mixing(name: str, mixing: Sequence[BatchTransform], is_training: bool) -> None:
+    """Refuse the last of the transforms that mix batches where it has no place."""
+    if not is_training:
+        raise ConfigError(f"{name} mixes images, which is for training only",
+                          hint="Leave it out here.")
+    parts = sum(transform.p for transform in mixing)
+    if parts > 1 + 1e-9:
+        raise ConfigError(f"the parts p of all that mix batches add up to {parts:g}, and a batch "
+                          "is mixed once",
+                          hint=f"Set p of each, to {1 / len(mixing):.2g} for example.")
+
+
+def _after(transform: Any, node: Any, images: list[np.ndarray]) -> list[np.ndarray]:
+    """Return what comes out of a transform, see `_try`; refuse one that does not fit."""
+    _check_fill(transform, node, images[0].shape[2])
+    try:
+        results = _try(transform, images)
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever albumentations, OpenCV or NumPy may raise; the user's own code has its traceback.
+        is_own = type(transform).__module__.startswith(("albumentations", "cvkit."))
+        if isinstance(transform, _Function) or not is_own:
+            raise
+        size = "×".join(map(str, images[0].shape))
+        raise ConfigError(f"{node[NAME]} fails on an image of {size}: {error}") from error
+    others = {str(image.dtype) for image in results} - {"uint8"}
+    if others:
+        raise ConfigError(f"{node[NAME]} turns images into {others.pop()}",
+                          hint="Leave it out: images stay uint8, and Normalize, which cvkit adds "
+                               "at the end, makes them float.")
+    return results
 
 
 def _check_fill(transform: Any, node: Any, channels: int) -> None:

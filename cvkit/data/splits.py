@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cvkit.errors import DataError
+from cvkit.errors import ConfigError, DataError
 from cvkit.system.text import plural
 
 
@@ -33,15 +33,15 @@ def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     """Return sorted positions of `limit` images, as equally many of each class as there are.
 
     Raises:
-        DataError: `limit` is less than one image of each class.
+        ConfigError: `limit` is less than one image of each class.
     """
     if limit >= len(labels):
         return np.arange(len(labels))
     random = np.random.default_rng([seed, 2])
     members = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     if limit < len(members):
-        raise DataError(f"DATA.LIMIT {limit} is less than one image of each of the "
-                        f"{plural(len(members), 'class')}")
+        raise ConfigError(f"DATA.LIMIT {limit} is less than one image of each of the "
+                          f"{plural(len(members), 'class')}")
     # In rounds: the first image of every class, then the second of every class that has one…
     rounds = [members[c][k] for k in range(max(map(len, members)))
               for c in range(len(members)) if k < len(members[c])]
