@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class PerImageSource:
     def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, plan: EpochPlan,
                  workers: int, pin_memory: bool, imports: Sequence[str] = ()):
         self._cache, self._plan = cache, plan
-        self._batches = _Batches(images, cache, pipeline, list(imports))
+        self._batches = _Batches(images, cache, pipeline, imports)
         self._requests = _Requests(plan)
         workers = min(workers, len(self._requests))
         self._loader = DataLoader(
@@ -172,10 +172,7 @@ class PerImageSource:
 
 
 class _UserCode:
-    """The config's IMPORTS: read from a pickle, they are imported there as well.
-
-    What follows in the pickle may be made of them.
-    """
+    """The config's IMPORTS: read from a pickle, they are imported there as well."""
 
     def __init__(self, imports: Sequence[str]):
         self._imports = list(imports)
@@ -193,17 +190,10 @@ class _Batches(Dataset):
 
     def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline,
                  imports: Sequence[str]):
+        # Workers that are not forked read it from a pickle first: the rest may be made of it.
+        self._code = _UserCode(imports)
         self.labels, self.index = images.labels, images.index
-        self.cache, self.pipeline, self.imports = cache, pipeline, imports
-
-    def __reduce__(self) -> tuple:  # for workers that are not forked
-        return _Batches._made_again, (_UserCode(self.imports), vars(self))
-
-    @staticmethod
-    def _made_again(_: None, content: dict[str, Any]) -> _Batches:
-        batches = _Batches.__new__(_Batches)
-        vars(batches).update(content)
-        return batches
+        self.cache, self.pipeline = cache, pipeline
 
     def __getitem__(self, request: _Request) -> Pixels | UserError:
         self.pipeline.seed(*request.key)
