@@ -79,7 +79,8 @@ class HorizontalFlip:
 
     def apply(self, images: Tensor, is_mirrored: Tensor) -> Tensor:
         count = len(images)
-        both = torch.cat([images, images.flip(2)])  # whole images are chosen faster than pixels
+        # Whole images are chosen faster than pixels.
+        both = torch.cat([images, images.flip(2)])
         return both.index_select(0, _range(count, images) + count * is_mirrored)
 
 
@@ -97,7 +98,8 @@ class CutOut:
         top, left = (random.integers(0, side - window, count, endpoint=True) if self.inside else
                      random.integers(0, side, count) - window // 2
                      for side, window in zip(size, self.size, strict=True))
-        return np.where(random.random(count) < self.p, top, size[0]), left  # or below the image
+        # Where nothing is covered, the window lies below the image.
+        return np.where(random.random(count) < self.p, top, size[0]), left
 
     def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
         count, height, width, channels = images.shape
@@ -146,7 +148,8 @@ def _pixel(fill: Fill, images: Tensor) -> Tensor:
     return _on_device(fill, images.device).expand(images.shape[3])
 
 
-@lru_cache  # as each transfer from Python to a GPU waits for all that the GPU has to do
+# Each transfer from Python to a GPU waits for all that the GPU has to do.
+@lru_cache
 def _on_device(fill: Fill, device: torch.device) -> Tensor:
     return torch.tensor(fill, device=device).round().byte()
 

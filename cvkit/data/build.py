@@ -116,7 +116,8 @@ class _Builder:
         self.mean, self.std = mean, std
         self.left = int(config.DATA.CACHE_GB * 1e9)
         self.left_on_gpu = None
-        if device.type == "cuda":  # the rest is for model, activations and gradients
+        if device.type == "cuda":
+            # The rest is for the model, activations and gradients.
             self.left_on_gpu = torch.cuda.get_device_properties(device).total_memory // 4
         workers = config.DATA.WORKERS
         # A GPU waits for its images and wants several processes; a CPU that trains makes them
@@ -137,7 +138,7 @@ class _Builder:
         backend, reason = self.config.DATA.PIPELINE, self._why_not_batched(pipeline, cache)
         is_batched = reason is None and backend != "albumentations"
         plan = EpochPlan(len(images), self._batch_size(is_training, is_batched), is_training,
-                      self.config.SEED, distributed.rank(), distributed.size(),
+                         self.config.SEED, distributed.rank(), distributed.size(),
                          self.config.TRAIN.ACCUMULATE if is_training else 1)
         if backend == "batched" and reason:
             raise ConfigError(f"batched is not possible: {reason}",

@@ -86,7 +86,8 @@ class ImageCache:
         """
         if len(self._kept) or not self.fits:
             return
-        own = threading.local()  # transforms are not made for use by several threads
+        # Transforms are not made for use by several threads.
+        own = threading.local()
 
         def prepared(position: int) -> np.ndarray:
             if not hasattr(own, "pipeline"):
@@ -113,7 +114,8 @@ class ImageCache:
             kept, taken = [], 0
             for pixels in made:
                 taken += pixels.nbytes
-                if taken > self.bytes:  # the estimate was too low: the rest is decoded each time
+                if taken > self.bytes:
+                    # The estimate was too low: the rest is decoded each time.
                     made.close()
                     break
                 kept.append(pixels)
@@ -127,14 +129,17 @@ class ImageCache:
         self.fill()
         pixels, places = self._kept, torch.from_numpy(self._places)
         if device.type != "cpu" and len(pixels) != len(self):
-            pixels, places = pixels[places], torch.arange(len(self))  # this split's only
+            # Of the data set's pixels, this split's alone go to the device.
+            pixels, places = pixels[places], torch.arange(len(self))
         if device.type != "cpu" and self.is_copy:
-            self._kept = []  # one copy is enough
+            # One copy is enough.
+            self._kept = []
         return pixels.to(device), places.to(device)
 
 
 def _as_tensor(pixels: np.ndarray) -> Tensor:
     """Return the same memory as a tensor."""
-    with warnings.catch_warnings():  # that it may be read-only; nothing writes to it
+    with warnings.catch_warnings():
+        # Torch warns that it may be read-only; nothing writes to it.
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(pixels)

@@ -23,8 +23,7 @@ class ClassFolders:
 
     Args:
         folder: to list.
-        way: how to go on without it, of a split that training can do without. Whether it has the
-            classes of the training images, a single one or none, is told by comparing them.
+        way: how to go on without it, of a split that training can do without.
 
     Attributes:
         classes: image paths by class, both in alphabetical order.
@@ -36,7 +35,8 @@ class ClassFolders:
 
     def __init__(self, folder: Path, way: str | None = None):
         self.folder, self.way, self.others = folder, way, Counter()
-        self._seen: dict[str, tuple[str, str]] = {}  # real path: the class and the path it had
+        # By real path, the class that a folder is in, and the path that it was found by.
+        self._seen: dict[str, tuple[str, str]] = {}
         names = folders_in(folder)
         odd = [name for name in names if visible(name) != name]
         if odd:
@@ -58,6 +58,7 @@ class ClassFolders:
                 raise DataError(f"{folder / name} holds no images"
                                 f"{f', but other files ({kinds})' if kinds else ''}", hint=_LAYOUT)
         refuse_alike(f"{folder} has two classes", names)
+        # Whether a split that is not needed has too few is told by comparing it with train.
         if len(names) < 2 and not way:
             inner = folder / names[0]
             hint = (f"Is root one folder too high? Then point it at {inner}"
@@ -73,11 +74,7 @@ class ClassFolders:
                 f"({_kinds(self.others)})") if total else None
 
     def _images_in(self, folder: str, name: str | None) -> list[str]:
-        """Return the image files in a folder and, of a class, in those below; count the others.
-
-        Args:
-            name: the class; None looks at no folders.
-        """
+        """Return the image files in a folder and, of a class, in those below; count the others."""
         if name is not None:
             real = os.path.realpath(folder)
             if os.path.islink(folder) and leads_to(real, os.path.dirname(folder)):
@@ -161,7 +158,8 @@ def _kind(entry: os.DirEntry) -> str:
             return "hidden folder" if is_hidden or name.startswith("__") else "folder"
         is_file = entry.is_file()
     except OSError:
-        is_file = False  # A link that leads to itself is neither.
+        # A link that leads to itself is neither.
+        is_file = False
     if is_hidden:
         return "hidden"
     return "file" if is_file else "broken link" if entry.is_symlink() else "no file"

@@ -28,7 +28,8 @@ def duplicates(data: ImageData) -> dict[str, list[str]]:
         try:
             pairs = [] if images is None else shared_images(data.train, images)
         except OSError:
-            pairs = []  # A file has gone, and reading it for training says which and why.
+            # A file has gone, and reading it for training says which and why.
+            pairs = []
         is_files = bool(pairs) and isinstance(images.images, ImageFiles)
         if pairs and (is_files or len(pairs) >= _TOLERATED * len(images)):
             found[split] = [f"{split} {images.name(theirs)} is train {data.train.name(ours)}"

@@ -80,10 +80,11 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     names = {} if unsplit else split_folders(folder, given, needs_train=not _all_is_test.get())
     notes = []
     if names:
-        first = next(iter(names))  # train, but for an evaluation
-        listings = {split: ClassFolders(folder / name, None if split == first else
-                                    way_without_labels(folder, names, split))
-                    for split, name in names.items()}
+        listings = {}
+        for split, name in names.items():
+            # No training goes on without the first, which is train but for an evaluation.
+            way = way_without_labels(folder, names, split) if listings else None
+            listings[split] = ClassFolders(folder / name, way)
         refuse_other_classes(*listings.values())
         if "test" not in names:
             notes.append(f"{names['val']}/ is the test set, as there is no other")

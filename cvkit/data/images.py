@@ -20,13 +20,15 @@ _ENDINGS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "BMP":
             "GIF": (".gif",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff"),
             "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "AVIF": (".avif",),
             "JPEG2000": (".jp2", ".j2k"), "TGA": (".tga",)}
-_LIBRARIES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # not in every Pillow
+# Not every Pillow has these.
+_LIBRARIES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 _FORMATS = tuple(
     name for name in _ENDINGS if name not in _LIBRARIES
     or (_LIBRARIES[name] in {*features.modules, *features.codecs}
         and features.check(_LIBRARIES[name])))
 IMAGE_ENDINGS = tuple(ending for name in _FORMATS for ending in _ENDINGS[name])
-_ORIENTATION = 0x0112  # the EXIF tag; what each value but 1 asks for
+# The EXIF tag, and what each of its values but 1 asks for.
+_ORIENTATION = 0x0112
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
           4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
           6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -88,8 +90,10 @@ class ImageFiles(Sequence):
                                          "how to scale them is for you to say.")
                 is_tiff = image.format == "TIFF"
                 if is_tiff:
-                    image.filename = ""  # or it is mapped, by sides that Pillow has turned before
-                image.load()  # which turns a TIFF, and reads what PNGs have at the end
+                    # With a name it would be mapped, by sides that Pillow has turned before.
+                    image.filename = ""
+                # This turns a TIFF, and reads what PNGs have at the end.
+                image.load()
                 turn = None if is_tiff else _TURNS.get(_orientation(image))
                 if _may_be_transparent(image):
                     image = self._grounded(image.convert("RGBA"), position)
@@ -100,7 +104,8 @@ class ImageFiles(Sequence):
         except FileNotFoundError:
             raise UnreadableError(f"{path} is gone since the folder was read",
                                   hint=_SKIP_HINT) from None
-        except Exception as error:  # whatever Pillow's readers of several formats stumble over
+        except Exception as error:
+            # Pillow's readers of several formats raise whatever they stumble over.
             reason = ("its content is no image" if isinstance(error, UnidentifiedImageError)
                       else str(error) or type(error).__name__)
             raise UnreadableError(f"{path} cannot be read as an image: {reason}",
@@ -134,9 +139,11 @@ def _orientation(image: Image.Image) -> object:
                 tag, kind = struct.unpack_from(f"{order}HH", data, at)
                 if tag == _ORIENTATION and kind in _WHOLE:
                     return struct.unpack_from(order + _WHOLE[kind], data, at + 8)[0]
-        return image.getexif().get(_ORIENTATION)  # which is looked for in other places as well
+        # Pillow looks for it in other places as well.
+        return image.getexif().get(_ORIENTATION)
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
-        return None  # what is no EXIF says nothing; the picture is there all the same
+        # What is no EXIF says nothing; the picture is there all the same.
+        return None
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,8 @@ class ImageSet:
                 are whole numbers.
         """
         if isinstance(images, np.ndarray):
-            images = np.ascontiguousarray(images)  # of BGR turned into RGB by [..., ::-1], say
+            # They may not be, as BGR turned into RGB by [..., ::-1] is not.
+            images = np.ascontiguousarray(images)
         labels = _class_numbers(labels)
         if len(images) != len(labels):
             raise DataError(f"{len(images):,} images and {len(labels):,} labels",
@@ -227,7 +235,8 @@ def _class_numbers(labels: Sequence[int]) -> np.ndarray:
         raise DataError(f"labels are words or other objects, such as {labels[0]}",
                         hint="They are numbers into the classes: classes, labels = "
                              "numpy.unique(labels, return_inverse=True)")
-    with np.errstate(invalid="ignore"):  # of NaN, which is found all the same
+    with np.errstate(invalid="ignore"):
+        # NumPy warns of NaN, which is found all the same.
         numbers = labels.astype(np.int64)
     for is_wrong, what, hint in (
             (numbers != labels, "that are no whole numbers",

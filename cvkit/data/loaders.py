@@ -121,7 +121,8 @@ class BatchLoader:
             batch.labels[:count], batch.index[:count]))
         whole = self._mixed(Batch(images, labels, index, labels), epoch, number)
         own = torch.nonzero(owners == rank)[:, 0]
-        if not len(own):  # of a batch with fewer images than processes; it does not count
+        if not len(own):
+            # The batch has fewer images than processes; this one does not count.
             own = torch.zeros(1, dtype=torch.int64, device=self.device)
         images = whole.images[own].contiguous(memory_format=self.layout)
         return Batch(images, whole.labels[own], whole.index[own], whole.targets[own])
@@ -142,7 +143,8 @@ class BatchLoader:
         # Over whole rows, which is several times faster than over the channels of a pixel.
         rows = pixels.reshape(count, height, width * channels).float()
         rows = rows.mul_(self._scale.repeat(width)).sub_(self._shift.repeat(width))
-        images = rows.view(pixels.shape).permute(0, 3, 1, 2)  # which is channels_last in memory
+        # That is channels_last in memory.
+        images = rows.view(pixels.shape).permute(0, 3, 1, 2)
         images = images.contiguous(memory_format=self.layout)
         if channels == 1 and self.layout == torch.contiguous_format:
             # One channel is contiguous in both layouts; torch goes by the strides that it has.

@@ -78,7 +78,8 @@ def mix(transforms: Sequence[BatchTransform], images: Tensor, labels: Tensor,
     drawn = random.random()
     for transform in transforms:
         if drawn < transform.p:
-            with torch.random.fork_rng(devices=[]):  # dropout's stream goes on as it was
+            with torch.random.fork_rng(devices=[]):
+                # Dropout's stream of random numbers goes on as it was.
                 torch.default_generator.manual_seed(int(random.integers(2**63)))
                 return transform.function(images, labels)
         drawn -= transform.p

@@ -29,7 +29,8 @@ class _Function(A.ImageOnlyTransform):
         self.function, self.batched = function, getattr(function, "batched", None)
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        image = self.function(img.copy())  # what it does in place stays out of the data set
+        # What it does in place stays out of the data set.
+        image = self.function(img.copy())
         if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
             what = (f"an array of {plural(image.ndim, 'dimension')}"
                     if isinstance(image, np.ndarray) else type(image).__name__)
@@ -91,7 +92,8 @@ class Pipeline:
             shape: (H, W, C) of the prepared images.
         """
         random, everything = np.random.default_rng([seed, epoch, 4]), []
-        image = torch.zeros(1, *shape, dtype=torch.uint8)  # goes along, to know its size
+        # An image goes along, to know its size.
+        image = torch.zeros(1, *shape, dtype=torch.uint8)
         for transform in self.random:
             drawn = transform.batched.draw(random, count, tuple(image.shape[1:3]))
             everything.append(tuple(map(torch.from_numpy, drawn)))
@@ -228,7 +230,8 @@ def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:
         What comes out, one image of each shape and type.
     """
     found = {}
-    if transform.p < 1:  # what it is not applied to stays as it is
+    if transform.p < 1:
+        # What it is not applied to stays as it is.
         found = {(image.shape, str(image.dtype)): image for image in images}
     transform = copy.deepcopy(transform)
     parts = [transform]

@@ -21,7 +21,8 @@ from cvkit.system import distributed
 from cvkit.system.log import ProgressBar
 
 Result = TypeVar("Result")
-_MANY_FILES = 100  # so many that a word comes before they are read
+# Before so many are read, a word comes.
+_MANY_FILES = 100
 
 
 def usable_cores() -> int:
@@ -67,7 +68,8 @@ def _sums(pixels: np.ndarray) -> np.ndarray:
 
 
 def _mean_and_std(sums: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    rows = sums.tolist()  # whole numbers of any size: nothing is lost in the difference
+    # Python's whole numbers have any size: nothing is lost in the difference.
+    rows = sums.tolist()
     mean = tuple(total / count / 255 for count, total, _ in rows)
     std = tuple(math.sqrt(count * squares - total**2) / count / 255
                 for count, total, squares in rows)
@@ -125,7 +127,8 @@ def scan_files(files: ImageFiles, title: str) -> dict:
             else:
                 facts[place] = found
                 kept.add(str(files.paths[place]), found)
-    finally:  # of an interruption as well: what was read need not be read again
+    finally:
+        # An interruption comes here as well: what was read need not be read again.
         kept.save()
     readable = [found for found in facts if found is not None]
     if unreadable and not (files.skip_unreadable and readable):
@@ -150,11 +153,7 @@ def _are_facts(value: object, channels: int) -> bool:
 
 
 class _KeptFacts:
-    """What was found in image files, kept in one file for each folder of them.
-
-    Args:
-        files: whose kind the facts depend on.
-    """
+    """What was found in image files, kept in one file for each folder of them."""
 
     def __init__(self, files: ImageFiles):
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -172,7 +171,8 @@ class _KeptFacts:
             stat = os.stat(path)
             state = [stat.st_size, stat.st_mtime_ns]
         except OSError:
-            state = None  # It has gone, which reading it says.
+            # It has gone, which reading it says.
+            state = None
         match entries.get(name):
             case [known, facts] if state and known == state and _are_facts(facts, self._channels):
                 return facts
@@ -195,7 +195,8 @@ class _KeptFacts:
                 part.write_text(json.dumps(self._folders[folder]), encoding="utf-8")
                 part.replace(cache)
             except OSError:
-                pass  # A cache that cannot be kept costs time, nothing else.
+                # A cache that cannot be kept costs time, nothing else.
+                pass
 
     def _cache(self, folder: str) -> Path:
         key = f"{self._kind} {os.path.abspath(folder)}"
@@ -207,5 +208,6 @@ class _KeptFacts:
                 text = self._cache(folder).read_text(encoding="utf-8")
                 self._folders[folder] = dict(json.loads(text))
             except (OSError, ValueError, TypeError):
-                self._folders[folder] = {}  # There is none, or it is damaged.
+                # There is none, or it is damaged.
+                self._folders[folder] = {}
         return self._folders[folder]

@@ -112,11 +112,13 @@ class PerImageSource:
             self._batches, sampler=self._requests, batch_size=None, num_workers=workers,
             pin_memory=pin_memory, persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals_to_parent,
-            generator=torch.Generator())  # its own: models draw from torch's global one
+            # It has its own, as models draw from torch's global one.
+            generator=torch.Generator())
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pixels]:
         """Yield the batches of an epoch, from that number on; those before are not made."""
-        self._cache.fill()  # before workers are forked, which then share it
+        # Workers that are forked after it share it.
+        self._cache.fill()
         self._requests.epoch, self._requests.start = epoch, start
         try:
             with _signals_wait():
@@ -154,7 +156,8 @@ class PerImageSource:
         """
         places, size = np.asarray(places), self._plan.batch_size
         order = self._plan.positions(epoch)
-        if not self._batches.pipeline.random:  # then it is the same in whichever batch
+        if not self._batches.pipeline.random:
+            # An image is the same in whichever batch.
             return _raised(self._batches[_Request(order[places], (self._plan.seed, epoch, 0))])
         alone = _Requests(EpochPlan(len(order), size, False, self._plan.seed))
         made = {}
@@ -165,7 +168,8 @@ class PerImageSource:
             request = request._replace(positions=request.positions[:needed])
             rows = list(zip(*_raised(self._batches[request])))
             for place, index in enumerate(self._batches.index[request.positions].tolist()):
-                if rows and rows[0][2] == index:  # else it was left out
+                if rows and rows[0][2] == index:
+                    # Else it was left out.
                     made[number * size + place] = rows.pop(0)
         return tuple(map(torch.stack, zip(*(made[place] for place in places.tolist()
                                             if place in made))))
@@ -197,7 +201,8 @@ class _Batches(Dataset):
 
     def __getitem__(self, request: _Request) -> Pixels | UserError:
         self.pipeline.seed(*request.key)
-        if get_worker_info() is not None:  # a process that a resumed run begins anew
+        if get_worker_info() is not None:
+            # It is a process that a resumed run begins anew.
             seed_random_numbers(*request.key)
         pixels, places = [], []
         try:
@@ -212,7 +217,8 @@ class _Batches(Dataset):
                 pixels.append(self.pipeline.augment(image))
                 places.append(position)
         except UserError as error:
-            return error  # raised by the main process, without a worker's traceback around it
+            # The main process raises it, without a worker's traceback around it.
+            return error
         if not pixels:
             return _nothing_left(reason)
         shapes = {image.shape for image in pixels}
@@ -264,9 +270,11 @@ def why_not_in_workers(pipeline: Pipeline, images: ImageSet | None) -> str | Non
               or multiprocessing.get_all_start_methods()[0])
     if method == "fork":
         return None
-    try:  # arrays are left out, which would take long
+    try:
+        # Arrays are left out, which would take long.
         sent = pickle.dumps((pipeline, images), protocol=5, buffer_callback=lambda array: None)
-    except Exception as error:  # whatever a class's own way of being pickled may raise
+    except Exception as error:
+        # A class's own way of being pickled may raise anything.
         return f"cannot be sent to worker processes: {error}"
     main = sys.modules["__main__"]
     can_be_imported = hasattr(main, "__file__") or getattr(main, "__spec__", None)
@@ -306,7 +314,8 @@ def _leave_signals_to_parent(worker: int) -> None:
         os.setpgid(0, 0)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):  # what waited, see `_signals_wait`, is ignored as well
+    if hasattr(signal, "pthread_sigmask"):
+        # What waited, see `_signals_wait`, is ignored as well.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     show_what_can_be_shown()

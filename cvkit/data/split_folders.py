@@ -95,11 +95,9 @@ def _words_of(name: str) -> list[str]:
 
 
 def _splits_among(names: Sequence[str]) -> list[str]:
-    """Return the names that are of splits, it seems, whatever lies beside.
-
-    Such are dogs_train beside dogs_test, and train beside my_test; not test_passed beside
-    test_failed.
-    """
+    """Return the names that are of splits, it seems, whatever lies beside."""
+    # Such are dogs_train beside dogs_test, and train beside my_test; not test_passed beside
+    # test_failed.
     def are_two(name: str, other: str) -> bool:
         splits, others = _splits_in(name), _splits_in(other)
         return bool(splits and others) and splits != others and (
@@ -164,12 +162,7 @@ def _splits_as_classes(folder: Path, splits: Sequence[str]) -> tuple[str, str]:
 
 
 def _say_which(folder: Path, named: dict[str, str], others: Sequence[str] = ()) -> str:
-    """Return the data set with the names of its splits, as it is written in a config.
-
-    Args:
-        named: folders of splits that are known.
-        others: folders that may be the train or the test split, if that is not known.
-    """
+    """Return how a config names the splits: some are known, `others` may be train or test."""
     def likely(split: str) -> str:
         called = [name for name in others if split in _splits_in(name)]
         return called[0] if called else others[0] if len(others) == 1 else "NAME"

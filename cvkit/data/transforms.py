@@ -24,7 +24,8 @@ from cvkit.errors import ConfigError
 from cvkit.registry import TRANSFORMS
 from cvkit.system.text import plural
 
-cv2.setNumThreads(0)  # one image at a time is too little to share; worker processes do that
+# One image at a time is too little to share; worker processes do that.
+cv2.setNumThreads(0)
 Fill = float | list[float] | str
 
 
@@ -102,9 +103,11 @@ def RandAugment(num_ops: int = 2, magnitude: int = 9, fill: Fill = 0, data_mean=
     """
     from torchvision.transforms import v2
 
-    if num_ops < 0:  # which torchvision before 0.22 takes for 0
+    if num_ops < 0:
+        # Torchvision before 0.22 takes it for 0.
         raise ValueError(f"num_ops is 0 or more, not {num_ops}")
-    if not 0 <= magnitude <= 30:  # the bins that torchvision has; -1 would be the last
+    if not 0 <= magnitude <= 30:
+        # Torchvision has so many bins; -1 would be the last.
         raise ValueError(f"magnitude is 0–30, not {magnitude}")
     fill = _fill(fill, data_mean)
     return _Augment(v2.RandAugment(num_ops=num_ops, magnitude=magnitude, fill=fill))
@@ -201,7 +204,8 @@ class _CentredWindow(_Window):
         shape = np.array(params["shape"][:2])
         window = np.array([self.hole_height_range[1], self.hole_width_range[1]])
         start = self.random_generator.integers(0, shape) - window // 2
-        corners = [start, start + window]  # each row, column; albumentations has them turned
+        # Each is row and column; albumentations has them turned.
+        corners = [start, start + window]
         return drawn | {"holes": np.clip(corners, 0, shape)[:, ::-1].reshape(1, 4)}
 
 
@@ -296,7 +300,8 @@ _FIXED = (A.CenterCrop, A.LongestMaxSize, A.Resize, A.SmallestMaxSize, A.ToRGB, 
 
 
 def is_fixed(transform: Any) -> bool:
-    size = getattr(transform, "max_size", None)  # a list of sizes is drawn from
+    # A list of sizes is drawn from.
+    size = getattr(transform, "max_size", None)
     return type(transform) in _FIXED and transform.p == 1 and not isinstance(size, (list, tuple))
 
 
