@@ -55,7 +55,10 @@ class ImageCache:
             self.bytes = int(1.2 * len(images) * mean)
         self.fits = not self.is_copy or self.bytes <= limit
         if not self.is_copy:
-            self._kept, self._places = _as_tensor(images.images), images.index
+            with warnings.catch_warnings():
+                # Torch warns that it may be read-only; nothing writes to it.
+                warnings.simplefilter("ignore", UserWarning)
+                self._kept, self._places = torch.from_numpy(images.images), images.index
 
     def __len__(self) -> int:
         return len(self._places)
@@ -135,11 +138,3 @@ class ImageCache:
             # One copy is enough.
             self._kept = []
         return pixels.to(device), places.to(device)
-
-
-def _as_tensor(pixels: np.ndarray) -> Tensor:
-    """Return the same memory as a tensor."""
-    with warnings.catch_warnings():
-        # Torch warns that it may be read-only; nothing writes to it.
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(pixels)

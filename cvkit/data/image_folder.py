@@ -14,7 +14,7 @@ import numpy as np
 from cvkit.data.class_folders import ClassFolders, folders_in, leads_to, refuse_other_classes
 from cvkit.data.datasets import check_choice, check_fraction
 from cvkit.data.images import ImageData, ImageFiles, ImageSet
-from cvkit.data.scan import scan_files
+from cvkit.data.scan import measure
 from cvkit.data.split_folders import no_splits_among, split_folders, way_without_labels
 from cvkit.data.splits import stratified_split
 from cvkit.errors import DataError
@@ -105,7 +105,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         splits["test"] = splits.pop("val")
     facts, left_out = {}, []
     for name, split in splits.items():
-        facts[name] = scan_files(split.images.take(split.index), f"Reading {name} images")
+        facts[name] = measure(split, f"Reading {name} images")
         splits[name] = _readable(name, split, facts[name]["unreadable"], classes)
         left_out += facts[name]["unreadable"]
     notes += filter(None, (listing.note for listing in listings.values()))

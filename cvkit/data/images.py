@@ -95,7 +95,7 @@ class ImageFiles(Sequence):
                 # This turns a TIFF, and reads what PNGs have at the end.
                 image.load()
                 turn = None if is_tiff else _TURNS.get(_orientation(image))
-                if _may_be_transparent(image):
+                if image.getbands()[-1] in "Aa" or "transparency" in image.info:
                     image = self._grounded(image.convert("RGBA"), position)
                 image = image.convert("RGB" if self.channels == 3 else "L")
                 pixels = np.asarray(image if turn is None else image.transpose(turn))
@@ -118,10 +118,6 @@ class ImageFiles(Sequence):
             self.transparent.add(int(position))
             image = Image.alpha_composite(Image.new("RGBA", image.size, self._ground), image)
         return image
-
-
-def _may_be_transparent(image: Image.Image) -> bool:
-    return image.getbands()[-1] in "Aa" or "transparency" in image.info
 
 
 def _orientation(image: Image.Image) -> object:

@@ -79,8 +79,7 @@ def _mean_and_std(sums: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 def measure(images: ImageSet, title: str) -> dict:
     """Return mean, deviation and sizes of a split, from its pixels, as `scan_files` does."""
     if isinstance(images.images, ImageFiles):
-        files = images.images
-        return scan_files(files.take(images.index), title)
+        return scan_files(images.images.take(images.index), title)
     is_whole = len(images) == len(images.images)
     pixels = images.images if is_whole else images.images[images.index]
     mean, std = statistics(pixels)
