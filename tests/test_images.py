@@ -11,6 +11,7 @@ from cvkit.data import ImageData, ImageFiles, ImageSet
 from cvkit.data.scan import measure, scan_files, statistics
 from cvkit.data.splits import balanced_subset, stratified_split
 from cvkit.errors import ConfigError, DataError
+from cvkit.system.log import screen
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
 
@@ -323,6 +324,7 @@ def test_a_word_comes_before_many_files_are_read_and_says_how_far_it_is(tmp_path
     monkeypatch.setattr("cvkit.data.scan._MANY_FILES", 9)
     monkeypatch.setattr("cvkit.system.log._FIRST_WAIT", 10)
     monkeypatch.setattr("cvkit.system.log.time", SimpleNamespace(monotonic=itertools.count(0, 20).__next__))
+    screen.begin()
     files = some_files(tmp_path)
     monkeypatch.setattr(ImageFiles, "__getitem__", lambda self, position, real=ImageFiles.__getitem__: (
         print("decoded"), real(self, position))[1])
