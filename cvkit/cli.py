@@ -10,7 +10,7 @@ from collections.abc import Callable
 from cvkit.config.command_line import parse_words
 from cvkit.errors import UserError
 from cvkit.system import distributed
-from cvkit.system.text import show_what_can_be_shown, visible
+from cvkit.system.text import escape_controls, show_what_can_be_shown
 
 __all__ = ["parse_words", "run_tool"]
 
@@ -32,7 +32,7 @@ def run_tool(main: Callable[[], int | None], is_shared: bool = False) -> None:
         sys.exit(main())
     except UserError as error:
         if distributed.is_first_to_fail():
-            print(visible(f"error: {error}", keep="\n\t"), file=sys.stderr, flush=True)
+            print(escape_controls(f"error: {error}", keep="\n\t"), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as error:
         sys.exit(128 + getattr(error, "signal", signal.SIGINT))

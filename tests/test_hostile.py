@@ -37,7 +37,7 @@ from cvkit.runs.range_test import RangeTest
 from cvkit.runs.untrusted import read_verified, verify_archive
 from cvkit.session import train
 from cvkit.system.environment import git_facts
-from cvkit.system.text import visible
+from cvkit.system.text import escape_controls
 from cvkit.visualizers import draw
 
 # What would leave a file "canary" in the current folder, if it were obeyed or followed.
@@ -417,7 +417,7 @@ def test_a_class_name_that_is_not_utf8_is_refused(tmp_path):
 
 
 def test_an_error_does_not_steer_the_terminal():
-    assert visible("a\x1b[2J\x07b\r\n", keep="\n") == "a\\x1b[2J\\x07b\\r\n"
+    assert escape_controls("a\x1b[2J\x07b\r\n", keep="\n") == "a\\x1b[2J\\x07b\\r\n"
 
 
 def test_postscript_is_not_handed_to_ghostscript(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cvkit.data.images import IMAGE_ENDINGS
 from cvkit.errors import DataError
-from cvkit.system.text import and_more, plural, visible
+from cvkit.system.text import and_more, escape_controls, plural
 
 # Of file managers, archives and notebooks; folders that begin with a dot or with __ are as well.
 _SYSTEM_NAMES = ("@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
@@ -38,7 +38,7 @@ class ClassFolders:
         # By real path, the class that a folder is in, and the path that it was found by.
         self._seen: dict[str, tuple[str, str]] = {}
         names = folders_in(folder)
-        odd = [name for name in names if visible(name) != name]
+        odd = [name for name in names if escape_controls(name) != name]
         if odd:
             raise DataError(f"{folder / odd[0]} has control characters in its name",
                             hint="Rename it: a class is called as its folder, and that on one "

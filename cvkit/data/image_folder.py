@@ -19,7 +19,7 @@ from cvkit.data.split_folders import no_splits_among, split_folders, way_without
 from cvkit.data.splits import stratified_split
 from cvkit.errors import DataError
 from cvkit.registry import DATASETS
-from cvkit.system.text import and_more, plural, visible
+from cvkit.system.text import and_more, escape_controls, plural
 
 _all_is_test: ContextVar[bool] = ContextVar("all_is_test", default=False)
 
@@ -119,7 +119,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     return ImageData(classes, splits[first], splits["test"], channels, size,
                      tuple(mean or facts[first]["mean"]), tuple(std or facts[first]["std"]),
                      splits.get("val"), tuple(sorted(left_out)),
-                     tuple(visible(note) for note in notes))
+                     tuple(escape_controls(note) for note in notes))
 
 
 def _existing_folder(root: str) -> Path:

@@ -19,7 +19,7 @@ from cvkit.runs.folder import MAY_CHANGE, MAY_EVALUATE, Run, is_among, open_run
 from cvkit.runs.predictions import Predictions
 from cvkit.system.files import user_path
 from cvkit.system.log import ProgressBar
-from cvkit.system.text import plural, visible
+from cvkit.system.text import escape_controls, plural
 from cvkit.training.losses import build_loss
 
 
@@ -100,7 +100,7 @@ def _build_data(run: Run) -> None:
         print(f"data       {note}")
     if run.data.left_out:
         print(f"left out   {plural(len(run.data.left_out), 'image file')} that cannot be read, "
-              f"{visible(run.data.left_out[0])} the first of them")
+              f"{escape_controls(run.data.left_out[0])} the first of them")
 
 
 def _take_all_of_another_folder(run: Run) -> list[str]:
@@ -132,11 +132,11 @@ def _take_all_of_another_folder(run: Run) -> list[str]:
         with folders_are_for_testing():
             tested = plural(len(run.data.test), "image")
         limit = f" (DATA.LIMIT {run.config.DATA.LIMIT})" if run.config.DATA.LIMIT else ""
-        return [f"{tested} of {visible(node.root)} are tested{limit}, none is set aside: leave out "
-                "those that the run was trained on"]
+        return [f"{tested} of {escape_controls(node.root)} are tested{limit}, none is set aside: "
+                "leave out those that the run was trained on"]
     every = sum(len(split) for split in (run.data.train, run.data.val or (), run.data.test))
-    return [f"{len(run.data.test):,} of {every:,} images of {visible(node.root)} are tested, as "
-            "test_fraction sets them aside; DATA.DATASET.test_fraction 1 tests all"]
+    return [f"{len(run.data.test):,} of {every:,} images of {escape_controls(node.root)} are "
+            "tested, as test_fraction sets them aside; DATA.DATASET.test_fraction 1 tests all"]
 
 
 def _images_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from cvkit.errors import ConfigError
 from cvkit.system import distributed
 from cvkit.system.files import user_path
-from cvkit.system.text import visible
+from cvkit.system.text import escape_controls
 
 
 def import_user_code(names: Iterable[str], where: object = None, is_told: bool = True) -> None:
@@ -115,7 +115,7 @@ _code: dict[str, str] = {}
 def _told_and_noted(origin: str, is_told: bool) -> Iterator[None]:
     """Say that a file is imported, and note it and what it imports from its folder."""
     if is_told and distributed.is_main():
-        print(f"imported   {visible(origin)}")
+        print(f"imported   {escape_controls(origin)}")
     before = set(sys.modules)
     yield
     folder = os.path.join(os.path.dirname(os.path.abspath(origin)), "")

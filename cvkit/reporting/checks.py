@@ -15,9 +15,10 @@ from torch import nn
 
 from cvkit.config import Config
 from cvkit.data import ImageData, ImageFiles, Loaders
-from cvkit.data.duplicates import DUPLICATES, duplicates, evenly
+from cvkit.data.duplicates import DUPLICATES, duplicates
 from cvkit.data.loaders import Batch
 from cvkit.data.scan import statistics
+from cvkit.data.splits import evenly
 from cvkit.models.probing import in_evaluation_mode, same_kernels, state_kept
 from cvkit.registry import NAME
 from cvkit.reporting.reporter import Reporter
@@ -27,7 +28,7 @@ from cvkit.system.device import autocast
 from cvkit.system.files import write_whole
 from cvkit.system.log import LOG
 from cvkit.system.seeds import seed_epoch
-from cvkit.system.text import plural, visible
+from cvkit.system.text import escape_controls, plural
 from cvkit.training.losses import ClassificationLoss, torch_form
 from cvkit.training.schedulers import Schedule, build_schedule, is_to_find
 from cvkit.training.state import TrainingState
@@ -53,7 +54,7 @@ class Checks(Reporter):
     def begin(self, state: TrainingState) -> None:
         found = duplicates(self.parts.data)
         if found and self.run is not None:
-            lines = [visible(line) for lines in found.values() for line in lines]
+            lines = [escape_controls(line) for lines in found.values() for line in lines]
             write_whole(self.run.folder / DUPLICATES, "\n".join([*lines, ""]))
         self._say({**before_training(state.config, self.parts.data, self.parts.loaders,
                                      state.steps_per_epoch, found), **self._odd})

@@ -35,7 +35,7 @@ from cvkit.reporting.requirements import check_requirements, summary
 from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
 from cvkit.system.environment import git_facts
-from cvkit.system.text import duration, plural, visible
+from cvkit.system.text import duration, escape_controls, plural
 from cvkit.visualizers.draw import draw_all
 from cvkit.visualizers.drawing import (
     DPI,
@@ -102,7 +102,7 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
                 if isinstance(block, Image):
                     (folder / "images" / f"{block.name}.png").write_bytes(block.png)
         for path, render in zip(paths, (render_html, render_markdown)):
-            path.write_text(visible(render(title, sections), keep="\n\t"), encoding="utf-8")
+            path.write_text(escape_controls(render(title, sections), keep="\n\t"), encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write the report into {folder}: {error.strerror}",
                        hint="Choose another folder with --out.") from None

@@ -13,7 +13,7 @@ from cvkit.data import ImageData
 from cvkit.models import parameters_in_words
 from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
-from cvkit.system.text import duration, visible
+from cvkit.system.text import duration, escape_controls
 
 
 class Runs(Drawable):
@@ -39,7 +39,7 @@ class Runs(Drawable):
                 ["-- results"], *self._results()]
         lines = rows[:1]
         for row in rows[1:]:  # a long value goes on in the next line
-            parts = [textwrap.wrap(visible(cell), 44) or [""] for cell in row]
+            parts = [textwrap.wrap(escape_controls(cell), 44) or [""] for cell in row]
             lines += [list(line) for line in zip_longest(*parts, fillvalue="")]
         widths = [max(len(line[place]) for line in lines if len(line) > max(place, 1))
                   for place in range(len(rows[0]))]

@@ -31,7 +31,7 @@ from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
 from cvkit.runs.predictions import Predictions, write_anew
 from cvkit.runs.range_test import RangeTest
 from cvkit.system.files import lock_file, user_path, write_whole, writing
-from cvkit.system.text import suggest, visible
+from cvkit.system.text import escape_controls, suggest
 
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
@@ -415,8 +415,8 @@ class Run(Experiment):
 
 def _write_config(folder: Path, config: Config) -> None:
     again = f"python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}"
-    header = (f"# {visible(config.name)}, {RESOLVED}\n"
-              f"# Repeat it: {visible(again)}\n")
+    header = (f"# {escape_controls(config.name)}, {RESOLVED}\n"
+              f"# Repeat it: {escape_controls(again)}\n")
     write_whole(folder / "config.yaml", header + config.dump())
 
 

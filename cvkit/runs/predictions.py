@@ -15,7 +15,7 @@ from cvkit.errors import RunError
 from cvkit.runs.checkpoint import moment_of
 from cvkit.runs.untrusted import is_text, verify_archive
 from cvkit.system.files import replacing, writing
-from cvkit.system.text import plural, visible
+from cvkit.system.text import escape_controls, plural
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +65,7 @@ class Predictions:
 
     def table(self) -> str:
         """Return total and per-class accuracy as text."""
-        names = [visible(name) for name in self.classes]
+        names = [escape_controls(name) for name in self.classes]
         width = max(map(len, [*names, "class"]))
         lines = [f"{'class':<{width}}  correct  images  accuracy"]
         for number, name in enumerate(names):
@@ -73,7 +73,7 @@ class Predictions:
             count, hits = int(of_class.sum()), int((self.predicted[of_class] == number).sum())
             share = f"{100 * hits / count:6.2f} %" if count else "     –"
             lines.append(f"{name:<{width}}  {hits:7d}  {count:6d}  {share}")
-        lines += [f"{visible(name)}: {value:.4f}" for name, value in self.metrics.items()
+        lines += [f"{escape_controls(name)}: {value:.4f}" for name, value in self.metrics.items()
                   if name not in ("loss", "accuracy")]
         lines.append(test_line(self.loss, self.correct, len(self.true))
                      + f" {self.place}")

@@ -19,7 +19,7 @@ from cvkit.config.tree import in_words
 from cvkit.errors import RunError, UserError
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
 from cvkit.system.files import write_whole, writing
-from cvkit.system.text import duration, visible
+from cvkit.system.text import duration, escape_controls
 
 # Runs whose figures stand together may differ in these: the seed, and which copy of the data.
 _FREE = (*MAY_CHANGE, "SEED", "DATA.DATASET")
@@ -88,7 +88,7 @@ def _labelled(run: Run, name: str, pattern: str) -> dict[str, str]:
     path = run.folder / name
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found = re.findall(f"^{pattern}$", text, re.MULTILINE)
-    return {label: visible(text) for label, text in reversed(found)}
+    return {label: escape_controls(text) for label, text in reversed(found)}
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

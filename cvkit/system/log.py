@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from cvkit.system import distributed
 from cvkit.system.files import writing
-from cvkit.system.text import plural, show_what_can_be_shown, visible
+from cvkit.system.text import escape_controls, plural, show_what_can_be_shown
 
 # LOG.info(line) goes to the screen and into the train.log of the run that is trained; with
 # extra=SCREEN to the one alone, with extra=FILE to the other.
@@ -95,7 +95,7 @@ class RunLog(_Place):
 
 def _escaped(record: logging.LogRecord) -> bool:
     """Escape what no handler may get: names of files may hold what cannot be written or shown."""
-    record.msg, record.args = visible(record.getMessage(), keep="\n\t"), None
+    record.msg, record.args = escape_controls(record.getMessage(), keep="\n\t"), None
     return True
 
 

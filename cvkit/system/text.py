@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def visible(text: str, keep: str = "") -> str:
+def escape_controls(text: str, keep: str = "") -> str:
     """Return text with control characters as `\\x1b`: names of files may hold any.
 
     A terminal would obey them, a line would end; half a character (of a file name that is not

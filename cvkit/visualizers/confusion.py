@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.predictions import Predictions
-from cvkit.system.text import plural, visible
+from cvkit.system.text import escape_controls, plural
 from cvkit.visualizers.drawing import (
     COLOURS,
     FAINT,
@@ -96,7 +96,8 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     figure.words(x, below, "Most confused: true → predicted (part of the true class)", 9)
     for row, line in enumerate(pairs_drawn):
         figure.words(x, below + 0.22 + 0.17 * row, line, 8)
-    by_number = [f"{place:>5}  {visible(name)}" for place, name in enumerate(predictions.classes)]
+    by_number = [f"{place:>5}  {escape_controls(name)}"
+                 for place, name in enumerate(predictions.classes)]
     figure.table = "\n".join([
         predictions.table(), "", "most confused, true → predicted:",
         *(f"  {line}" for line in pairs_whole),

@@ -11,7 +11,7 @@ from cvkit.config import Config
 from cvkit.data import ImageData
 from cvkit.data.scan import measure
 from cvkit.registry import VISUALIZERS
-from cvkit.system.text import plural, visible
+from cvkit.system.text import escape_controls, plural
 from cvkit.visualizers.drawing import (
     COLOURS,
     Picture,
@@ -145,7 +145,7 @@ def _counts_table(classes: Sequence[str], counts: dict[str, np.ndarray]) -> list
     """Return lines with the whole name of each class and its images."""
     return ["class" + "".join(f"{name:>8}" for name in counts) + "  name", *(
         f"{number:>5}" + "".join(f"{values[number]:>8,}" for values in counts.values())
-        + f"  {visible(name)}" for number, name in enumerate(classes))]
+        + f"  {escape_controls(name)}" for number, name in enumerate(classes))]
 
 
 def _statistics_table(data: ImageData, facts: dict[str, dict], config: Config) -> str:

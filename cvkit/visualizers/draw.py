@@ -20,7 +20,7 @@ from cvkit.registry.user_code import import_user_code
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Drawable, Experiment
 from cvkit.runs.folder import Run, open_run, refuse_links
-from cvkit.system.text import visible
+from cvkit.system.text import escape_controls
 from cvkit.visualizers.drawing import missing_letters_told_once
 from cvkit.visualizers.flags import arguments_of
 
@@ -179,11 +179,11 @@ def save_all(subject: Drawable, nodes: Iterable[Any], folder: Path | None = None
                 drawn.figure.savefig(path, dpi=dpi)
             if getattr(drawn.figure, "table", ""):
                 path.with_name(f"{drawn.name}.txt").write_text(
-                    visible(drawn.figure.table, keep="\n\t") + "\n", encoding="utf-8")
+                    escape_controls(drawn.figure.table, keep="\n\t") + "\n", encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}",
                            hint="Choose another folder with --out.") from None
-        caption = visible(getattr(drawn.figure, "caption", ""))
+        caption = escape_controls(getattr(drawn.figure, "caption", ""))
         tqdm.write(f"{path}\n    {caption}".rstrip())
         saved.append(path)
     raise_together(list({str(problem): problem for problem in problems}.values()))

@@ -21,7 +21,7 @@ from cvkit.data import ImageSet
 from cvkit.errors import RunError
 from cvkit.runs.predictions import Predictions
 from cvkit.system.log import LOG, SCREEN
-from cvkit.system.text import visible
+from cvkit.system.text import escape_controls
 
 # Letters that matplotlib's own font lacks come from the first of these that is installed.
 _MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC",
@@ -257,7 +257,7 @@ def _letters() -> frozenset[int]:
 def drawn_names(classes: Sequence[str]) -> list[str]:
     """Return the classes' names for a picture: "class 3" for one whose letters no font has."""
     return [name if name.strip() and _letters().issuperset(map(ord, name)) else f"class {number}"
-            for number, name in enumerate(map(visible, classes))]
+            for number, name in enumerate(map(escape_controls, classes))]
 
 
 IN_THE_TEXT = "they are numbers here, and names in the .txt"
@@ -268,8 +268,9 @@ def told_names(classes: Sequence[str]) -> tuple[str, str]:
 
     Both are empty where all names are drawn.
     """
-    lines = [f"{drawn}: {visible(name)}" for drawn, name in zip(drawn_names(classes), classes)
-             if drawn != visible(name)]
+    names = map(escape_controls, classes)
+    lines = [f"{drawn}: {name}" for drawn, name in zip(drawn_names(classes), names)
+             if drawn != name]
     return ((f" No installed font has the letters of some names: {IN_THE_TEXT}.",
              "\n".join(["", *lines])) if lines else ("", ""))
 

@@ -11,7 +11,7 @@ from cvkit.data import ImageData, ImageSet
 from cvkit.errors import ConfigError
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.predictions import Predictions
-from cvkit.system.text import plural, suggest, visible
+from cvkit.system.text import escape_controls, plural, suggest
 from cvkit.visualizers.drawing import (
     WRONG,
     Picture,
@@ -79,10 +79,10 @@ def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], head
 def errors_table(split: ImageSet, predictions: Predictions, rows: Sequence[int],
                  positions: Sequence[int]) -> str:
     """Return as text, with whole names, which image each of these rows of the predictions is."""
-    names = [visible(name) for name in predictions.classes]
+    names = [escape_controls(name) for name in predictions.classes]
     return "\n".join(
         f"{f'({_sureness(predictions, row)})':>8}  {names[predictions.true[row]]} → "
-        f"{names[predictions.predicted[row]]}  {visible(split.name(position))}"
+        f"{names[predictions.predicted[row]]}  {escape_controls(split.name(position))}"
         for row, position in zip(rows, positions, strict=True)) + told_names(predictions.classes)[1]
 
 
