@@ -19,7 +19,7 @@ from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.models.probing import refuse_single_images
 from cvkit.reporting.checks import Checks
 from cvkit.reporting.console import Console, say_finished, say_where
-from cvkit.reporting.reporter import build_reporters, refuse_other_reporters
+from cvkit.reporting.reporter import add_reporters, refuse_other_reporters
 from cvkit.reporting.requirements import Requirements, check_requirements, enforce
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
@@ -87,8 +87,8 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             run.data = parts.data
             log.attach(run.folder)
             checks.run = run
-            reporters = [Console(parts, monitor, run, is_resumed), requirements, checks,
-                         *build_reporters(config, run.folder)]
+            reporters = [Console(parts, monitor, run, is_resumed), requirements, checks]
+            add_reporters(reporters, state, run.folder)
             Trainer(state, parts, monitor, run, reporters).train()
             say_where(run)
         else:
@@ -180,6 +180,8 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     # Which downloads what is not there.
     with distributed.first_on_each_machine():
         data, loaders, model = parts.data, parts.loaders, parts.model
+    # Loaders that are given may be of another config.
+    loaders.train.plan.accumulate = config.TRAIN.ACCUMULATE
     if any(loaders.train.part_size(number) <= 1 for number in range(len(loaders.train))):
         refuse_single_images(model, loaders.train_shape, config.DATA.where("BATCH_SIZE"))
     if config.TRAIN.SYNC_BATCHNORM and distributed.size() > 1:

@@ -365,6 +365,34 @@ def test_all_that_torch_says_of_a_lost_process_is_known(monkeypatch, words):
     assert not distributed.is_loss_of_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+OTHER_WEIGHTS = """
+import os, torch
+from torch import nn
+from cvkit import MODELS
+
+@MODELS.register()
+class Drawn(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
+        own = torch.Generator().manual_seed(int(os.environ["RANK"]))
+        with torch.no_grad():
+            self[1].weight.copy_(0.01 * torch.randn(self[1].weight.shape, generator=own))
+"""
+
+
+def test_averages_begin_with_the_same_weights_in_all_processes(processes, noisy):
+    """Also where a model draws its weights by a generator of its own, other ones in each process."""
+    Path("own.py").write_text(OTHER_WEIGHTS)
+    settings = {key: value for key, value in GROUPS.items() if not key.startswith("MODEL")}
+    run = end(begin(processes, 2, {**settings, "MODEL": {"NAME": "Drawn"}, "IMPORTS": ["../own.py"],
+                                   "TRAIN.EMA_DECAY": 0.99}))
+    os.environ["RANK"] = "0"
+    try:
+        assert evaluate(run, {"DATA.DATASET.root": "painted"}).loss == pytest.approx(run.metrics[-1]["test/loss"], rel=1e-4)
+    finally:
+        del os.environ["RANK"]
+
+
 def test_a_process_that_waits_in_vain_says_so_and_ends(processes, noisy):
     """The other one does not answer; it is neither dead nor done."""
     started = begin(processes, 2, {**skipping(seconds=4, stops=True), "TRAIN.UNUSED_PARAMETERS": True})

@@ -10,6 +10,7 @@ from helpers import train_until
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, RunError
+from cvkit.registry import OPTIMIZERS
 from cvkit.reporting import report as report_module
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import open_run
@@ -187,3 +188,21 @@ def test_find_is_a_word_of_max_lr_alone(tiny):
         build_trainer(load_config(tiny, {"OPTIMIZER.lr": "find"}))
     with pytest.raises(ConfigError, match="max_lr of scheduler OneCycleLR takes"):
         build_trainer(load_config(tiny, {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "fnd"}}))
+
+
+def test_an_optimizer_that_passes_over_the_rate_is_refused(tiny, temporary):
+    temporary(OPTIMIZERS)
+
+    @OPTIMIZERS.register()
+    class Deaf(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr)
+            self.own = lr
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["lr"] = self.own
+            super().step(closure)
+
+    with pytest.raises(ConfigError, match="Deaf takes the same 23 steps at half the learning rate"):
+        find_lr(load_config(tiny, {"OPTIMIZER": {"NAME": "Deaf", "lr": 0.1}}))

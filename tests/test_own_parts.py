@@ -1206,7 +1206,7 @@ def test_a_model_that_is_given_to_a_trainer_is_trained(own):
 def test_a_trainer_trains_once(own):
     trainer = build_trainer(own())
     trainer.train()
-    with pytest.raises(RunError, match="nothing is left to train"):
+    with pytest.raises(RunError, match="has nothing left to train"):
         trainer.train()
 
 

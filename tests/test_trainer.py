@@ -11,13 +11,15 @@ from torch import nn
 
 from cvkit.config import load_config
 from cvkit.data import ImageData, ImageSet
-from cvkit.errors import CheckpointError, ConfigError, RunError
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import DATASETS, LOSSES, METRICS, MODELS, WRITERS
 from cvkit.reporting.report import _results
 from cvkit.runs.compare import Runs
+from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
 from cvkit.session import build_trainer, check, train
+from cvkit.training.trainer import Trainer
 
 EVERYTHING = {  # what a resumed run depends on, all at once
     "TRAIN.EMA_DECAY": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
@@ -613,3 +615,63 @@ def test_a_run_goes_on_in_a_precision_with_a_gradient_scaler(quick, monkeypatch)
     monkeypatch.setattr("cvkit.runs.experiment.choose_precision", lambda *args: "fp16")
     resumed = train(load_config(quick, {"TRAIN.EPOCHS": 2}), resume=True)
     assert len(resumed.metrics) == 2 and resumed.checkpoint("last").training["scaler"]["scale"] > 1
+
+
+# -- errors at unusual moments -----------------------------------------------------------------
+
+
+# The first of equal epochs is the best; running means differ all the same.
+VALIDATED = {"DATA.VAL_FRACTION": 0.2, "TRAIN.EPOCHS": 3, "TRAIN.EMA_DECAY": 0.5, "OPTIMIZER.lr": 1e-9}
+
+
+def test_an_unreadable_test_image_at_the_very_end_leaves_the_last_checkpoint_as_it_was(quick, monkeypatch):
+    """The best epoch's weights are loaded by then; they are not the last epoch's."""
+    config = load_config(quick, VALIDATED)
+    whole = train(config)
+    assert not equal(whole.checkpoint("best").model, whole.checkpoint("last").model)
+    predict = Trainer._predict
+
+    def fail(self, loader, *args):
+        if loader is self.loaders.test:
+            raise DataError("a file is gone")
+        return predict(self, loader, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_predict", fail)
+        with pytest.raises(DataError, match="a file is gone"):
+            train(config)
+    broken = open_run()
+    assert broken.folder != whole.folder
+    assert equal(vars(broken.checkpoint("last")), vars(whole.checkpoint("last")))
+    assert np.array_equal(train(config, resume=True).predictions.probabilities, whole.predictions.probabilities)
+
+
+def test_a_data_error_before_the_first_batch_of_a_resumed_epoch_leaves_its_random_numbers(quick, monkeypatch):
+    config = load_config(quick, {"MODEL": {"NAME": "small"}, "TRAIN.CHECKPOINT_EVERY": "1 step"})
+    whole = train(config)
+    with interrupt_in_epoch(monkeypatch, 2):
+        train(config)
+    before = open_run().checkpoint("last")
+    assert before.batches == 2
+
+    def fail(self, state):
+        raise DataError("not now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cvkit.reporting.console.Console.begin", fail)
+        with pytest.raises(DataError, match="not now"):
+            train(config, resume=True)
+    assert equal(vars(open_run().checkpoint("last")), vars(before))
+    assert equal(vars(train(config, resume=True).checkpoint("last")), vars(whole.checkpoint("last")))
+
+
+def test_loaders_that_are_given_accumulate_as_the_config_says(quick):
+    config = load_config(quick, {"TRAIN.ACCUMULATE": 5, "TRAIN.EPOCHS": 1})
+    run = train(config, parts=Experiment(load_config(quick)))
+    assert run.checkpoint("last").training["schedule"]["steps"] == 1
+
+
+def test_without_a_run_the_best_epoch_s_model_is_tested_as_well(quick):
+    config = load_config(quick, VALIDATED)
+    ours, theirs = build_trainer(config).train(), train(config).predictions
+    assert ours.epoch == theirs.epoch and np.array_equal(ours.probabilities, theirs.probabilities)

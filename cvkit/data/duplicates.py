@@ -53,18 +53,20 @@ def shared_images(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:
                                       (_middle, _FILES_READ, _OTHER_FILES),
                                       (_whole, _FILES_READ, _FILES_TOLD))
     elif are(np.ndarray) and train.images.shape[1:] == other.images.shape[1:]:
-        what, steps = ImageSet.image, ((_pixels, len(train), len(other)),)
+        what, steps = ImageSet.image, ((_middle_row, len(train), len(other)),
+                                       (_pixels, len(train), len(other)))
     else:
         return []
-    ours, theirs = range(len(train)), range(len(other))
+    our_keys, their_keys = dict.fromkeys(range(len(train))), dict.fromkeys(range(len(other)))
     for key, most_ours, most_theirs in steps:
-        our_keys = {n: key(what(train, n)) for n in evenly(ours, most_ours)}
-        their_keys = {n: key(what(other, n)) for n in evenly(theirs, most_theirs)}
-        both = set(our_keys.values()) & set(their_keys.values())
-        ours = [n for n in our_keys if our_keys[n] in both]
-        theirs = [n for n in their_keys if their_keys[n] in both]
-    first = {our_keys[n]: n for n in reversed(ours)}
-    return [(first[their_keys[n]], n) for n in theirs]
+        theirs = evenly([*their_keys], most_theirs)
+        asked = {their_keys[n] for n in theirs}
+        ours = evenly([n for n in our_keys if our_keys[n] in asked], most_ours)
+        our_keys = {n: key(what(train, n)) for n in ours}
+        known = set(our_keys.values())
+        their_keys = {n: found for n in theirs if (found := key(what(other, n))) in known}
+    first = {our_keys[n]: n for n in reversed(our_keys)}
+    return [(first[key], n) for n, key in their_keys.items()]
 
 
 def _middle(path: str) -> bytes:
@@ -76,6 +78,10 @@ def _middle(path: str) -> bytes:
 
 def _whole(path: str) -> bytes:
     return hashlib.sha1(Path(path).read_bytes()).digest()
+
+
+def _middle_row(image: np.ndarray) -> bytes:
+    return image[len(image) // 2].tobytes()
 
 
 def _pixels(image: np.ndarray) -> bytes:

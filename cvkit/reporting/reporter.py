@@ -34,7 +34,11 @@ class Reporter:
         """
 
     def stopped(self, state: TrainingState, error: BaseException) -> None:
-        """Called last, in the place of `end`, if the training stops before its end."""
+        """Called last, in the place of `end`, if the training stops before its end.
+
+        Args:
+            error: what stopped it, Interrupted if a signal asked for that.
+        """
 
     def end(self, state: TrainingState, run: Run) -> None:
         """Called last, when the training has ended and its predictions are saved."""
@@ -75,24 +79,29 @@ def refuse_other_reporters(config: Config) -> None:
             WRITERS.refuse_without(node, entry, *_calls_of(entry))
 
 
-def build_reporters(config: Config, folder: Path) -> list[Reporter]:
-    """Return the reporters that a config names under WRITERS.
+def add_reporters(reporters: list[Reporter], state: TrainingState, folder: Path) -> None:
+    """Add the reporters that a config names under WRITERS.
 
     Args:
+        reporters: cvkit's own; all are told that the training stopped if one cannot be added.
+        state: of the training.
         folder: of the run.
 
     Raises:
         ConfigError: one cannot be built, or called.
     """
-    reporters = []
-    for node in config.WRITERS:
-        made = WRITERS.build(node, folder=str(folder), config=config)
-        calls = _calls_of(made)
-        WRITERS.refuse_without(node, made, *calls)
-        reporters.append(_Writer(made) if calls is _CALLS_BEFORE else made)
-    return reporters
+    try:
+        for node in state.config.WRITERS:
+            made = WRITERS.build(node, folder=str(folder), config=state.config)
+            calls = _calls_of(made)
+            WRITERS.refuse_without(node, made, *calls)
+            reporters.append(_Writer(made) if calls is _CALLS_BEFORE else made)
+    except BaseException as error:
+        for reporter in reporters:
+            reporter.stopped(state, error)
+        raise
 
 
 def _calls_of(reporter: Any) -> tuple[str, ...]:
-    is_older = hasattr(reporter, "write") and not hasattr(reporter, "epoch")
+    is_older = hasattr(reporter, "write") and not callable(getattr(reporter, "epoch", None))
     return _CALLS_BEFORE if is_older else _CALLS

@@ -57,6 +57,12 @@ class TensorBoard(Reporter):
         self._writer.flush()
 
     def end(self, state: TrainingState, run: Run) -> None:
+        try:
+            self._add_end(run)
+        finally:
+            self._writer.close()
+
+    def _add_end(self, run: Run) -> None:
         predictions = run.predictions
         # Else each epoch has them.
         if run.monitored != "test":
@@ -69,7 +75,6 @@ class TensorBoard(Reporter):
                 self._add_pictures(run, node, predictions.epoch, count)
         if self._graph:
             self._add_graph(run)
-        self._writer.close()
 
     def stopped(self, state: TrainingState, error: BaseException) -> None:
         self._writer.close()

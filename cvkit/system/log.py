@@ -140,6 +140,9 @@ class ProgressBar:
                  place: str = "", delay: float = 0, is_silent: bool = False, header: str = ""):
         self.title, self._unit, self._place, self._is_silent = title, unit, place, is_silent
         self._is_live = screen.is_live and not is_silent
+        # What is no part of a training begins to be waited for now.
+        if not place:
+            screen.begin()
         if header and self._is_live:
             LOG.info(header, extra=SCREEN)
         self._start, self._delay = time.monotonic(), delay

@@ -38,7 +38,8 @@ def divergence(state: TrainingState, what: str, batch: int, batches: int,
 
 
 @contextmanager
-def explaining(state: TrainingState, parts: Experiment) -> Iterator[None]:
+def explaining(state: TrainingState, parts: Experiment,
+               is_evaluating: bool = False) -> Iterator[None]:
     """Raise errors of torch that are known in words; others as they are."""
     try:
         yield
@@ -46,13 +47,14 @@ def explaining(state: TrainingState, parts: Experiment) -> Iterator[None]:
         # torchrun ends all processes once one has failed; the cause has to be said before.
         if distributed.size() > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        explained = _explained(error, state, parts)
+        explained = _explained(error, state, parts, is_evaluating)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explained(error: Exception, state: TrainingState, parts: Experiment) -> UserError | None:
+def _explained(error: Exception, state: TrainingState, parts: Experiment,
+               is_evaluating: bool) -> UserError | None:
     """Return in words what a user can do about an error of torch, if that is known."""
     if distributed.is_loss_of_contact(error):
         return RunError(f"process {distributed.rank()} lost contact with another one, which "
@@ -65,15 +67,17 @@ def _explained(error: Exception, state: TrainingState, parts: Experiment) -> Use
                         hint="TRAIN.UNUSED_PARAMETERS true allows for that.")
     if is_death_of_worker(error):
         return death_of_worker(error)
-    return _out_of_memory(error, state, parts) if is_out_of_memory(error) else None
+    if is_out_of_memory(error):
+        return _out_of_memory(error, state, parts, is_evaluating)
+    return None
 
 
-def _out_of_memory(error: Exception, state: TrainingState, parts: Experiment) -> RunError | None:
+def _out_of_memory(error: Exception, state: TrainingState, parts: Experiment,
+                   is_evaluating: bool) -> RunError | None:
     """Say what does not fit, and by trying, what would; None if it is not a matter of size."""
     device, node, loaders = describe(state.device), state.config.DATA, parts.loaders
     # Its frames hold the tensors of what failed.
     traceback.clear_frames(error.__traceback__)
-    is_evaluating = state.progress.batches == len(loaders.train)
     if is_evaluating:
         size = loaders.monitored.batch_sizes[0] // distributed.size()
         return RunError(f"out of memory on {device}, evaluating batches of {size}",

@@ -18,9 +18,11 @@ from cvkit.errors import RunError
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.range_test import RangeTest
 from cvkit.system import distributed
-from cvkit.system.log import ProgressBar, screen
+from cvkit.system.log import ProgressBar
 from cvkit.system.seeds import random_numbers_kept, seed_epoch
 from cvkit.training.failures import explaining
+from cvkit.training.optimizers import begin_momentum, build_optimizer
+from cvkit.training.schedulers import Schedule
 from cvkit.training.state import TrainingState
 from cvkit.training.step import train_step
 
@@ -50,8 +52,12 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
     config.defrost()
     config.SCHEDULER, config.TRAIN.WARMUP_EPOCHS, config.TRAIN.EMA_DECAY = None, 0.0, 0.0
     twin = state.copy(config=config)
+    twin.optimizer = build_optimizer(config.OPTIMIZER, twin.model,
+                                     config.TRAIN.DECAY_NORM_AND_BIAS, twin.loss,
+                                     is_scheduled=True)
+    begin_momentum(twin.optimizer)
+    twin.schedule = Schedule(twin.optimizer)
     twin.model.train()
-    screen.begin()
     bar = ProgressBar("Finding the learning rate", steps, unit="step")
 
     def batches() -> Iterator[Batch]:

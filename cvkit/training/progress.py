@@ -69,13 +69,16 @@ class EpochProgress:
         """Return what was reached, in all processes; None between epochs."""
         if not self.batches:
             return None
-        states = {name: distributed.gather(state[None])
-                  for name, state in random_state(self._device).items()}
+        numbers = self._random
+        if numbers is None:
+            states = {name: distributed.gather(state[None])
+                      for name, state in random_state(self._device).items()}
+            numbers = [{name: rows[rank].clone() for name, rows in states.items()}
+                       for rank in range(distributed.size())]
         return {"batches": self.batches, "rate": self.rate, "rates": list(self.rates),
                 "loss": self.loss.everywhere().state_dict(),
                 "accuracy": self.accuracy.everywhere().state_dict(), "seconds": self._elapsed,
-                "random": [{name: rows[rank].clone() for name, rows in states.items()}
-                           for rank in range(distributed.size())]}
+                "random": numbers}
 
     def load_state_dict(self, saved: dict[str, Any] | None) -> None:
         """Go on from what `state_dict` gave."""

@@ -101,6 +101,9 @@ class TrainingState:
         if self.config.TRAIN.COMPILE and is_compiled:
             model = compile_model(model, self.device, self.config.TRAIN.where("COMPILE"))
         self.forward = distributed.average_gradients(model, self.device, has_unused)
+        # That gave the model the first process's weights, which averages have to begin with too.
+        if distributed.size() > 1:
+            self.ema = self._averages()
 
     # -- copies ------------------------------------------------------------------------
 

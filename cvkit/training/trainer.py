@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from cvkit.data.loaders import BatchLoader
 from cvkit.errors import DataError, DivergenceError, RunError
 from cvkit.evaluation.metrics import build_metrics
 from cvkit.evaluation.monitor import Monitor
 from cvkit.evaluation.predict import predict
-from cvkit.runs.checkpoint import moment_of
+from cvkit.runs.checkpoint import Checkpoint, moment_of
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
@@ -39,7 +41,7 @@ class Trainer:
         parts: the data, and the loaders that make batches of them.
         monitor: which value is followed.
         run: where checkpoints and metrics are kept; None in all processes but the first.
-        reporters: are told how it goes, see `cvkit.reporting.reporter`.
+        reporters: are told how it goes, see `cvkit.reporting.reporter`; only with a run.
     """
 
     def __init__(self, state: TrainingState, parts: Experiment, monitor: Monitor,
@@ -47,6 +49,8 @@ class Trainer:
         self.state, self.config, self.parts = state, state.config, parts
         self.data, self.loaders, self.monitor = parts.data, parts.loaders, monitor
         self.run, self.reporters = run, reporters
+        self._best: Checkpoint | None = None
+        self._has_begun = False
         self.signals = StopSignals()
         self.interval = CheckpointInterval(self.config.TRAIN.CHECKPOINT_EVERY)
         # Weights can be saved between the steps of the optimizer, not within one.
@@ -59,8 +63,9 @@ class Trainer:
             UserError: the loss is no longer finite, a file cannot be read, memory runs out, …
             Interrupted: a signal asked to stop; all is saved.
         """
-        if is_finished(self.config, self.state.epoch, self.state.best):
-            raise RunError("nothing is left to train", hint="Build another trainer.")
+        if self._has_begun or is_finished(self.config, self.state.epoch, self.state.best):
+            raise RunError("this trainer has nothing left to train", hint="Build another one.")
+        self._has_begun, has_ended = True, False
         try:
             self._report("begin")
             # Once the signals are let go, SIGTERM ends the process again.
@@ -73,13 +78,15 @@ class Trainer:
             distributed.stop()
             if self.run is not None:
                 self.run.keep_predictions(predictions)
+            has_ended = True
             self._report("end", self.run)
             return predictions
         except BaseException as error:
             # Of an image file that is gone; each of several processes would have to know.
             if isinstance(error, DataError) and self.is_between_steps and distributed.size() == 1:
-                self.save()
-            self._report("stopped", error)
+                self._save_if_changed()
+            if not has_ended:
+                self._report("stopped", error)
             raise
         finally:
             self.loaders.close()
@@ -132,13 +139,16 @@ class Trainer:
         averages = [] if state.ema is None else [state.ema.model]
         distributed.broadcast_buffers(state.model, *averages, state.loss)
         with self._saved_if_stopped():
-            return self._predict(self.loaders.monitored, state.epoch + 1, self.stop_if_asked)
+            return self._predict(self.loaders.monitored, state.epoch + 1, self.place,
+                                 self.stop_if_asked)
 
-    def _predict(self, loader: Any, epoch: int, check: Any = None) -> Any:
+    def _predict(self, loader: BatchLoader, epoch: int, place: str = "",
+                 check: Callable[[], None] | None = None) -> tuple[Predictions, dict[str, float]]:
         state, classes = self.state, self.data.classes
-        return predict(state.evaluated_model, loader, state.loss,
-                       build_metrics(self.config.METRICS, classes), classes, state.precision,
-                       epoch, ProgressBar("Test", len(loader), place=self.place), check)
+        with explaining(state, self.parts, is_evaluating=True):
+            return predict(state.evaluated_model, loader, state.loss,
+                           build_metrics(self.config.METRICS, classes), classes, state.precision,
+                           epoch, ProgressBar("Test", len(loader), place=place), check)
 
     def finish_epoch(self, predictions: Predictions, train_values: dict[str, float],
                      values: dict[str, float]) -> None:
@@ -165,6 +175,8 @@ class Trainer:
         # After last.pt, from which it can be made again.
         if is_best and self.run is not None:
             self.run.save(checkpoint_of(state, self.parts), "best")
+        elif is_best and distributed.is_main():
+            self._best = copy.deepcopy(checkpoint_of(state, self.parts))
         self._report("epoch", record)
 
     def final_predictions(self) -> Predictions:
@@ -172,7 +184,8 @@ class Trainer:
         state = self.state
         if self.data.monitored == "test":
             return state.predictions
-        checkpoint = distributed.broadcast_from_main(lambda: self.run.checkpoint("best"))
+        checkpoint = distributed.broadcast_from_main(
+            lambda: self.run.checkpoint("best") if self.run else self._best)
         load_weights(state.evaluated_model, checkpoint.model, "best.pt")
         if checkpoint.loss is not None:
             load_weights(state.loss, checkpoint.loss, "best.pt", "loss")
@@ -213,9 +226,12 @@ class Trainer:
         try:
             yield
         except Interrupted:
-            if self.saved != moment_of(self.state.epoch, self.state.progress.batches):
-                self.save()
+            self._save_if_changed()
             raise
+
+    def _save_if_changed(self) -> None:
+        if self.saved != moment_of(self.state.epoch, self.state.progress.batches):
+            self.save()
 
     def divergence(self, what: str, batch: int) -> DivergenceError:
         """Return the error that says what is no longer finite, after which batch."""
@@ -229,7 +245,12 @@ class Trainer:
         return f"Epoch {self.state.epoch + 1}/{self.config.TRAIN.EPOCHS}"
 
     def _report(self, call: str, *arguments: Any) -> None:
-        """Call every reporter; what fails in one keeps none from it."""
-        with contextlib.ExitStack() as stack:
-            for reporter in reversed(self.reporters):
-                stack.callback(getattr(reporter, call), self.state, *arguments)
+        """Call every reporter; an error of one keeps no other from it."""
+        errors = []
+        for reporter in self.reporters:
+            try:
+                getattr(reporter, call)(self.state, *arguments)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
