@@ -1,12 +1,11 @@
 """docs/architecture.md: its picture is drawn from the imports of now, and what it names exists."""
 
 import re
-import runpy
 
 from conftest import ROOT
+from test_layout import ARCHITECTURE as SCRIPT
 from test_layout import FLOORS
 
-SCRIPT = runpy.run_path(str(ROOT / "docs" / "architecture.py"))
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ from cvkit.config import SCHEMA, components, load_config
 from cvkit.registry import DATASETS, LOSSES, METRICS, OPTIMIZERS, REGISTRIES, WRITERS
 from cvkit.reporting.requirements import FACTS
 from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
+from cvkit.session import train
 from cvkit.training.schedulers import build_schedule
 
 DOCS = ROOT / "docs"
@@ -278,3 +279,18 @@ def test_what_contributors_read_names_files_and_tests_that_exist(name):
         assert (ROOT / path).is_file(), path
     for file, test in re.findall(r"(tests/\w+\.py)::(\w+)", text):
         assert f"\ndef {test}(" in (ROOT / file).read_text(), test
+
+
+def test_the_reporter_on_the_page_keeps_the_first_layer_of_each_epoch(own_parts, clone):
+    weights = []
+    config = load_config(clone / "configs" / "my_parts.yaml", {
+        "DATA.LIMIT": 60, "TRAIN.EPOCHS": 2, "DATA.BATCH_SIZE": 16, "IMPORTS": []})
+    with pytest.MonkeyPatch.context() as patched:
+        epoch = WRITERS.get("Csv").epoch
+        patched.setattr(WRITERS.get("Csv"), "epoch", lambda self, state, values: (
+            weights.append(next(state.model.parameters()).detach().cpu().numpy().copy()),
+            epoch(self, state, values))[1])
+        run = train(config)
+    for number, expected in enumerate(weights, 1):
+        assert np.array_equal(np.load(run.folder / f"first_layer_{number}.npy"), expected)
+    assert len(weights) == 2 and not np.array_equal(*weights)

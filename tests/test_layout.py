@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import runpy
 import subprocess
 import sys
 
@@ -31,6 +32,7 @@ def name_of(path):
 
 
 NAMES = set(map(name_of, MODULES))
+ARCHITECTURE = runpy.run_path(str(ROOT / "docs" / "architecture.py"))
 
 
 def part_of(module):
@@ -42,13 +44,8 @@ def part_of(module):
 
 def imports_of(path):
     """Yield the modules of cvkit that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cvkit"):
-            for alias in node.names:
-                module = f"{node.module}.{alias.name}"
-                yield module if module in NAMES else node.module
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("cvkit."))
+    return (name if name in NAMES else name.rpartition(".")[0]
+            for name in ARCHITECTURE["imported"](path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -8,10 +8,10 @@ from typing import Any
 
 from cvkit.config.dialect import flow
 from cvkit.config.schema import BASE, KEYS, RENAMED, SCHEMA, Component, Key
-from cvkit.config.tree import DEFAULT, PYTHON, Config, adopt, dotted, plain
+from cvkit.config.tree import DEFAULT, PYTHON, Config, adopt, dotted
 from cvkit.errors import ConfigError, raise_together
 from cvkit.registry import NAME, REGISTRIES
-from cvkit.registry.signatures import is_node
+from cvkit.registry.signatures import is_node, plain
 from cvkit.registry.user_code import import_user_code
 from cvkit.system.files import user_path
 from cvkit.system.text import correction, suggest

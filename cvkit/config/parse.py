@@ -9,8 +9,9 @@ import yaml
 
 from cvkit.config.dialect import Loader
 from cvkit.config.schema import BASE
-from cvkit.config.tree import COMMAND_LINE, Config, dotted, plain
+from cvkit.config.tree import COMMAND_LINE, Config, dotted
 from cvkit.errors import ConfigError
+from cvkit.registry.signatures import plain
 
 # Characters of a config, counted with what its aliases repeat, and levels that are nested.
 MOST_TEXT, _MOST_LEVELS = 1_000_000, 40

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from cvkit.config.dialect import flow
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
+from cvkit.registry.signatures import plain
 from cvkit.system.text import suggest
 
 # Where a value was set, when not in a file and line such as "configs/mine.yaml:3".
@@ -185,13 +186,6 @@ def _frozen(value: Any, is_frozen: bool, path: str) -> Any:
         items = (_frozen(item, is_frozen, dotted(path, n)) for n, item in enumerate(value))
         value = tuple(items) if is_frozen else list(items)
     return value
-
-
-def plain(value: Any) -> Any:
-    """Return a value with its nodes as dicts and its lists as lists."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def adopt(value: Any, origin: str, path: str) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cvkit.errors import DataError
 from cvkit.registry.signatures import parameters_of
+from cvkit.system.text import and_more
 
 
 def read_torchvision() -> dict[str, Callable]:
@@ -164,7 +165,6 @@ def _as_published(name: str, weights: Any, arguments: dict[str, Any]) -> nn.Modu
         keys = re.findall(r'(?<=size mismatch for )[^:\s]+|(?<=")[^"\s]+(?=")', reason)
         if "loading state_dict" not in reason or not keys:
             raise
-        more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
         hint = f"; leave out {', '.join(arguments)} or weights" if arguments else ""
         raise ValueError(f"{len(keys)} keys of the weights {weights.name} do not fit: "
-                         f"{', '.join(keys[:10])}{more}{hint}") from error
+                         f"{and_more(keys, 10)}{hint}") from error

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cvkit.errors import ConfigError, where_in
-from cvkit.registry.signatures import NAME, NODES, Values, values_of
+from cvkit.registry.signatures import NAME, NODES, Values, plain, values_of
 from cvkit.system.text import correction, nearest, suggest
 
 # Functions of these kinds are mistaken for what a registered function has to return.
@@ -79,7 +79,7 @@ def wrong_value(registry: Any, node: Mapping[str, Any], key: str, values: Values
             for name in nearest(item, values.words)]
     hint = correction(value, kinds) or (f"Did you mean {near[0]}?" if near else None)
     return ConfigError(f"{key} of {registry.kind} {node[NAME]} takes {takes}, not "
-                       f"{_as_written(value)!r}", where, hint)
+                       f"{plain(value)!r}", where, hint)
 
 
 def missing(registry: Any, node: Mapping[str, Any], keys: list[str]) -> ConfigError:
@@ -98,13 +98,6 @@ def missing(registry: Any, node: Mapping[str, Any], keys: list[str]) -> ConfigEr
         hint = f"Changing NAME dropped {', '.join(dropped)}. {hint}"
     return ConfigError(f"{registry.kind} {node[NAME]} needs {', '.join(keys)}",
                        where_in(node, NAME), hint)
-
-
-def _as_written(value: Any) -> Any:
-    """Return a value with its nodes as dicts and its lists as lists."""
-    if isinstance(value, Mapping):
-        return {key: _as_written(item) for key, item in value.items()}
-    return [_as_written(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _in_yaml(value: Any) -> str:

@@ -20,6 +20,13 @@ def is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and NAME in value
 
 
+def plain(value: Any) -> Any:
+    """Return a value with its nodes as dicts and its lists as lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def place_of(entry: Callable) -> str:
     """Return "file:line" of a class or function."""
     entry = inspect.unwrap(entry)

@@ -28,7 +28,7 @@ from cvkit.system.device import autocast
 from cvkit.system.files import write_whole
 from cvkit.system.log import LOG
 from cvkit.system.seeds import seed_epoch
-from cvkit.system.text import escape_controls, plural
+from cvkit.system.text import and_more, escape_controls, plural
 from cvkit.training.losses import ClassificationLoss, torch_form
 from cvkit.training.schedulers import Schedule, build_schedule, is_to_find
 from cvkit.training.state import TrainingState
@@ -117,11 +117,10 @@ def overlaps(config: Config, data: ImageData,
     for split, lines in (duplicates(data) if found is None else found).items():
         images = getattr(data, split)
         at_least = "at least " if isinstance(images.images, ImageFiles) else ""
-        more = (f" and {len(lines) - 3:,} more, which a run lists in its {DUPLICATES}"
-                if len(lines) > 3 else "")
+        listed = f", which a run lists in its {DUPLICATES}" if len(lines) > 3 else ""
         warnings[f"overlap {split}"] = (
             f"train holds {at_least}{len(lines):,} of the {len(images):,} {split} images too "
-            f"({', '.join(lines[:3])}{more}): the {split} accuracy counts what was learned by "
+            f"({and_more(lines, 3)}{listed}): the {split} accuracy counts what was learned by "
             f"heart. Take them out of one split of {_dataset(config)}")
     return warnings
 
@@ -138,12 +137,11 @@ def missing_classes(config: Config, data: ImageData) -> dict[str, str]:
     found = {}
     for names, splits in without.items():
         if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             effect = ("the model cannot learn them" if "train" in splits else
                       f"the {' and '.join(splits)} accuracy says nothing of them")
             found[f"classes {splits}"] = (
                 f"{len(names)} of {len(data.classes)} classes without {' and '.join(splits)} "
-                f"images: {', '.join(names[:5])}{more}; {effect}. Add images to "
+                f"images: {and_more(names, 5)}; {effect}. Add images to "
                 f"{_dataset(config)}, or take what has none out of its classes")
     return found
 

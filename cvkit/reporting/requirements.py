@@ -25,12 +25,12 @@ from torch import nn
 
 from cvkit.config import SCHEMA, Config
 from cvkit.config.schema import Component
-from cvkit.config.tree import in_words, plain
+from cvkit.config.tree import in_words
 from cvkit.errors import ConfigError, raise_together
 from cvkit.models import count_parameters, parameters_in_words
 from cvkit.models.feature_maps import choose_layers
 from cvkit.registry import NAME, REGISTRIES
-from cvkit.registry.signatures import accepts, describe_type, parameters_of
+from cvkit.registry.signatures import accepts, describe_type, parameters_of, plain
 from cvkit.reporting.reporter import Reporter
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run

@@ -141,7 +141,7 @@ class ProgressBar:
         self.title, self._unit, self._place, self._is_silent = title, unit, place, is_silent
         self._is_live = screen.is_live and not is_silent
         # What is no part of a training begins to be waited for now.
-        if not place:
+        if not place and not is_silent:
             screen.begin()
         if header and self._is_live:
             LOG.info(header, extra=SCREEN)

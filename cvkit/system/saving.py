@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cvkit.errors import CheckpointError
+from cvkit.system.text import and_more
 
 # How torch ends the name of what get_extra_state returns.
 EXTRA_STATE = "_extra_state"
@@ -92,7 +93,5 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str
                     for name in own if name in weights and not name.endswith(EXTRA_STATE)
                     and weights[name].shape != own[name].shape]
     if differences:
-        rest = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise CheckpointError(f"{source} does not fit the {what}: "
-                              f"{'; '.join(differences[:4])}{rest}")
+        raise CheckpointError(f"{source} does not fit the {what}: {and_more(differences, 4, '; ')}")
     model.load_state_dict(weights)

@@ -68,10 +68,9 @@ def suggest(name: object, allowed: Iterable[str], listed: int = 12) -> str:
     near = nearest(name, allowed)[:listed]
     parts = [f"Did you mean {near[0]}?"] if near else []
     if allowed:
-        nearest_first = near + [item for item in allowed if item not in near]
-        shown = allowed if len(allowed) <= listed else nearest_first[:listed]
-        rest = len(allowed) - len(shown)
-        parts.append(f"Allowed: {', '.join(shown)}{f' and {rest} more' if rest > 0 else ''}.")
+        if len(allowed) > listed:
+            allowed = near + [item for item in allowed if item not in near]
+        parts.append(f"Allowed: {and_more(allowed, listed)}.")
     return " ".join(parts)
 
 

@@ -52,6 +52,7 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
     config.defrost()
     config.SCHEDULER, config.TRAIN.WARMUP_EPOCHS, config.TRAIN.EMA_DECAY = None, 0.0, 0.0
     twin = state.copy(config=config)
+    # Tried as one whose rate will be changed, which the state's own may not have been.
     twin.optimizer = build_optimizer(config.OPTIMIZER, twin.model,
                                      config.TRAIN.DECAY_NORM_AND_BIAS, twin.loss,
                                      is_scheduled=True)

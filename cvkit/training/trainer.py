@@ -175,7 +175,7 @@ class Trainer:
         # After last.pt, from which it can be made again.
         if is_best and self.run is not None:
             self.run.save(checkpoint_of(state, self.parts), "best")
-        elif is_best and distributed.is_main():
+        elif is_best and split == "val" and distributed.is_main():
             self._best = copy.deepcopy(checkpoint_of(state, self.parts))
         self._report("epoch", record)
 
