@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from cvkit.config import load_config
-from cvkit.registry import MODELS
+from cvkit.registry import MODELS, REGISTRIES
 from cvkit.runs.folder import Run
 from cvkit.session import train
 from cvkit.system.log import screen
@@ -58,15 +58,13 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
 
 
-@pytest.fixture
-def temporary():
-    """Let registries forget what a test adds to them from here on: `temporary(MODELS, LOSSES)`."""
+@pytest.fixture(autouse=True)
+def registries_of_its_own():
+    """Let all registries forget what a test registers, or imports from a user's file."""
     with contextlib.ExitStack() as stack:
-        def begin(*registries):
-            for registry in registries:
-                stack.enter_context(registry.temporarily())
-
-        yield begin
+        for registry in list(REGISTRIES.values()):
+            stack.enter_context(registry.temporarily())
+        yield
 
 
 @pytest.fixture
@@ -88,10 +86,8 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
-def quick(tiny, temporary):
+def quick(tiny):
     """The same with a model, batch norm and all, that takes a tenth of the time."""
-    temporary(MODELS)
-
     @MODELS.register()
     def small(num_classes):
         return nn.Sequential(OrderedDict(

@@ -36,12 +36,6 @@ def data_of(train, test, val=None, classes=("ant", "bee"), mean=(0.5,) * 3, std=
 
 
 @pytest.fixture
-def registries(temporary):
-    """Registries that forget what a test adds."""
-    temporary(DATASETS, LOSSES, MODELS, SCHEDULERS)
-
-
-@pytest.fixture
 def tiny(quick):
     return quick
 
@@ -63,7 +57,7 @@ def trained(tiny, capsys, **overrides):
 
 
 def test_test_images_that_are_trained_on_are_told_on_the_screen_in_the_log_and_by_check(
-        tiny, capsys, registries):
+        tiny, capsys):
     @DATASETS.register()
     def leaky():
         train, test = pixels(60, 0), pixels(40, 1)
@@ -126,7 +120,7 @@ def test_files_are_compared_by_content_whatever_they_are_called(tiny, tmp_path):
         f"DATA.DATASET.root {tmp_path / 'x'}")}
 
 
-def test_of_many_duplicates_three_are_shown_and_the_run_lists_them_all(tiny, capsys, registries):
+def test_of_many_duplicates_three_are_shown_and_the_run_lists_them_all(tiny, capsys):
     @DATASETS.register()
     def copied():
         train, test = pixels(60, 0), pixels(40, 1)
@@ -173,7 +167,7 @@ def test_a_file_that_has_gone_is_for_training_to_tell(tiny):
 # -- classes without images ----------------------------------------------------------------
 
 
-def test_a_class_without_images_is_named(tiny, capsys, registries):
+def test_a_class_without_images_is_named(tiny, capsys):
     @DATASETS.register()
     def gaps():
         return data_of((pixels(60, 0), np.arange(60) % 2), (pixels(40, 1), np.arange(40) % 2 * 2),
@@ -304,7 +298,7 @@ def test_a_warm_up_of_no_step_is_told(tiny, capsys, epochs, says):
     assert (line in capsys.readouterr().out) == says
 
 
-def test_an_own_scheduler_that_did_nothing_is_told_at_the_end(tiny, capsys, registries):
+def test_an_own_scheduler_that_did_nothing_is_told_at_the_end(tiny, capsys):
     @SCHEDULERS.register()
     class idle(torch.optim.lr_scheduler.LRScheduler):  # noqa: N801
         unit = "batch"
@@ -317,8 +311,7 @@ def test_an_own_scheduler_that_did_nothing_is_told_at_the_end(tiny, capsys, regi
     assert "idle leaves the learning rate at 0.05 in all 2 epochs. Choose its arguments for TRAIN.EPOCHS 2" in line
 
 
-def test_a_rate_below_zero_is_told_once(tiny, capsys, temporary):
-    temporary(SCHEDULERS)
+def test_a_rate_below_zero_is_told_once(tiny, capsys):
 
     @SCHEDULERS.register("dips")
     class Dips:
@@ -364,7 +357,7 @@ class OnLogits(nn.NLLLoss):
     """The classic mistake: log probabilities are expected."""
 
 
-def test_a_loss_below_zero_is_told_once(tiny, capsys, registries):
+def test_a_loss_below_zero_is_told_once(tiny, capsys):
     LOSSES.register()(OnLogits)
     line, = trained(tiny, capsys, **{"LOSS": {"NAME": "OnLogits"}, "TRAIN.EPOCHS": 2, "TRAIN.CLIP_GRAD_NORM": 1.0})
     assert line.startswith("warning    the loss is below 0 after epoch 1 (train -")
@@ -399,7 +392,7 @@ def test_a_loss_that_may_be_negative_or_is_zero_is_not_told(loss, value):
 # -- accuracy at chance --------------------------------------------------------------------
 
 
-def test_guessing_while_the_loss_rises_is_told_once(tiny, capsys, registries):
+def test_guessing_while_the_loss_rises_is_told_once(tiny, capsys):
     @MODELS.register()
     class Constant(nn.Module):  # so that every processor guesses alike
         def __init__(self, num_classes):
@@ -418,7 +411,7 @@ def test_guessing_while_the_loss_rises_is_told_once(tiny, capsys, registries):
 
 
 def test_a_loss_that_falls_is_not_said_to_rise_because_its_classes_weigh_differently(
-        tiny, capsys, registries):
+        tiny, capsys):
     """180 images of a class that weighs 10 to 1: sums over images are far from weighted means."""
     random = np.random.default_rng(0)
     split = ImageSet.of(random.integers(0, 256, (200, 8, 8, 3), dtype=np.uint8), np.array([0] * 180 + [1] * 20))

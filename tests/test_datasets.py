@@ -243,8 +243,7 @@ def test_runs_with_other_seeds_have_the_same_images_and_another_split_seed_has_o
     assert all(ours != theirs for ours, theirs in zip(first, second, strict=True))
 
 
-def test_a_data_set_of_one_s_own_is_given_the_seed_of_splits(tiny, temporary):
-    temporary(DATASETS)
+def test_a_data_set_of_one_s_own_is_given_the_seed_of_splits(tiny):
     given = []
 
     @DATASETS.register()
@@ -257,8 +256,7 @@ def test_a_data_set_of_one_s_own_is_given_the_seed_of_splits(tiny, temporary):
     assert given == [0, 2]
 
 
-def test_what_is_wrong_with_a_data_set_of_one_s_own_is_placed(tiny, temporary):
-    temporary(DATASETS)
+def test_what_is_wrong_with_a_data_set_of_one_s_own_is_placed(tiny):
 
     @DATASETS.register()
     def Graded():
@@ -615,8 +613,7 @@ def test_names_that_look_the_same_are_said_to(tmp_path, split):
     ("{NAME: MNIST, root: nowhere, download: false}", "root"),
     ("{NAME: Mine, root: ., table: nowhere.csv}", "table"),
     ("{NAME: Mine, root: nowhere, table: tiny.yaml}", "root")])
-def test_a_path_that_is_not_there_names_its_key(tiny, node, key, temporary):
-    temporary(DATASETS)
+def test_a_path_that_is_not_there_names_its_key(tiny, node, key):
 
     @DATASETS.register()
     def Mine(root: str, table: str):

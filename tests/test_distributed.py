@@ -21,7 +21,6 @@ from PIL import Image
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
 from cvkit.evaluation.run_evaluation import evaluate
-from cvkit.registry import LOSSES
 from cvkit.runs.folder import Run, find_runs
 from cvkit.session import build_trainer, train
 from cvkit.system import distributed
@@ -165,8 +164,7 @@ class Scaled(torch.nn.Module):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_several_processes_train_what_one_does(processes, noisy, temporary, variant):
-    temporary(LOSSES)
+def test_several_processes_train_what_one_does(processes, noisy, variant):
     count, settings = VARIANTS[variant]
     Path("own_loss.py").write_text(LOSS)
     settings = {**GROUPS, **settings}

@@ -29,8 +29,8 @@ SMALL = {"DATA.LIMIT": "60", "TRAIN.EPOCHS": "2", "DATA.BATCH_SIZE": "16"}
 
 
 @pytest.fixture
-def clone(tmp_path, monkeypatch, temporary):
-    """A folder as a user has it: a clone, own images, and registries that forget what is added."""
+def clone(tmp_path, monkeypatch):
+    """A folder as a user has it: a clone and own images."""
     (tmp_path / "configs").mkdir()
     for path in (ROOT / "configs").iterdir():
         (tmp_path / "configs" / path.name).symlink_to(path)
@@ -46,7 +46,6 @@ def clone(tmp_path, monkeypatch, temporary):
         Image.new("RGB", (32, 32), (9 * number, number, 90 - number)).save(tmp_path / "labelled_images" / f"{number}.png")
     (tmp_path / "labelled_images" / "labels.csv").write_text("file,label\n" + "".join(
         f"{number}.png,{'dark' if number < 10 else 'light'}\n" for number in range(20)))
-    temporary(*REGISTRIES.values())
     for part in measure.PARTS:  # which take minutes, and are tested by themselves
         monkeypatch.setitem(measure.PARTS, part, lambda configure: {"cvkit / bare": 1.0})
     return tmp_path

@@ -134,8 +134,7 @@ def test_what_is_not_there_is_refused(run, tiny, runs, words, problem):
     assert problem in str(caught.value)
 
 
-def test_all_leaves_out_what_must_be_told_more(run, temporary, capsys):
-    temporary(VISUALIZERS)
+def test_all_leaves_out_what_must_be_told_more(run, capsys):
 
     @VISUALIZERS.register()
     def asks(run, word: str):
@@ -145,8 +144,7 @@ def test_all_leaves_out_what_must_be_told_more(run, temporary, capsys):
     assert "left out: asks, which needs word\n" in capsys.readouterr().out
 
 
-def test_a_visualizer_that_returns_no_figure_is_told_so(run, temporary):
-    temporary(VISUALIZERS)
+def test_a_visualizer_that_returns_no_figure_is_told_so(run):
 
     @VISUALIZERS.register()
     def forgets(run):

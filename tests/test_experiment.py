@@ -54,8 +54,7 @@ def test_a_misspelt_picture_is_named(run):
         run.visualize("missclassified")
 
 
-def test_own_visualizers_ask_for_what_they_need(run, temporary):
-    temporary(VISUALIZERS)
+def test_own_visualizers_ask_for_what_they_need(run):
 
     @VISUALIZERS.register()
     def histogram(predictions, bins: int = 10) -> Figure:

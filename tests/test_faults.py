@@ -25,7 +25,6 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from cvkit.config import load_config
 from cvkit.data import build_data
 from cvkit.errors import CheckpointError, DataError, RunError
-from cvkit.registry import TRANSFORMS
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run, find_runs
 from cvkit.session import build_trainer, train
@@ -153,8 +152,7 @@ class Deadly:
 """
 
 
-def test_a_worker_that_dies_is_told_and_nothing_is_lost(pictures, monkeypatch, temporary, start_method):
-    temporary(TRANSFORMS)
+def test_a_worker_that_dies_is_told_and_nothing_is_lost(pictures, monkeypatch, start_method):
     trap = Path("trap")
     Path("deadly.py").write_text(DEADLY)
 

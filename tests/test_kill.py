@@ -20,6 +20,7 @@ from test_trainer import EVERYTHING, equal, without_times
 from cvkit.config import load_config
 from cvkit.errors import RunError
 from cvkit.registry import MODELS
+from cvkit.registry.user_code import import_user_code
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run, find_runs
 from cvkit.session import train
@@ -58,6 +59,7 @@ def text(tmp_path_factory):
     file = tmp_path_factory.mktemp("model") / "dropped.py"
     file.write_text(MODEL)
     with MODELS.temporarily():
+        import_user_code([str(file)])
         yield CONFIG.replace("MODEL_FILE", str(file))
 
 

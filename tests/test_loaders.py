@@ -14,7 +14,7 @@ from cvkit.config import check_components, load_config
 from cvkit.data import build_data, build_loaders, sources
 from cvkit.data.build import _Builder
 from cvkit.errors import ConfigError, DataError, RunError
-from cvkit.registry import DATASETS, TRANSFORMS
+from cvkit.registry import TRANSFORMS
 from cvkit.runs.experiment import Experiment
 
 CPU = torch.device("cpu")
@@ -200,9 +200,8 @@ def own_squares():
 
 
 @pytest.fixture
-def own(tiny, temporary):
+def own(tiny):
     """Build the loaders of a config with an own transform."""
-    temporary(TRANSFORMS, DATASETS)
     (tiny.parent / "own_parts.py").write_text(OWN)
     made = []
 
@@ -267,8 +266,7 @@ def test_what_cannot_be_sent_to_workers_is_refused_before_training(own, start_me
 
 
 def test_what_is_defined_in_a_notebook_is_refused_where_workers_cannot_find_it(
-        tiny, start_method, monkeypatch, temporary):
-    temporary(TRANSFORMS)
+        tiny, start_method, monkeypatch):
     notebook = ModuleType("__main__")
     exec("class InNotebook:\n    def __call__(self, image):\n        return image", vars(notebook))
     monkeypatch.setitem(sys.modules, "__main__", notebook)
@@ -399,8 +397,7 @@ def test_batched_is_refused_where_it_is_not_possible(tiny):
         loaders(tiny, "DATA.PIPELINE", "batched", "DATA.TEST_TRANSFORMS", BLUR)
 
 
-def test_a_transform_without_a_batched_form_is_named_as_in_the_config(tiny, temporary):
-    temporary(TRANSFORMS)
+def test_a_transform_without_a_batched_form_is_named_as_in_the_config(tiny):
 
     @TRANSFORMS.register()
     class Own:
@@ -417,8 +414,7 @@ def test_a_transform_without_a_batched_form_is_named_as_in_the_config(tiny, temp
         assert made.input == f"image by image in this process (no batched form of {name})"
 
 
-def test_an_own_transform_may_have_a_batched_form(tiny, temporary):
-    temporary(TRANSFORMS)
+def test_an_own_transform_may_have_a_batched_form(tiny):
 
     class Paint:
         def draw(self, random, count, size):
@@ -474,8 +470,7 @@ def shifted(image):
     return np.clip(image.astype(int) + np.random.randint(50) + random.randrange(50), 0, 255).astype(np.uint8)
 
 
-def test_in_workers_global_random_numbers_depend_on_the_batch_alone(tiny, temporary):
-    temporary(TRANSFORMS)
+def test_in_workers_global_random_numbers_depend_on_the_batch_alone(tiny):
     TRANSFORMS.register("shifted")(lambda: shifted)
     config = load_config(tiny, {"DATA.PIPELINE": "albumentations", "DATA.WORKERS": 2,
                                 "DATA.TRAIN_TRANSFORMS": [{"NAME": "shifted"}]})

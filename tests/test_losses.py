@@ -138,8 +138,7 @@ def test_reductions_that_are_no_mean_are_refused():
         loss_of("CrossEntropyLoss", reduction="sum")
 
 
-def test_own_losses_are_called_with_logits_and_targets(temporary):
-    temporary(LOSSES)
+def test_own_losses_are_called_with_logits_and_targets():
 
     @LOSSES.register()
     class Mine(nn.Module):

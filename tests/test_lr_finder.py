@@ -190,8 +190,7 @@ def test_find_is_a_word_of_max_lr_alone(tiny):
         build_trainer(load_config(tiny, {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "fnd"}}))
 
 
-def test_an_optimizer_that_passes_over_the_rate_is_refused(tiny, temporary):
-    temporary(OPTIMIZERS)
+def test_an_optimizer_that_passes_over_the_rate_is_refused(tiny):
 
     @OPTIMIZERS.register()
     class Deaf(torch.optim.SGD):

@@ -323,10 +323,8 @@ def test_mistakes_in_drawing(tool, tmp_path, painted, name):
     assert files() == before
 
 
-def test_a_bug_in_own_code_keeps_its_traceback(tool, tmp_path, monkeypatch, temporary):
-    from cvkit.registry import MODELS
+def test_a_bug_in_own_code_keeps_its_traceback(tool, tmp_path, monkeypatch):
 
-    temporary(MODELS)
     (tmp_path / "mine.py").write_text(
         "from cvkit import MODELS\n\n@MODELS.register()\ndef broken_net(num_classes):\n"
         "    return 1 / 0\n")

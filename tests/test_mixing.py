@@ -138,8 +138,7 @@ def test_the_samples_show_both_classes_with_their_shares(tiny):
         assert len(lines) == int((target > 0).sum())
 
 
-def test_own_batch_transforms_can_be_listed(tiny, temporary):
-    temporary(TRANSFORMS)
+def test_own_batch_transforms_can_be_listed(tiny):
 
     @TRANSFORMS.register()
     def Invert(num_classes):

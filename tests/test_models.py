@@ -190,8 +190,7 @@ def test_arguments_that_contradict_the_data_or_themselves(node, expected):
         build_model(node, 10, SHAPE)
 
 
-def test_an_own_model_with_another_output_is_refused(temporary):
-    temporary(MODELS)
+def test_an_own_model_with_another_output_is_refused():
 
     @MODELS.register()
     class NoClasses(nn.Module):

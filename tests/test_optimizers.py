@@ -80,9 +80,8 @@ def test_an_optimizer_of_matrices_is_tried_on_the_model_s_own_parameters():
 
 
 @pytest.fixture
-def own(temporary):
+def own():
     """Register optimizers as people write them."""
-    temporary(OPTIMIZERS)
     for entry in (NeedsClosure, AsksForClosure, MatricesAndVectors, ForgetsInner, KeepsInner,
                   ForgetsSlow, KeepsSlow, LosesRate, Noise, Lambda, StateOfItsOwn):
         OPTIMIZERS.register()(entry)

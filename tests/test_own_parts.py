@@ -31,7 +31,6 @@ from cvkit.registry import (
     METRICS,
     MODELS,
     OPTIMIZERS,
-    REGISTRIES,
     SCHEDULERS,
     WRITERS,
 )
@@ -840,8 +839,7 @@ TRAINED = [name for name in NAMES if name not in REFUSED]
 
 
 @pytest.fixture(autouse=True)
-def registered(temporary):
-    temporary(*REGISTRIES.values())
+def registered():
     for registry, entries in OWN.items():
         for entry in entries:
             registry.register()(entry)

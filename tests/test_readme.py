@@ -56,10 +56,8 @@ def test_its_config_for_own_images_takes_images_of_any_size(tmp_path, tool):
     assert code == 0 and "3×64×64" in out and "note " not in out, err
 
 
-def test_the_model_in_five_lines_trains(tmp_path, tool, temporary):
-    from cvkit.registry import MODELS
+def test_the_model_in_five_lines_trains(tmp_path, tool):
 
-    temporary(MODELS)
     code, command = BLOCKS["python"][0], BLOCKS["bash"][6]
     assert len([line for line in code.splitlines() if line and not line.startswith("#")]) == 5
     (tmp_path / "my_model.py").write_text(code)
@@ -81,8 +79,7 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
     assert (trained, tested) == (run.metrics[-1]["train/accuracy"], run.predictions.accuracy)
 
 
-def test_its_picture_of_one_s_own_is_drawn(run, tool, tmp_path, temporary):
-    temporary(VISUALIZERS)
+def test_its_picture_of_one_s_own_is_drawn(run, tool, tmp_path):
     (tmp_path / "my_picture.py").write_text(BLOCKS["python"][1])
     code, out, err = tool("visualize.py", "--confidence-bins", "20", "IMPORTS", "[my_picture.py]")
     assert code == 0 and out.splitlines()[-1].endswith("visuals/confidence_20.png"), err

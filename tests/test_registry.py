@@ -402,19 +402,18 @@ def test_what_cannot_be_taken_is_not_listed_and_says_why(kind, name, reason):
     assert short not in caught.value.hint and short not in overview(kind)
 
 
-def test_imports_register_files_and_modules(tmp_path, monkeypatch, temporary):
+def test_imports_register_files_and_modules(tmp_path, monkeypatch):
     (tmp_path / "my_model.py").write_text(
         "from cvkit import MODELS\n\n@MODELS.register()\ndef from_a_file(): return 'file'\n")
     (tmp_path / "my_module.py").write_text(
         "from cvkit import MODELS\n\n@MODELS.register()\ndef from_a_module(): return 'module'\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    temporary(MODELS)
     import_user_code(["my_model.py", "my_module"])
     import_user_code([str(tmp_path / "my_model.py")])  # again: nothing happens
     assert MODELS.build("from_a_file") == "file" and MODELS.build("from_a_module") == "module"
 
 
-def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch, temporary):
+def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
     folder = tmp_path / "parts"
     folder.mkdir()
     (folder / "a_helper_of_mine.py").write_text("WIDTH = 7\n")
@@ -423,15 +422,13 @@ def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch, temporary):
         "@MODELS.register()\ndef with_a_helper():\n    import json\n    return WIDTH, json\n")
     (folder / "json.py").write_text("raise ImportError('the one of Python is meant')\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    temporary(MODELS)
     import_user_code([str(folder / "my_model.py")])
     assert MODELS.build("with_a_helper")[0] == 7
     assert sys.path[-1] == str(folder)
 
 
-def test_what_an_imported_file_is_refused_for_is_placed(tmp_path, monkeypatch, temporary):
+def test_what_an_imported_file_is_refused_for_is_placed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    temporary(MODELS)
     (tmp_path / "twice.py").write_text(
         "from cvkit import MODELS\n\n@MODELS.register('same')\ndef one(): pass\n\n"
         "@MODELS.register('same')\ndef two(): pass\n")
@@ -456,8 +453,7 @@ def test_the_way_to_one_s_own_is_told_unless_a_name_is_misspelt(name, is_told):
     assert ("One of your own: register() above it, and its file in IMPORTS" in caught.value.hint) == is_told
 
 
-def test_arguments_of_a_module_without_a_constructor_are_refused(temporary):
-    temporary(LOSSES)
+def test_arguments_of_a_module_without_a_constructor_are_refused():
 
     @LOSSES.register()
     class Bare(nn.Module):

@@ -38,8 +38,7 @@ class Told(Reporter):
 
 
 @pytest.fixture(autouse=True)
-def told(temporary):
-    temporary(WRITERS)
+def told():
     WRITERS.register()(Told)
     CALLS.clear()
 

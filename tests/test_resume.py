@@ -77,8 +77,7 @@ def test_auto_is_a_word_of_the_command_line_too(tiny, tool):
     assert "is finished: 2 epochs" in out
 
 
-def test_auto_knows_a_scheduler_of_one_s_own(tiny, tmp_path, temporary):
-    temporary(SCHEDULERS)
+def test_auto_knows_a_scheduler_of_one_s_own(tiny, tmp_path):
     (tmp_path / "halving_rate.py").write_text(
         "from torch.optim import lr_scheduler\nfrom cvkit import SCHEDULERS\n\n"
         "@SCHEDULERS.register()\ndef HalvingRate(optimizer):\n"
@@ -274,11 +273,10 @@ class moody(nn.Module):  # noqa: N801
 
 
 @pytest.fixture
-def any_config(tmp_path, temporary):
+def any_config(tmp_path):
     """The path of a config that says what OPTIONS leave open."""
     for registry, entries in ((SCHEDULERS, [wave]), (LOSSES, [tempered, annealed]),
                               (METRICS, [luck]), (MODELS, [dropped, linear, moody])):
-        temporary(registry)
         for entry in entries:
             registry.register()(entry)
     path = tmp_path / "any.yaml"

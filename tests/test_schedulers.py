@@ -186,8 +186,7 @@ def test_one_cycles_in_a_sequence_go_by_steps_each_with_its_own_length():
     (composed("SequentialLR", {"NAME": "OneCycleLR", "max_lr": 0.4, "total_steps": 5},
               {"NAME": "OneCycleLR", "max_lr": 0.4}, milestones=[20]), "ends after 5 steps, its stretch takes 20"),
     ({"NAME": "table", "rates": [1.0, 0.5]}, "scheduler table cannot be stepped: list index out of range")])
-def test_schedules_that_end_before_the_training_are_refused(temporary, node, expected):
-    temporary(SCHEDULERS)
+def test_schedules_that_end_before_the_training_are_refused(node, expected):
     SCHEDULERS.register("table")(lambda optimizer, rates: torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda epoch: rates[epoch]))
     with pytest.raises(ConfigError, match=expected):

@@ -75,8 +75,7 @@ def test_shared_weights_are_counted_once():
     assert counts == {"flatten": [0], "a": [96], "b": [72, 0], "c": [8], "head": [90]}
 
 
-def test_frozen_parameters_are_told_apart_everywhere(tiny, temporary):
-    temporary(MODELS)
+def test_frozen_parameters_are_told_apart_everywhere(tiny):
     MODELS.register("frozen")(lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(3072, 10).requires_grad_(False), nn.Linear(10, 10)))
     run = train(load_config(tiny, {"MODEL": {"NAME": "frozen"}, "TRAIN.EPOCHS": 1}))

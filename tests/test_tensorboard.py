@@ -221,9 +221,8 @@ def test_a_picture_that_cannot_be_drawn_costs_a_line(tiny, capsys):
 
 @pytest.mark.parametrize("kind, expected", [
     ("a dict", "RuntimeError: Encountering a dict"), ("sizes", "KeyError: tensor(32)")])
-def test_a_model_that_cannot_be_traced_costs_a_line(tiny, temporary, capsys, recwarn, kind,
+def test_a_model_that_cannot_be_traced_costs_a_line(tiny, capsys, recwarn, kind,
                                                     expected):
-    temporary(MODELS)
 
     class Odd(nn.Sequential):
         def forward(self, images):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-from cvkit.registry import MODELS, REGISTRIES, VISUALIZERS
+from cvkit.registry import REGISTRIES, VISUALIZERS
 from cvkit.runs.folder import Run, find_runs, open_run
 from cvkit.visualizers.flags import arguments_of
 
@@ -68,8 +68,7 @@ def test_output_that_is_not_utf_8_lacks_letters_and_nothing_else(run, tool, monk
     assert code == 2 and said.startswith("error: ") and "not '??'" in said
     Path("mine.py").write_text("from cvkit import MODELS\n\n@MODELS.register()\ndef own_net():\n"
                                "    '3×3 日本'\n", encoding="utf-8")
-    with MODELS.temporarily():
-        code, said = say("registry.py", "model", "--import", "mine.py")
+    code, said = say("registry.py", "model", "--import", "mine.py")
     assert code == 0 and f"own_net   3{times}3 ??\n" in said, said
 
 
@@ -166,8 +165,7 @@ def test_visualize_lists_what_there_is(tool, tmp_path):
         "from cvkit import VISUALIZERS\n\n"
         "@VISUALIZERS.register()\ndef my_picture(predictions, bins: int = 3):\n    'Mine.'\n")
     (tmp_path / "mine.yaml").write_text(f"IMPORTS: [mine.py]\n{TINY}")
-    with VISUALIZERS.temporarily():
-        code, out, err = tool("visualize.py", "mine.yaml", "--list")
+    code, out, err = tool("visualize.py", "mine.yaml", "--list")
     assert code == 0 and "--my-picture  (needs one finished run)\n    Mine.\n" in out, err
 
 
@@ -303,10 +301,8 @@ def test_the_registry_is_listed_and_described(tool):
     assert re.search(r"defined in \S+cvkit/data/transforms\.py:\d+", out)
 
 
-def test_own_code_is_listed_too(tool, tmp_path, temporary):
-    from cvkit.registry import MODELS
+def test_own_code_is_listed_too(tool, tmp_path):
 
-    temporary(MODELS)
     (tmp_path / "mine.py").write_text(
         "from cvkit import MODELS\n\n@MODELS.register()\ndef my_own_net():\n    'Mine.'\n")
     assert "my_own_net  Mine." in tool("registry.py", "model", "--import", "mine.py")[1]

@@ -39,8 +39,7 @@ VARIANTS = {
 
 
 @pytest.fixture
-def own_models(temporary):
-    temporary(MODELS)
+def own_models():
 
     @MODELS.register()
     class with_dropout(nn.Sequential):  # noqa: N801
@@ -289,8 +288,7 @@ def test_the_run_folder_has_what_it_should(quick):
     assert "command: " in (run.folder / "environment.txt").read_text()
 
 
-def test_writers_are_told_of_each_epoch_then_of_the_saved_run_then_closed(quick, monkeypatch, temporary):
-    temporary(WRITERS)
+def test_writers_are_told_of_each_epoch_then_of_the_saved_run_then_closed(quick, monkeypatch):
     calls = []
 
     @WRITERS.register()
@@ -351,8 +349,7 @@ def test_the_screen_says_where_everything_is_and_what_to_run_next(quick, capsys)
                         f"Pictures:  python tools/visualize.py --run {run.folder}"]
 
 
-def test_a_non_finite_loss_stops_the_run_and_names_its_place(quick, temporary):
-    temporary(LOSSES)
+def test_a_non_finite_loss_stops_the_run_and_names_its_place(quick):
 
     @LOSSES.register()
     class Breaks(nn.Module):
@@ -513,8 +510,7 @@ def test_a_machine_without_a_compiler_is_told_so(quick, monkeypatch):
         "command line TRAIN.COMPILE: torch.compile does not work here: No working C++ compiler found")
 
 
-def register_metric(temporary, computed, **attributes):
-    temporary(METRICS)
+def register_metric(computed, **attributes):
 
     @METRICS.register()
     class Own:
@@ -530,10 +526,10 @@ def register_metric(temporary, computed, **attributes):
 
 @pytest.mark.parametrize("attributes, expected", [
     ({"lower_is_better": {"own_error"}}, 3), ({}, 2)])
-def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(quick, temporary, attributes,
+def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(quick, attributes,
                                                                  expected):
     values = iter([0, 5, 7, 3, 4])  # the first of the check before training
-    register_metric(temporary, lambda: {"own_error": next(values)}, **attributes)
+    register_metric(lambda: {"own_error": next(values)}, **attributes)
     run = train(load_config(quick, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
                                    "TRAIN.MONITOR": "own_error"}))
     assert run.best["epoch"] == run.checkpoint("best").epoch == expected
@@ -544,33 +540,31 @@ def test_a_metric_says_whether_best_is_the_lowest_or_the_highest(quick, temporar
 
 @pytest.mark.parametrize("attributes, expected", [
     ({"lower_is_better": {"own_error"}}, 3), ({"lower_is_better": set()}, 2)])
-def test_what_could_not_be_counted_at_first_is_not_the_best(quick, temporary, attributes, expected):
+def test_what_could_not_be_counted_at_first_is_not_the_best(quick, attributes, expected):
     values = iter([0, math.nan, 5, 3, math.nan])  # the first of the check before training
-    register_metric(temporary, lambda: {"own_error": next(values)}, **attributes)
+    register_metric(lambda: {"own_error": next(values)}, **attributes)
     run = train(load_config(quick, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 4, "DATA.LIMIT": 60,
                                    "TRAIN.MONITOR": "own_error", "TRAIN.EARLY_STOP": 3}))
     assert run.best["epoch"] == run.checkpoint("best").epoch == expected
 
 
-def test_a_run_that_took_the_wrong_end_for_the_best_looks_for_it_anew(quick, temporary):
+def test_a_run_that_took_the_wrong_end_for_the_best_looks_for_it_anew(quick):
     config = {"METRICS": [{"NAME": "Own"}], "DATA.LIMIT": 60, "TRAIN.MONITOR": "own_error"}
     values = iter([0, 7, 0, 6])
     for epochs, attributes in ((1, {}), (2, {"lower_is_better": True})):
-        register_metric(temporary, lambda: {"own_error": next(values)}, **attributes)
+        register_metric(lambda: {"own_error": next(values)}, **attributes)
         run = train(load_config(quick, {**config, "TRAIN.EPOCHS": epochs}), resume=epochs > 1)
     assert "the lowest own_error is the best now, before it was the other way round" in (
         run.folder / "train.log").read_text()
     assert run.best["epoch"] == run.checkpoint("best").epoch == 2
 
 
-def test_the_losses_of_train_and_test_are_one_mean_over_the_weights_of_all_images(tiny, temporary):
+def test_the_losses_of_train_and_test_are_one_mean_over_the_weights_of_all_images(tiny):
     """On images of which one class has many: two splits alike, that the model sees alike."""
-    temporary(DATASETS)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3), dtype=np.uint8)
     images = ImageSet.of(pixels, np.array([0] * 70 + [1] * 20))
     DATASETS.register("Uneven")(lambda: ImageData(("a", "b"), images, images, 3, (8, 8), (0.5,) * 3,
                                                   (0.3,) * 3))
-    temporary(MODELS)
     MODELS.register("flat")(lambda num_classes: nn.Sequential(nn.Flatten(),
                                                               nn.Linear(192, num_classes)))
     run = train(load_config(tiny, {
@@ -584,8 +578,7 @@ def test_the_losses_of_train_and_test_are_one_mean_over_the_weights_of_all_image
     assert run.metrics[0]["train/loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_class_called_error_is_better_when_more_of_it_is_right(quick, temporary):
-    temporary(METRICS)
+def test_a_class_called_error_is_better_when_more_of_it_is_right(quick):
     METRICS.register("Errors")(lambda: METRICS.get("PerClassAccuracy")(
         [f"{number}_error" for number in range(10)]))
     monitor = build_trainer(load_config(quick, {"METRICS": [{"NAME": "Errors"}],
@@ -596,15 +589,15 @@ def test_a_class_called_error_is_better_when_more_of_it_is_right(quick, temporar
 
 
 @pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 1, True])
-def test_whatever_number_a_metric_returns_is_saved(quick, temporary, value):
-    register_metric(temporary, {"own": value})
+def test_whatever_number_a_metric_returns_is_saved(quick, value):
+    register_metric({"own": value})
     run = train(load_config(quick, {"METRICS": [{"NAME": "Own"}], "TRAIN.EPOCHS": 1}))
     assert run.metrics[0]["test/own"] == run.checkpoint("last").metrics["own"] == float(value)
 
 
 @pytest.mark.parametrize("value", [[0.5], "0.5 %", {"own": [1, 2]}, None])
-def test_a_metric_without_numbers_is_told_before_training(quick, temporary, value):
-    register_metric(temporary, value)
+def test_a_metric_without_numbers_is_told_before_training(quick, value):
+    register_metric(value)
     with pytest.raises(ConfigError, match="metric Own computes"):
         build_trainer(load_config(quick, {"METRICS": [{"NAME": "Own"}]}))
 

@@ -145,8 +145,7 @@ def test_albumentations_by_class_name_with_its_own_meaning():
     assert isinstance(TRANSFORMS.build("CoarseDropout"), albumentations.CoarseDropout)
 
 
-def test_any_function_of_an_image_is_a_transform(temporary):
-    temporary(TRANSFORMS)
+def test_any_function_of_an_image_is_a_transform():
 
     @TRANSFORMS.register()
     class Invert:
@@ -429,8 +428,7 @@ def test_transforms_that_shrink_say_so_and_can_be_sent_to_worker_processes():
 
 @pytest.mark.parametrize("returned, what", [
     (None, "NoneType"), (7, "int"), (np.zeros(3, np.uint8), "an array of 1 dimension")])
-def test_an_own_transform_that_returns_no_image_is_named(temporary, returned, what):
-    temporary(TRANSFORMS)
+def test_an_own_transform_that_returns_no_image_is_named(returned, what):
     TRANSFORMS.register("Forgetful")(lambda: lambda image: returned)
     with pytest.raises(UserError, match=f"transform .*returned {what}, not an image (.|\n)*Is a return missing"):
         build_pipeline([{"NAME": "Forgetful"}], data_of())

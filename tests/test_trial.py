@@ -46,11 +46,10 @@ class OnlySmall:
 
 
 @pytest.fixture(autouse=True)
-def own(temporary):
+def own():
     for registry, entries in ((OPTIMIZERS, [NeedsClosure]), (SCHEDULERS, [LambdaInside]),
                               (MODELS, [Flat, Calls]), (METRICS, [OnlySmall]),
                               (LOSSES, [Annealed])):
-        temporary(registry)
         for entry in entries:
             registry.register()(entry)
 
