@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import nn
 
 from cvkit.config import Config, check_components
-from cvkit.errors import ConfigError, RunError
+from cvkit.errors import ConfigError, RunError, located
 from cvkit.evaluation.monitor import Monitor
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.models.probing import refuse_single_images
@@ -27,6 +27,7 @@ from cvkit.runs.range_test import RangeTest
 from cvkit.system import distributed
 from cvkit.system.environment import environment
 from cvkit.system.log import LOG, SCREEN, run_log
+from cvkit.training.build import build_state, optimizer_builder
 from cvkit.training.failures import explaining
 from cvkit.training.losses import build_loss
 from cvkit.training.lr_finder import find_rate
@@ -71,16 +72,16 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         parts = parts or Experiment(config, takes_weights=run is None)
         state, monitor, requirements, is_resumed = prepare(config, parts, run)
         if is_resumed and is_finished(config, state.epoch, state.best):
-            return _finished(run, state)
+            return _finished(run, state, parts)
         checks = Checks(parts)
-        _try(state, parts, checks)
+        _try_quickly(state, parts, checks)
         found = _find_rate(state, parts)
         if distributed.is_main():
             if run is None:
-                run = Run.create(state.config, environment(state.device))
+                run = Run.create(parts.config, environment(parts.device))
                 stack.enter_context(run.lock())
             else:
-                run.set_config(state.config)
+                run.set_config(parts.config)
             if found is not None:
                 run.keep_range_test(found)
             # Or what looks at the results would read it again.
@@ -88,7 +89,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             log.attach(run.folder)
             checks.run = run
             reporters = [Console(parts, monitor, run, is_resumed), requirements, checks]
-            add_reporters(reporters, state, run.folder)
+            add_reporters(reporters, parts.config, run.folder, state)
             Trainer(state, parts, monitor, run, reporters).train()
             say_where(run)
         else:
@@ -112,7 +113,7 @@ def check(config: Config, parts: Experiment | None = None) -> None:
         for reporter in (Console(parts, monitor), requirements, checks):
             reporter.begin(state)
     with explaining(state, parts):
-        refuse_other_images(config, parts)
+        refuse_other_images(parts)
         words = try_training(state, parts, look=checks.look)
     checks.say_odd()
     LOG.info(f"check      {words}. All is well; nothing was written.", extra=SCREEN)
@@ -175,12 +176,14 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     distributed.start(parts.device)
     _refuse_processes(config, parts)
     is_resumed = distributed.broadcast_from_main(lambda: run is not None)
-    if is_resumed and is_to_find(config):
-        config = distributed.broadcast_from_main(lambda: with_found_rate(config, run))
+    if is_resumed and is_to_find(config.SCHEDULER):
+        config = distributed.broadcast_from_main(
+            lambda: None if run is None else with_found_rate(config, run))
+    # Parts that are given may be of another config.
+    parts.config = config
     # Which downloads what is not there.
     with distributed.first_on_each_machine():
         data, loaders, model = parts.data, parts.loaders, parts.model
-    # Loaders that are given may be of another config.
     loaders.train.plan.accumulate = config.TRAIN.ACCUMULATE
     if any(loaders.train.part_size(number) <= 1 for number in range(len(loaders.train))):
         refuse_single_images(model, loaders.train_shape, config.DATA.where("BATCH_SIZE"))
@@ -188,9 +191,10 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     loss = build_loss(config.LOSS, len(data.classes),
                       takes_shares=bool(loaders.train.pipeline.mixing)).to(parts.device)
-    state = TrainingState(config, model, loss, parts.device, parts.precision,
-                          loaders.train.plan.steps)
-    state.wrap(leaves_parameters_out(state, parts))
+    state = build_state(parts, model, loss)
+    has_unused = leaves_parameters_out(state, parts)
+    with located(config.TRAIN, "COMPILE"):
+        state.wrap(has_unused, config.TRAIN.COMPILE)
     monitor = Monitor(config, list(data.classes))
     refuse_other_reporters(config)
     requirements = Requirements(config, parts)
@@ -224,9 +228,9 @@ def _run_to_resume(config: Config, resume: bool | str | Path | Run) -> Run | Non
                     config.name if resume is True else "*")
 
 
-def _try(state: TrainingState, parts: Experiment, checks: Checks) -> None:
+def _try_quickly(state: TrainingState, parts: Experiment, checks: Checks) -> None:
     """Refuse what could not be trained, saved and evaluated, before anything is written."""
-    refuse_other_images(state.config, parts)
+    refuse_other_images(parts)
     problem = try_quickly(state, parts, checks.look)
     if problem:
         LOG.info(f"note       saving and loading was not tried before: {problem}")
@@ -234,19 +238,20 @@ def _try(state: TrainingState, parts: Experiment, checks: Checks) -> None:
 
 def _find_rate(state: TrainingState, parts: Experiment) -> RangeTest | None:
     """Put a learning rate in the place of `max_lr: find`, and return how it was found."""
-    if not is_to_find(state.config):
+    if not is_to_find(parts.config.SCHEDULER):
         return None
     LOG.info("finding    max_lr, on a copy of the model", extra=SCREEN)
     found = find_rate(state, parts)
-    state.build_optimizer(with_rate(state.config, found.suggestion))
+    parts.config = with_rate(parts.config, found.suggestion)
+    state.set_optimizer(*optimizer_builder(parts)(state.model, state.loss))
     return found
 
 
-def _finished(run: Run | None, state: TrainingState) -> Run | None:
+def _finished(run: Run | None, state: TrainingState, parts: Experiment) -> Run | None:
     """Return a run that has nothing left to train, with predictions if it lacked them."""
     distributed.stop()
     if run is not None:
-        say_finished(run, state.config, state.epoch)
+        say_finished(run, parts.config, state.epoch)
         try:
             _ = run.predictions
         except RunError:

@@ -137,7 +137,7 @@ def test_a_resumed_run_keeps_the_rate_that_it_began_with(tiny):
 def test_looking_takes_accumulation_and_other_schedulers(tiny):
     cyclic = {"NAME": "CyclicLR", "base_lr": 1e-4, "max_lr": "find"}
     trainer = build_trainer(load_config(tiny, {"SCHEDULER": cyclic, "TRAIN.ACCUMULATE": 2}))
-    assert is_to_find(trainer.config)
+    assert is_to_find(trainer.config.SCHEDULER)
     found = find_rate(trainer.state, trainer.parts, highest=1.0, steps=25)
     batches = trainer.loaders.train
     batches.set_epoch(0)

@@ -49,26 +49,27 @@ class Checks(Reporter):
 
     def look(self, state: TrainingState, batch: Batch) -> None:
         """Note what is wrong with the outputs of a model and a loss, in their trial."""
-        self._odd = odd_outputs(state, batch)
+        self._odd = odd_outputs(self.parts.config, state, batch)
 
     def begin(self, state: TrainingState) -> None:
         found = duplicates(self.parts.data)
         if found and self.run is not None:
             lines = [escape_controls(line) for lines in found.values() for line in lines]
             write_whole(self.run.folder / DUPLICATES, "\n".join([*lines, ""]))
-        self._say({**before_training(state.config, self.parts.data, self.parts.loaders,
-                                     state.steps_per_epoch, found), **self._odd})
+        parts = self.parts
+        self._say({**before_training(parts.config, parts.data, parts.loaders,
+                                     parts.loaders.train.plan.steps, found), **self._odd})
 
     def say_odd(self) -> None:
         """Say what `look` noted."""
         self._say(self._odd)
 
     def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:
-        self._say(after_epoch(state.config, self.parts.data, state.loss, self.run.metrics,
+        self._say(after_epoch(self.parts.config, self.parts.data, state.loss, self.run.metrics,
                               state.progress.loss.batches()))
 
     def end(self, state: TrainingState, run: Run) -> None:
-        self._say(idle_scheduler(state.config, state.schedule, run.metrics))
+        self._say(idle_scheduler(self.parts.config, state.schedule, run.metrics))
 
     def _say(self, warnings: Mapping[str, str]) -> None:
         for kind, text in warnings.items():
@@ -186,25 +187,25 @@ def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, 
 
 
 @torch.no_grad()
-def odd_outputs(state: TrainingState, batch: Batch) -> dict[str, str]:
+def odd_outputs(config: Config, state: TrainingState, batch: Batch) -> dict[str, str]:
     """Return warnings of what the model says of a batch, and of the loss."""
     model, count = state.evaluated_model, len(batch.images)
 
     def said(count: int, seed: int) -> torch.Tensor:
-        seed_epoch(state.config.SEED, seed, state.config.DETERMINISTIC)
+        seed_epoch(config.SEED, seed, config.DETERMINISTIC)
         with autocast(state.device, state.precision):
             return model(batch.images[:count]).float()
 
     with state_kept(model, state.loss), in_evaluation_mode(model, state.loss), same_kernels():
         logits = said(count, 0)
-        found = odd_logits(state.config, logits, said(max(count // 2, 1), 0))
+        found = odd_logits(config, logits, said(max(count // 2, 1), 0))
         difference = float((logits - said(count, 1)).abs().max())
         if difference > 0.001 * float(logits.abs().max()):
             found.pop("batch", None)  # it draws others for another number of images
-            found["draws"] = (f"what model {state.config.MODEL[NAME]} says of an image in "
+            found["draws"] = (f"what model {config.MODEL[NAME]} says of an image in "
                               "evaluation is drawn: dropout has to know of it, "
                               "F.dropout(x, p, self.training) or nn.Dropout")
-        return {**found, **odd_loss(state.config, state.loss, batch.labels, logits)}
+        return {**found, **odd_loss(config, state.loss, batch.labels, logits)}
 
 
 def odd_logits(config: Config, logits: torch.Tensor, of_half: torch.Tensor) -> dict[str, str]:
@@ -272,7 +273,7 @@ def idle_plan(config: Config, steps_per_epoch: int) -> dict[str, str]:
     Only of those stepped by epoch: they can be tried in no time, the others move at once.
     """
     epochs = config.TRAIN.EPOCHS - math.floor(config.TRAIN.WARMUP_EPOCHS)
-    if config.SCHEDULER is None or is_to_find(config):
+    if config.SCHEDULER is None or is_to_find(config.SCHEDULER):
         return {}
     twin = torch.optim.SGD([torch.zeros(1)], lr=config.OPTIMIZER.lr, momentum=0.9)
     schedule = build_schedule(config.SCHEDULER, twin, epochs, steps_per_epoch)

@@ -46,7 +46,7 @@ class Console(Reporter):
 
     def begin(self, state: TrainingState) -> None:
         screen.begin()
-        config, data, loaders = state.config, self.parts.data, self.parts.loaders
+        config, data, loaders = self.parts.config, self.parts.data, self.parts.loaders
         shape = "×".join(map(str, loaders.image_shape))
         LOG.info(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
         if self.is_resumed:
@@ -86,7 +86,8 @@ class Console(Reporter):
         averaged = f", EMA {config.TRAIN.EMA_DECAY:g} of the weights is tested" if state.ema else ""
         LOG.info(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
                  f"{plural(len(loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
-                 f"{config.LOSS.NAME}, {_words_for_rate(state)}, seed {config.SEED}{averaged}")
+                 f"{config.LOSS.NAME}, {_words_for_rate(config, state)}, seed {config.SEED}"
+                 f"{averaged}")
         LOG.info(f"device     {describe(state.device)}, {state.precision}")
         LOG.info(f"input      {loaders.input}")
         if self.run is not None:
@@ -96,7 +97,7 @@ class Console(Reporter):
             LOG.info(f"run        {self.run.folder}", extra=SCREEN)
 
     def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:
-        split, epochs = self.parts.data.monitored, state.config.TRAIN.EPOCHS
+        split, epochs = self.parts.data.monitored, self.parts.config.TRAIN.EPOCHS
 
         def words(part: str) -> str:
             return (f"{part} loss {values[f'{part}/loss']:.4f} "
@@ -133,9 +134,10 @@ class Console(Reporter):
     def end(self, state: TrainingState, run: Run) -> None:
         self._say_left_out(state.left_out)
         predictions, epochs, name = run.predictions, state.epoch, self.monitor.name
-        if epochs < state.config.TRAIN.EPOCHS:
+        train = self.parts.config.TRAIN
+        if epochs < train.EPOCHS:
             LOG.info(f"Stopped early after epoch {epochs}: no better {name} for "
-                     f"{plural(state.config.TRAIN.EARLY_STOP, 'epoch')}")
+                     f"{plural(train.EARLY_STOP, 'epoch')}")
         LOG.info(test_line(predictions.loss, predictions.correct, len(predictions.true))
                  + f" after epoch {predictions.epoch}")
         value = state.best[name]
@@ -199,12 +201,12 @@ def _place(state: TrainingState) -> str:
     return moment_of(state.epoch, state.progress.batches)
 
 
-def _words_for_rate(state: TrainingState) -> str:
-    optimizer, scheduler = state.config.OPTIMIZER, state.config.SCHEDULER
+def _words_for_rate(config: Config, state: TrainingState) -> str:
+    optimizer, scheduler = config.OPTIMIZER, config.SCHEDULER
     words = f"{optimizer.NAME} lr {optimizer.lr:g}"
     if scheduler is None:
         return f"{words}, constant"
-    if is_to_find(state.config):
+    if is_to_find(scheduler):
         return f"{optimizer.NAME}, {scheduler.NAME} up to a rate to be found"
     group, momentum = state.optimizer.param_groups[0], ""
     if {"base_momentum", "max_momentum"} <= set(group):

@@ -79,20 +79,21 @@ def refuse_other_reporters(config: Config) -> None:
             WRITERS.refuse_without(node, entry, *_calls_of(entry))
 
 
-def add_reporters(reporters: list[Reporter], state: TrainingState, folder: Path) -> None:
+def add_reporters(reporters: list[Reporter], config: Config, folder: Path,
+                  state: TrainingState) -> None:
     """Add the reporters that a config names under WRITERS.
 
     Args:
         reporters: cvkit's own; all are told that the training stopped if one cannot be added.
-        state: of the training.
+        config, state: of the training.
         folder: of the run.
 
     Raises:
         ConfigError: one cannot be built, or called.
     """
     try:
-        for node in state.config.WRITERS:
-            made = WRITERS.build(node, folder=str(folder), config=state.config)
+        for node in config.WRITERS:
+            made = WRITERS.build(node, folder=str(folder), config=config)
             calls = _calls_of(made)
             WRITERS.refuse_without(node, made, *calls)
             reporters.append(_Writer(made) if calls is _CALLS_BEFORE else made)

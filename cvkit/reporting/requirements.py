@@ -77,7 +77,7 @@ class Requirements(Reporter):
     """
 
     def __init__(self, config: Config, parts: Experiment):
-        self.demands = check_requirements(config, parts)
+        self.parts, self.demands = parts, check_requirements(config, parts)
         enforce(self.demands, config)
 
     def begin(self, state: TrainingState) -> None:
@@ -85,7 +85,7 @@ class Requirements(Reporter):
             LOG.info(f"required   {demand}")
 
     def end(self, state: TrainingState, run: Run) -> None:
-        found = check_requirements(state.config, run)
+        found = check_requirements(self.parts.config, run)
         for demand, before in zip(found, self.demands, strict=True):
             if before.is_met is None:
                 LOG.info(f"required   {demand}")

@@ -75,7 +75,7 @@ def _explained(error: Exception, state: TrainingState, parts: Experiment,
 def _out_of_memory(error: Exception, state: TrainingState, parts: Experiment,
                    is_evaluating: bool) -> RunError | None:
     """Say what does not fit, and by trying, what would; None if it is not a matter of size."""
-    device, node, loaders = describe(state.device), state.config.DATA, parts.loaders
+    device, node, loaders = describe(state.device), parts.config.DATA, parts.loaders
     # Its frames hold the tensors of what failed.
     traceback.clear_frames(error.__traceback__)
     if is_evaluating:
@@ -85,7 +85,7 @@ def _out_of_memory(error: Exception, state: TrainingState, parts: Experiment,
                              "result.")
     where = f"out of memory on {device}, training on batches of {node.BATCH_SIZE}"
     # A trial would wait for the other processes, which have failed in their own ways.
-    if distributed.size() > 1 and state.config.TRAIN.SYNC_BATCHNORM:
+    if distributed.size() > 1 and parts.config.TRAIN.SYNC_BATCHNORM:
         return RunError(where, hint="Take a smaller DATA.BATCH_SIZE and a larger TRAIN.ACCUMULATE.")
     state.optimizer.zero_grad(set_to_none=True)
     part = node.BATCH_SIZE // distributed.size()
@@ -98,7 +98,7 @@ def _out_of_memory(error: Exception, state: TrainingState, parts: Experiment,
     if not size:
         return RunError(where, hint="Not even one image fits: take a smaller model or image.")
     size *= distributed.size()
-    times = math.ceil(node.BATCH_SIZE * state.config.TRAIN.ACCUMULATE / size)
+    times = math.ceil(node.BATCH_SIZE * parts.config.TRAIN.ACCUMULATE / size)
     return RunError(where, hint=f"{size} fit: DATA.BATCH_SIZE {size} TRAIN.ACCUMULATE {times} "
                                 f"makes steps of {plural(size * times, 'image')}.")
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from cvkit.data.loaders import Batch
 from cvkit.errors import RunError
@@ -21,7 +22,7 @@ from cvkit.system import distributed
 from cvkit.system.log import ProgressBar
 from cvkit.system.seeds import random_numbers_kept, seed_epoch
 from cvkit.training.failures import explaining
-from cvkit.training.optimizers import begin_momentum, build_optimizer
+from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import Schedule
 from cvkit.training.state import TrainingState
 from cvkit.training.step import train_step
@@ -47,17 +48,16 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
         RunError: the loss does not fall at any of the rates.
         ValueError: see `range_test`.
     """
-    # The rate is set here, at each step, and averages are not looked at.
-    config, loader = state.config.clone(), parts.loaders.train
-    config.defrost()
-    config.SCHEDULER, config.TRAIN.WARMUP_EPOCHS, config.TRAIN.EMA_DECAY = None, 0.0, 0.0
-    twin = state.copy(config=config)
-    # Tried as one whose rate will be changed, which the state's own may not have been.
-    twin.optimizer = build_optimizer(config.OPTIMIZER, twin.model,
-                                     config.TRAIN.DECAY_NORM_AND_BIAS, twin.loss,
-                                     is_scheduled=True)
-    begin_momentum(twin.optimizer)
-    twin.schedule = Schedule(twin.optimizer)
+    config, loader = parts.config, parts.loaders.train
+
+    def build(model: nn.Module, loss: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
+        # Tried as one whose rate will be changed, which the state's own may not have been.
+        optimizer = build_optimizer(config.OPTIMIZER, model, config.TRAIN.DECAY_NORM_AND_BIAS,
+                                    loss, is_scheduled=True)
+        # The rate is set here, at each step.
+        return optimizer, Schedule(optimizer)
+
+    twin = state.copy(build)
     twin.model.train()
     bar = ProgressBar("Finding the learning rate", steps, unit="step")
 

@@ -77,7 +77,7 @@ def checkpoint_of(state: TrainingState, parts: Experiment,
                     "images": identities(parts), "code": user_code(),
                     "ema": ema and {"steps": ema["steps"], "model": saved["model"]}}
     return Checkpoint(
-        model=weights_of(state.evaluated_model), config=state.config.dump(),
+        model=weights_of(state.evaluated_model), config=parts.config.dump(),
         classes=list(data.classes), mean=list(loaders.mean), std=list(loaders.std),
         image_shape=list(loaders.image_shape), epoch=state.epoch, metrics=state.values,
         monitored=data.monitored, training=training, loss=weights_of(state.loss) or None,
@@ -134,7 +134,7 @@ def newest_run_of(config: Config) -> Run | None:
 def with_found_rate(config: Config, run: Run) -> Config:
     """Return the config with the learning rate that was found when the run began."""
     scheduler = run.config.SCHEDULER
-    if is_to_find(config) and scheduler is not None and "max_lr" in scheduler:
+    if is_to_find(config.SCHEDULER) and scheduler is not None and "max_lr" in scheduler:
         return with_rate(config, scheduler.max_lr)
     return config
 
@@ -181,7 +181,7 @@ def take_up(run: Run | None, state: TrainingState, parts: Experiment, monitor: M
     Raises:
         UserError: it does not fit the config or the data, or is damaged.
     """
-    checkpoint = distributed.broadcast_from_main(lambda: _read(run, state.config, parts))
+    checkpoint = distributed.broadcast_from_main(lambda: _read(run, parts))
     restore(state, checkpoint)
     state.best = distributed.broadcast_from_main(
         lambda: _best_of(run, state, parts, monitor, checkpoint.batches))
@@ -190,10 +190,10 @@ def take_up(run: Run | None, state: TrainingState, parts: Experiment, monitor: M
         run.keep_epochs(state.epoch)
 
 
-def _read(run: Run, config: Config, parts: Experiment) -> Checkpoint:
+def _read(run: Run, parts: Experiment) -> Checkpoint:
     """Return a run's last checkpoint, if it fits."""
     checkpoint, data, loaders = run.last_whole_checkpoint(), parts.data, parts.loaders
-    refuse_changes(config, run)
+    refuse_changes(parts.config, run)
     if list(data.classes) != checkpoint.classes:
         raise CheckpointError(f"{run.folder} was trained on other classes: "
                               f"{', '.join(checkpoint.classes)}")

@@ -61,9 +61,9 @@ def _cycling(optimizer: torch.optim.Optimizer, arguments: dict[str, Any]) -> dic
     return {"cycle_momentum": has_momentum, **arguments}
 
 
-def is_to_find(config: Config) -> bool:
-    """Tell whether the scheduler's rate is to be looked for."""
-    return config.SCHEDULER is not None and config.SCHEDULER.get("max_lr") == "find"
+def is_to_find(node: Any) -> bool:
+    """Tell whether the rate of a SCHEDULER is to be looked for."""
+    return node is not None and node.get("max_lr") == "find"
 
 
 def with_rate(config: Config, rate: float) -> Config:
@@ -253,11 +253,14 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     if node is None:
         return Schedule(optimizer, None, warmup_steps)
+    rate = float(optimizer.param_groups[0]["lr"])
+    # Until it is found, the optimizer's rate stands in for it.
+    if is_to_find(node):
+        node = _with(node, {"max_lr": rate})
     remaining = epochs - math.floor(warmup_epochs)
     needed = epochs * steps_per_epoch - warmup_steps
     facts = {"optimizer": optimizer, "epochs": remaining, "steps_per_epoch": steps_per_epoch,
-             "T_max": remaining, "total_steps": needed,
-             "max_lr": float(optimizer.param_groups[0]["lr"])}
+             "T_max": remaining, "total_steps": needed, "max_lr": rate}
     if "epochs" in node or "steps_per_epoch" in node:
         del facts["total_steps"]  # OneCycleLR would take it before the config's own
     unit = _try(node, facts, 1)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from cvkit.config import Config
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.runs.predictions import Predictions
 from cvkit.system import distributed
 from cvkit.system.device import compile_model, is_out_of_memory
 from cvkit.system.saving import load_weights, plain, weights_of
 from cvkit.training.ema import EMA
-from cvkit.training.optimizers import begin_momentum, build_optimizer
+from cvkit.training.optimizers import begin_momentum
 from cvkit.training.progress import EpochProgress
-from cvkit.training.schedulers import build_schedule, is_to_find, with_rate
+from cvkit.training.schedulers import Schedule
+
+# Given a model and its loss: what changes their weights.
+BuildOptimizer = Callable[[nn.Module, nn.Module], tuple[torch.optim.Optimizer, Schedule]]
 
 
 class CopyError(RunError):
@@ -29,17 +32,18 @@ class TrainingState:
     """A model with its loss, and everything that changes them.
 
     Args:
-        config: names optimizer and scheduler, and sets precision, averages and clipping.
         model, loss: on the device.
+        optimizer: of the parameters of both.
+        schedule: of its learning rate.
         device: that computes.
         precision: fp32, bf16 or fp16.
-        steps_per_epoch: steps of the optimizer.
-        is_tried: whether the optimizer is tried first; not one that is as another.
+        ema_decay: of averages of the weights, which are evaluated instead; 0 for none.
+        clip_grad_norm: largest norm of all gradients together; 0 for any.
 
     Attributes:
         forward: the model as training calls it: compiled, and with gradients that are averaged
             over processes, once `wrap` was called.
-        optimizer, schedule, scaler: change the weights.
+        scaler: of the loss, in fp16.
         ema: averages of the weights, or None.
         epoch: how many are finished.
         progress: how far the next one is.
@@ -49,17 +53,19 @@ class TrainingState:
         left_out: image files that batches lack, as they could not be read; not saved.
 
     Raises:
-        ConfigError: a part cannot be built.
+        ConfigError: there can be no averages of this model.
     """
 
-    def __init__(self, config: Config, model: nn.Module, loss: nn.Module, device: torch.device,
-                 precision: str, steps_per_epoch: int, is_tried: bool = True):
-        self.config, self.model, self.loss, self.forward = config, model, loss, model
-        self.device, self.precision, self.steps_per_epoch = device, precision, steps_per_epoch
-        self._has_unused = False
-        self.build_optimizer(config, is_tried)
+    def __init__(self, model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer,
+                 schedule: Schedule, device: torch.device, precision: str = "fp32",
+                 ema_decay: float = 0.0, clip_grad_norm: float = 0.0):
+        self.model, self.loss, self.forward = model, loss, model
+        self.set_optimizer(optimizer, schedule)
+        self.device, self.precision = device, precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.ema_decay, self.clip_grad_norm = ema_decay, clip_grad_norm
         self.ema = self._averages()
+        self._has_unused = self._is_compiled = False
         self.progress = EpochProgress(device)
         self.epoch = 0
         self.values: dict[str, float] = {}
@@ -67,39 +73,32 @@ class TrainingState:
         self.predictions: Predictions | None = None
         self.left_out: set[str] = set()
 
-    def build_optimizer(self, config: Config, is_tried: bool = False) -> None:
-        """Build optimizer and schedule anew, of a config whose learning rate may be found now."""
-        self.config = config
-        self.optimizer = build_optimizer(
-            config.OPTIMIZER, self.model, config.TRAIN.DECAY_NORM_AND_BIAS, self.loss, is_tried,
-            config.SCHEDULER is not None or config.TRAIN.WARMUP_EPOCHS > 0)
-        if is_to_find(config):
-            config = with_rate(config, config.OPTIMIZER.lr)
-        self.schedule = build_schedule(config.SCHEDULER, self.optimizer, config.TRAIN.EPOCHS,
-                                       self.steps_per_epoch, config.TRAIN.WARMUP_EPOCHS)
-        begin_momentum(self.optimizer)
+    def set_optimizer(self, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
+        """Let the weights be changed by another optimizer from now on."""
+        self.optimizer, self.schedule = optimizer, schedule
+        begin_momentum(optimizer)
 
     def _averages(self) -> EMA | None:
-        decay = self.config.TRAIN.EMA_DECAY
         try:
-            return EMA(self.model, decay) if decay > 0 else None
+            return EMA(self.model, self.ema_decay) if self.ema_decay > 0 else None
         except (TypeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             raise ConfigError(f"the model cannot be copied, and averages are of a copy: {error}",
-                              where=self.config.TRAIN.where("EMA_DECAY"),
                               hint="TRAIN.EMA_DECAY 0") from error
 
-    def wrap(self, has_unused: bool, is_compiled: bool = True) -> None:
-        """Make `forward` compute as TRAIN.COMPILE says, and average gradients over processes.
+    def wrap(self, has_unused: bool, is_compiled: bool) -> None:
+        """Compile `forward`, and let it average gradients over processes.
 
         Args:
             has_unused: whether some parameters get no gradient.
-            is_compiled: False leaves TRAIN.COMPILE out, which takes half a minute.
+            is_compiled: False leaves it as it is, as compiling takes half a minute.
+
+        Raises:
+            ConfigError: torch cannot compile on this machine.
         """
-        self._has_unused, model = has_unused, self.model
-        if self.config.TRAIN.COMPILE and is_compiled:
-            model = compile_model(model, self.device, self.config.TRAIN.where("COMPILE"))
+        self._has_unused, self._is_compiled = has_unused, is_compiled
+        model = compile_model(self.model, self.device) if is_compiled else self.model
         self.forward = distributed.average_gradients(model, self.device, has_unused)
         # That gave the model the first process's weights, which averages have to begin with too.
         if distributed.size() > 1:
@@ -124,19 +123,20 @@ class TrainingState:
             raise CopyError("a copy of the model cannot be trained")
         return model, loss
 
-    def copy(self, is_compiled: bool = False, config: Config | None = None) -> TrainingState:
+    def copy(self, build_optimizer: BuildOptimizer, may_compile: bool = False) -> TrainingState:
         """Return a state at its beginning, of copies of model and loss: its steps leave this one.
 
         Args:
-            is_compiled: whether TRAIN.COMPILE counts, see `wrap`.
-            config: another one.
+            build_optimizer: returns optimizer and schedule of the copies.
+            may_compile: whether the copy is compiled as well, if this one is.
 
         Raises:
             CopyError: there are no copies.
         """
-        twin = TrainingState(config or self.config, *self.copied_modules(), self.device,
-                             self.precision, self.steps_per_epoch, is_tried=False)
-        twin.wrap(self._has_unused, is_compiled)
+        model, loss = self.copied_modules()
+        twin = TrainingState(model, loss, *build_optimizer(model, loss), self.device,
+                             self.precision, self.ema_decay, self.clip_grad_norm)
+        twin.wrap(self._has_unused, may_compile and self._is_compiled)
         return twin
 
     # -- what is asked of it -----------------------------------------------------------

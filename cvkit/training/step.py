@@ -38,9 +38,9 @@ def train_step(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
 def optimizer_step(state: TrainingState) -> None:
     """Change the weights by the gradients there are."""
     distributed.average(trained_in(state.loss))
-    if state.config.TRAIN.CLIP_GRAD_NORM > 0:
+    if state.clip_grad_norm > 0:
         state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.weights, state.config.TRAIN.CLIP_GRAD_NORM)
+        nn.utils.clip_grad_norm_(state.weights, state.clip_grad_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -46,7 +46,7 @@ class Trainer:
 
     def __init__(self, state: TrainingState, parts: Experiment, monitor: Monitor,
                  run: Run | None = None, reporters: Sequence[Any] = ()):
-        self.state, self.config, self.parts = state, state.config, parts
+        self.state, self.config, self.parts = state, parts.config, parts
         self.data, self.loaders, self.monitor = parts.data, parts.loaders, monitor
         self.run, self.reporters = run, reporters
         self._best: Checkpoint | None = None

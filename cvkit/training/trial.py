@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from cvkit.config import Config
 from cvkit.data import ImageData, build_data
 from cvkit.data.loaders import Batch, BatchLoader
-from cvkit.errors import CheckpointError, ConfigError, RunError, UserError, where_in
+from cvkit.errors import CheckpointError, ConfigError, RunError, located
 from cvkit.evaluation.metrics import build_metrics
 from cvkit.evaluation.predict import predict
-from cvkit.models.probing import in_evaluation_mode, same_kernels, state_kept
-from cvkit.registry import DATASETS, LOSSES, NAME, SCHEDULERS
+from cvkit.models.probing import same_kernels, state_kept
+from cvkit.registry import DATASETS, NAME, SCHEDULERS
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
 from cvkit.system import distributed
@@ -29,7 +26,15 @@ from cvkit.system.device import autocast, is_out_of_memory
 from cvkit.system.log import ProgressBar
 from cvkit.system.saving import reread
 from cvkit.system.seeds import random_numbers_kept, seed_epoch
+from cvkit.training.build import optimizer_builder
 from cvkit.training.failures import explaining, push
+from cvkit.training.forms import (
+    LossError,
+    forms_checked,
+    gradient_norm,
+    refuse_modules,
+    refuse_sum,
+)
 from cvkit.training.resume import checkpoint_of, restore
 from cvkit.training.state import CopyError, TrainingState
 from cvkit.training.step import optimizer_step, train_step
@@ -45,10 +50,6 @@ Look = Callable[[TrainingState, Batch], None]
 _FEW = 8
 # Bytes of images; more may not fit into memory again.
 _BUILT_TWICE = 10**9
-
-
-class LossError(ConfigError):
-    """A loss of one's own raises an error in its forward()."""
 
 
 def try_training(state: TrainingState, parts: Experiment, is_whole: bool = True,
@@ -68,38 +69,43 @@ def try_training(state: TrainingState, parts: Experiment, is_whole: bool = True,
         UserError: what would end the training, or what its checkpoint could not be resumed from.
         CopyError: model or loss cannot be copied.
     """
+    config = parts.config
     with random_numbers_kept(state.device):
         batch = _first_batch(parts.loaders.train, is_whole)
         evaluated = _FirstBatch(parts.loaders.monitored, is_whole)
-        twin = state.copy(is_compiled=is_whole)
-        words, is_finite = _step(twin, batch, len(parts.data.classes))
+        build = optimizer_builder(parts)
+        twin = state.copy(build, may_compile=is_whole)
+        refuse_modules(twin, config)
+        words, is_finite = _step(twin, config, batch, len(parts.data.classes))
         if is_whole and is_strict and not is_finite:
             raise RunError(f"{words} are not finite", hint="Try TRAIN.PRECISION fp32.")
-        checkpoint, said = _as_resumed(twin, parts), _said(twin, evaluated.batch, batch)
+        checkpoint, said = _as_resumed(twin, parts), _said(twin, config, evaluated.batch, batch)
         if look is not None:
             look(twin, evaluated.batch)
-        rates = _next_rates(twin)
+        rates = _next_rates(twin, config.SCHEDULER)
         # Before there is another one.
         del twin
-        twin = state.copy()
+        twin = state.copy(build)
         try:
             restore(twin, checkpoint)
         except CheckpointError as error:
-            raise ConfigError(f"this training could not be resumed: {error.problem}",
-                              where=where_in(state.config.MODEL, NAME), hint=_HINT) from error
-        if _next_rates(twin) != rates:
-            node = state.config.SCHEDULER
-            raise ConfigError(f"scheduler {node[NAME]} could not be resumed: once its state is "
-                              "saved and loaded, it gives other rates", where=where_in(node, NAME),
-                              hint="What step() goes by has to be in state_dict().")
-        again = _said(twin, evaluated.batch, batch)
-        for kind, name in (("model", "MODEL"), ("model", "MODEL"), ("loss", "LOSS")):
+            with located(config.MODEL, NAME):
+                raise ConfigError(f"this training could not be resumed: {error.problem}",
+                                  hint=_HINT) from error
+        if _next_rates(twin, config.SCHEDULER) != rates:
+            with located(config.SCHEDULER, NAME):
+                raise ConfigError(f"scheduler {config.SCHEDULER[NAME]} could not be resumed: once "
+                                  "its state is saved and loaded, it gives other rates",
+                                  hint="What step() goes by has to be in state_dict().")
+        again = _said(twin, config, evaluated.batch, batch)
+        for kind, before, after in zip(("model", "model", "loss"), said, again, strict=True):
             try:
-                _compare(kind, state.config[name], said.pop(0), again.pop(0))
+                with located(config[kind.upper()], NAME):
+                    _compare(f"{kind} {config[kind.upper()][NAME]}", before, after)
             except ConfigError:
-                _refuse_copies_that_differ(state, evaluated.batch)
+                _refuse_copies_that_differ(state, state.copy(build), config, evaluated.batch)
                 raise
-        _evaluate(twin, evaluated, parts.data.classes)
+        _evaluate(twin, evaluated, config.METRICS, parts.data.classes)
     return words
 
 
@@ -157,13 +163,13 @@ def _refusing_copies_that_fail(state: TrainingState, parts: Experiment) -> Itera
         raise CopyError(f"a copy of the model fails: {error}") from error
 
 
-def refuse_other_images(config: Config, parts: Experiment) -> None:
+def refuse_other_images(parts: Experiment) -> None:
     """Refuse images that are others in each process, or, of a data set of one's own, each time.
 
     Raises:
         ConfigError: they are, in all processes.
     """
-    node = config.DATA.DATASET
+    node = parts.config.DATA.DATASET
     is_own = parts.data is parts.built_data and DATASETS.is_own(node)
     if distributed.size() == 1 and not is_own:
         return
@@ -177,9 +183,10 @@ def refuse_other_images(config: Config, parts: Experiment) -> None:
     ours, whose = identities(data), None
     if is_own and sum(arrays.values()) <= _BUILT_TWICE:
         try:
-            whose = None if identities(build_data(config)) == ours else (
+            whose = None if identities(build_data(parts.config)) == ours else (
                 "has other images, labels or another order each time it is built")
-        except Exception as error:  # all processes have to know
+        except Exception as error:
+            # All processes have to know.
             if distributed.size() == 1:
                 raise
             whose = f"cannot be built a second time: {error}"
@@ -188,23 +195,25 @@ def refuse_other_images(config: Config, parts: Experiment) -> None:
     if whose is None and any(other != ours for other, _ in found):
         whose = "has other images, labels or another order in each process"
     if whose:
-        raise ConfigError(f"data set {node[NAME]} {whose}: no training could be resumed or "
-                          "evaluated", where=where_in(node, NAME),
-                          hint="Draw by the seed that it is offered, numpy.random.default_rng(seed)"
-                               " for example, and sort what sets or folders hold.")
+        with located(node, NAME):
+            raise ConfigError(f"data set {node[NAME]} {whose}: no training could be resumed or "
+                              "evaluated",
+                              hint="Draw by the seed that it is offered, for example "
+                                   "numpy.random.default_rng(seed), and sort what sets or folders "
+                                   "hold.")
 
 
-def _next_rates(state: TrainingState) -> list[list[float]]:
-    """Return the rates after some more steps of a scheduler of one's own."""
+def _next_rates(state: TrainingState, node: Any) -> list[list[float]]:
+    """Return the rates after some more steps of a scheduler, if it is one's own."""
     schedule, rates = state.schedule, []
-    node = state.config.SCHEDULER
     if node is None or not SCHEDULERS.is_own(node):
         return rates
     for _ in range(_MORE_RATES):
         try:
             schedule.after_step()
             schedule.after_epoch(1.0, 0.5)
-        except (ArithmeticError, LookupError, ValueError):  # it has come to its end
+        except (ArithmeticError, LookupError, ValueError):
+            # It has come to its end.
             break
         rates.append([float(group["lr"]) for group in state.optimizer.param_groups])
     return rates
@@ -225,147 +234,29 @@ def _first_batch(loader: BatchLoader, is_whole: bool) -> Batch:
     return Batch(images, batch.labels[rows], batch.index[rows], batch.targets[rows])
 
 
-def _step(state: TrainingState, batch: Batch, num_classes: int) -> tuple[str, bool]:
+def _step(state: TrainingState, config: Config, batch: Batch,
+          num_classes: int) -> tuple[str, bool]:
     """Train on one batch; return in words what came of it, and whether it is finite."""
-    _refuse_sparse(state)
-    _refuse_hidden(state)
     state.model.train()
     batch = batch._replace(ends_step=False)
-    with forms_checked(state.model, state.loss, state.config, num_classes):
+    with forms_checked(state.model, state.loss, config, num_classes):
         loss, logits = train_step(state, batch)
-    norm = _gradient_norm(state)
-    # The first scale of fp16 is often too large; training skips such steps and halves it.
-    while torch.isfinite(loss) and not math.isfinite(norm) and state.scaler.get_scale() > 1:
-        state.scaler.update(state.scaler.get_scale() / 16)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss, _ = train_step(state, batch)
-        norm = _gradient_norm(state)
-    if not (torch.isfinite(loss) and math.isfinite(norm)):
-        state.optimizer.zero_grad(set_to_none=True)
-        return f"loss {float(loss)} and gradient norm {norm} of the first batch", False
-    _refuse_sum(state, logits, batch.targets)
+    with located(config.LOSS, NAME):
+        norm = gradient_norm(state, config.LOSS[NAME])
+        # The first scale of fp16 is often too large; training skips such steps and halves it.
+        while torch.isfinite(loss) and not math.isfinite(norm) and state.scaler.get_scale() > 1:
+            state.scaler.update(state.scaler.get_scale() / 16)
+            state.optimizer.zero_grad(set_to_none=True)
+            loss, _ = train_step(state, batch)
+            norm = gradient_norm(state, config.LOSS[NAME])
+        if not (torch.isfinite(loss) and math.isfinite(norm)):
+            state.optimizer.zero_grad(set_to_none=True)
+            return f"loss {float(loss)} and gradient norm {norm} of the first batch", False
+        refuse_sum(state.loss, config.LOSS[NAME], logits, batch.targets)
     optimizer_step(state)
     guess = float(state.loss(torch.zeros_like(logits).float(), batch.targets).detach())
     return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing gives "
             f"{guess:.4f}), gradient norm {norm:.3g}"), True
-
-
-@torch.no_grad()
-def _refuse_sum(state: TrainingState, logits: torch.Tensor, targets: torch.Tensor) -> None:
-    """Refuse a loss that is twice as high of twice the images."""
-    half = len(logits) // 2
-    logits, targets = logits[:half].float(), targets[:half]
-    with state_kept(state.loss), in_evaluation_mode(state.loss):
-        try:
-            once = float(state.loss(logits, targets))
-            twice = float(state.loss(torch.cat([logits, logits]), torch.cat([targets, targets])))
-        except Exception:  # it may take whole batches only
-            return
-    if once and math.isclose(twice, 2 * once, rel_tol=1e-3):
-        node = state.config.LOSS
-        raise ConfigError(f"loss {node[NAME]} is a sum over the images of a batch, not their mean",
-                          where=where_in(node, NAME),
-                          hint="End it with .mean(), or divide it by len(logits).")
-
-
-def _refuse_sparse(state: TrainingState) -> None:
-    """Refuse weights that no checkpoint holds, and no average is taken of."""
-    for kind, module, node in (("model", state.model, state.config.MODEL),
-                               ("loss", state.loss, state.config.LOSS)):
-        for name, value in module.state_dict().items():
-            if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
-                raise ConfigError(f"{kind} {node[NAME]} has {name}, which is sparse",
-                                  where=where_in(node, NAME),
-                                  hint="Keep it as indices and values, and make it in forward().")
-
-
-def _refuse_hidden(state: TrainingState) -> None:
-    """Refuse layers that torch does not know of, which are neither trained nor saved."""
-    usual = vars(nn.Module())
-    for kind, whole, node in (("model", state.model, state.config.MODEL),
-                              ("loss", state.loss, state.config.LOSS)):
-        known = {id(item) for item in (*whole.modules(), *whole.parameters())}
-        for module in whole.modules():
-            for name, value in vars(module).items():
-                items = value.values() if isinstance(value, dict) else value
-                if name not in usual and isinstance(value, (dict, list, tuple)) and any(
-                        isinstance(item, (nn.Module, nn.Parameter)) and id(item) not in known
-                        for item in items):
-                    raise ConfigError(f"{kind} {node[NAME]} keeps layers or parameters in a "
-                                      f"{type(value).__name__}, {name} of {type(module).__name__}, "
-                                      "which torch neither trains nor saves",
-                                      where=where_in(node, NAME),
-                                      hint="nn.ModuleList, ModuleDict and ParameterList hold them.")
-
-
-@contextmanager
-def forms_checked(model: nn.Module, loss: nn.Module, config: Config,
-                  num_classes: int) -> Iterator[None]:
-    """Refuse a model that returns no logits in training, or a loss that is none, when called.
-
-    Raises:
-        ConfigError: within it. LossError: one's own loss raises an error.
-    """
-    hooks = (model.register_forward_hook(partial(_refuse_logits, config.MODEL, num_classes)),
-             loss.register_forward_hook(partial(_refuse_loss, config.LOSS)))
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        forward = getattr(getattr(type(loss), "forward", None), "__code__", None)
-        place = next((f"{frame.f_code.co_filename}:{line}"
-                      for frame, line in traceback.walk_tb(error.__traceback__)
-                      if frame.f_code is forward), None)
-        node = config.LOSS
-        if not LOSSES.is_own(node) or place is None or is_out_of_memory(error):
-            raise
-        raise LossError(f"loss {node[NAME]} fails, {type(error).__name__}: {error}",
-                        where=where_in(node, NAME),
-                        hint=f"It is called as loss(logits, targets). See {place}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _refuse_logits(node: Any, num_classes: int, _: nn.Module, inputs: tuple[torch.Tensor],
-                   logits: Any) -> None:
-    expected = len(inputs[0]), num_classes
-    if not isinstance(logits, torch.Tensor) or logits.shape != expected:
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else (
-            f"a {type(logits).__name__}")
-        raise ConfigError(f"model {node[NAME]} returns {shape} in training; expected logits "
-                          f"of shape {expected}", where=where_in(node, NAME),
-                          hint="As in evaluation, where it returns them.")
-
-
-def _refuse_loss(node: Any, _: nn.Module, inputs: tuple[torch.Tensor, ...], loss: Any) -> None:
-    where = where_in(node, NAME)
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-        shape = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else (
-            f"a {type(loss).__name__}")
-        hint = ("End it with .mean()." if isinstance(loss, torch.Tensor) and loss.numel() > 1 else
-                "Training needs that alone, as a tensor with its gradient.")
-        raise ConfigError(f"loss {node[NAME]} returns {shape}, not one number: the mean over "
-                          "the images of a batch", where=where, hint=hint)
-    if not inputs[0].requires_grad:
-        raise ConfigError("the logits of the model have no gradient: nothing can be trained",
-                          hint="no_grad(), detach() and NumPy leave none.")
-    if not loss.requires_grad:
-        raise ConfigError(f"loss {node[NAME]} has no gradient: what it returns does not "
-                          "depend on the logits as torch computes them", where=where,
-                          hint="argmax, item(), detach() and NumPy have none.")
-
-
-def _gradient_norm(state: TrainingState) -> float:
-    gradients = [torch.linalg.vector_norm(parameter.grad).float()
-                 for parameter in state.weights if parameter.grad is not None]
-    if not gradients:
-        node = state.config.LOSS
-        raise ConfigError(f"no weight gets a gradient from loss {node[NAME]}",
-                          where=where_in(node, NAME),
-                          hint="item(), detach() and torch.tensor() of its parts leave none.")
-    return float(torch.linalg.vector_norm(torch.stack(gradients))) / state.scaler.get_scale()
 
 
 def _as_resumed(state: TrainingState, parts: Experiment) -> Checkpoint:
@@ -374,28 +265,29 @@ def _as_resumed(state: TrainingState, parts: Experiment) -> Checkpoint:
     checkpoint = checkpoint_of(state, parts, state.state_dict())
     try:
         content = reread(checkpoint.content())
-    except Exception:  # of pickle or torch, each in its own words, which do not say of what
-        _blame(checkpoint, state.config)
+    except Exception:
+        # Pickle and torch do not say of what their errors speak.
+        _blame(checkpoint, parts.config)
         raise
     try:
         return Checkpoint.of(content, "the checkpoint")
     except CheckpointError as error:
-        model = state.config.MODEL
-        raise ConfigError(f"what this training saves could not be read again: {error.problem}",
-                          where=where_in(model, NAME),
-                          hint="Weights and buffers are dense tensors.") from error
+        with located(parts.config.MODEL, NAME):
+            raise ConfigError(f"what this training saves could not be read again: {error.problem}",
+                              hint="Weights and buffers are dense tensors.") from error
 
 
-def _blame(checkpoint: Checkpoint, config: Any) -> None:
+def _blame(checkpoint: Checkpoint, config: Config) -> None:
     """Refuse by name the part of a checkpoint that cannot be saved and read again."""
     nodes = {"model": config.MODEL, "loss": config.LOSS, "optimizer": config.OPTIMIZER,
              "schedule": config.SCHEDULER}
-    parts = {"model": checkpoint.model, "loss": checkpoint.loss, **checkpoint.training}
+    parts = {"model": checkpoint.model, "loss": checkpoint.loss, **(checkpoint.training or {})}
     for name, state in parts.items():
         error, key = _why_not_read(state), None
         if error is None:
             continue
-        while isinstance(state, dict):  # down to what it is
+        # Down to the value that it is.
+        while isinstance(state, dict):
             inner = [inner for inner in state if _why_not_read(state[inner])]
             if not inner:
                 break
@@ -406,41 +298,45 @@ def _blame(checkpoint: Checkpoint, config: Any) -> None:
         reason = f"{key or 'it'} holds {held[1]}" if held else (
             f"{key}: " if key else "") + str(error).strip().split("\n")[0]
         way = " .tolist() makes them of an array." if isinstance(state, np.ndarray) else ""
-        raise ConfigError(f"the state of the {name}{component} cannot be saved and read again: "
-                          f"{reason}", where=where_in(node, NAME) if node else None,
-                          hint=f"It has to be tensors and plain values.{way}") from error
+        with located(node, NAME):
+            raise ConfigError(f"the state of the {name}{component} cannot be saved and read again: "
+                              f"{reason}",
+                              hint=f"It has to be tensors and plain values.{way}") from error
 
 
 def _why_not_read(state: Any) -> Exception | None:
-    """Return what keeps a state from being saved and read again, or None."""
+    """Return what keeps a state from being saved and read again, of pickle or torch, or None."""
     try:
         reread(state)
-    except Exception as error:  # of pickle or torch
+    except Exception as error:
         return error
     return None
 
 
 @torch.no_grad()
-def _said(state: TrainingState, evaluated: Batch, trained: Batch) -> list[torch.Tensor]:
+def _said(state: TrainingState, config: Config, evaluated: Batch,
+          trained: Batch) -> list[torch.Tensor]:
     """Return the logits of the evaluated model, those of the trained one, and their loss."""
     found = []
     for model, batch in ((state.evaluated_model, evaluated), (state.model, trained)):
-        seed_epoch(state.config.SEED, 0, state.config.DETERMINISTIC)  # for one that draws
+        # For one that draws.
+        seed_epoch(config.SEED, 0, config.DETERMINISTIC)
         model.train(batch is trained)
         with autocast(state.device, state.precision), same_kernels():
             found.append(model(batch.images))
     return [*found, state.loss(found[-1].float(), trained.targets)]
 
 
-def _refuse_copies_that_differ(state: TrainingState, batch: Batch) -> None:
+def _refuse_copies_that_differ(state: TrainingState, twin: TrainingState, config: Config,
+                               batch: Batch) -> None:
     """Tell a model that is lost when it is saved from one whose copy is another.
 
     Raises:
         CopyError: a copy says something else, as where a hook fills what the original holds.
     """
     found = []
-    for model in (state.model, state.copy().model):
-        seed_epoch(state.config.SEED, 0, state.config.DETERMINISTIC)
+    for model in (state.model, twin.model):
+        seed_epoch(config.SEED, 0, config.DETERMINISTIC)
         was_training = model.training
         with (torch.no_grad(), autocast(state.device, state.precision), same_kernels(),
               state_kept(model)):
@@ -451,20 +347,19 @@ def _refuse_copies_that_differ(state: TrainingState, batch: Batch) -> None:
                         "hook or an attribute hold the original?")
 
 
-def _compare(kind: str, node: Any, before: torch.Tensor, after: torch.Tensor) -> None:
+def _compare(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
     """Refuse a model or a loss that says something else once its checkpoint is loaded."""
     tolerance = 0 if before.device.type == "cpu" else 1e-2 * float(before.abs().max())
     if not torch.allclose(before, after, rtol=0, atol=tolerance, equal_nan=True):
         raise ConfigError(
-            f"{kind} {node[NAME]} could not be evaluated or resumed: once saved and loaded, what "
-            f"it returns differs by up to {float((before - after).abs().max()):.3g}",
-            where=where_in(node, NAME),
-            hint=_HINT)
+            f"{name} could not be evaluated or resumed: once saved and loaded, what it returns "
+            f"differs by up to {float((before - after).abs().max()):.3g}", hint=_HINT)
 
 
-def _evaluate(state: TrainingState, loader: _FirstBatch, classes: Sequence[str]) -> None:
+def _evaluate(state: TrainingState, loader: _FirstBatch, nodes: Any,
+              classes: Sequence[str]) -> None:
     """Evaluate as after an epoch, on one batch; it may lack classes that a metric needs."""
-    metrics = build_metrics(state.config.METRICS, classes)
+    metrics = build_metrics(nodes, classes)
     predict(state.evaluated_model, loader, state.loss,
             [metrics[0], *map(_Unasked, metrics[1:])], classes,
             state.precision, 1, ProgressBar("Test", 1, is_silent=True))
@@ -498,13 +393,13 @@ def leaves_parameters_out(state: TrainingState, parts: Experiment) -> bool:
 
     All processes must ask.
     """
-    if distributed.size() == 1 or state.config.TRAIN.UNUSED_PARAMETERS:
-        return state.config.TRAIN.UNUSED_PARAMETERS
+    if distributed.size() == 1 or parts.config.TRAIN.UNUSED_PARAMETERS:
+        return parts.config.TRAIN.UNUSED_PARAMETERS
     loader, num_classes = parts.loaders.train, len(parts.data.classes)
 
     def leaves_some_out(size: int) -> bool:
         model, loss = state.copied_modules()
-        with forms_checked(model, loss, state.config, num_classes):
+        with forms_checked(model, loss, parts.config, num_classes):
             push(model, loss, state, (size, *parts.loaders.train_shape))
         return any(parameter.requires_grad and parameter.grad is None
                    for parameter in model.parameters())
