@@ -74,7 +74,10 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         if is_resumed and is_finished(config, state.epoch, state.best):
             return _finished(run, state, parts)
         checks = Checks(parts)
-        _try_quickly(state, parts, checks)
+        refuse_other_images(parts)
+        problem = try_quickly(state, parts, checks.look)
+        if problem:
+            LOG.info(f"note       saving and loading was not tried before: {problem}")
         found = _find_rate(state, parts)
         if distributed.is_main():
             if run is None:
@@ -226,14 +229,6 @@ def _run_to_resume(config: Config, resume: bool | str | Path | Run) -> Run | Non
         return newest_run_of(config)
     return open_run(None if resume is True else resume, config.OUTPUT_DIR,
                     config.name if resume is True else "*")
-
-
-def _try_quickly(state: TrainingState, parts: Experiment, checks: Checks) -> None:
-    """Refuse what could not be trained, saved and evaluated, before anything is written."""
-    refuse_other_images(parts)
-    problem = try_quickly(state, parts, checks.look)
-    if problem:
-        LOG.info(f"note       saving and loading was not tried before: {problem}")
 
 
 def _find_rate(state: TrainingState, parts: Experiment) -> RangeTest | None:

@@ -92,7 +92,7 @@ def test_ctrl_c_within_one_stops_at_once(quick, monkeypatch):
 def test_it_is_given_the_learning_rate_that_was_found(quick, monkeypatch):
     rates = []
     monkeypatch.setattr(Told, "begin", lambda self, state: rates.append(
-        (self.config.SCHEDULER.max_lr, state.config.SCHEDULER.max_lr)))
+        (self.config.SCHEDULER.max_lr, state.optimizer.param_groups[0]["max_lr"])))
     run = train(load_config(quick, {**writers({}), "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}}))
     assert rates == [(run.range_test.suggestion,) * 2]
 

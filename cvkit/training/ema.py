@@ -41,8 +41,9 @@ class EMA:
         """Move the average towards the model's weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        averages, values = map(list, self._weights)
-        whole, counts = [], []
+        averages, values = map(list[torch.Tensor], self._weights)
+        whole: list[torch.Tensor] = []
+        counts: list[torch.Tensor] = []
         for average, value, is_averaged in zip(self.model.buffers(), self._source.buffers(),
                                                self._is_averaged):
             (averages if is_averaged else whole).append(average)
@@ -50,8 +51,8 @@ class EMA:
         torch._foreach_lerp_(averages, values, 1 - decay)
         if whole:
             torch._foreach_copy_(whole, counts)
-        for average, source in self._with_extra:
-            average.set_extra_state(copy.deepcopy(source.get_extra_state()))
+        for kept, source in self._with_extra:
+            kept.set_extra_state(copy.deepcopy(source.get_extra_state()))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` goes on with."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import UninitializedParameter
 
-from cvkit.errors import ConfigError, where_in
+from cvkit.errors import ConfigError, located
 from cvkit.registry import LOSSES, NAME
 from cvkit.system.text import plural
 
@@ -66,6 +66,7 @@ class ClassificationLoss(nn.Module):
                  weights: Tensor | None = None):
         super().__init__()
         self.criterion, self.outputs, self.targets = criterion, outputs, targets
+        self.weights: Tensor | None
         self.register_buffer("weights", None if weights is None else weights / weights.mean())
         self._unit = 1.0 if weights is None else float(weights.mean())
 
@@ -120,17 +121,21 @@ def build_loss(node: Any, num_classes: int, takes_shares: bool = False) -> nn.Mo
         ConfigError: the loss is not one of classification, its weights do not fit the classes,
             or it cannot take shares.
     """
-    loss = _build_loss(node, num_classes)
-    if takes_shares:
-        shares = torch.full((2, num_classes), 1 / num_classes)
-        try:
-            loss(torch.zeros(2, num_classes), shares)
-        except Exception as error:  # of torch or of the user's own loss, each in its own way
-            raise ConfigError(
-                f"loss {node[NAME]} cannot be given shares of classes, which mixed images count "
-                f"for ({error})", where=where_in(node, NAME),
-                hint="Take CrossEntropyLoss, or leave MixUp and CutMix out.") from error
+    with located(node, NAME):
+        loss = _build_loss(node, num_classes)
+        if takes_shares:
+            _refuse_without_shares(loss, node[NAME], num_classes)
     return loss
+
+
+def _refuse_without_shares(loss: nn.Module, name: str, num_classes: int) -> None:
+    try:
+        loss(torch.zeros(2, num_classes), torch.full((2, num_classes), 1 / num_classes))
+    except Exception as error:
+        # Torch and the user's own loss each have their own errors.
+        raise ConfigError(f"loss {name} cannot be given shares of classes, which mixed images "
+                          f"count for ({error})",
+                          hint="Take CrossEntropyLoss, or leave MixUp and CutMix out.") from error
 
 
 def _build_loss(node: Any, num_classes: int) -> nn.Module:
@@ -138,49 +143,58 @@ def _build_loss(node: Any, num_classes: int) -> nn.Module:
     if not isinstance(criterion, nn.Module):
         if not callable(criterion):
             raise ConfigError(f"loss {node[NAME]} is {type(criterion).__name__}, which cannot be "
-                              "called as loss(logits, targets)", where=where_in(node, NAME))
+                              "called as loss(logits, targets)")
         return _Function(criterion)
     if not type(criterion).__module__.startswith("torch.nn"):
         if any(isinstance(weight, UninitializedParameter) for weight in criterion.parameters()):
-            criterion(torch.zeros(2, num_classes), torch.arange(2) % num_classes)  # of LazyLinear
+            # A LazyLinear gets its weights by that.
+            criterion(torch.zeros(2, num_classes), torch.arange(2) % num_classes)
         return criterion
+    return _torch_loss(node, criterion, num_classes)
+
+
+def _torch_loss(node: Any, criterion: Any, num_classes: int) -> ClassificationLoss:
     name = type(criterion).__name__
     if name not in _FORMS:
-        raise ConfigError(f"{name} {_NO_FORM}", where=where_in(node, NAME),
-                          hint=f"Those are {', '.join(_FORMS)}.")
-    if criterion.reduction not in ("mean", "batchmean"):
-        raise ConfigError(f"reduction {criterion.reduction!r} does not give a mean over images",
-                          where=where_in(node, "reduction"), hint="Leave it out.")
-    if getattr(criterion, "log_target", False):
-        raise ConfigError("targets are probabilities here, not their logarithms",
-                          where=where_in(node, "log_target"), hint="Leave it out.")
+        raise ConfigError(f"{name} {_NO_FORM}", hint=f"Those are {', '.join(_FORMS)}.")
+    with located(node, "reduction"):
+        if criterion.reduction not in ("mean", "batchmean"):
+            raise ConfigError(f"reduction {criterion.reduction!r} does not give a mean over images",
+                              hint="Leave it out.")
+    with located(node, "log_target"):
+        if getattr(criterion, "log_target", False):
+            raise ConfigError("targets are probabilities here, not their logarithms",
+                              hint="Leave it out.")
     if isinstance(criterion, nn.KLDivLoss):
-        criterion.reduction = "batchmean"  # torch's "mean" also divides by the classes
+        # Torch's "mean" also divides by the classes.
+        criterion.reduction = "batchmean"
     for key in ("weight", "pos_weight"):
         weight = getattr(criterion, key, None)
-        if weight is not None and len(weight) != num_classes:
-            raise ConfigError(f"{key} has {plural(len(weight), 'number')} for "
-                              f"{plural(num_classes, 'class')}",
-                              where=where_in(node, key))
+        with located(node, key):
+            if weight is not None and len(weight) != num_classes:
+                raise ConfigError(f"{key} has {plural(len(weight), 'number')} for "
+                                  f"{plural(num_classes, 'class')}")
     weights = _class_weights(criterion, num_classes) if _FORMS[name][1] == "classes" else None
     if weights is not None:
-        if weights.min() < 0 or not weights.any():
-            problem = "a weight is below 0" if weights.min() < 0 else "no class has a weight"
-            raise ConfigError(f"{problem} in {name}", where=where_in(node, "weight"))
+        with located(node, "weight"):
+            if weights.min() < 0 or not weights.any():
+                problem = "a weight is below 0" if weights.min() < 0 else "no class has a weight"
+                raise ConfigError(f"{problem} in {name}")
         criterion.reduction = "none"
     loss = ClassificationLoss(criterion, *_FORMS[name], weights)
     try:
         loss(torch.zeros(2, num_classes), torch.arange(2) % num_classes)
-    except Exception as error:  # torch looks at most of a loss's arguments only when it is called
-        raise ConfigError(f"loss {name} cannot be used: {error}",
-                          where=where_in(node, NAME)) from error
+    except Exception as error:
+        # Torch looks at most of a loss's arguments only when it is called.
+        raise ConfigError(f"loss {name} cannot be used: {error}") from error
     return loss
 
 
-def _class_weights(criterion: nn.Module, num_classes: int) -> Tensor | None:
+def _class_weights(criterion: Any, num_classes: int) -> Tensor | None:
     """Return what the images of each class weigh in torch's mean; None if all are the same."""
     weights, ignored = criterion.weight, getattr(criterion, "ignore_index", -1)
-    if 0 <= ignored < num_classes:  # torch's mean is over the other images
+    # Torch's mean is over the other images.
+    if 0 <= ignored < num_classes:
         weights = torch.ones(num_classes) if weights is None else weights.clone()
         weights[ignored] = 0
     return weights

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import nn
@@ -61,7 +61,7 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
     twin.model.train()
     bar = ProgressBar("Finding the learning rate", steps, unit="step")
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Generator[Batch]:
         for epoch in itertools.count():
             loader.set_epoch(epoch)
             yield from loader

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvkit.errors import ConfigError, where_in
+from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import NAME, OPTIMIZERS
 from cvkit.registry.signatures import parameters_of, place_of
 from cvkit.system.saving import plain, reread
@@ -46,7 +46,7 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
             their group, or be resumed.
     """
     trained = trained_in(model)
-    groups = [{"params": trained}]
+    groups: list[dict[str, Any]] = [{"params": trained}]
     if not decay_norm_and_bias:
         groups = [{"params": [parameter for parameter in trained if parameter.ndim > 1]},
                   {"params": [parameter for parameter in trained if parameter.ndim <= 1],
@@ -54,13 +54,15 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
     of_loss = trained_in(loss)
     groups.append({"params": of_loss, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
-    if isinstance(node.get("lr"), (list, tuple)):  # which torch's annotations would allow
+    # Torch's annotations would allow several.
+    if isinstance(node.get("lr"), (list, tuple)):
         raise ConfigError(f"lr of optimizer {node[NAME]} takes one number, not {list(node['lr'])}",
                           where=where_in(node, "lr"))
-    if groups and is_tried:
-        _try_steps(node, groups, is_scheduled)
-    is_fused = _can_be_fused(node, [*trained, *of_loss])
-    return _build(node, groups, **({"fused": True} if is_fused else {}))
+    with located(node, NAME):
+        if groups and is_tried:
+            _try_steps(node, groups, is_scheduled)
+        is_fused = _can_be_fused(node, [*trained, *of_loss])
+        return _build(node, groups, **({"fused": True} if is_fused else {}))
 
 
 def _build(node: Any, groups: list[dict[str, Any]], **offered: Any) -> torch.optim.Optimizer:
@@ -75,17 +77,15 @@ def _build(node: Any, groups: list[dict[str, Any]], **offered: Any) -> torch.opt
         if not (is_of_weight or "must be Tensor, not dict" in str(error)):
             raise
         raise ConfigError(f"optimizer {node[NAME]} takes params for a list of weights ({error})",
-                          where=where_in(node, NAME),
                           hint="They are groups, [{\"params\": […], …}, …]: torch.optim.Optimizer "
                                f"makes self.param_groups of them; see "
                                f"{place_of(OPTIMIZERS.get(node[NAME]))}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer {node[NAME]} is {type(optimizer).__name__}, which is no "
-                          "torch.optim.Optimizer", where=where_in(node, NAME),
+                          "torch.optim.Optimizer",
                           hint="Derive it from that: it has the groups, and what is saved.")
     if not all("lr" in group for group in optimizer.param_groups):
         raise ConfigError(f"optimizer {node[NAME]} has no lr in its groups, which schedules change",
-                          where=where_in(node, NAME),
                           hint="Give it as a default: super().__init__(params, {\"lr\": lr})")
     return optimizer
 
@@ -147,13 +147,11 @@ def _try_rates(node: Any, groups: list[dict[str, Any]], is_scheduled: bool) -> N
         trained = weights_after(steps, 1.0)
     if node["lr"] and _are_equal(trained, groups):
         raise ConfigError(f"optimizer {node[NAME]} changes no weight in {steps} steps",
-                          where=where_in(node, NAME),
                           hint="step() changes them in place: weight.sub_(…), not weight = weight "
                                f"- …; see {place}")
     if is_scheduled and _are_equal(trained, weights_after(steps, 0.5)):
         raise ConfigError(f"optimizer {node[NAME]} takes the same {steps} steps at half the "
                           "learning rate: SCHEDULER and WARMUP_EPOCHS would have no effect",
-                          where=where_in(node, NAME),
                           hint="step() reads the rate from self.param_groups, group[\"lr\"]; see "
                                + place)
 
@@ -169,21 +167,23 @@ def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
     first = _build(node, [dict(group) for group in groups])
     for number in range(_STEPS_BEFORE):
         _step(node, first, groups, number)
-    place, copies = where_in(node, NAME), _copies(groups)
+    copies = _copies(groups)
     second = _build(node, [dict(group) for group in copies])
     try:
         state = reread(plain(first.state_dict()))
         if not {"state", "param_groups"} <= set(state):
             raise ValueError("state_dict() has no state and param_groups, as torch's has")
         second.load_state_dict(state)
-    except Exception as error:  # of pickle, of torch, or of the user's own code
+    except Exception as error:
+        # Of pickle, of torch, or of the user's own code.
         raise ConfigError(f"the state of optimizer {node[NAME]} cannot be saved and taken up "
-                          f"again: {type(error).__name__}: {error}", where=place,
+                          f"again: {type(error).__name__}: {error}",
                           hint=_place_in(type(second), error)) from error
     for number in range(_STEPS_BEFORE, _STEPS_BEFORE + _STEPS_AFTER):
         for optimizer, params in ((first, groups), (second, copies)):
             for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * 0.9  # as a scheduler does
+                # As a scheduler does.
+                group["lr"] = group["lr"] * 0.9
             _step(node, optimizer, params, number)
         if not _are_equal(groups, copies):
             own = set(vars(first)) - set(vars(torch.optim.SGD([torch.zeros(1)], lr=1)))
@@ -191,8 +191,8 @@ def _try_to_resume(node: Any, groups: list[dict[str, Any]]) -> None:
             raise ConfigError(
                 f"optimizer {node[NAME]} could not be resumed: {number + 1 - _STEPS_BEFORE} steps "
                 "after its state is saved and loaded, the weights differ from those without",
-                where=place, hint="What step() goes by has to be in self.state, in param_groups or "
-                                  f"in a state_dict() of its own, not in attributes{kept}.")
+                hint="What step() goes by has to be in self.state, in param_groups or in a "
+                     f"state_dict() of its own, not in attributes{kept}.")
 
 
 def _copies(groups: list[dict[str, Any]],
@@ -219,12 +219,13 @@ def _step(node: Any, optimizer: torch.optim.Optimizer, groups: list[dict[str, An
     torch.manual_seed(seed)
     try:
         optimizer.step()
-    except Exception as error:  # of torch, or of the user's own code, each in its own way
+    except Exception as error:
+        # Torch and the user's own code each have their own errors.
         hint = _place_in(type(optimizer), error)
         if "closure" in str(error):
             hint = f"Training computes gradients once and calls step() without a closure. {hint}"
         raise ConfigError(f"optimizer {node[NAME]} cannot take a step: {error}",
-                          where=where_in(node, NAME), hint=hint) from error
+                          hint=hint) from error
 
 
 def _place_in(own: type, error: Exception) -> str | None:

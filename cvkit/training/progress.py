@@ -35,7 +35,8 @@ class EpochProgress:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._random: list[dict[str, torch.Tensor]] | None = None  # of each process
+        # Of each process.
+        self._random: list[dict[str, torch.Tensor]] | None = None
         self._reset()
 
     def _reset(self) -> None:

@@ -33,7 +33,8 @@ class CheckpointInterval:
     """
 
     def __init__(self, every: str):
-        number, unit = re.fullmatch(r"(\d*) ?([a-z]).*", every).groups()
+        # The schema lets nothing else through.
+        number, unit = re.findall(r"(\d*) ?([a-z]).*", every)[0]
         self._steps = int(number) if unit == "s" else 0
         self._seconds = 60 * int(number) if unit == "m" else math.inf
         self.restart()
@@ -90,7 +91,7 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: its state does not fit what the config names.
     """
-    training = checkpoint.training
+    training = checkpoint.training or {}
     # In the file, "model" is what was evaluated: the averages, where there are some.
     ema = training.get("ema") or {"steps": 0, "model": checkpoint.model}
     state.load_state_dict({
@@ -98,9 +99,10 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
         "ema": {"steps": ema["steps"], "model": checkpoint.model},
         "progress": training.get("within"), "epoch": checkpoint.epoch,
         "values": checkpoint.metrics})
-    # Which comes with pretrained weights, and no weight tells.
-    if checkpoint.transform_input:
-        state.model.transform_input = state.evaluated_model.transform_input = True
+    # It comes with pretrained weights, and no weight tells.
+    models: tuple[Any, ...] = (state.model, state.evaluated_model)
+    for model in models if checkpoint.transform_input else ():
+        model.transform_input = True
 
 
 def identities(parts: Experiment) -> dict[str, str]:
@@ -145,9 +147,9 @@ def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     The number of epochs is none of them where the schedule does not depend on it.
     """
     now, then = config.flat(), run.config.flat()
-    free = (*MAY_CHANGE, "TRAIN.EARLY_STOP")
+    free = [*MAY_CHANGE, "TRAIN.EARLY_STOP"]
     if not depends_on_length(config.SCHEDULER):
-        free += ("TRAIN.EPOCHS",)
+        free.append("TRAIN.EPOCHS")
     return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
             if now.get(key) != then.get(key) and not is_among(key, free)}
 
@@ -181,10 +183,11 @@ def take_up(run: Run | None, state: TrainingState, parts: Experiment, monitor: M
     Raises:
         UserError: it does not fit the config or the data, or is damaged.
     """
-    checkpoint = distributed.broadcast_from_main(lambda: _read(run, parts))
+    checkpoint = distributed.broadcast_from_main(
+        lambda: None if run is None else _read(run, parts))
     restore(state, checkpoint)
     state.best = distributed.broadcast_from_main(
-        lambda: _best_of(run, state, parts, monitor, checkpoint.batches))
+        lambda: None if run is None else _best_of(run, state, parts, monitor, checkpoint.batches))
     if run is not None:
         run.forget_model()
         run.keep_epochs(state.epoch)
@@ -232,20 +235,22 @@ def _best_of(run: Run, state: TrainingState, parts: Experiment, monitor: Monitor
 
     That is possible if the checkpoint is of that epoch; else None, and the best is found anew.
     """
-    records, is_lower = run.metrics, monitor.name in monitor.lower
+    best, records, is_lower = state.best, run.metrics, monitor.name in monitor.lower
+    if best is None:
+        return None
     is_turned = records and is_lower_better(monitor.name, records[-1]) != is_lower
     try:
         if is_turned:
             damage = (f"the {'lowest' if is_lower else 'highest'} {monitor.name} is the best now, "
                       "before it was the other way round")
-        elif state.best is None or run.checkpoint("best").epoch >= state.best["epoch"]:
-            return state.best
+        elif run.checkpoint("best").epoch >= best["epoch"]:
+            return best
         else:
             damage = "best.pt is of an earlier epoch"
     except CheckpointError as error:
         damage = error.problem
-    if not is_turned and state.best["epoch"] == state.epoch and not batches:
+    if not is_turned and best["epoch"] == state.epoch and not batches:
         run.save(checkpoint_of(state, parts), "best")
-        return state.best
+        return best
     LOG.info(f"note       {damage}; the best epoch is looked for anew from {state.epoch + 1} on")
     return None

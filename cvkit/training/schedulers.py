@@ -12,7 +12,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from cvkit.config import Config
-from cvkit.errors import ConfigError, where_in
+from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import NAME, SCHEDULERS
 from cvkit.system.text import plural
 
@@ -23,6 +23,7 @@ SCHEDULERS.add_library("torch.optim.lr_scheduler", lambda: {
     left_out={"LRScheduler": "is what schedulers are derived from",
               "LambdaLR": "takes a function, which a config cannot hold",
               "MultiplicativeLR": "takes a function, which a config cannot hold"})
+# What "find" stands for is known once a constructor is called.
 Rate = float | Literal["find"]
 
 
@@ -39,7 +40,7 @@ def OneCycleLR(optimizer, max_lr: Rate, **arguments) -> lr_scheduler.OneCycleLR:
         final_div_factor: the last rate is the first one divided by this; 1 ends where it began.
         cycle_momentum: move the momentum the other way; by default if the optimizer has one.
     """
-    return lr_scheduler.OneCycleLR(optimizer, max_lr, **_cycling(optimizer, arguments))
+    return lr_scheduler.OneCycleLR(optimizer, float(max_lr), **_cycling(optimizer, arguments))
 
 
 @SCHEDULERS.register()
@@ -51,7 +52,8 @@ def CyclicLR(optimizer, base_lr: float, max_lr: Rate,
         max_lr: "find" looks for it before training, see `cvkit.training.lr_finder`.
         cycle_momentum: as of OneCycleLR.
     """
-    return lr_scheduler.CyclicLR(optimizer, base_lr, max_lr, **_cycling(optimizer, arguments))
+    return lr_scheduler.CyclicLR(optimizer, base_lr, float(max_lr),
+                                 **_cycling(optimizer, arguments))
 
 
 def _cycling(optimizer: torch.optim.Optimizer, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +79,8 @@ def with_rate(config: Config, rate: float) -> Config:
 
 _UNITS = {lr_scheduler.OneCycleLR: "batch", lr_scheduler.CyclicLR: "batch",
           lr_scheduler.ReduceLROnPlateau: "metric"}
-_MOST_TRIED = 5_000  # steps, which take some hundredths of a second
+# Steps, which take some hundredths of a second.
+_MOST_TRIED = 5_000
 _COMPOSED = (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler)
 
 
@@ -169,7 +172,8 @@ class Schedule:
 
     Args:
         optimizer: whose rate it changes.
-        scheduler: one of torch's or alike, or None for a constant rate.
+        scheduler: one of torch's or alike, or None for a constant rate. Its steps are counted by
+            `scheduler_steps`, those of the optimizer by `steps`.
         warmup_steps: optimizer steps over which the rate rises from 0 to what the scheduler
             starts with (Goyal et al., 2017). The scheduler starts after them.
     """
@@ -178,8 +182,7 @@ class Schedule:
                  warmup_steps: int = 0):
         self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
         self.unit = unit_of(scheduler) if scheduler is not None else None
-        self.steps = 0  # of the optimizer
-        self.scheduler_steps = 0
+        self.steps = self.scheduler_steps = 0
         self._first_rates = [group["lr"] for group in optimizer.param_groups]
         self._warm_up()
 
@@ -261,13 +264,21 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     needed = epochs * steps_per_epoch - warmup_steps
     facts = {"optimizer": optimizer, "epochs": remaining, "steps_per_epoch": steps_per_epoch,
              "T_max": remaining, "total_steps": needed, "max_lr": rate}
+    # OneCycleLR would take it before the config's own.
     if "epochs" in node or "steps_per_epoch" in node:
-        del facts["total_steps"]  # OneCycleLR would take it before the config's own
+        del facts["total_steps"]
+    with located(node, NAME):
+        return Schedule(optimizer, _build_scheduler(node, facts, needed), warmup_steps)
+
+
+def _build_scheduler(node: Any, facts: dict[str, Any], needed: int) -> Any:
+    """Build a scheduler that lasts for so many steps of the optimizer."""
     unit = _try(node, facts, 1)
-    end = needed if unit == "batch" else remaining
-    node = _for_stretches(node, unit, 0, end, steps_per_epoch)
-    tried = min(needed, _MOST_TRIED) if SCHEDULERS.is_own(node) else 1  # torch's is known to work
-    _try(node, facts, tried if unit == "batch" else remaining)
+    end = needed if unit == "batch" else facts["epochs"]
+    node = _for_stretches(node, unit, 0, end, facts["steps_per_epoch"])
+    # Torch's are known to work.
+    tried = min(needed, _MOST_TRIED) if SCHEDULERS.is_own(node) else 1
+    _try(node, facts, tried if unit == "batch" else facts["epochs"])
     try:
         scheduler = SCHEDULERS.build(node, **facts)
     except ConfigError as error:
@@ -278,9 +289,8 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     if unit == "batch" and length is not None and length < needed:
         raise ConfigError(f"{node[NAME]} ends after {plural(length, 'step')}, the training takes "
                           f"{needed:,}",
-                          where=where_in(node, NAME),
                           hint="Leave its length out: it is taken from TRAIN.EPOCHS.")
-    return Schedule(optimizer, scheduler, warmup_steps)
+    return scheduler
 
 
 def _refuse_other_unit(node: Any, scheduler: Any, unit: str) -> None:
@@ -310,7 +320,8 @@ def _says_unit(scheduler: Any) -> bool:
 
 def _refuse_negative(node: Any, optimizer: torch.optim.Optimizer) -> None:
     rate = min(float(group["lr"]) for group in optimizer.param_groups)
-    if rate < -1e-12:  # rounding
+    # Less is rounding.
+    if rate < -1e-12:
         raise ConfigError(f"scheduler {node[NAME]} makes the learning rate negative, {rate:.3g}: "
                           "such steps raise the loss")
 
@@ -340,16 +351,13 @@ def _try(node: Any, facts: dict[str, Any], steps: int) -> str:
             _refuse_negative(node, twin)
             scheduler.step(*([1.0] if unit == "metric" else []))
         for part in (scheduler, *parts_of(scheduler)):
-            if isinstance(part, lr_scheduler.OneCycleLR):  # the last step, and no more
+            # The last step, and no more.
+            if isinstance(part, lr_scheduler.OneCycleLR):
                 part.last_epoch = part.total_steps - 1
                 part.step()
-    except ConfigError as error:
-        error.where = error.where or where_in(node, NAME)
-        raise
     except (ArithmeticError, LookupError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error)
         if any(map(parts_of, parts_of(scheduler))):
             reason = "torch composes no schedulers that are composed themselves"
-        raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {reason}",
-                          where=where_in(node, NAME)) from error
+        raise ConfigError(f"scheduler {node[NAME]} cannot be stepped: {reason}") from error
     return unit

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 from cvkit.system import distributed
 
@@ -40,7 +41,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._shown_on = [place for place in (1, 2) if os.isatty(place)]
 
     def __enter__(self) -> StopSignals:
@@ -65,10 +66,12 @@ class StopSignals:
         self.received = number
         if number not in (signal.SIGINT, signal.SIGTERM):
             self._leave_the_terminal()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored
+        # Also where it was ignored before.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         words = "\nStopping after this step, to save it. Again stops at once.\n"
         if "ipykernel" in sys.modules:
             print(words)
         elif distributed.is_main():
-            os.write(2, words.encode())  # not print: the signal may have come in the middle of one
+            # The signal may have come in the middle of a print.
+            os.write(2, words.encode())

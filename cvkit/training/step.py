@@ -24,8 +24,8 @@ def train_step(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
         The loss, a mean over the batch, and the logits (N, C); both detached.
     """
     # Gradients are averaged over the processes once, with the last batch of a step.
-    skips = not batch.ends_step and hasattr(state.forward, "no_sync")
-    with state.forward.no_sync() if skips else nullcontext():
+    no_sync = getattr(state.forward, "no_sync", nullcontext)
+    with nullcontext() if batch.ends_step else no_sync():
         with autocast(state.device, state.precision):
             logits = state.forward(batch.images)
             loss = state.loss(logits, batch.targets)

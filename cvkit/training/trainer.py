@@ -74,7 +74,7 @@ class Trainer:
                     train_values = self.train_epoch()
                     predictions, values = self.evaluate()
                     self.finish_epoch(predictions, train_values, values)
-                predictions = self.final_predictions()
+                predictions = self.final_predictions(predictions)
             distributed.stop()
             if self.run is not None:
                 self.run.keep_predictions(predictions)
@@ -179,11 +179,15 @@ class Trainer:
             self._best = copy.deepcopy(checkpoint_of(state, self.parts))
         self._report("epoch", record)
 
-    def final_predictions(self) -> Predictions:
-        """Return those of the model whose results count: the last epoch's, or the best's."""
+    def final_predictions(self, last: Predictions) -> Predictions:
+        """Return those of the model whose results count: the last epoch's, or the best's.
+
+        Args:
+            last: of the monitored split, after the last epoch.
+        """
         state = self.state
         if self.data.monitored == "test":
-            return state.predictions
+            return last
         checkpoint = distributed.broadcast_from_main(
             lambda: self.run.checkpoint("best") if self.run else self._best)
         load_weights(state.evaluated_model, checkpoint.model, "best.pt")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cvkit.config import Config
 from cvkit.data import ImageData, build_data
@@ -17,7 +18,7 @@ from cvkit.data.loaders import Batch, BatchLoader
 from cvkit.errors import CheckpointError, ConfigError, RunError, located
 from cvkit.evaluation.metrics import build_metrics
 from cvkit.evaluation.predict import predict
-from cvkit.models.probing import same_kernels, state_kept
+from cvkit.models.probing import in_evaluation_mode, same_kernels, state_kept
 from cvkit.registry import DATASETS, NAME, SCHEDULERS
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
@@ -205,7 +206,8 @@ def refuse_other_images(parts: Experiment) -> None:
 
 def _next_rates(state: TrainingState, node: Any) -> list[list[float]]:
     """Return the rates after some more steps of a scheduler, if it is one's own."""
-    schedule, rates = state.schedule, []
+    schedule = state.schedule
+    rates: list[list[float]] = []
     if node is None or not SCHEDULERS.is_own(node):
         return rates
     for _ in range(_MORE_RATES):
@@ -334,15 +336,14 @@ def _refuse_copies_that_differ(state: TrainingState, twin: TrainingState, config
     Raises:
         CopyError: a copy says something else, as where a hook fills what the original holds.
     """
-    found = []
-    for model in (state.model, twin.model):
+    def said(model: nn.Module) -> torch.Tensor:
         seed_epoch(config.SEED, 0, config.DETERMINISTIC)
-        was_training = model.training
         with (torch.no_grad(), autocast(state.device, state.precision), same_kernels(),
-              state_kept(model)):
-            found.append(model.eval()(batch.images))
-        model.train(was_training)
-    if not torch.allclose(*found, rtol=1e-2, atol=1e-2, equal_nan=True):
+              state_kept(model), in_evaluation_mode(model)):
+            return model(batch.images)
+
+    if not torch.allclose(said(state.model), said(twin.model), rtol=1e-2, atol=1e-2,
+                          equal_nan=True):
         raise CopyError("a copy of the model says something else than the model itself; does a "
                         "hook or an attribute hold the original?")
 
@@ -356,8 +357,7 @@ def _compare(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
             f"differs by up to {float((before - after).abs().max()):.3g}", hint=_HINT)
 
 
-def _evaluate(state: TrainingState, loader: _FirstBatch, nodes: Any,
-              classes: Sequence[str]) -> None:
+def _evaluate(state: TrainingState, loader: Any, nodes: Any, classes: Sequence[str]) -> None:
     """Evaluate as after an epoch, on one batch; it may lack classes that a metric needs."""
     metrics = build_metrics(nodes, classes)
     predict(state.evaluated_model, loader, state.loss,
