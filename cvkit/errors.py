@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ class DivergenceError(RunError):
     """The loss is no longer finite."""
 
 
-def raise_together(problems: list[UserError]) -> None:
+def raise_together(problems: Sequence[UserError]) -> None:
     """Raise nothing, the one problem, or all of them as one message."""
     if len(problems) == 1:
         raise problems[0]

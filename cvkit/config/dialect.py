@@ -20,13 +20,13 @@ _RESOLVERS = {
 class Loader(yaml.SafeLoader):
     """Reads plain data: nothing but the scalars above, mappings and lists."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
 
 class Dumper(yaml.SafeDumper):
     """Writes what `Loader` reads back to the same."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

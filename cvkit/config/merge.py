@@ -49,16 +49,17 @@ def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Co
     Raises:
         ConfigError: a key or value that cannot be read, or a number of no item.
     """
-    is_mapping = isinstance(overrides, Mapping)
-    origin = PYTHON if is_mapping else COMMAND_LINE
-    pairs = list(overrides.items()) if is_mapping else _pairs(list(overrides))
+    if isinstance(overrides, Mapping):
+        origin, pairs = PYTHON, list(overrides.items())
+    else:
+        origin, pairs = COMMAND_LINE, _pairs(list(overrides))
     for key, _ in pairs:
         if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"{key!r} is not a key such as TRAIN.EPOCHS", where=origin)
     # A whole list or node first, then its NAME, which drops what the node had, then the rest.
     pairs.sort(key=lambda pair: (pair[0].count("."), pair[0].split(".")[-1] != NAME, pair[0]))
     for key, value in pairs:
-        is_text = isinstance(value, str) and not is_mapping
+        is_text = isinstance(value, str) and origin == COMMAND_LINE
         value = parse_value(value, key) if is_text else adopt(value, origin, key)
         if key == "IMPORTS":
             value = absolute_imports(value, Path())

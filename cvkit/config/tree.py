@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ class Config(CfgNode):
 
     def where(self, key: str | None = None) -> str:
         """Return "file:line DOTTED.KEY" for messages; without a key that of the node."""
-        known = key if key in self else next(iter(self), None)
+        known = key if key is not None and key in self else next(iter(self), "")
         return f"{self.origin(known)} {self.path(key)}".strip()
 
     def put(self, key: str, value: Any, origin: str) -> None:
@@ -121,7 +120,7 @@ class Config(CfgNode):
     copy = __copy__ = CfgNode.clone
 
     def __reduce__(self):
-        return copyreg.__newobj__, (type(self),), (dict(self), dict(self.__dict__))
+        return type(self), (), (dict(self), dict(self.__dict__))
 
     def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
         dict.update(self, state[0])
@@ -133,7 +132,7 @@ class Config(CfgNode):
 
     def flat(self) -> dict[str, Any]:
         """Return plain values by dotted key, {"DATA.BATCH_SIZE": 128, …}; lists stay whole."""
-        values = {}
+        values: dict[str, Any] = {}
         for key, value in self.items():
             values |= ({dotted(key, name): item for name, item in value.flat().items()}
                        if isinstance(value, Config) else {key: plain(value)})

@@ -46,9 +46,9 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, UserError):
         return error.problem
     # pydantic, which checks the arguments of albumentations, takes four lines for each value.
-    if hasattr(error.__cause__, "errors"):
+    if errors := getattr(error.__cause__, "errors", None):
         return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}, not {each['input']!r}"
-                         for each in error.__cause__.errors())
+                         for each in errors())
     return str(error).strip() or type(error).__name__
 
 

@@ -87,7 +87,7 @@ def _of_one_group(annotation: Any) -> Any:
     if _is_union(annotation) and float in items:
         return float | None if type(None) in items else float
     if typing.get_origin(annotation) is tuple:
-        return tuple[tuple(map(_of_one_group, items))]
+        return types.GenericAlias(tuple, tuple(map(_of_one_group, items)))
     return annotation
 
 

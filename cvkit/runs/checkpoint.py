@@ -144,7 +144,8 @@ class Checkpoint:
             config.IMPORTS = list(imports)
         check_components(config)
         try:
-            model = build_model(config.MODEL, len(self.classes), tuple(self.image_shape),
+            channels, height, width = self.image_shape
+            model = build_model(config.MODEL, len(self.classes), (channels, height, width),
                                 takes_weights=False)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "alloc" not in str(error):
@@ -153,7 +154,8 @@ class Checkpoint:
                                   f"memory: {str(error).strip()[:200]}") from error
         load_weights(model, self.model, "the checkpoint")
         if self.transform_input:
-            model.transform_input = True
+            # It is a flag, though torch annotates what a module is given as modules and tensors.
+            model.transform_input = True  # type: ignore[assignment]
         return model.eval()
 
 

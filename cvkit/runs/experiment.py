@@ -122,7 +122,7 @@ class Experiment(Drawable):
     def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
         """Return the model on the device; it and all batches in the layout that suits it."""
         self.layout = choose_layout(self.config.TRAIN.CHANNELS_LAST, model, self.device)
-        model = model.to(self.device, memory_format=self.layout)
+        model = model.to(self.device).to(memory_format=self.layout)
         self.is_viewed = self.layout is torch.channels_last and not takes_layout(
             model, image_shape, self.device, self.layout)
         if self.is_viewed:

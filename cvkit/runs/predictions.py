@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shlex
@@ -96,12 +97,11 @@ class Predictions:
             raise RunError(f"no {path}", hint=again)
         try:
             verify_archive(path)
-            content = {name: _read_array(path, name) for name in cls.__dataclass_fields__}
-            content |= {"classes": content["classes"].tolist(), "epoch": int(content["epoch"]),
-                        "loss": float(content["loss"]), "images": str(content["images"]),
-                        "batches": int(content["batches"]),
-                        "metrics": json.loads(str(content["metrics"]))}
-            found = cls(**content)
+            read = functools.partial(_read_array, path)
+            found = cls(read("index"), read("true"), read("predicted"), read("probabilities"),
+                        classes=read("classes").tolist(), epoch=int(read("epoch")),
+                        loss=float(read("loss")), images=str(read("images")),
+                        batches=int(read("batches")), metrics=json.loads(str(read("metrics"))))
             found._check()
         except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
             raise RunError(f"{path} is damaged: {error}", hint=again) from error

@@ -87,8 +87,9 @@ def compile_model(model: nn.Module, device: torch.device, where: object = None) 
                           hint="It needs a C++ compiler (g++) and, for a GPU, triton. Without "
                                "them: TRAIN.COMPILE false.") from error
     # With a size of its own for the short last batch: else torch would compile once more, for any
-    # size, and a resumed run would not compute the same bits.
-    return torch.compile(model, dynamic=False)
+    # size, and a resumed run would not compute the same bits. What torch makes of a module is one,
+    # though its annotations only say that it can be called.
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
 
 
 def describe(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,21 +75,24 @@ def lock_file(file: IO) -> None:
     Raises:
         BlockingIOError: another process has locked it.
     """
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
+    if sys.platform == "win32":
         import msvcrt
 
-        file.seek(2**30)  # not what the owner writes into it, which others read
+        # A byte far behind the name of the owner, which others have to be able to read.
+        file.seek(2**30)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
             raise BlockingIOError(*error.args) from None
         return
+    import fcntl
+
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which forked workers do not inherit
+        # Unlike a lock by `flock`, forked workers do not inherit this one.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise BlockingIOError from None
-    except OSError as error:  # a network drive without locks, such as Google Drive in Colab
+    except OSError as error:
+        # Some network drives have no locks, such as Google Drive in Colab.
         print(f"note       {file.name} cannot be locked here ({error.strerror}): take care that "
               "no second process trains in this folder")

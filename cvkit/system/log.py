@@ -33,9 +33,6 @@ class _Place(logging.Handler):
         self.addFilter(lambda record: getattr(record, "only", name) == name
                        and distributed.is_main())
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.take(record.getMessage())
-
 
 class Screen(_Place):
     """Shows lines above any bar."""
@@ -48,9 +45,9 @@ class Screen(_Place):
         """Count the time without a line from now."""
         self._spoke, self._wait = time.monotonic(), _FIRST_WAIT
 
-    def take(self, line: str) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         show_what_can_be_shown()
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(record.getMessage(), file=sys.stdout)
         sys.stdout.flush()
         self._spoke = time.monotonic()
 
@@ -77,20 +74,20 @@ class RunLog(_Place):
     def __init__(self) -> None:
         super().__init__("file")
         self._path: Path | None = None
-        self._before: list[str] = []
+        self._before: list[logging.LogRecord] = []
 
     def attach(self, folder: Path) -> None:
         """Write what was said so far, and all that follows, into a run folder."""
         self._path, before = folder / "train.log", self._before
-        for line in before:
-            self.take(line)
+        for record in before:
+            self.emit(record)
 
-    def take(self, line: str) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         if self._path is None:
-            self._before.append(line)
+            self._before.append(record)
         else:
             with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(record.getMessage() + "\n")
 
 
 def _escaped(record: logging.LogRecord) -> bool:
@@ -181,9 +178,9 @@ class ProgressBar:
             LOG.info(f"{title} {self._done}/{self._total}: {words}{self._speed(now)}", extra=SCREEN)
 
     def _speed(self, now: float) -> str:
-        first, then = self._first
-        if self._done == first:
+        if self._first is None or self._done == self._first[0]:
             return f"the first after {now - self._start:.0f} s"
+        first, then = self._first
         rate = (self._done - first) / max(now - then, 1e-9)
         speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
         unit = plural(1 if speed == "1" else 2, self._unit).split(" ", 1)[1]

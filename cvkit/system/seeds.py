@@ -43,10 +43,11 @@ def seed_random_numbers(*key: int) -> None:
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the state of all random numbers: torch's of CPU and device, Python's and NumPy's."""
     _, words, normal = random.getstate()
-    _, keys, position, has_normal, other = np.random.get_state()
+    numpys = np.random.get_state(legacy=False)
+    keys, position = numpys["state"]["key"], numpys["state"]["pos"]
     state = {"cpu": torch.get_rng_state(),
              "python": _packed([*words], normal is not None, normal or 0.0),
-             "numpy": _packed([*keys.tolist(), position], has_normal, other)}
+             "numpy": _packed([*keys.tolist(), position], numpys["has_gauss"], numpys["gauss"])}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
