@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from helpers import CONFIGS, NAMES
 from PIL import Image
 
 from cvkit.config import check_components, components, load_config, read_config
@@ -19,9 +20,6 @@ from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import build_schedule
 from cvkit.visualizers.draw import file_name
 
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml")
-                 if path.parent.name != "_base_")
-NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
 ASSIGNMENTS = {  # the five hand-ins, and the files that their pictures are drawn into
     "resnet18_cifar10": ["curves_2x2", "samples", "architecture", "misclassified", "cam"],
     "resnet18_cifar10_40e": ["curves", "misclassified", "cam_each",

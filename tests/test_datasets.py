@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import fill
 from PIL import Image
 
 from cvkit.config import load_config
@@ -20,17 +21,6 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
                    "truck")
 SIZES = {"CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3), "MNIST": (28, 28, 1),
          "FashionMNIST": (28, 28, 1)}
-
-
-def fill(folder, counts, size=(8, 8)):
-    """Make class folders with as many images each; every class has a colour of its own."""
-    random = np.random.default_rng(0)
-    for number, (name, count) in enumerate(counts.items()):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for image in range(count):
-            pixels = random.integers(0, 60, (*size, 3), dtype=np.uint8)
-            pixels[..., number % 3] += 150
-            Image.fromarray(pixels).save(folder / name / f"{image:03}.png")
 
 
 # -- the official files ------------------------------------------------------------------------

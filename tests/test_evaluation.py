@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from helpers import fill
 from torch.nn import functional as F
 
 from cvkit.config import load_config
@@ -77,8 +78,6 @@ def test_the_newest_run_is_evaluated_by_default(run):
 def test_test_images_are_normalised_as_in_training_even_if_the_training_images_changed(tiny):
     from pathlib import Path
 
-    from test_datasets import fill
-
     for split in ("train", "test"):
         fill(Path("x") / split, {"a": 20, "b": 20}, size=(32, 32))
     before = train(load_config(tiny, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: x}",
@@ -96,16 +95,12 @@ def test_data_that_changed_its_classes_is_refused(run):
     path.write_text(text)
     from pathlib import Path
 
-    from test_datasets import fill
-
     fill(Path("x"), {name: 80 for name in "ab"}, size=(32, 32))
     with pytest.raises(CheckpointError, match="was trained on the classes 0, 1, 2"):
         evaluate(run.folder)
 
 
 def other_images(folder, classes=("blue", "green", "red"), size=(32, 32)):
-    from test_datasets import fill
-
     for split in ("train", "test"):
         fill(folder / split, dict.fromkeys(classes, 9), size)
     return folder
@@ -157,16 +152,12 @@ def of_classes(tiny):
     """A run on class folders without splits, as the painted one; of 15 images 3 are tested."""
     from pathlib import Path
 
-    from test_datasets import fill
-
     fill(Path("own"), dict.fromkeys(("blue", "green", "red"), 5), (32, 32))
     return train(load_config(tiny, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: own}", "DATA.LIMIT", "0",
                                     "TRAIN.EPOCHS", "1"]))
 
 
 def test_another_folder_of_classes_is_tested_whole_and_the_run_s_own_as_it_was(of_classes, tool, tmp_path):
-    from test_datasets import fill
-
     def said(root, *words):
         code, out, err = tool("evaluate.py", "--run", of_classes.folder, "DATA.DATASET.root", root, *words)
         assert code == 0, err
@@ -196,8 +187,6 @@ def test_another_folder_of_classes_is_tested_whole_and_the_run_s_own_as_it_was(o
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_other_images_need_no_folder_train_and_what_was_skipped_is_said(painted, tmp_path, capsys, split):
-    from test_datasets import fill
-
     fill(tmp_path / "other" / split, dict.fromkeys(("blue", "green", "red"), 7), (32, 32))
     (tmp_path / "other" / split / "red" / "a.heic").write_text("of a phone")
     (tmp_path / "other" / split / "red" / "000.png").write_text("no image")

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import at_step, before_each_step, train_until
-from test_trainer import EVERYTHING, equal, without_times
+from helpers import EVERYTHING, at_step, before_each_step, equal, train_until, without_times
 
 from cvkit.config import load_config
 from cvkit.errors import RunError

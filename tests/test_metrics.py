@@ -8,7 +8,7 @@ import sklearn.metrics
 import torch
 import torchmetrics.classification
 from conftest import ROOT
-from test_resume import interrupted
+from helpers import train_until
 from torch.nn import functional as F
 
 from cvkit.config import load_config
@@ -302,7 +302,7 @@ def test_a_training_is_monitored_by_torchmetrics_and_resumed(quick):
     assert f"test/recall/{said.classes[0]}" in run.metrics[-1]
     assert run.metrics[-1]["lower_is_better"] == ["loss", "calibration_error"]
     assert "has no lower_is_better" not in (run.folder / "train.log").read_text()
-    part = interrupted(load_config(quick, settings))
+    part = train_until(load_config(quick, settings), 1)
     again = train(load_config(quick, settings), resume=part.folder)
     assert [line["test/f1_score"] for line in again.metrics] == scores
     assert again.best["epoch"] == run.best["epoch"]

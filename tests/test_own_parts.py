@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import at_step
-from test_trainer import equal, without_times
+from helpers import Annealed, LambdaInside, NeedsClosure, at_step, equal, without_times
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
@@ -50,15 +49,6 @@ def numpy_cosine(optimizer, epochs):
 class MyCycle(lr_scheduler.OneCycleLR):
     def __init__(self, optimizer, max_lr, total_steps):
         super().__init__(optimizer, max_lr, total_steps=total_steps)
-
-
-class LambdaInside(lr_scheduler.LRScheduler):
-    def __init__(self, optimizer):
-        self.factor = lambda epoch: 1 / (1 + epoch)
-        super().__init__(optimizer)
-
-    def get_lr(self):
-        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
 
 class Stateless:
@@ -155,17 +145,6 @@ class LearnedTemperature(nn.Module):
 
     def forward(self, logits, labels):
         return F.cross_entropy(logits * self.temperature.exp() + self.margin, labels)
-
-
-class Annealed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, logits, labels):
-        if self.training and torch.is_grad_enabled():
-            self.calls += 1
-        return F.cross_entropy(logits, labels, label_smoothing=0.5 * 0.8 ** int(self.calls))
 
 
 class SmoothedInTraining(nn.Module):
@@ -580,14 +559,6 @@ class NoOptimizer:
 class ZerosLikeGroups(RateOfItsOwn):
     def __init__(self, params, lr: float):
         super().__init__([torch.zeros_like(weight) for weight in params], lr)
-
-
-class NeedsClosure(torch.optim.SGD):
-    def __init__(self, params, lr: float):
-        super().__init__(params, lr)
-
-    def step(self, closure):
-        closure()
 
 
 class Rated(torch.optim.SGD):

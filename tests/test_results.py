@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_configs import CONFIGS, NAMES
+from helpers import CONFIGS, NAMES
 
 from cvkit.config import load_config
 from cvkit.errors import RunError

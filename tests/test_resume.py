@@ -10,8 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import before_each_step, train_until
-from test_trainer import without_times
+from helpers import before_each_step, train_until, without_times
 from torch import nn
 from torch.optim import lr_scheduler
 

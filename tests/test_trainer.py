@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import before_each_step
+from helpers import EVERYTHING, before_each_step, equal, without_times
 from torch import nn
 
 from cvkit.config import load_config
@@ -21,10 +21,6 @@ from cvkit.runs.folder import Run, open_run
 from cvkit.session import build_trainer, check, train
 from cvkit.training.trainer import Trainer
 
-EVERYTHING = {  # what a resumed run depends on, all at once
-    "TRAIN.EMA_DECAY": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
-    "TRAIN.WARMUP_EPOCHS": 0.5, "TRAIN.DECAY_NORM_AND_BIAS": False,
-    "OPTIMIZER": {"NAME": "AdamW", "lr": 0.01, "weight_decay": 0.1}}
 VARIANTS = {
     "plain": {},
     "one cycle": {"SCHEDULER": {"NAME": "OneCycleLR", "max_lr": 0.1}},
@@ -62,21 +58,6 @@ def interrupt_in_epoch(monkeypatch, number):
         before_each_step(patched, act)
         with pytest.raises(KeyboardInterrupt):
             yield
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a.cpu(), b.cpu())
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-def without_times(metrics):
-    return [{key: value for key, value in epoch.items()
-             if key not in ("seconds", "images_per_second")} for epoch in metrics]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

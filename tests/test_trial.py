@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_own_parts import Annealed, LambdaInside, NeedsClosure
-from test_trainer import equal
+from helpers import Annealed, LambdaInside, NeedsClosure, equal
 from torch import nn
 
 from cvkit.config import load_config
