@@ -37,7 +37,7 @@ def no_node(registry: Any, item: Any, where: object) -> ConfigError:
     # An empty mapping was set nowhere that it knows of.
     where = (where_in(item) if item else None) or where
     if NAME in item:
-        return ConfigError(f"the NAME of a {registry.kind} is a word, not {_in_yaml(item[NAME])}",
+        return ConfigError(f"the NAME of a {registry.kind} is a string, not {_in_yaml(item[NAME])}",
                            where, hint)
     for key in item:
         if key.startswith(f"{NAME}:"):

@@ -457,7 +457,7 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("LOSS: {name: MSELoss}\n", "Write NAME, not name."),
     ("LOSS: {type: MSELoss}\n", "Write NAME, not type."),
     ("LOSS: {NAME:MSELoss}\n", "Write NAME: MSELoss, with a space after the colon."),
-    ("LOSS: {NAME: 3}\n", "the NAME of a loss is a word, not 3"),
+    ("LOSS: {NAME: 3}\n", "the NAME of a loss is a string, not 3"),
     ("METRICS: [{Accuracy: {}}]\n", "Write {NAME: Accuracy, …}, with its arguments"),
     ("METRICS: {NAME: TopKAccuracy, k: 3}\n", "Write [{NAME: TopKAccuracy, k: 3}]."),
     ("METRICS: Accuracy\n", "Write [{NAME: Accuracy}]."),
