@@ -115,7 +115,7 @@ def check(config: Config, parts: Experiment | None = None) -> None:
     if distributed.is_main():
         for reporter in (Console(parts, monitor), requirements, checks):
             reporter.begin(state)
-    with explaining(state, parts):
+    with explaining(state, parts.loaders):
         refuse_other_images(parts)
         words = try_training(state, parts, look=checks.look)
     checks.say_odd()

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from cvkit.data import Loaders
 from cvkit.data.sources import death_of_worker, is_death_of_worker
 from cvkit.errors import DivergenceError, RunError, UserError
-from cvkit.runs.experiment import Experiment
 from cvkit.system import distributed
 from cvkit.system.device import ONEDNN, autocast, describe, is_out_of_memory
 from cvkit.system.text import plural
@@ -38,7 +38,7 @@ def divergence(state: TrainingState, what: str, batch: int, batches: int,
 
 
 @contextmanager
-def explaining(state: TrainingState, parts: Experiment,
+def explaining(state: TrainingState, loaders: Loaders,
                is_evaluating: bool = False) -> Iterator[None]:
     """Raise errors of torch that are known in words; others as they are."""
     try:
@@ -47,13 +47,13 @@ def explaining(state: TrainingState, parts: Experiment,
         # torchrun ends all processes once one has failed; the cause has to be said before.
         if distributed.size() > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        explained = _explained(error, state, parts, is_evaluating)
+        explained = _explained(error, state, loaders, is_evaluating)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explained(error: Exception, state: TrainingState, parts: Experiment,
+def _explained(error: Exception, state: TrainingState, loaders: Loaders,
                is_evaluating: bool) -> UserError | None:
     """Return in words what a user can do about an error of torch, if that is known."""
     if distributed.is_loss_of_contact(error):
@@ -68,14 +68,14 @@ def _explained(error: Exception, state: TrainingState, parts: Experiment,
     if is_death_of_worker(error):
         return death_of_worker(error)
     if is_out_of_memory(error):
-        return _out_of_memory(error, state, parts, is_evaluating)
+        return _out_of_memory(error, state, loaders, is_evaluating)
     return None
 
 
-def _out_of_memory(error: Exception, state: TrainingState, parts: Experiment,
+def _out_of_memory(error: Exception, state: TrainingState, loaders: Loaders,
                    is_evaluating: bool) -> RunError | None:
     """Say what does not fit, and by trying, what would; None if it is not a matter of size."""
-    device, node, loaders = describe(state.device), parts.config.DATA, parts.loaders
+    device, plan = describe(state.device), loaders.train.plan
     # Its frames hold the tensors of what failed.
     traceback.clear_frames(error.__traceback__)
     if is_evaluating:
@@ -83,12 +83,13 @@ def _out_of_memory(error: Exception, state: TrainingState, parts: Experiment,
         return RunError(f"out of memory on {device}, evaluating batches of {size}",
                         hint=f"Try DATA.EVAL_BATCH_SIZE {max(1, size // 4)}; it changes no "
                              "result.")
-    where = f"out of memory on {device}, training on batches of {node.BATCH_SIZE}"
+    where = f"out of memory on {device}, training on batches of {plan.batch_size}"
     # A trial would wait for the other processes, which have failed in their own ways.
-    if distributed.size() > 1 and parts.config.TRAIN.SYNC_BATCHNORM:
+    is_synchronised = any(isinstance(part, nn.SyncBatchNorm) for part in state.model.modules())
+    if distributed.size() > 1 and is_synchronised:
         return RunError(where, hint="Take a smaller DATA.BATCH_SIZE and a larger TRAIN.ACCUMULATE.")
     state.optimizer.zero_grad(set_to_none=True)
-    part = node.BATCH_SIZE // distributed.size()
+    part = plan.batch_size // distributed.size()
     if distributed.size() > 1:
         where += f", {part} on each"
     size = largest_that_fits(
@@ -98,7 +99,7 @@ def _out_of_memory(error: Exception, state: TrainingState, parts: Experiment,
     if not size:
         return RunError(where, hint="Not even one image fits: take a smaller model or image.")
     size *= distributed.size()
-    times = math.ceil(node.BATCH_SIZE * parts.config.TRAIN.ACCUMULATE / size)
+    times = math.ceil(plan.batch_size * plan.accumulate / size)
     return RunError(where, hint=f"{size} fit: DATA.BATCH_SIZE {size} TRAIN.ACCUMULATE {times} "
                                 f"makes steps of {plural(size * times, 'image')}.")
 

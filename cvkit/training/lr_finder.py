@@ -49,6 +49,7 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
         ValueError: see `range_test`.
     """
     config, loader = parts.config, parts.loaders.train
+    accumulate = loader.plan.accumulate
 
     def build(model: nn.Module, loss: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
         # Tried as one whose rate will be changed, which the state's own may not have been.
@@ -70,10 +71,10 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
         for group in twin.optimizer.param_groups:
             group["lr"] = rate
         losses = []
-        for number in range(config.TRAIN.ACCUMULATE):
+        for number in range(accumulate):
             # Steps of so many batches each, over the ends of epochs as well.
-            batch = next(source)._replace(weight=1 / config.TRAIN.ACCUMULATE,
-                                          ends_step=number + 1 == config.TRAIN.ACCUMULATE)
+            batch = next(source)._replace(weight=1 / accumulate,
+                                          ends_step=number + 1 == accumulate)
             losses.append(train_step(twin, batch)[0])
         mean = distributed.all_reduce_sum(torch.stack(losses).mean())
         loss = float(mean) / distributed.size()
@@ -82,7 +83,7 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
         return loss
 
     with (random_numbers_kept(state.device), contextlib.closing(batches()) as source,
-          explaining(state, parts)):
+          explaining(state, parts.loaders)):
         seed_epoch(config.SEED, 0, config.DETERMINISTIC)
         try:
             return range_test(step, lowest, highest, steps)

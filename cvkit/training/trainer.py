@@ -69,7 +69,7 @@ class Trainer:
         try:
             self._report("begin")
             # Once the signals are let go, SIGTERM ends the process again.
-            with explaining(self.state, self.parts), self.signals:
+            with explaining(self.state, self.loaders), self.signals:
                 while not is_finished(self.config, self.state.epoch, self.state.best):
                     train_values = self.train_epoch()
                     predictions, values = self.evaluate()
@@ -145,7 +145,7 @@ class Trainer:
     def _predict(self, loader: BatchLoader, epoch: int, place: str = "",
                  check: Callable[[], None] | None = None) -> tuple[Predictions, dict[str, float]]:
         state, classes = self.state, self.data.classes
-        with explaining(state, self.parts, is_evaluating=True):
+        with explaining(state, self.loaders, is_evaluating=True):
             return predict(state.evaluated_model, loader, state.loss,
                            build_metrics(self.config.METRICS, classes), classes, state.precision,
                            epoch, ProgressBar("Test", len(loader), place=place), check)

@@ -132,7 +132,7 @@ def try_quickly(state: TrainingState, parts: Experiment, look: Look | None = Non
         return error.problem
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
-            with explaining(state, parts):
+            with explaining(state, parts.loaders):
                 raise
         if state.device.type == "cuda":
             torch.cuda.empty_cache()
