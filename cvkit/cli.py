@@ -36,7 +36,8 @@ def run_tool(main: Callable[[], int | None], is_shared: bool = False) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt as error:
         sys.exit(128 + getattr(error, "signal", signal.SIGINT))
-    except BrokenPipeError:  # the reader of `tool | head` has left
+    except BrokenPipeError:
+        # The reader of `tool | head` has left, and Python's flush at the end would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception:

@@ -20,7 +20,8 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, problem: str, where: object = None, hint: str | None = None):
-        super().__init__(problem, where, hint)  # all of them, for pickling
+        # An error is pickled by what it is made of.
+        super().__init__(problem, where, hint)
         self.problem, self.where, self.hint = problem, where, hint
 
     def __str__(self) -> str:

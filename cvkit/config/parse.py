@@ -13,12 +13,12 @@ from cvkit.config.tree import COMMAND_LINE, Config, dotted
 from cvkit.errors import ConfigError
 from cvkit.registry.signatures import plain
 
-# Characters of a config, counted with what its aliases repeat, and levels that are nested.
+# A config has at most so many characters, counted with what its aliases repeat, and levels.
 MOST_TEXT, _MOST_LEVELS = 1_000_000, 40
 _TOO_DEEP = "nested too deeply, or an alias that contains itself"
 _TOO_LARGE = (f"a config has at most {MOST_TEXT:,} characters, those counted again that its "
               "aliases (*) repeat")
-# What is said in terms of YAML's grammar, and what was probably meant.
+# Complaints in terms of YAML's grammar, and what to write instead.
 _HINTS = [
     (r"'\\t'", "YAML does not allow tabs: indent with spaces."),
     (r"could not find expected ':'", "Write KEY: value, with a colon and a space."),

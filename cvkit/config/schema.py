@@ -39,7 +39,7 @@ class Component:
     is_list: bool = False
 
 
-# What keys of version 0.1 are called now; the configs of runs may still have them.
+# Keys of version 0.1, which the configs of runs may still have, and what they are called now.
 RENAMED = {"DATA.BACKEND": "DATA.PIPELINE", "TRAIN.EMA": "TRAIN.EMA_DECAY"}
 
 SCHEMA: dict[str, Any] = {

@@ -14,7 +14,7 @@ from cvkit.registry import NAME
 from cvkit.registry.signatures import plain
 from cvkit.system.text import suggest
 
-# Where a value was set, when not in a file and line such as "configs/mine.yaml:3".
+# Values that no line of a file sets ("configs/mine.yaml:3") have one of these origins.
 DEFAULT, COMMAND_LINE, PYTHON = "default", "command line", "Python"
 
 

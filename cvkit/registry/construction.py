@@ -12,7 +12,7 @@ from typing import Any
 from cvkit.errors import DataError, UserError
 from cvkit.registry.signatures import place_of
 
-# What torch's classes have once they are initialised.
+# Classes of torch have these attributes once they are initialised.
 _INITIALISED = {"Module": "_parameters", "Optimizer": "param_groups", "LRScheduler": "optimizer"}
 
 

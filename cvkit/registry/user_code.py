@@ -111,7 +111,7 @@ def _import_module(name: str, is_told: bool) -> None:
             importlib.import_module(whole)
 
 
-# Files that were imported, and what tells their content from others.
+# The files that were imported, with checksums, by which it is noticed that one was edited.
 _code: dict[str, str] = {}
 
 
@@ -145,7 +145,7 @@ def edited_since(code: Mapping[str, str]) -> list[str]:
                   if code.get(path, content) != content)
 
 
-# Folders that were opened as runs, whatever they hold.
+# These folders were opened as runs, so they supply no code, whatever they hold.
 _opened: set[Path] = set()
 
 

@@ -38,7 +38,8 @@ class Runs(Drawable):
         rows = [["", *self.names], ["-- config, where it differs"], *self._differences(),
                 ["-- results"], *self._results()]
         lines = rows[:1]
-        for row in rows[1:]:  # a long value goes on in the next line
+        # A long value goes on in the next line.
+        for row in rows[1:]:
             parts = [textwrap.wrap(escape_controls(cell), 44) or [""] for cell in row]
             lines += [list(line) for line in zip_longest(*parts, fillvalue="")]
         widths = [max(len(line[place]) for line in lines if len(line) > max(place, 1))
@@ -101,7 +102,8 @@ class Runs(Drawable):
         return self.runs[0].data
 
 
-_SHORT = 40  # characters of settings in a run's name
+# A run's name has at most so many characters of settings.
+_SHORT = 40
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

@@ -20,7 +20,7 @@ from cvkit.registry import NAME, VISUALIZERS
 from cvkit.system.device import choose_device, choose_precision
 from cvkit.system.seeds import seed_everything
 
-# What a visualizer that asks for a fact needs, in words.
+# The facts that visualizers ask for: where each is to be had, in words.
 _NEEDS = {"compared": "two or more runs", "range_test": "a run with SCHEDULER.max_lr find",
           "run": "one finished run", "runs": "a finished run",
           "predictions": "one finished run", "model": "one run or config",
@@ -31,7 +31,7 @@ _ADVICE = {_NEEDS["range_test"]: "Without training: python tools/find_lr.py CONF
 class Drawable:
     """Something that can be drawn: it has some of the facts that visualizers ask for."""
 
-    # In words, for a visualizer that asks for more, and what to do then.
+    # One whose visualizer asks for more is told what this is, and what to do then.
     label = "this"
     advice: str | None = None
 
@@ -76,13 +76,18 @@ class Experiment(Drawable):
 
     Each part is built when it is first asked for, and raises `UserError` if something in the
     config or the data is wrong.
+
+    Attributes:
+        built_data: the images that the config describes; `data` may be set to others.
+        layout: of the model and its batches in memory, once the model is built.
+        is_viewed: whether the model had to be given the plain layout.
     """
 
     label = "a config, not a run"
     advice = "Train it, or name a finished run: --run RUN."
-    built_data: ImageData | None = None  # `data`, unless others are given
-    is_viewed = False  # whether the model had to be given the plain memory layout
-    layout: torch.memory_format | None = None  # of the model, once it is built
+    built_data: ImageData | None = None
+    is_viewed = False
+    layout: torch.memory_format | None = None
 
     def __init__(self, config: Config, takes_weights: bool = True):
         self.config, self._takes_weights = config, takes_weights

@@ -45,12 +45,14 @@ def is_among(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-# And for an evaluation, which may be of other images or by other metrics.
+# An evaluation may also be of other images or by other metrics.
 MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TRAIN.PRECISION")
-_locked: set[str] = set()  # folders that this process trains in
 _RANGE_TEST = "lr_finder.json"
 _UTC = "%Y-%m-%dT%H:%M:%S"
-WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")  # in a run folder, besides itself
+# Files are written into a run folder, and into these in it.
+WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")
+# This process trains in these folders.
+_locked: set[str] = set()
 
 
 class Run(Experiment):
@@ -218,7 +220,8 @@ class Run(Experiment):
         found = Predictions.load(path)
         try:
             is_of_model = found.place == self._trained.place
-        except CheckpointError:  # of a copy of the folder, say, without its largest files
+        except CheckpointError:
+            # A folder may have been copied without its largest files.
             return found
         if not is_of_model:
             self.forget_model()
@@ -336,10 +339,12 @@ class Run(Experiment):
             try:
                 checkpoint = self.checkpoint("previous")
             except CheckpointError:
-                raise error from None  # that of the one which was asked for
+                # The one that was asked for is what the user knows of.
+                raise error from None
             print(f"note       {error.problem}; taking the one before it, previous.pt, saved "
                   f"{checkpoint.place}")
-            with writing(self.checkpoints / "last.pt"):  # or the next would take its place
+            # Else the next checkpoint that is saved would move the damaged one onto it.
+            with writing(self.checkpoints / "last.pt"):
                 os.replace(self.checkpoints / "previous.pt", self.checkpoints / "last.pt")
             return checkpoint
 
@@ -392,8 +397,9 @@ class Run(Experiment):
         with file:
             try:
                 lock_file(file)
+                # Its owner may just have removed it, and another process have made a new one.
                 if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    raise BlockingIOError  # its owner removed it just now, and another made one
+                    raise BlockingIOError
             except BlockingIOError:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
@@ -409,7 +415,8 @@ class Run(Experiment):
                 yield
             finally:
                 _locked.discard(held)
-                with suppress(PermissionError):  # Windows removes no open file; it may stay
+                # Windows removes no open file; it may stay.
+                with suppress(PermissionError):
                     path.unlink(missing_ok=True)
 
 
@@ -452,7 +459,8 @@ def _begun(folder: Path) -> str:
     found = re.search(r"^begun: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)Z$", text, re.MULTILINE)
     if found:
         return found[1]
-    try:  # one of an older version, or a folder that was named by hand
+    # It may be of an older version, or named by hand.
+    try:
         local = datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S")
         return local.astimezone(timezone.utc).strftime(_UTC)
     except (ValueError, OverflowError, OSError):
@@ -492,12 +500,13 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
     path = user_path(run)
     path = path.parent if path.name == "config.yaml" else path
     for folder in (path, output_dir / path):
-        if os.path.isfile(folder / "config.yaml"):  # which takes what no path can be as well
+        # Unlike a method of Path, this takes what no path can be as well.
+        if os.path.isfile(folder / "config.yaml"):
             return Run(folder, overrides, may_change)
         is_folder = folder.name and os.path.isdir(folder)
-        newest = is_folder and find_runs(folder.parent, folder.name)  # a config's runs
-        if newest:
-            return Run(newest[-1], overrides, may_change)
+        of_config = find_runs(folder.parent, folder.name) if is_folder else []
+        if of_config:
+            return Run(of_config[-1], overrides, may_change)
         if is_folder and any(folder.glob("checkpoints/*.pt")):
             kept = next(folder.glob("checkpoints/*.pt"))
             code = ("from cvkit.runs.checkpoint import Checkpoint; "

@@ -10,7 +10,8 @@ from typing import Any
 from cvkit.errors import RunError
 from cvkit.system.files import write_whole, writing
 
-_INFINITE = {"inf": math.inf, "-inf": -math.inf}  # as JSON has no numbers for them
+# JSON has no numbers for these.
+_INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
 def _line(values: dict[str, Any]) -> str:
@@ -79,7 +80,8 @@ def _is_metric(name: str, value: Any) -> bool:
     if name == "lower_is_better":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(value, int) and abs(value) >= 2**1023:  # no float holds it
+    # No float holds an integer as large as that.
+    if isinstance(value, int) and abs(value) >= 2**1023:
         return False
     if name in ("lr", "seconds", "images_per_second"):
         return _is_plottable(value) and (name == "lr" or value >= 0)

@@ -103,7 +103,8 @@ class Predictions:
                         loss=float(read("loss")), images=str(read("images")),
                         batches=int(read("batches")), metrics=json.loads(str(read("metrics"))))
             found._check()
-        except Exception as error:  # zipfile, zlib, NumPy and KeyError, by where it is damaged
+        # By where it is damaged, zipfile, zlib, NumPy or a look-up fails.
+        except Exception as error:
             raise RunError(f"{path} is damaged: {error}", hint=again) from error
         return found
 
@@ -131,7 +132,8 @@ class Predictions:
                 raise ValueError(f"{name} is {getattr(self, name)}")
 
 
-_ADDED = {"images": "", "batches": 0, "metrics": "{}"}  # what older versions did not write
+# Older versions did not write these.
+_ADDED = {"images": "", "batches": 0, "metrics": "{}"}
 
 
 def _read_array(path: Path, name: str) -> np.ndarray:

@@ -24,11 +24,10 @@ from cvkit.system.text import duration, escape_controls
 # Runs whose figures stand together may differ in these: the seed, and which copy of the data.
 _FREE = (*MAY_CHANGE, "SEED", "DATA.DATASET")
 _VERSIONS = ("python", "cvkit", "torch", "torchvision", "albumentations", "numpy")
+# No table and no curve needs these of an epoch.
+_LEFT_OUT = ("rates", "lower_is_better", "images_per_second")
 CURVES = "curves.png"
-_LEFT_OUT = ("rates", "lower_is_better", "images_per_second")  # of each epoch
-
-
-# A block of a page, which is filled with tables.
+# A block of a page is filled with tables.
 BLOCK = re.compile(r"(<!-- results of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -111,7 +110,8 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None  # a rate may be tiny
+        # Figures, not decimal places: a learning rate may be tiny.
+        return float(f"{value:.7g}") if math.isfinite(value) else None
     return value
 
 
@@ -209,8 +209,9 @@ class Result:
     def changes(self, config: Config) -> list[str]:
         """Return the keys by which a config trains something else now."""
         then, now = self.settings, settings_of(config)
-        return [key for key in {**then, **now} if then.get(key) != now.get(key)
-                and now.get(key) != "find"]  # a rate that was looked for
+        # A rate that was looked for is a number in what the run kept.
+        return [key for key in {**then, **now}
+                if then.get(key) != now.get(key) and now.get(key) != "find"]
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _verify_storages(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-        if len({name.lower() for name in sizes}) < len(archive.infolist()):  # torch may take either
+        # Torch may take either of two.
+        if len({name.lower() for name in sizes}) < len(archive.infolist()):
             raise ValueError("two parts of it have the same name")
         folder = next(iter(sizes), "").partition("/")[0]
         storages = _Storages(archive.read(f"{folder}/data.pkl"))
@@ -155,7 +156,7 @@ def _is_training(value: Any) -> bool:
                                  and _is_weights(ema.get("model")))))
 
 
-# Of each field, what it is in words and whether a value is that.
+# Each field of a checkpoint: what it is, in words, and whether a value is that.
 EXPECTED = {
     "model": ("tensors by name", _is_weights),
     "config": ("text", is_text),

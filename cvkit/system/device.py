@@ -21,8 +21,9 @@ def choose_device(name: str, where: object = None) -> torch.device:
         ConfigError: no such device, or this machine does not have it.
     """
     has_mps = torch.backends.mps.is_available()
+    # Of several processes each has a GPU of its own.
     if distributed.local_size() > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
-        name = f"cuda:{distributed.local_rank()}"  # each process has a GPU of its own
+        name = f"cuda:{distributed.local_rank()}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
@@ -81,14 +82,15 @@ def compile_model(model: nn.Module, device: torch.device, where: object = None) 
     """
     try:
         torch.compile(lambda values: values + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # of the compiler, of triton, of what they start
+    # The compiler, triton, and what they start, each fail in ways of their own.
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"torch.compile does not work here: {reason}", where=where,
                           hint="It needs a C++ compiler (g++) and, for a GPU, triton. Without "
                                "them: TRAIN.COMPILE false.") from error
-    # With a size of its own for the short last batch: else torch would compile once more, for any
-    # size, and a resumed run would not compute the same bits. What torch makes of a module is one,
-    # though its annotations only say that it can be called.
+    # The short last batch is compiled with a size of its own: else torch would compile once more,
+    # for any size, and a resumed run would not compute the same bits. What torch makes of a module
+    # is one, though its annotations only say that it can be called.
     return torch.compile(model, dynamic=False)  # type: ignore[return-value]
 
 
@@ -105,7 +107,7 @@ def describe(device: torch.device) -> str:
     return f"{name}, {plural(threads, 'thread')}"
 
 
-# What oneDNN says without memory, and at other times.
+# Words of oneDNN for a lack of memory; it has them for other failures as well.
 ONEDNN = "could not create a primitive"
 
 

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_TIMEOUT = timedelta(minutes=10)  # for a machine that is silent; a closed connection ends at once
-_SECONDS_TO_SPEAK = 20  # of the first process of a machine, before another one does
-_PATIENCE = timedelta(hours=12)  # for a download by the first process of a machine
-_store: Any = None  # which processes leave notes in
-_patient: Any = None  # a group whose members wait long for each other
+# A machine may be silent for so long; a connection that is closed ends a training at once.
+_TIMEOUT = timedelta(minutes=10)
+# A download by the first process of a machine may take so long.
+_PATIENCE = timedelta(hours=12)
+# Processes wait so long for the first one of their machine to say what is wrong.
+_SECONDS_TO_SPEAK = 20
+# Processes leave notes for each other in the one; members of the other wait with patience.
+_store: Any = None
+_patient: Any = None
 
 
 def size() -> int:
@@ -201,13 +205,15 @@ def broadcast_buffers(*models: nn.Module) -> None:
 
 def is_first_to_fail() -> bool:
     """Note that this process fails; whether it is the first, whose error is the cause."""
-    if _store is None:  # nothing was begun: all fail in the same way, and torchrun ends them then
+    if _store is None:
+        # Nothing was begun, so all fail in the same way, and torchrun ends those that wait here.
         if local_rank() > 0:
             time.sleep(_SECONDS_TO_SPEAK)
         return True
     try:
         return _store.add("failed", 1) == 1
-    except RuntimeError:  # the machine that kept these notes is gone
+    except RuntimeError:
+        # The machine that kept these notes is gone.
         return local_rank() == 0
 
 

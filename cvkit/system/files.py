@@ -16,7 +16,8 @@ def user_path(path: str | Path) -> Path:
     """Return a path, a leading `~` in it as the home folder."""
     try:
         return Path(os.path.expanduser(path))
-    except ValueError:  # ~ and what no user can be called
+    except ValueError:
+        # No user can be called what follows the ~.
         return Path(path)
 
 
@@ -46,7 +47,7 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
         with part.open("wb") as file:
             yield file
             file.flush()
-            # Or the new name could outlive a crash, and its content not.
+            # Without it the new name could outlive a crash, and its content not.
             os.fsync(file.fileno())
         if keep is not None and path.is_file():
             os.replace(path, keep)

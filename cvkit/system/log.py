@@ -21,7 +21,7 @@ from cvkit.system.text import escape_controls, plural, show_what_can_be_shown
 LOG = logging.getLogger("cvkit")
 SCREEN, FILE = {"only": "screen"}, {"only": "file"}
 
-# Seconds without a line, where there is no bar.
+# Where there is no bar, a line is due after so many seconds without one, and then after longer.
 _FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0
 
 
@@ -137,7 +137,7 @@ class ProgressBar:
                  place: str = "", delay: float = 0, is_silent: bool = False, header: str = ""):
         self.title, self._unit, self._place, self._is_silent = title, unit, place, is_silent
         self._is_live = screen.is_live and not is_silent
-        # What is no part of a training begins to be waited for now.
+        # Outside of a training, the wait for a first line begins now.
         if not place and not is_silent:
             screen.begin()
         if header and self._is_live:

@@ -29,7 +29,8 @@ def plain(state: Any) -> Any:
 def _with_each(state: Any, change: Callable[[Any], Any]) -> Any:
     """Return a copy of nested dicts and lists with each value within, and each key, changed."""
     if isinstance(state, dict):
-        changed = copy.copy(state)  # a Counter stays one
+        # A Counter, or an OrderedDict, stays one.
+        changed = copy.copy(state)
         changed.clear()
         changed.update({change(key): _with_each(value, change) for key, value in state.items()})
         return changed
@@ -38,7 +39,8 @@ def _with_each(state: Any, change: Callable[[Any], Any]) -> Any:
     return change(state)
 
 
-_SMALL = 10_000  # numbers; larger tensors are what takes time and memory, and all alike
+# Tensors of more numbers than this are what takes time and memory, and are all alike.
+_SMALL = 10_000
 
 
 def reread(state: Any) -> Any:

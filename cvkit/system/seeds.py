@@ -19,8 +19,9 @@ def seed_everything(*key: int, deterministic: bool = False) -> None:
     seed_random_numbers(*key)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Said again it would change nothing, but import torch's compiler, which takes seconds.
     if torch.are_deterministic_algorithms_enabled() != deterministic:
-        torch.use_deterministic_algorithms(deterministic)  # which imports torch's compiler
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 
 
@@ -57,8 +58,10 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
     """Go on from a state that `random_state` returned; another device's part is left out."""
-    torch.set_rng_state(state["cpu"].clone())  # a view into a larger tensor would crash torch
-    if "python" in state:  # else it was saved by a version that kept torch's only
+    # A view into a larger tensor would crash torch.
+    torch.set_rng_state(state["cpu"].clone())
+    # The first versions kept torch's only.
+    if "python" in state:
         set_python_state(random, state["python"])
         set_numpy_state(np.random, state["numpy"])
     if device.type == "cuda" and "cuda" in state:

@@ -25,7 +25,7 @@ def escape_controls(text: str, keep: str = "") -> str:
                          found[0].encode("unicode_escape").decode(), text)
 
 
-# What an argument's name says beside the thing that it sets, and the names that the thing has had.
+# Names of arguments differ by words that qualify the thing which is set, and things were renamed.
 _QUALIFIERS = {"min", "max", "lower", "upper", "limit", "range", "rate", "always"}
 _RENAMED = {"value": "fill", "val": "fill", "cval": "fill", "var": "std", "height": "size",
             "width": "size", "apply": "p", "prob": "p", "probability": "p", "learning": "lr",
@@ -58,7 +58,8 @@ def show_what_can_be_shown() -> None:
     The output of Windows, cron and old terminals is often not UTF-8, and "×" would end a training.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's, or a test's, takes all letters
+        # A notebook's stream, or a test's, cannot be told so, and takes all letters.
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
