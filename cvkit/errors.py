@@ -67,13 +67,8 @@ def where_in(node: Any, key: str | None = None) -> str | None:
 
 
 @contextmanager
-def located(node: Any, key: str | None = None) -> Iterator[None]:
-    """Give a `UserError` that is raised meanwhile, and knows no place, that of a config's key.
-
-    Args:
-        node: of the config.
-        key: in it; None for the node itself.
-    """
+def located(node: Any, key: str) -> Iterator[None]:
+    """Give a `UserError` that is raised meanwhile, and knows no place, that of a node's key."""
     try:
         yield
     except UserError as error:

@@ -174,10 +174,5 @@ def check_components(config: Config) -> None:
         ConfigError: everything that is wrong, in one message.
     """
     import_user_code(list(config.IMPORTS), where=config.where("IMPORTS"))
-    problems: list[ConfigError] = []
-    for kind, node in components(config):
-        try:
-            REGISTRIES[kind].check(node)
-        except ConfigError as error:
-            problems.append(error)
-    raise_together(problems)
+    raise_together([problem for kind, node in components(config)
+                    for problem in REGISTRIES[kind].problems(node)])

@@ -128,4 +128,4 @@ def _bring_up_to_date(config: Config) -> None:
             node = root.get(section) if isinstance(root, Config) else None
             if isinstance(node, Config) and key in node:
                 node.put(new.split(".")[1], node[key], node.origin(key))
-                dict.pop(node, key)
+                del node[key]

@@ -198,9 +198,10 @@ class Registry:
             ConfigError: unknown name or argument, missing argument or wrong type; all
                 that is wrong with the node, in one message with file, line and key.
         """
-        raise_together(list(self._problems(node)))
+        raise_together(list(self.problems(node)))
 
-    def _problems(self, node: Any) -> Iterator[ConfigError]:
+    def problems(self, node: Any) -> Iterator[ConfigError]:
+        """Yield what `check` would raise, one by one."""
         try:
             node = self._node(node)
             entry = self.get(node[NAME], where_in(node, NAME))
@@ -218,7 +219,7 @@ class Registry:
                 if not values.fit(value):
                     yield refusals.wrong_value(self, node, key, values)
             for nested in filter(is_node, value if isinstance(value, (list, tuple)) else [value]):
-                yield from self._problems(nested)
+                yield from self.problems(nested)
         # A constructor that takes any argument takes those that each one needs.
         unnamed = [key for key in self.required if key not in parameters]
         if unnamed and not is_open:

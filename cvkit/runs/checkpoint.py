@@ -98,19 +98,20 @@ class Checkpoint:
         Raises:
             CheckpointError: it is not what cvkit writes.
         """
-        known = {field.name: field.default is MISSING for field in fields(cls)}
-        if (not isinstance(content, dict) or type(content.get("format")) is not int
-                or content["format"] != FORMAT or not set(content) <= set(known)
-                or any(needed and name not in content for name, needed in known.items())):
-            raise CheckpointError(f"{path} was not written by this version of cvkit")
-        for name, value in content.items():
-            if name in EXPECTED and not EXPECTED[name][1](value):
-                raise CheckpointError(f"{path} was not written by this version of cvkit: {name} "
-                                      f"is not {EXPECTED[name][0]}")
+        foreign = f"{path} was not written by this version of cvkit"
+        known = {field.name for field in fields(cls)}
+        needed = {field.name for field in fields(cls) if field.default is MISSING} | {"format"}
+        if not isinstance(content, dict) or not needed <= set(content) <= known:
+            raise CheckpointError(foreign)
+        if type(content["format"]) is not int or content["format"] != FORMAT:
+            raise CheckpointError(foreign)
+        for name, (meaning, is_that) in EXPECTED.items():
+            if name in content and not is_that(content[name]):
+                raise CheckpointError(f"{foreign}: {name} is not {meaning}")
         channels = content["image_shape"][0]
         if not len(content["mean"]) == len(content["std"]) == channels:
-            raise CheckpointError(f"{path} was not written by this version of cvkit: mean and std "
-                                  f"do not have a value for each of its {channels} channels")
+            raise CheckpointError(f"{foreign}: mean and std do not have a value for each of its "
+                                  f"{channels} channels")
         return cls(**content)
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -35,8 +36,10 @@ class Runs(Drawable):
 
     def table(self) -> str:
         """Return as text what differs in the configs, and the results, a column for each run."""
+        results = list(map(_results_of, self.runs))
         rows = [["", *self.names], ["-- config, where it differs"], *self._differences(),
-                ["-- results"], *self._results()]
+                ["-- results"], *([title, *(column[title] for column in results)]
+                                  for title in results[0])]
         lines = rows[:1]
         # A long value goes on in the next line.
         for row in rows[1:]:
@@ -56,41 +59,6 @@ class Runs(Drawable):
                 and len({in_words(values.get(key)) for values in flat}) > 1]
         return rows or [["nothing", *[""] * len(self.runs)]]
 
-    def _results(self) -> list[list[str]]:
-        def row(title: str, cell: Callable[[Run], str]) -> list[str]:
-            return [title, *map(cell, self.runs)]
-
-        def rate(run: Run) -> str:
-            speeds = [epoch["images_per_second"] for epoch in run.metrics]
-            return f"{sum(speeds) / len(speeds):,.0f}"
-
-        def best(run: Run) -> str:
-            value = run.best[f"{run.monitored}/accuracy"]
-            return f"{100 * value:.2f} % ({run.monitored}, epoch {run.best['epoch']})"
-
-        def parameters(run: Run) -> str:
-            return parameters_in_words(run.checkpoint().build_model(), unit="")
-
-        def tested(run: Run, value: str) -> str:
-            return f"{value} ({run.predictions.place})"
-
-        def trained(run: Run, value: str) -> str:
-            return f"{value} (epoch {run.metrics[-1]['epoch']})"
-
-        def percent(value: float) -> str:
-            return f"{100 * value:.2f} %"
-
-        return [row("test accuracy", lambda run: tested(run, percent(run.predictions.accuracy))),
-                row("test loss", lambda run: tested(run, f"{run.predictions.loss:.4f}")),
-                row("accuracy of best.pt", best),
-                row("train accuracy",
-                    lambda run: trained(run, percent(run.metrics[-1]["train/accuracy"]))),
-                row("train loss", lambda run: trained(run, f"{run.metrics[-1]['train/loss']:.4f}")),
-                row("epochs", lambda run: str(len(run.metrics))),
-                row("training time", lambda run: duration(run.seconds)),
-                row("images per second", rate),
-                row("parameters", parameters)]
-
     @property
     def config(self) -> Config:
         """The first run's."""
@@ -100,6 +68,24 @@ class Runs(Drawable):
     def data(self) -> ImageData:
         """The images of the first run."""
         return self.runs[0].data
+
+
+def _results_of(run: Run) -> dict[str, str]:
+    """Return what a run came to, in words by title."""
+    predictions, best, last = run.predictions, run.best, run.metrics[-1]
+    speeds = [epoch["images_per_second"] for epoch in run.metrics]
+    tested, trained = f"({predictions.place})", f"(epoch {last['epoch']})"
+    return {
+        "test accuracy": f"{100 * predictions.accuracy:.2f} % {tested}",
+        "test loss": f"{predictions.loss:.4f} {tested}",
+        "accuracy of best.pt": f"{100 * best[f'{run.monitored}/accuracy']:.2f} % "
+                               f"({run.monitored}, epoch {best['epoch']})",
+        "train accuracy": f"{100 * last['train/accuracy']:.2f} % {trained}",
+        "train loss": f"{last['train/loss']:.4f} {trained}",
+        "epochs": str(len(speeds)),
+        "training time": duration(run.seconds),
+        "images per second": f"{statistics.mean(speeds):,.0f}",
+        "parameters": parameters_in_words(run.checkpoint().build_model(), unit="")}
 
 
 # A run's name has at most so many characters of settings.

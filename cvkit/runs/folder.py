@@ -163,7 +163,7 @@ class Run(Experiment):
             RunError: something in `metrics.jsonl` is not what training writes.
         """
         epochs = read_metrics(self.folder)
-        split = "val" if any("val/loss" in epoch for epoch in epochs) else "test"
+        split = _monitored_in(epochs)
         needed = ["lr", "seconds", "images_per_second", "train/loss", "train/accuracy",
                   f"{split}/loss", f"{split}/accuracy", f"{split}/{self.config.TRAIN.MONITOR}"]
         for epoch in epochs:
@@ -176,7 +176,7 @@ class Run(Experiment):
     @property
     def monitored(self) -> str:
         """The split that was evaluated after each epoch: "val", or "test" without one."""
-        return "val" if any("val/loss" in epoch for epoch in self.metrics) else "test"
+        return _monitored_in(self.metrics)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -185,13 +185,13 @@ class Run(Experiment):
         Raises:
             RunError: no epoch was finished.
         """
-        if not self.metrics:
+        epochs, monitor = self.metrics, self.config.TRAIN.MONITOR
+        if not epochs:
             raise RunError(f"{self.folder} has no finished epoch")
-        monitor = self.config.TRAIN.MONITOR
-        choose = min if is_lower_better(monitor, self.metrics[-1]) else max
-        key = f"{self.monitored}/{monitor}"
-        known = [epoch for epoch in self.metrics if not math.isnan(epoch[key])]
-        return choose(known or self.metrics, key=lambda epoch: epoch[key])
+        choose = min if is_lower_better(monitor, epochs[-1]) else max
+        key = f"{_monitored_in(epochs)}/{monitor}"
+        known = [epoch for epoch in epochs if not math.isnan(epoch[key])]
+        return choose(known or epochs, key=lambda epoch: epoch[key])
 
     def other_best(self, predictions: Predictions) -> str | None:
         """Return in words of which epochs results and best.pt are, if not of the same one."""
@@ -427,6 +427,10 @@ def _write_config(folder: Path, config: Config) -> None:
     write_whole(folder / "config.yaml", header + config.dump())
 
 
+def _monitored_in(epochs: Sequence[Mapping[str, Any]]) -> str:
+    return "val" if any("val/loss" in epoch for epoch in epochs) else "test"
+
+
 def refuse_links(paths: Iterable[Path]) -> None:
     """Refuse paths that are neither plain files nor folders.
 
@@ -503,12 +507,11 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
         # Unlike a method of Path, this takes what no path can be as well.
         if os.path.isfile(folder / "config.yaml"):
             return Run(folder, overrides, may_change)
-        is_folder = folder.name and os.path.isdir(folder)
-        of_config = find_runs(folder.parent, folder.name) if is_folder else []
-        if of_config:
+        if not folder.name or not os.path.isdir(folder):
+            continue
+        if of_config := find_runs(folder.parent, folder.name):
             return Run(of_config[-1], overrides, may_change)
-        if is_folder and any(folder.glob("checkpoints/*.pt")):
-            kept = next(folder.glob("checkpoints/*.pt"))
+        if kept := next(folder.glob("checkpoints/*.pt"), None):
             code = ("from cvkit.runs.checkpoint import Checkpoint; "
                     f"print(Checkpoint.load({str(kept)!r}).config)")
             raise RunError(f"{folder} has no config.yaml any more", hint=(

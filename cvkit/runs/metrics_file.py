@@ -79,7 +79,6 @@ def _is_metric(name: str, value: Any) -> bool:
             and all(map(_is_plottable, pair)) for pair in value)
     if name == "lower_is_better":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # No float holds an integer as large as that.
     if isinstance(value, int) and abs(value) >= 2**1023:
         return False
@@ -87,8 +86,8 @@ def _is_metric(name: str, value: Any) -> bool:
         return _is_plottable(value) and (name == "lr" or value >= 0)
     is_drawn = name in {f"{split}/{key}" for split in ("train", "val", "test")
                         for key in ("loss", "accuracy")}
-    return not is_drawn or (
-        is_number and (not abs(value) >= 1e100 or value in (math.inf, -math.inf)))
+    is_number = type(value) in (int, float)
+    return not is_drawn or (is_number and not 1e100 <= abs(value) < math.inf)
 
 
 def _is_plottable(value: Any) -> bool:

@@ -19,6 +19,7 @@ from cvkit.config.tree import in_words
 from cvkit.errors import RunError, UserError
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
 from cvkit.system.files import write_whole, writing
+from cvkit.system.saving import with_each
 from cvkit.system.text import duration, escape_controls
 
 # Runs whose figures stand together may differ in these: the seed, and which copy of the data.
@@ -93,7 +94,7 @@ def _labelled(run: Run, name: str, pattern: str) -> dict[str, str]:
 def _as_json(content: Mapping[str, Any]) -> str:
     """Return JSON with a line for each epoch and each row of the matrix; NaN is null."""
     def line(value: Any) -> str:
-        return json.dumps(_rounded(value), ensure_ascii=False, allow_nan=False)
+        return json.dumps(with_each(value, _rounded), ensure_ascii=False, allow_nan=False)
 
     lines = []
     for key, value in content.items():
@@ -105,14 +106,10 @@ def _as_json(content: Mapping[str, Any]) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    if isinstance(value, float):
-        # Figures, not decimal places: a learning rate may be tiny.
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    return value
+    if not isinstance(value, float):
+        return value
+    # Figures, not decimal places: a learning rate may be tiny.
+    return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,6 @@ def first_on_each_machine() -> Iterator[None]:
 
 def any_rank(flag: bool) -> bool:
     """Whether it holds in any process. All must ask."""
-    if _store is None:
-        return flag
     import torch
 
     return bool(all_reduce_sum(torch.tensor(int(flag))))
@@ -142,15 +140,14 @@ def gather(part: torch.Tensor) -> torch.Tensor:
     if _store is None:
         return part
     import torch
-    from torch import distributed
 
     counts = [torch.zeros(1, dtype=torch.int64, device=part.device) for _ in range(size())]
-    distributed.all_gather(counts, torch.tensor([len(part)], device=part.device))
+    torch.distributed.all_gather(counts, torch.tensor([len(part)], device=part.device))
     longest = int(max(counts))
     padded = part.new_zeros(longest, *part.shape[1:])
     padded[:len(part)] = part
     parts = [torch.empty_like(padded) for _ in range(size())]
-    distributed.all_gather(parts, padded)
+    torch.distributed.all_gather(parts, padded)
     return torch.cat([whole[:int(count)] for whole, count in zip(parts, counts, strict=True)])
 
 
@@ -159,10 +156,9 @@ def broadcast_from_main(make: Any) -> Any:
     if _store is None:
         return make()
     import torch
-    from torch import distributed
 
     box = [make() if is_main() else None]
-    distributed.broadcast_object_list(box, device=torch.device("cpu"))
+    torch.distributed.broadcast_object_list(box, device=torch.device("cpu"))
     return box[0]
 
 

@@ -23,19 +23,19 @@ def plain(state: Any) -> Any:
         is_one = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
         return value.item() if is_one and hasattr(value, "item") else value
 
-    return _with_each(state, number)
+    return with_each(state, number)
 
 
-def _with_each(state: Any, change: Callable[[Any], Any]) -> Any:
+def with_each(state: Any, change: Callable[[Any], Any]) -> Any:
     """Return a copy of nested dicts and lists with each value within, and each key, changed."""
     if isinstance(state, dict):
         # A Counter, or an OrderedDict, stays one.
         changed = copy.copy(state)
         changed.clear()
-        changed.update({change(key): _with_each(value, change) for key, value in state.items()})
+        changed.update({change(key): with_each(value, change) for key, value in state.items()})
         return changed
     if type(state) in (list, tuple):
-        return type(state)(_with_each(item, change) for item in state)
+        return type(state)(with_each(item, change) for item in state)
     return change(state)
 
 
@@ -62,10 +62,10 @@ def reread(state: Any) -> Any:
         return value
 
     file = io.BytesIO()
-    torch.save(_with_each(state, without_bulk), file)
+    torch.save(with_each(state, without_bulk), file)
     file.seek(0)
     found = torch.load(file, map_location="cpu", weights_only=True)
-    return _with_each(found, lambda value: large[value].to("cpu", copy=True) if (
+    return with_each(found, lambda value: large[value].to("cpu", copy=True) if (
         isinstance(value, str) and value in large) else value)
 
 
