@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Batched(Protocol):
              size: tuple[int, int]) -> tuple[np.ndarray, ...]:
         """Return what is random about `count` images of (height, width): arrays of that length."""
 
-    def apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
+    def apply(self, images: Tensor, *drawn: Any) -> Tensor:
         """Return the transformed batch; `drawn` is what was drawn for its images."""
 
 
@@ -108,7 +108,8 @@ class CutOut:
         is_row = _is_within(_range(height, images), top, self.size[0])
         is_byte = _is_within(_range(width * channels, images), left * channels,
                              self.size[1] * channels)
-        hole = is_row[:, :, None] & is_byte[:, None, :]  # bytes 0 or 255
+        # Its bytes are 0 or 255.
+        hole = is_row[:, :, None] & is_byte[:, None, :]
         return (rows ^ ((rows ^ fill) & hole)).view(images.shape)
 
 

@@ -92,7 +92,7 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
             # ToRGB or ToGray in the pipeline: every channel then has the mean of the originals.
             normalize = Normalize(mean=[float(np.mean(data.mean))] * train_shape[2],
                                   std=[float(np.mean(data.std))] * train_shape[2])
-        mean, std = normalisation or normalize.constants(train_shape[2])
+        mean, std = map(tuple, normalisation or normalize.constants(train_shape[2]))
     except ValueError as error:
         own = next((key for key in ("mean", "std") if key in node.DATASET), "NAME")
         place = next((where_in(item, "NAME") for item in nodes if item.NAME == "Normalize"),
@@ -101,8 +101,8 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
     build = _Builder(config, data, device, mean, std)
     train = build.loader(data.train, train_pipeline, is_training=True)
     input_in_words = build.words
-    test, val = (build.loader(images, test_pipeline) if images else None
-                 for images in (data.test, data.val))
+    test = build.loader(data.test, test_pipeline)
+    val = build.loader(data.val, test_pipeline) if data.val else None
     return Loaders(train, test, val, mean, std, (test_shape[2], *test_shape[:2]),
                    (train_shape[2], *train_shape[:2]), input_in_words)
 
@@ -125,7 +125,8 @@ class _Builder:
         self.workers = workers if workers >= 0 else (
             0 if device.type == "cpu" else
             max(1, min(usable_cores() // distributed.local_size(), 8)))
-        self.words = ""  # how the last loader makes its batches
+        # How the last loader makes its batches.
+        self.words = ""
 
     def loader(self, images: ImageSet, pipeline: Pipeline,
                is_training: bool = False) -> BatchLoader:
@@ -145,6 +146,7 @@ class _Builder:
                               where=self.config.DATA.where("PIPELINE"),
                               hint="auto or albumentations makes batches image by image.")
         memory = _megabytes(cache.bytes)
+        source: BatchedSource | PerImageSource
         if is_batched:
             if self.left_on_gpu is not None:
                 self.left_on_gpu -= cache.bytes
@@ -154,7 +156,7 @@ class _Builder:
             workers, why_not = self._workers(pipeline, images, cache)
             by = plural(workers, "worker process") if workers else "this process"
             self.words = f"image by image in {by}"
-            reasons = [reason] * (backend == "auto") + [why_not] * bool(why_not)
+            reasons = list(filter(None, [reason if backend == "auto" else None, why_not]))
             if reasons:
                 self.words += f" ({'; '.join(reasons)})"
             if cache.is_copy:

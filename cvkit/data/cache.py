@@ -42,7 +42,8 @@ class ImageCache:
     def __init__(self, images: ImageSet, pipeline: Pipeline, is_uniform: bool, limit: int):
         self._images, self._pipeline = images, pipeline
         self._kept: Tensor | list[np.ndarray] = []
-        self._places = np.arange(len(images))  # of each image among the kept
+        # Where each image is among the kept.
+        self._places = np.arange(len(images))
         self.missing = np.zeros(len(images), dtype=bool)
         self.may_skip = getattr(images.images, "skip_unreadable", False)
         self.is_copy = not isinstance(images.images, np.ndarray) or bool(pipeline.fixed)
@@ -107,12 +108,13 @@ class ImageCache:
         threads = usable_cores() if isinstance(self._images.images, ImageFiles) else 1
         made = in_threads(prepared, len(self), "Preparing images", threads)
         if self.shape:
-            kept = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+            stacked = torch.empty(len(self), *self.shape, dtype=torch.uint8)
             for place, pixels in enumerate(made):
                 if pixels.shape != self.shape:
                     raise DataError(f"{self._images.name(place)} is {pixels.shape[:2]} pixels now, "
                                     f"not {self.shape[:2]} as when the folder was read")
-                kept.numpy()[place] = pixels
+                stacked.numpy()[place] = pixels
+            self._kept = stacked
         else:
             kept, taken = [], 0
             for pixels in made:
@@ -122,7 +124,7 @@ class ImageCache:
                     made.close()
                     break
                 kept.append(pixels)
-        self._kept = kept
+            self._kept = kept
 
     def stack(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return all images, uint8 (M, H, W, C) on the device, and where each is in them (N,).
@@ -130,7 +132,7 @@ class ImageCache:
         For images of one size that fit. What lies in this machine's memory is not copied in it.
         """
         self.fill()
-        pixels, places = self._kept, torch.from_numpy(self._places)
+        pixels, places = torch.as_tensor(self._kept), torch.from_numpy(self._places)
         if device.type != "cpu" and len(pixels) != len(self):
             # Of the data set's pixels, this split's alone go to the device.
             pixels, places = pixels[places], torch.arange(len(self))

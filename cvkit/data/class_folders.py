@@ -34,7 +34,8 @@ class ClassFolders:
     """
 
     def __init__(self, folder: Path, way: str | None = None):
-        self.folder, self.way, self.others = folder, way, Counter()
+        self.folder, self.way = folder, way
+        self.others: Counter[str] = Counter()
         # By real path, the class that a folder is in, and the path that it was found by.
         self._seen: dict[str, tuple[str, str]] = {}
         names = folders_in(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib.metadata
 import os
 import pickle
 import re
@@ -150,10 +150,11 @@ def _grey_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image
 
     # As `load_digits` reads them: importing scikit-learn takes longer than a short training.
-    package = Path(importlib.util.find_spec("sklearn").origin).parent
-    table = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    path = importlib.metadata.distribution("scikit-learn").locate_file(
+        "sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(path), delimiter=",")
     small = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    images = [np.asarray(Image.fromarray(image).resize((size, size), Image.BICUBIC))
+    images = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
               for image in small]
     return np.stack(images), table[:, -1].astype(np.int64)
 

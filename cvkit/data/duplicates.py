@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cvkit.data.images import ImageData, ImageFiles, ImageSet
 from cvkit.data.splits import evenly
 
-DUPLICATES = "duplicates.txt"  # in a run folder
+# The file in a run folder that names them.
+DUPLICATES = "duplicates.txt"
 
 # Of image files no more are looked at than take a fraction of a second.
 _OTHER_FILES, _TRAIN_FILES, _FILES_READ, _FILES_TOLD = 2_000, 100_000, 5_000, 100
@@ -25,12 +28,14 @@ def duplicates(data: ImageData) -> dict[str, list[str]]:
     """Return by split, if there are some to tell, "test 7 is train 11" for each image in both."""
     found = {}
     for split, images in (("val", data.val), ("test", data.test)):
+        if images is None:
+            continue
         try:
-            pairs = [] if images is None else shared_images(data.train, images)
+            pairs = shared_images(data.train, images)
         except OSError:
             # A file has gone, and reading it for training says which and why.
-            pairs = []
-        is_files = bool(pairs) and isinstance(images.images, ImageFiles)
+            continue
+        is_files = isinstance(images.images, ImageFiles)
         if pairs and (is_files or len(pairs) >= _TOLERATED * len(images)):
             found[split] = [f"{split} {images.name(theirs)} is train {data.train.name(ours)}"
                             for ours, theirs in pairs]
@@ -43,21 +48,23 @@ def shared_images(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:
     Pixels in memory are all compared. Of image files a part is, evenly spaced, and not more than
     100 pairs are returned. Images that are neither are not compared.
     """
-    def are(kind: type) -> bool:
-        return isinstance(train.images, kind) and isinstance(other.images, kind)
-
     # Ways to tell images apart, each more certain and slower than the one before, and of how many
     # images of either split. What has no counterpart is left out of the next.
-    if are(ImageFiles):
+    what: Callable[[ImageSet, int], Any]
+    steps: Sequence[tuple[Callable[[Any], int | bytes], int, int]]
+    images, others = train.images, other.images
+    if isinstance(images, ImageFiles) and isinstance(others, ImageFiles):
         what, steps = ImageSet.name, ((os.path.getsize, _TRAIN_FILES, _OTHER_FILES),
                                       (_middle, _FILES_READ, _OTHER_FILES),
                                       (_whole, _FILES_READ, _FILES_TOLD))
-    elif are(np.ndarray) and train.images.shape[1:] == other.images.shape[1:]:
+    elif (isinstance(images, np.ndarray) and isinstance(others, np.ndarray)
+          and images.shape[1:] == others.shape[1:]):
         what, steps = ImageSet.image, ((_middle_row, len(train), len(other)),
                                        (_pixels, len(train), len(other)))
     else:
         return []
-    our_keys, their_keys = dict.fromkeys(range(len(train))), dict.fromkeys(range(len(other)))
+    our_keys: dict[int, int | bytes | None] = dict.fromkeys(range(len(train)))
+    their_keys: dict[int, int | bytes | None] = dict.fromkeys(range(len(other)))
     for key, most_ours, most_theirs in steps:
         theirs = evenly([*their_keys], most_theirs)
         asked = {their_keys[n] for n in theirs}

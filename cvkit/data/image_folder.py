@@ -78,9 +78,9 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     if unsplit and given:
         raise ValueError("unsplit says that root has no splits; leave out train, val and test")
     names = {} if unsplit else split_folders(folder, given, needs_train=not _all_is_test.get())
-    notes = []
+    notes: list[str] = []
+    listings: dict[str, ClassFolders] = {}
     if names:
-        listings = {}
         for split, name in names.items():
             # No training goes on without the first, which is train but for an evaluation.
             way = way_without_labels(folder, names, split) if listings else None
@@ -94,8 +94,8 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
             notes.append(f"ignored beside {', '.join(f'{name}/' for name in names.values())}: "
                          f"{and_more(beside, 8)}")
     else:
-        listings = {"whole": ClassFolders(folder)}
-        notes = [] if unsplit else no_splits_among(listings["whole"])
+        listings["whole"] = ClassFolders(folder)
+        notes += [] if unsplit else no_splits_among(listings["whole"])
     classes = tuple(next(iter(listings.values())).classes)
     splits = {name: _image_set(listing, channels, skip_unreadable, background)
               for name, listing in listings.items()}
@@ -103,18 +103,20 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         splits = _set_aside(folder, splits["whole"], classes, test_fraction, seed)
     elif "test" not in splits:
         splits["test"] = splits.pop("val")
-    facts, left_out = {}, []
-    for name, split in splits.items():
-        facts[name] = measure(split, f"Reading {name} images")
-        splits[name] = _readable(name, split, facts[name]["unreadable"], classes)
-        left_out += facts[name]["unreadable"]
+    facts = {name: measure(images, f"Reading {name} images") for name, images in splits.items()}
+    splits = {name: _readable(name, images, facts[name]["unreadable"], classes)
+              for name, images in splits.items()}
+    left_out = [path for fact in facts.values() for path in fact["unreadable"]]
     notes += filter(None, (listing.note for listing in listings.values()))
     transparent = sum(fact["transparent"] for fact in facts.values())
     if transparent:
         notes.append(f"{plural(transparent, 'image')} with transparent pixels, laid on background "
                      f"{str(background).strip('[()]')}")
     sizes = {size for fact in facts.values() for size in fact["sizes"]}
-    size = tuple(int(side) for side in sizes.pop().split("x")) if len(sizes) == 1 else None
+    size = None
+    if len(sizes) == 1:
+        height, width = map(int, sizes.pop().split("x"))
+        size = height, width
     first = "train" if "train" in splits else "test"
     return ImageData(classes, splits[first], splits["test"], channels, size,
                      tuple(mean or facts[first]["mean"]), tuple(std or facts[first]["std"]),
@@ -160,7 +162,7 @@ def _readable(name: str, split: ImageSet, unreadable: Sequence[str],
     """Return a split without some files; refuse one that has lost a class by that."""
     if not unreadable:
         return split
-    paths = split.images.paths[split.index]
+    paths = np.array([split.name(position) for position in range(len(split))])
     readable = split.take(np.flatnonzero(~np.isin(paths, unreadable)))
     lost = np.setdiff1d(split.labels, readable.labels)
     if lost.size:

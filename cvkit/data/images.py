@@ -6,8 +6,9 @@ import hashlib
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
@@ -29,10 +30,10 @@ _FORMATS = tuple(
 IMAGE_ENDINGS = tuple(ending for name in _FORMATS for ending in _ENDINGS[name])
 # The EXIF tag, and what each of its values but 1 asks for.
 _ORIENTATION = 0x0112
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 _WHOLE = {1: "B", 3: "H", 4: "L"}  # EXIF's types of whole numbers, as struct has them
 _SKIP_HINT = "DATA.DATASET.skip_unreadable true leaves such files out, and says so."
 
@@ -41,7 +42,7 @@ class UnreadableError(DataError):
     """An image file that is gone, cut off or no image."""
 
 
-class ImageFiles(Sequence):
+class ImageFiles:
     """Image files, decoded when asked for: `files[i]` is uint8 (H, W, C).
 
     They are turned as their EXIF orientation says, and laid on a ground where they are transparent.
@@ -83,18 +84,19 @@ class ImageFiles(Sequence):
     def __getitem__(self, position: int) -> np.ndarray:
         path = str(self.paths[position])
         try:
-            with Image.open(path, formats=_FORMATS) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise DataError(f"{path} has {image.mode} pixels, more than 8 bits a channel",
+            with Image.open(path, formats=_FORMATS) as file:
+                if file.mode.startswith(("I", "F")):
+                    raise DataError(f"{path} has {file.mode} pixels, more than 8 bits a channel",
                                     hint="Convert such images to 8 bits; "
                                          "how to scale them is for you to say.")
-                is_tiff = image.format == "TIFF"
+                is_tiff = file.format == "TIFF"
                 if is_tiff:
                     # With a name it would be mapped, by sides that Pillow has turned before.
-                    image.filename = ""
+                    file.filename = ""
                 # This turns a TIFF, and reads what PNGs have at the end.
-                image.load()
-                turn = None if is_tiff else _TURNS.get(_orientation(image))
+                file.load()
+                turn = None if is_tiff else _TURNS.get(_orientation(file))
+                image: Image.Image = file
                 if image.getbands()[-1] in "Aa" or "transparency" in image.info:
                     image = self._grounded(image.convert("RGBA"), position)
                 image = image.convert("RGB" if self.channels == 3 else "L")
@@ -114,7 +116,7 @@ class ImageFiles(Sequence):
 
     def _grounded(self, image: Image.Image, position: int) -> Image.Image:
         """Return an RGBA image on the ground."""
-        if image.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             self.transparent.add(int(position))
             image = Image.alpha_composite(Image.new("RGBA", image.size, self._ground), image)
         return image
@@ -157,7 +159,8 @@ class ImageSet:
     index: np.ndarray
 
     @classmethod
-    def of(cls, images: np.ndarray | ImageFiles, labels: Sequence[int]) -> ImageSet:
+    def of(cls, images: np.ndarray | ImageFiles,
+           labels: Sequence[int] | np.ndarray) -> ImageSet:
         """Return a whole split.
 
         Raises:
@@ -167,13 +170,13 @@ class ImageSet:
         if isinstance(images, np.ndarray):
             # They may not be, as BGR turned into RGB by [..., ::-1] is not.
             images = np.ascontiguousarray(images)
-        labels = _class_numbers(labels)
-        if len(images) != len(labels):
-            raise DataError(f"{len(images):,} images and {len(labels):,} labels",
+        numbers = _class_numbers(labels)
+        if len(images) != len(numbers):
+            raise DataError(f"{len(images):,} images and {len(numbers):,} labels",
                             hint="Each image needs one, in the same order.")
         if len(images) and not isinstance(images, ImageFiles):
             _check_image(images[0])
-        return cls(images, labels, np.arange(len(labels)))
+        return cls(images, numbers, np.arange(len(numbers)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -185,8 +188,7 @@ class ImageSet:
     def name(self, position: int) -> str:
         """Return what an image can be found by: its file, or its number in the data set's split."""
         place = self.index[position]
-        is_file = isinstance(self.images, ImageFiles)
-        return str(self.images.paths[place] if is_file else place)
+        return str(self.images.paths[place] if isinstance(self.images, ImageFiles) else place)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -198,12 +200,11 @@ class ImageSet:
         if isinstance(self.images, ImageFiles):
             paths = self.images.paths[places].tolist()
             top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
-            content = "\n".join(f"{os.path.relpath(path, top)} {_size(path)}"
-                                for path in paths).encode(errors="surrogateescape")
-        else:
-            is_whole = len(self) == len(self.images)
-            content = np.ascontiguousarray(self.images if is_whole else self.images[places])
-        return hashlib.sha1(content).hexdigest()
+            names = "\n".join(f"{os.path.relpath(path, top)} {_size(path)}" for path in paths)
+            return hashlib.sha1(names.encode(errors="surrogateescape")).hexdigest()
+        is_whole = len(self) == len(self.images)
+        pixels = np.ascontiguousarray(self.images if is_whole else self.images[places])
+        return hashlib.sha1(pixels.data).hexdigest()
 
     @cached_property
     def identity(self) -> str:
@@ -216,15 +217,16 @@ class ImageSet:
         return ImageSet(self.images, self.labels[positions], self.index[positions])
 
 
-def _class_numbers(labels: Sequence[int]) -> np.ndarray:
+def _class_numbers(given: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return labels as int64 (N,), if they are such numbers."""
     try:
-        labels = np.asarray(labels)
-    except ValueError:  # lists of different lengths
-        labels = np.asarray(labels, dtype=object)
+        labels = np.asarray(given)
+    except ValueError:
+        # NumPy makes no array of lists of different lengths by itself.
+        labels = np.asarray(given, dtype=object)
     if labels.ndim != 1:
         axis = labels.shape[-1] if labels.ndim else 0
-        raise DataError(f"labels are {_shape(labels.shape)}, and each image has one class",
+        raise DataError(f"labels are {labels.shape}, and each image has one class",
                         hint="Of one-hot rows take labels.argmax(axis=1)." if axis > 1 else
                              "Give one number for each image, labels.ravel() perhaps.")
     if labels.dtype.kind not in "biuf":
@@ -256,16 +258,12 @@ def _check_image(image: np.ndarray) -> None:
                         hint="Of pixels in 0–1: (255 * images).round().astype(numpy.uint8)"
                              if is_unit else "Bring them to 0–255, then .astype(numpy.uint8).")
     if image.ndim != 3:
-        raise DataError(f"each image is {_shape(image.shape)}, not (height, width, channels)",
+        raise DataError(f"each image is {image.shape}, not (height, width, channels)",
                         hint="Grey ones need the axis too: images[..., None]"
                              if image.ndim == 2 else None)
     if image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
-        raise DataError(f"each image is {_shape(image.shape)}, channels first",
+        raise DataError(f"each image is {image.shape}, channels first",
                         hint="They stand last: images.transpose(0, 2, 3, 1)")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return f"({', '.join(map(str, shape))})"
 
 
 def _size(path: str) -> int:
@@ -332,16 +330,17 @@ class ImageData:
                             hint="Subtract 1: they are counted from 1." if from_one else
                                  "Name all classes, or leave out what belongs to none.")
         images = split.images
-        channels = (images.channels if isinstance(images, ImageFiles) else
-                    images.shape[3] if isinstance(images, np.ndarray) else self.channels)
+        channels, size = self.channels, self.image_size
+        if isinstance(images, ImageFiles):
+            channels = images.channels
+        elif isinstance(images, np.ndarray):
+            channels, size = images.shape[3], images.shape[1:3]
         if channels != self.channels:
             raise DataError(f"the {name} images have {channels} channels, and the data set says "
                             f"{self.channels}", hint=f"Give ImageData channels={channels}.")
-        size = images.shape[1:3] if isinstance(images, np.ndarray) else self.image_size
         if self.image_size not in (None, size):
-            raise DataError(f"the {name} images are {_shape(size)}, and the data set says "
-                            f"{_shape(self.image_size)}",
-                            hint=f"Give ImageData image_size={_shape(size)}.")
+            raise DataError(f"the {name} images are {size}, and the data set says "
+                            f"{self.image_size}", hint=f"Give ImageData image_size={size}.")
 
     @property
     def monitored(self) -> str:
@@ -350,4 +349,5 @@ class ImageData:
 
     def with_splits(self, **splits: ImageSet | None) -> ImageData:
         """Return the same data set with other splits."""
-        return replace(self, **splits)
+        fields: dict[str, Any] = {**vars(self), **splits}
+        return ImageData(**fields)

@@ -251,7 +251,7 @@ def _extreme_images(data: ImageData) -> list[np.ndarray]:
     """Return a training image; where sizes are mixed, some of different sizes from all splits."""
     if data.image_size:
         return [data.train.image(0)]
-    by_size = {}
+    by_size: dict[tuple[int, ...], np.ndarray] = {}
     for split in filter(None, (data.train, data.test, data.val)):
         for position in evenly(range(len(split)), 64):
             image = split.image(position)

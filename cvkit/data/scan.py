@@ -8,10 +8,10 @@ import json
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def usable_cores() -> int:
 
 
 def in_threads(read: Callable[[int], Result], count: int, title: str,
-               threads: int) -> Iterator[Result]:
+               threads: int) -> Generator[Result]:
     """Yield `read(0)`, `read(1)`, … `read(count - 1)`, computed by several threads ahead of use.
 
     Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds,
@@ -39,7 +39,8 @@ def in_threads(read: Callable[[int], Result], count: int, title: str,
     """
     progress = ProgressBar(title, count, unit="image", delay=2)
     with ThreadPoolExecutor(threads) as pool:
-        ahead, rest = deque(), iter(range(count))
+        ahead: deque[Future[Result]] = deque()
+        rest = iter(range(count))
         try:
             for _ in range(count):
                 # Not more at once: all that is decoded and waits may not fit in memory.
@@ -56,8 +57,8 @@ def in_threads(read: Callable[[int], Result], count: int, title: str,
 
 def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel, over all pixels, scaled to 0–1."""
-    return _mean_and_std(sum(_sums(images[start:start + 1024])
-                             for start in range(0, len(images), 1024)))
+    return _mean_and_std([_sums(images[start:start + 1024])
+                          for start in range(0, len(images), 1024)])
 
 
 def _sums(pixels: np.ndarray) -> np.ndarray:
@@ -67,16 +68,17 @@ def _sums(pixels: np.ndarray) -> np.ndarray:
                      for channel in range(pixels.shape[-1])])
 
 
-def _mean_and_std(sums: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _mean_and_std(sums: Sequence[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return both per channel, from the `_sums` of all parts."""
     # Python's whole numbers have any size: nothing is lost in the difference.
-    rows = sums.tolist()
+    rows = np.sum(sums, axis=0).tolist()
     mean = tuple(total / count / 255 for count, total, _ in rows)
     std = tuple(math.sqrt(count * squares - total**2) / count / 255
                 for count, total, squares in rows)
     return mean, std
 
 
-def measure(images: ImageSet, title: str) -> dict:
+def measure(images: ImageSet, title: str) -> dict[str, Any]:
     """Return mean, deviation and sizes of a split, from its pixels, as `scan_files` does."""
     if isinstance(images.images, ImageFiles):
         return scan_files(images.images.take(images.index), title)
@@ -87,7 +89,7 @@ def measure(images: ImageSet, title: str) -> dict:
     return {"mean": mean, "std": std, "sizes": {f"{height}x{width}": len(images)}}
 
 
-def scan_files(files: ImageFiles, title: str) -> dict:
+def scan_files(files: ImageFiles, title: str) -> dict[str, Any]:
     """Decode every file once: mean, std, and how many images there are of each size.
 
     What a file holds is kept under `~/.cache/cvkit` (or `XDG_CACHE_HOME`) until its name, size or
@@ -134,7 +136,7 @@ def scan_files(files: ImageFiles, title: str) -> dict:
         errors = list(unreadable.values())
         rest = f"\nand {len(errors) - 5} more" if len(errors) > 5 else ""
         raise DataError("\n".join(map(str, errors[:5])) + rest)
-    mean, std = _mean_and_std(sum(np.array(sums) for _, _, sums, _ in readable))
+    mean, std = _mean_and_std([sums for _, _, sums, _ in readable])
     sizes = Counter(f"{height}x{width}" for height, width, *_ in readable)
     return {"mean": mean, "std": std, "sizes": dict(sizes.most_common()),
             "unreadable": [str(files.paths[place]) for place in unreadable],

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageSet, UnreadableError
@@ -25,7 +26,8 @@ from cvkit.registry.user_code import import_user_code
 from cvkit.system.seeds import seed_random_numbers
 from cvkit.system.text import show_what_can_be_shown
 
-Pixels = tuple[Tensor, Tensor, Tensor]  # uint8 (N, H, W, C), labels (N,), index (N,)
+# Uint8 (N, H, W, C), labels (N,), and index (N,).
+Pixels = tuple[Tensor, Tensor, Tensor]
 
 
 class BatchedSource:
@@ -49,14 +51,15 @@ class BatchedSource:
         pixels, places, labels, index = self._resident
         positions, has_gaps = self._plan.positions(epoch), self._cache.missing.any()
         order = torch.from_numpy(positions).to(self._device)
-        drawn = self._draw(epoch)
+        drawn = self._draw(epoch, pixels.shape[1:])
         for number in range(start, len(self._plan.batch_sizes)):
-            batch = self._plan.part(number)
+            part = self._plan.part(number)
+            batch: slice | Tensor = part
             if has_gaps:
-                readable = np.flatnonzero(~self._cache.missing[positions[batch]])
+                readable = np.flatnonzero(~self._cache.missing[positions[part]])
                 if not len(readable):
-                    raise _nothing_left(f"{self._images.name(positions[batch.start])} is one")
-                batch = torch.from_numpy(batch.start + readable).to(self._device)
+                    raise _nothing_left(f"{self._images.name(positions[part.start])} is one")
+                batch = torch.from_numpy(part.start + readable).to(self._device)
             chosen = order[batch]
             images = pixels.index_select(0, places.index_select(0, chosen))
             images = self._pipeline.augment_batch(
@@ -83,12 +86,12 @@ class BatchedSource:
         chosen = positions[places]
         images = self._pipeline.augment_batch(
             torch.from_numpy(np.stack(found)).to(self._device),
-            [[values[places] for values in group] for group in self._draw(epoch)])
+            [[values[places] for values in group] for group in self._draw(epoch, found[0].shape)])
         return (images, torch.from_numpy(self._images.labels[chosen]),
                 torch.from_numpy(self._images.index[chosen]))
 
-    def _draw(self, epoch: int) -> list[list[Tensor]]:
-        drawn = self._pipeline.draw(self._plan.seed, epoch, self._plan.count, self._cache.shape)
+    def _draw(self, epoch: int, shape: Sequence[int]) -> list[list[Tensor]]:
+        drawn = self._pipeline.draw(self._plan.seed, epoch, self._plan.count, shape)
         return [[values.to(self._device) for values in group] for group in drawn]
 
 
@@ -146,7 +149,7 @@ class PerImageSource:
         Left to the garbage collector, each may be waited for in vain for seconds.
         """
         iterator, self._loader._iterator = self._loader._iterator, None
-        if self._loader.num_workers and iterator is not None:
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()
 
     def take(self, places: Sequence[int], epoch: int) -> Pixels:
@@ -154,16 +157,16 @@ class PerImageSource:
 
         They are as in their batches.
         """
-        places, size = np.asarray(places), self._plan.batch_size
+        asked, size = np.asarray(places), self._plan.batch_size
         order = self._plan.positions(epoch)
         if not self._batches.pipeline.random:
             # An image is the same in whichever batch.
-            return _raised(self._batches[_Request(order[places], (self._plan.seed, epoch, 0))])
+            return _raised(self._batches[_Request(order[asked], (self._plan.seed, epoch, 0))])
         alone = _Requests(EpochPlan(len(order), size, False, self._plan.seed))
-        made = {}
-        for number in np.unique(places // size).tolist():
+        made: dict[int, tuple[Tensor, ...]] = {}
+        for number in np.unique(asked // size).tolist():
             # Those before them in the batch draw random numbers as well.
-            needed = (places[places // size == number] % size).max() + 1
+            needed = (asked[asked // size == number] % size).max() + 1
             request = alone.request(order, epoch, number)
             request = request._replace(positions=request.positions[:needed])
             rows = list(zip(*_raised(self._batches[request])))
@@ -171,8 +174,9 @@ class PerImageSource:
                 if rows and rows[0][2] == index:
                     # Else it was left out.
                     made[number * size + place] = rows.pop(0)
-        return tuple(map(torch.stack, zip(*(made[place] for place in places.tolist()
-                                            if place in made))))
+        images, labels, index = map(torch.stack, zip(*(
+            made[place] for place in asked.tolist() if place in made)))
+        return images, labels, index
 
 
 class _UserCode:

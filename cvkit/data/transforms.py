@@ -38,11 +38,11 @@ def RandomCrop(size: int | tuple[int, int], padding: int = 0, fill: Fill = 0, da
         padding: pixels added to each side first.
         fill: of the padding, 0–255, one number or one per channel; "mean" for the data's.
     """
-    (height, width), fill = _pair(size), _fill(fill, data_mean)
-    pad = [A.Pad(padding=padding, fill=fill, p=1.0)] if padding else []
+    (height, width), pixel = _pair(size), _fill(fill, data_mean)
+    pad = [A.Pad(padding=padding, fill=pixel, p=1.0)] if padding else []
     crop = A.RandomCrop(height=height, width=width, p=1.0)
     return _with_batched(A.Sequential([*pad, crop], p=1.0),
-                         batched.RandomCrop((height, width), padding, fill))
+                         batched.RandomCrop((height, width), padding, pixel))
 
 
 @TRANSFORMS.register()
@@ -59,12 +59,12 @@ def CutOut(size: int | tuple[int, int], fill: Fill = "mean", p: float = 1.0, ins
         inside: keep the window within the image; false centres it on any pixel, as the paper
             does, and cuts off what lies outside, so that less is covered.
     """
-    (height, width), fill = _pair(size), _fill(fill, data_mean)
+    (height, width), pixel = _pair(size), _fill(fill, data_mean)
     window = _Window if inside else _CentredWindow
     return _with_batched(
         window(num_holes_range=(1, 1), hole_height_range=(height, height),
-               hole_width_range=(width, width), fill=fill, p=p),
-        batched.CutOut((height, width), fill, p, inside))
+               hole_width_range=(width, width), fill=pixel, p=p),
+        batched.CutOut((height, width), pixel, p, inside))
 
 
 @TRANSFORMS.register()
@@ -83,9 +83,9 @@ def Rotate(limit: float, fill: Fill = 0, p: float = 1.0, data_mean=None):
             the data's.
         p: probability.
     """
-    limit, fill = abs(limit), _fill(fill, data_mean)
-    return _with_batched(A.Rotate(limit=(-limit, limit), fill=fill, p=p),
-                         batched.Rotate(limit, fill, p))
+    limit, pixel = abs(limit), _fill(fill, data_mean)
+    return _with_batched(A.Rotate(limit=(-limit, limit), fill=pixel, p=p),
+                         batched.Rotate(limit, pixel, p))
 
 
 @TRANSFORMS.register()
@@ -109,8 +109,8 @@ def RandAugment(num_ops: int = 2, magnitude: int = 9, fill: Fill = 0, data_mean=
     if not 0 <= magnitude <= 30:
         # Torchvision has so many bins; -1 would be the last.
         raise ValueError(f"magnitude is 0–30, not {magnitude}")
-    fill = _fill(fill, data_mean)
-    return _Augment(v2.RandAugment(num_ops=num_ops, magnitude=magnitude, fill=fill))
+    return _Augment(v2.RandAugment(num_ops=num_ops, magnitude=magnitude,
+                                   fill=_fill(fill, data_mean)))
 
 
 @TRANSFORMS.register()
@@ -170,20 +170,22 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _fill(fill: Fill, data_mean: Sequence[float] | None) -> tuple[float, ...] | float:
+def _fill(fill: Fill, data_mean: Sequence[float] | None) -> batched.Fill:
     """Return a fill in pixel values; 0–1 floats, which would come out black, are refused."""
     if fill == "mean":
         if data_mean is None:
             raise ValueError('fill "mean" needs data_mean, the mean per channel in 0–1')
         fill = [round(255 * value) for value in data_mean]
     values = fill if isinstance(fill, (list, tuple)) else [fill]
-    if any(isinstance(value, str) or not 0 <= value <= 255 for value in values):
+    numbers = [float(value) for value in values
+               if not isinstance(value, str) and 0 <= value <= 255]
+    if len(numbers) < len(values):
         raise ValueError(f'fill is "mean" or within 0–255, not {fill!r}')
-    if any(0 < value < 1 for value in values):
+    if any(0 < number < 1 for number in numbers):
         raise ValueError(f"fill is in pixel values, 0–255, and {fill!r} would be nearly black; "
                          'write "mean" for the mean of the data')
     # One number is for all channels; as a tuple OpenCV would take it for the first.
-    return tuple(map(float, values)) if len(values) > 1 else float(values[0])
+    return tuple(numbers) if len(numbers) > 1 else numbers[0]
 
 
 class _Window(A.CoarseDropout):
@@ -245,19 +247,14 @@ class _Resize(A.Resize):
         return super().apply(_shrunk(img, (self.height, self.width)), **params)
 
 
-class _CropAndResize:
+class _RandomResizedCrop(A.RandomResizedCrop):
     def apply(self, img: np.ndarray, crop_coords: Sequence[int], **params: Any) -> np.ndarray:
-        left, top, right, bottom = crop_coords
-        crop = _shrunk(img[top:bottom, left:right], self.size)
-        return super().apply(crop, (0, 0, crop.shape[1], crop.shape[0]), **params)
+        return super().apply(*_shrunk_crop(img, crop_coords, self.size), **params)
 
 
-class _RandomResizedCrop(_CropAndResize, A.RandomResizedCrop):
-    pass
-
-
-class _RandomSizedCrop(_CropAndResize, A.RandomSizedCrop):
-    pass
+class _RandomSizedCrop(A.RandomSizedCrop):
+    def apply(self, img: np.ndarray, crop_coords: Sequence[int], **params: Any) -> np.ndarray:
+        return super().apply(*_shrunk_crop(img, crop_coords, self.size), **params)
 
 
 # Those that can make one side smaller and the other larger, where OpenCV averages neither.
@@ -269,6 +266,14 @@ def _shrunk(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Return the image with the sides averaged that are larger than (height, width)."""
     smaller = tuple(min(sides) for sides in zip(image.shape, size))
     return resize(image, smaller, cv2.INTER_AREA)
+
+
+def _shrunk_crop(image: np.ndarray, corners: Sequence[int],
+                 size: Sequence[int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Return a window of the image, averaged likewise, and the corners of the whole of it."""
+    left, top, right, bottom = corners
+    crop = _shrunk(image[top:bottom, left:right], size)
+    return crop, (0, 0, crop.shape[1], crop.shape[0])
 
 
 class _Augment(A.ImageOnlyTransform):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from cvkit.errors import ConfigError
 from cvkit.system.text import suggest
 
-SMALLEST_MAP = 5  # pixels a side; on fewer a map says nothing about where
+# Pixels a side; a map of fewer says nothing about where.
+SMALLEST_MAP = 5
 
 
 class Recorder:
@@ -76,7 +77,8 @@ def map_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
     block of a transformer with a class token).
     """
     model = frozen_copy(model)
-    for weight in model.parameters():  # a head that starts at zero would hide all before it
+    # A head that starts at zero would hide all before it.
+    for weight in model.parameters():
         if weight.ndim > 1 and not weight.any():
             weight.copy_(torch.linspace(-1, 1, weight.numel()).view_as(weight))
     recorder = Recorder(model, [name for name, _ in model.named_modules() if name])
@@ -87,13 +89,14 @@ def map_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
               if recorder.calls[name] == 1 and not recorder.is_overwritten(name)]
     gradients = torch.autograd.grad(score, [recorder.outputs[name] for name in usable],
                                     allow_unused=True) if score.requires_grad else [None]
-    sizes = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for name, gradient in zip(usable, gradients):
         if gradient is None:
             continue
         gradient = reshape_of(model, name)(gradient)
         if gradient.ndim == 4 and gradient.any():
-            sizes[name] = tuple(gradient.shape[2:])
+            height, width = gradient.shape[2:]
+            sizes[name] = height, width
     return sizes
 
 

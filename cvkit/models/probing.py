@@ -38,7 +38,8 @@ def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.dev
             except (RuntimeError, ValueError) as error:
                 if "view size is not compatible" in str(error):
                     return False
-                if not is_training:  # else it is for the training to tell, of its own images
+                # What fails in training alone, the training tells of its own images.
+                if not is_training:
                     raise
             finally:
                 model.train(was_training)
@@ -86,7 +87,8 @@ def refuse_single_images(model: nn.Module, image_shape: tuple[int, int, int],
         ConfigError: it would; a single value has no deviation to divide by.
     """
     device = next(iter(model.parameters()), torch.zeros(0)).device
-    twin = copy.deepcopy(model).train()  # whose running statistics may change
+    # Running statistics change, and those of a copy may.
+    twin = copy.deepcopy(model).train()
     try:
         with torch.no_grad(), random_numbers_kept(device):
             twin(torch.zeros(1, *image_shape, device=device))

@@ -7,6 +7,7 @@ as 32, 16, 8 and 4 pixels. BasicBlock only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class BasicBlock(nn.Module):
         self.norm1 = make_norm(norm, channels, groups)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, padding=1, bias=False)
         self.norm2 = make_norm(norm, channels, groups)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False),
                                           make_norm(norm, channels, groups))
@@ -70,8 +71,7 @@ class ResNet(nn.Module):
 
     def __init__(self, blocks: tuple[int, ...], num_classes: int = 10, in_channels: int = 3,
                  norm: str = "batch", groups: int = 32,
-                 strides: list[int] = (1, 2, 2, 2), width: int = 64,
-                 pool_size: int = 1):
+                 strides: Sequence[int] = (1, 2, 2, 2), width: int = 64, pool_size: int = 1):
         super().__init__()
         if len(strides) != len(blocks):
             raise ValueError(f"strides has one number per stage, {len(blocks)}, not {strides}")

@@ -40,7 +40,8 @@ class ResidualBlock(nn.Module):
         self.block2 = ConvBlock(channels, channels, norm, groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.block2(self.block1(x))  # not in place: a CAM may hold on to either
+        # Not in place: a CAM may hold on to either.
+        return x + self.block2(self.block1(x))
 
 
 @MODELS.register("resnet9")

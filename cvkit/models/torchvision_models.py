@@ -57,9 +57,11 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
               **arguments: Any) -> nn.Module:
         facts = {} if num_classes is None else {"num_classes": num_classes}
         if "aux_logits" in takes:
-            facts["aux_logits"] = False  # a second output that no loss here takes
+            # It would be a second output, that no loss here takes.
+            facts["aux_logits"] = False
         if "init_weights" in takes:
-            facts["init_weights"] = arguments.pop("init_weights", True)  # unset, torchvision warns
+            # Torchvision warns where it is not set.
+            facts["init_weights"] = arguments.pop("init_weights", True)
         if "image_size" in arguments:
             facts["image_size"] = arguments.pop("image_size")
             if isinstance(facts["image_size"], tuple):
@@ -71,7 +73,8 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
         add_reshape(model)
         return model
 
-    build.__signature__ = inspect.Signature(
+    # Functions have no such attribute for type checkers; `inspect.signature` looks for it.
+    vars(build)["__signature__"] = inspect.Signature(
         [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
     return build
 
@@ -117,15 +120,17 @@ def _pretrained(name: str, weights: str, arguments: dict[str, Any],
     import torchvision.models
     from torchvision.models.vision_transformer import interpolate_embeddings
 
+    # Those without categories lack the last layers.
     choices = {key: item for key, item in torchvision.models.get_model_weights(
-        name).__members__.items() if item.meta["categories"]}  # others lack the last layers
+        name).__members__.items() if item.meta["categories"]}
     if weights not in choices:
         raise ValueError(f"weights is one of {', '.join(choices)}, not {weights!r}")
     whole = _as_published(name, choices[weights], arguments)
     facts, changes = dict(facts), []
-    if hasattr(whole, "transform_input"):  # torchvision sets it together with weights
-        facts["transform_input"] = whole.transform_input
-        changes += ["transform_input true"] * whole.transform_input
+    if getattr(whole, "transform_input", False):
+        # Torchvision sets it together with weights.
+        facts["transform_input"] = True
+        changes.append("transform_input true")
     if "aux_logits" in facts:
         changes.append("without the auxiliary classifiers")
     state = whole.state_dict()
@@ -139,7 +144,8 @@ def _pretrained(name: str, weights: str, arguments: dict[str, Any],
     own = model.state_dict()
     new = [key for key in own if key not in state or state[key].shape != own[key].shape]
     for key in [key for key in state if key not in own or key in new]:
-        del state[key]  # from the dict of state_dict(), which knows the versions of modules
+        # Another dict would not know the versions of modules, as that of state_dict() does.
+        del state[key]
     model.load_state_dict(state, strict=False)
     model.weights_loaded = (f"{', '.join([choices[weights].name, *changes])}: {len(state)} of "
                             f"{len(own)} tensors loaded; new: {', '.join(new) or 'nothing'}")
