@@ -52,7 +52,8 @@ class RandomCrop:
         height, width = self.size
         row = _range(count, images)[:, None] * rows + top[:, None] + _range(height, images)
         first = (row * columns + left[:, None]) * channels
-        # A row of a window is a run of bytes: of all such runs, which overlap, those wanted.
+        # A row of a window is a run of bytes. `unfold` is a view of all such runs, which overlap;
+        # those wanted are copied.
         runs = images.reshape(-1).unfold(0, width * channels, 1)
         return runs.index_select(0, first.flatten()).view(count, height, width, channels)
 
@@ -108,7 +109,7 @@ class CutOut:
         is_row = _is_within(_range(height, images), top, self.size[0])
         is_byte = _is_within(_range(width * channels, images), left * channels,
                              self.size[1] * channels)
-        # Its bytes are 0 or 255.
+        # Bytes of the hole are 255, others 0.
         hole = is_row[:, :, None] & is_byte[:, None, :]
         return (rows ^ ((rows ^ fill) & hole)).view(images.shape)
 
@@ -130,7 +131,7 @@ class Rotate:
         height, width = images.shape[1:3]
         cosine, sine = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
         zero = torch.zeros_like(cosine)
-        # From places in the result to places in the image, both in -1…1 from edge to edge.
+        # It leads from places in the result to places in the image, -1…1 from edge to edge in both.
         matrix = torch.stack([cosine, -sine * height / width, zero,
                               sine * width / height, cosine, zero], 1).view(-1, 2, 3).float()
         fill = _pixel(self.fill, images).float().view(-1, 1, 1)

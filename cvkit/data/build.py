@@ -89,7 +89,7 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
     nodes = [*node.TRAIN_TRANSFORMS, *node.TEST_TRANSFORMS]
     try:
         if train_shape[2] != data.channels and normalize.mean is None:
-            # ToRGB or ToGray in the pipeline: every channel then has the mean of the originals.
+            # After ToRGB or ToGray every channel has the mean of the originals.
             normalize = Normalize(mean=[float(np.mean(data.mean))] * train_shape[2],
                                   std=[float(np.mean(data.std))] * train_shape[2])
         mean, std = map(tuple, normalisation or normalize.constants(train_shape[2]))
@@ -125,7 +125,7 @@ class _Builder:
         self.workers = workers if workers >= 0 else (
             0 if device.type == "cpu" else
             max(1, min(usable_cores() // distributed.local_size(), 8)))
-        # How the last loader makes its batches.
+        # They say how the last loader makes its batches.
         self.words = ""
 
     def loader(self, images: ImageSet, pipeline: Pipeline,

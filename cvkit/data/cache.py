@@ -42,7 +42,7 @@ class ImageCache:
     def __init__(self, images: ImageSet, pipeline: Pipeline, is_uniform: bool, limit: int):
         self._images, self._pipeline = images, pipeline
         self._kept: Tensor | list[np.ndarray] = []
-        # Where each image is among the kept.
+        # The place of each image among those kept.
         self._places = np.arange(len(images))
         self.missing = np.zeros(len(images), dtype=bool)
         self.may_skip = getattr(images.images, "skip_unreadable", False)
@@ -57,7 +57,7 @@ class ImageCache:
         self.fits = not self.is_copy or self.bytes <= limit
         if not self.is_copy:
             with warnings.catch_warnings():
-                # Torch warns that it may be read-only; nothing writes to it.
+                # Torch warns that the array may be read-only; nothing writes to it.
                 warnings.simplefilter("ignore", UserWarning)
                 self._kept, self._places = torch.from_numpy(images.images), images.index
 
@@ -65,7 +65,7 @@ class ImageCache:
         return len(self._places)
 
     def __getstate__(self) -> dict[str, Any]:
-        # For workers that are not forked: tensors are shared with them, arrays would be copied.
+        # Workers that are not forked are sent this: tensors are shared with them, arrays copied.
         is_whole = len(self._kept) >= len(self)
         return {**vars(self), "_images": None} if is_whole else vars(self)
 
@@ -104,7 +104,7 @@ class ImageCache:
                 self.missing[position] = True
                 return np.zeros(self.shape or (1, 1, 1), dtype=np.uint8)
 
-        # Nor is what a data set of one's own reads from.
+        # Nor is, perhaps, what the user's own data set reads from.
         threads = usable_cores() if isinstance(self._images.images, ImageFiles) else 1
         made = in_threads(prepared, len(self), "Preparing images", threads)
         if self.shape:
@@ -134,9 +134,9 @@ class ImageCache:
         self.fill()
         pixels, places = torch.as_tensor(self._kept), torch.from_numpy(self._places)
         if device.type != "cpu" and len(pixels) != len(self):
-            # Of the data set's pixels, this split's alone go to the device.
+            # Not all of the data set's pixels go to the device, only this split's.
             pixels, places = pixels[places], torch.arange(len(self))
         if device.type != "cpu" and self.is_copy:
-            # One copy is enough.
+            # The copy on the device is enough.
             self._kept = []
         return pixels.to(device), places.to(device)

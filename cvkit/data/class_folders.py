@@ -12,7 +12,8 @@ from cvkit.data.images import IMAGE_ENDINGS
 from cvkit.errors import DataError
 from cvkit.system.text import and_more, escape_controls, plural
 
-# Of file managers, archives and notebooks; folders that begin with a dot or with __ are as well.
+# File managers and archives leave these behind. Names that begin with a dot, and folders that begin
+# with __, are passed over as well.
 _SYSTEM_NAMES = ("@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
                  "ehthumbs.db", "desktop.ini")
 _LAYOUT = f"Images lie in one folder per class and end in {' '.join(IMAGE_ENDINGS)}."
@@ -36,7 +37,7 @@ class ClassFolders:
     def __init__(self, folder: Path, way: str | None = None):
         self.folder, self.way = folder, way
         self.others: Counter[str] = Counter()
-        # By real path, the class that a folder is in, and the path that it was found by.
+        # For each real path, the class that the folder is in and the path it was found by.
         self._seen: dict[str, tuple[str, str]] = {}
         names = folders_in(folder)
         odd = [name for name in names if escape_controls(name) != name]
@@ -86,7 +87,7 @@ class ClassFolders:
                 raise DataError(f"{folder} and {path} are the same folder: its images would be of "
                                 "two classes", hint="Remove the link that leads there.")
             if path != folder:
-                # Linked twice, it is taken once.
+                # A folder that is linked twice is taken once.
                 return []
         paths = []
         for entry in _entries(folder):
@@ -122,7 +123,7 @@ def refuse_other_classes(first: ClassFolders, *others: ClassFolders) -> None:
         refuse_alike(what, differ)
         hint = "Every split needs a folder, with images, for every class."
         if len(listing.classes) == 1 and not set(listing.classes) & set(first.classes):
-            # As test/unknown has.
+            # This is how test/unknown looks, whose images have no labels.
             hint = listing.way or hint
         elif len({name.lower() for name in differ}) < len(differ):
             hint = f"Some differ in upper and lower case alone. {hint}"

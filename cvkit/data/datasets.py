@@ -149,7 +149,7 @@ def _grey_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the images, uint8 (N, size, size), and their labels."""
     from PIL import Image
 
-    # As `load_digits` reads them: importing scikit-learn takes longer than a short training.
+    # This is what `load_digits` reads; importing scikit-learn takes longer than a short training.
     path = importlib.metadata.distribution("scikit-learn").locate_file(
         "sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(path), delimiter=",")

@@ -82,7 +82,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     listings: dict[str, ClassFolders] = {}
     if names:
         for split, name in names.items():
-            # No training goes on without the first, which is train but for an evaluation.
+            # The first is train, except for an evaluation, and no training goes on without it.
             way = way_without_labels(folder, names, split) if listings else None
             listings[split] = ClassFolders(folder / name, way)
         refuse_other_classes(*listings.values())

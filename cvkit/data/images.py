@@ -15,26 +15,28 @@ from PIL import Image, UnidentifiedImageError, features
 
 from cvkit.errors import DataError
 
-# Not all that Pillow knows: for what looks like PostScript, whatever its name, it runs Ghostscript.
+# Pillow knows more formats, but for what looks like PostScript, whatever its name, it runs
+# Ghostscript.
 # TGA has no mark that tells it from other files, so it is tried last.
 _ENDINGS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "BMP": (".bmp",),
             "GIF": (".gif",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff"),
             "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "AVIF": (".avif",),
             "JPEG2000": (".jp2", ".j2k"), "TGA": (".tga",)}
-# Not every Pillow has these.
+# Not every Pillow was built with these libraries.
 _LIBRARIES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 _FORMATS = tuple(
     name for name in _ENDINGS if name not in _LIBRARIES
     or (_LIBRARIES[name] in {*features.modules, *features.codecs}
         and features.check(_LIBRARIES[name])))
 IMAGE_ENDINGS = tuple(ending for name in _FORMATS for ending in _ENDINGS[name])
-# The EXIF tag, and what each of its values but 1 asks for.
+# The EXIF tag of the orientation, and what each of its values but 1 asks for.
 _ORIENTATION = 0x0112
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
-_WHOLE = {1: "B", 3: "H", 4: "L"}  # EXIF's types of whole numbers, as struct has them
+# EXIF's types of whole numbers, as `struct` calls them.
+_WHOLE = {1: "B", 3: "H", 4: "L"}
 _SKIP_HINT = "DATA.DATASET.skip_unreadable true leaves such files out, and says so."
 
 
@@ -91,7 +93,7 @@ class ImageFiles:
                                          "how to scale them is for you to say.")
                 is_tiff = file.format == "TIFF"
                 if is_tiff:
-                    # With a name it would be mapped, by sides that Pillow has turned before.
+                    # With a name it would be mapped into memory, by sides that Pillow has turned.
                     file.filename = ""
                 # This turns a TIFF, and reads what PNGs have at the end.
                 file.load()
@@ -168,7 +170,7 @@ class ImageSet:
                 are whole numbers.
         """
         if isinstance(images, np.ndarray):
-            # They may not be, as BGR turned into RGB by [..., ::-1] is not.
+            # BGR turned into RGB by [..., ::-1], for example, is not contiguous.
             images = np.ascontiguousarray(images)
         numbers = _class_numbers(labels)
         if len(images) != len(numbers):
@@ -270,7 +272,7 @@ def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.exists(path) else -1
 
 
-# What of an `ImageData` is a row of, in words.
+# How to give the fields of an `ImageData` that are rows of something.
 _FORMS = {"classes": "their names: [\"cat\", \"dog\"]",
           "mean": "one number for each channel: (0.5,) or (0.5, 0.5, 0.5)",
           "std": "one number for each channel: (0.2,) or (0.2, 0.2, 0.2)",

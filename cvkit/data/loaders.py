@@ -141,14 +141,15 @@ class BatchLoader:
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn uint8 (N, H, W, C) into normalised float32 (N, C, H, W)."""
         count, height, width, channels = pixels.shape
-        # Over whole rows, which is several times faster than over the channels of a pixel.
+        # Working over whole rows is several times faster than over the channels of a pixel.
         rows = pixels.reshape(count, height, width * channels).float()
         rows = rows.mul_(self._scale.repeat(width)).sub_(self._shift.repeat(width))
-        # That is channels_last in memory.
+        # Transposed like this, the images are channels_last in memory.
         images = rows.view(pixels.shape).permute(0, 3, 1, 2)
         images = images.contiguous(memory_format=self.layout)
         if channels == 1 and self.layout == torch.contiguous_format:
-            # One channel is contiguous in both layouts; torch goes by the strides that it has.
+            # One channel is contiguous in both layouts, so `contiguous` left the strides of the
+            # other, and torch goes by those.
             images = images.flatten(1).unflatten(1, (channels, height, width))
         return images
 

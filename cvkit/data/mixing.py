@@ -79,7 +79,7 @@ def mix(transforms: Sequence[BatchTransform], images: Tensor, labels: Tensor,
     for transform in transforms:
         if drawn < transform.p:
             with torch.random.fork_rng(devices=[]):
-                # Dropout's stream of random numbers goes on as it was.
+                # Forked, so that dropout's stream of random numbers goes on as it was.
                 torch.default_generator.manual_seed(int(random.integers(2**63)))
                 return transform.function(images, labels)
         drawn -= transform.p

@@ -29,7 +29,7 @@ class _Function(A.ImageOnlyTransform):
         self.function, self.batched = function, getattr(function, "batched", None)
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        # What it does in place stays out of the data set.
+        # It gets a copy, as it may work in place, and the data set's images stay as they are.
         image = self.function(img.copy())
         if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
             what = (f"an array of {plural(image.ndim, 'dimension')}"
@@ -92,7 +92,7 @@ class Pipeline:
             shape: (H, W, C) of the prepared images.
         """
         random, everything = np.random.default_rng([seed, epoch, 4]), []
-        # An image goes along, to know its size.
+        # An image goes through all of it, since what is drawn depends on the size it has by then.
         image = torch.zeros(1, *shape, dtype=torch.uint8)
         for transform in self.random:
             drawn = transform.batched.draw(random, count, tuple(image.shape[1:3]))
@@ -193,7 +193,8 @@ def _after(transform: Any, node: Any, images: list[np.ndarray]) -> list[np.ndarr
     except UserError:
         raise
     except Exception as error:
-        # Whatever albumentations, OpenCV or NumPy may raise; the user's own code has its traceback.
+        # Albumentations, OpenCV and NumPy may raise anything; the user's own code keeps its
+        # traceback.
         is_own = type(transform).__module__.startswith(("albumentations", "cvkit."))
         if isinstance(transform, _Function) or not is_own:
             raise
@@ -231,7 +232,7 @@ def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:
     """
     found = {}
     if transform.p < 1:
-        # What it is not applied to stays as it is.
+        # It may not be applied, and then images stay as they are.
         found = {(image.shape, str(image.dtype)): image for image in images}
     transform = copy.deepcopy(transform)
     parts = [transform]

@@ -21,7 +21,7 @@ from cvkit.system import distributed
 from cvkit.system.log import ProgressBar
 
 Result = TypeVar("Result")
-# Before so many are read, a word comes.
+# Reading so many is announced.
 _MANY_FILES = 100
 
 
@@ -43,7 +43,7 @@ def in_threads(read: Callable[[int], Result], count: int, title: str,
         rest = iter(range(count))
         try:
             for _ in range(count):
-                # Not more at once: all that is decoded and waits may not fit in memory.
+                # If more were decoded ahead, what waits might not fit in memory.
                 ahead.extend(pool.submit(read, position)
                              for position in itertools.islice(rest, 64 - len(ahead)))
                 yield ahead.popleft().result()
@@ -160,7 +160,7 @@ class _KeptFacts:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self._root, self._channels = Path(root, "cvkit"), files.channels
         self._kind = f"4 {files.channels} {files.background}"
-        # By folder and name, of each file the state that it had before it was read, and its facts.
+        # For each folder, by the name of a file, its state before it was read, and its facts.
         self._folders: dict[str, dict[str, list]] = {}
         self._changed: set[str] = set()
 
@@ -172,7 +172,7 @@ class _KeptFacts:
             stat = os.stat(path)
             state = [stat.st_size, stat.st_mtime_ns]
         except OSError:
-            # It has gone, which reading it says.
+            # The file has gone, and reading it will say so.
             state = None
         match entries.get(name):
             case [known, facts] if state and known == state and _are_facts(facts, self._channels):
@@ -209,6 +209,6 @@ class _KeptFacts:
                 text = self._cache(folder).read_text(encoding="utf-8")
                 self._folders[folder] = dict(json.loads(text))
             except (OSError, ValueError, TypeError):
-                # There is none, or it is damaged.
+                # No such cache is there, or it is damaged.
                 self._folders[folder] = {}
         return self._folders[folder]

@@ -26,7 +26,7 @@ from cvkit.registry.user_code import import_user_code
 from cvkit.system.seeds import seed_random_numbers
 from cvkit.system.text import show_what_can_be_shown
 
-# Uint8 (N, H, W, C), labels (N,), and index (N,).
+# A batch before it is normalised: images uint8 (N, H, W, C), labels (N,) and index (N,).
 Pixels = tuple[Tensor, Tensor, Tensor]
 
 
@@ -115,12 +115,12 @@ class PerImageSource:
             self._batches, sampler=self._requests, batch_size=None, num_workers=workers,
             pin_memory=pin_memory, persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals_to_parent,
-            # It has its own, as models draw from torch's global one.
+            # Without one it would draw from torch's global generator, as models do.
             generator=torch.Generator())
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pixels]:
         """Yield the batches of an epoch, from that number on; those before are not made."""
-        # Workers that are forked after it share it.
+        # Filled before workers are forked, the memory is shared with them.
         self._cache.fill()
         self._requests.epoch, self._requests.start = epoch, start
         try:
@@ -133,7 +133,7 @@ class PerImageSource:
                 raise
             raise death_of_worker(error) from error
         except (ConnectionError, EOFError, FileNotFoundError) as error:
-            # It died while a batch was on its way, before torch has looked for it.
+            # A worker died while a batch was on its way, before torch has looked for it.
             workers = getattr(self._loader._iterator, "_workers", [])
             for worker in workers:
                 worker.join(1 / len(workers))
@@ -172,7 +172,7 @@ class PerImageSource:
             rows = list(zip(*_raised(self._batches[request])))
             for place, index in enumerate(self._batches.index[request.positions].tolist()):
                 if rows and rows[0][2] == index:
-                    # Else it was left out.
+                    # An image whose index is not next was left out.
                     made[number * size + place] = rows.pop(0)
         images, labels, index = map(torch.stack, zip(*(
             made[place] for place in asked.tolist() if place in made)))
@@ -198,7 +198,8 @@ class _Batches(Dataset):
 
     def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline,
                  imports: Sequence[str]):
-        # Workers that are not forked read it from a pickle first: the rest may be made of it.
+        # It stands first, as workers that are not forked read attributes from a pickle in this
+        # order, and those that follow may be of the user's classes.
         self._code = _UserCode(imports)
         self.labels, self.index = images.labels, images.index
         self.cache, self.pipeline = cache, pipeline
@@ -206,7 +207,8 @@ class _Batches(Dataset):
     def __getitem__(self, request: _Request) -> Pixels | UserError:
         self.pipeline.seed(*request.key)
         if get_worker_info() is not None:
-            # It is a process that a resumed run begins anew.
+            # A resumed run begins with new processes; user code that draws from the global random
+            # numbers has to draw the same in them.
             seed_random_numbers(*request.key)
         pixels, places = [], []
         try:
@@ -269,13 +271,13 @@ def why_not_in_workers(pipeline: Pipeline, images: ImageSet | None) -> str | Non
         raise RunError("each worker process begins with this script and would train as well",
                        hint="Put what it does under  if __name__ == \"__main__\":  or set "
                             "DATA.WORKERS 0.")
-    # Not to be settled by asking: the user may want to choose it later.
+    # Asking without `allow_none` would settle the method, and the user may choose it later.
     method = (multiprocessing.get_start_method(allow_none=True)
               or multiprocessing.get_all_start_methods()[0])
     if method == "fork":
         return None
     try:
-        # Arrays are left out, which would take long.
+        # The callback leaves arrays out, which would take long.
         sent = pickle.dumps((pipeline, images), protocol=5, buffer_callback=lambda array: None)
     except Exception as error:
         # A class's own way of being pickled may raise anything.
@@ -319,7 +321,7 @@ def _leave_signals_to_parent(worker: int) -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
-        # What waited, see `_signals_wait`, is ignored as well.
+        # Signals that waited because of `_signals_wait` are ignored as well.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     show_what_can_be_shown()

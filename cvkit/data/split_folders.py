@@ -14,7 +14,7 @@ from cvkit.system.text import and_more, suggest
 _SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
                 "test": ("test", "testing")}
 _ALL_SPLIT_WORDS = {word for words in _SPLIT_WORDS.values() for word in words}
-# What folders of splits are called besides: training_set, images-test.
+# Words that names of split folders have besides, as in training_set and images-test.
 _WORDS_BESIDE = {"set", "data", "dataset", "split", "folder", "image", "images", "img", "imgs",
                  "picture", "pictures", "photo", "photos"}
 
@@ -96,8 +96,8 @@ def _words_of(name: str) -> list[str]:
 
 def _splits_among(names: Sequence[str]) -> list[str]:
     """Return the names that are of splits, it seems, whatever lies beside."""
-    # Such are dogs_train beside dogs_test, and train beside my_test; not test_passed beside
-    # test_failed.
+    # Two splits are dogs_train beside dogs_test, and train beside my_test, but not test_passed
+    # beside test_failed.
     def are_two(name: str, other: str) -> bool:
         splits, others = _splits_in(name), _splits_in(other)
         return bool(splits and others) and splits != others and (

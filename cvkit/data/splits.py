@@ -42,7 +42,7 @@ def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     if limit < len(members):
         raise ConfigError(f"DATA.LIMIT {limit} is less than one image of each of the "
                           f"{plural(len(members), 'class')}")
-    # In rounds: the first image of every class, then the second of every class that has one…
+    # The first image of every class comes first, then the second of every class that has one…
     rounds = [members[c][k] for k in range(max(map(len, members)))
               for c in range(len(members)) if k < len(members[c])]
     return np.sort(np.asarray(rounds[:limit]))

@@ -104,7 +104,7 @@ def RandAugment(num_ops: int = 2, magnitude: int = 9, fill: Fill = 0, data_mean=
     from torchvision.transforms import v2
 
     if num_ops < 0:
-        # Torchvision before 0.22 takes it for 0.
+        # Torchvision before 0.22 takes a negative number for 0.
         raise ValueError(f"num_ops is 0 or more, not {num_ops}")
     if not 0 <= magnitude <= 30:
         # Torchvision has so many bins; -1 would be the last.
@@ -206,7 +206,7 @@ class _CentredWindow(_Window):
         shape = np.array(params["shape"][:2])
         window = np.array([self.hole_height_range[1], self.hole_width_range[1]])
         start = self.random_generator.integers(0, shape) - window // 2
-        # Each is row and column; albumentations has them turned.
+        # A corner here is row and column; albumentations wants column and row.
         corners = [start, start + window]
         return drawn | {"holes": np.clip(corners, 0, shape)[:, ::-1].reshape(1, 4)}
 
@@ -257,7 +257,7 @@ class _RandomSizedCrop(A.RandomSizedCrop):
         return super().apply(*_shrunk_crop(img, crop_coords, self.size), **params)
 
 
-# Those that can make one side smaller and the other larger, where OpenCV averages neither.
+# These can make one side smaller and the other larger, and then OpenCV averages neither.
 _BY_SIDES = {A.Resize: _Resize, A.RandomResizedCrop: _RandomResizedCrop,
              A.RandomSizedCrop: _RandomSizedCrop}
 
@@ -288,11 +288,11 @@ class _Augment(A.ImageOnlyTransform):
 
     def apply(self, img: np.ndarray, seed: int, **params: Any) -> np.ndarray:
         channels, fill = 1 if img.ndim == 2 else img.shape[2], self.augment.fill
-        # Checked here, since the operations that do not fill would let it pass.
+        # Only here is it known, and operations that do not fill would let a wrong number pass.
         if isinstance(fill, tuple) and len(fill) != channels:
             raise ConfigError(f"fill of {type(self.augment).__name__} has {len(fill)} numbers, and "
                               f"images have {plural(channels, 'channel')}")
-        # Of PIL, as torchvision takes half as long again for small tensors.
+        # Torchvision takes half as long again for small tensors as for PIL's images.
         image = Image.fromarray(img if channels > 1 else img.reshape(img.shape[:2]))
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the GPU as well, which a model's dropout draws from.
@@ -300,12 +300,12 @@ class _Augment(A.ImageOnlyTransform):
             return np.array(self.augment(image)).reshape(img.shape)
 
 
-# Those of albumentations that draw nothing, where they are always applied.
+# Transforms of albumentations that draw nothing, if they are always applied.
 _FIXED = (A.CenterCrop, A.LongestMaxSize, A.Resize, A.SmallestMaxSize, A.ToRGB, _Resize)
 
 
 def is_fixed(transform: Any) -> bool:
-    # A list of sizes is drawn from.
+    # From a list of sizes one is drawn.
     size = getattr(transform, "max_size", None)
     return type(transform) in _FIXED and transform.p == 1 and not isinstance(size, (list, tuple))
 

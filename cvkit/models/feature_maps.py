@@ -35,7 +35,7 @@ class Recorder:
             if not isinstance(output, Tensor) or output.ndim not in (3, 4):
                 return None
             if not output.requires_grad:
-                # A copy: what follows may work in place, which a leaf does not allow.
+                # What follows may work in place, which a copy allows and a leaf does not.
                 output = output.detach().requires_grad_().clone()
             self.outputs[name] = output
             self._versions[name] = output._version
@@ -160,7 +160,7 @@ def _blocks(model: nn.Module) -> set[str]:
         for name, child in container.named_children():
             full = f"{path}.{name}" if path else name
             held = sum(parameter.numel() for parameter in child.parameters())
-            # What reorders tokens has no parameters, and a shape that could be misread.
+            # A module that reorders tokens has no parameters, and its shape could be misread.
             if not isinstance(child, pooling) and (held or not is_transformer):
                 found.add(full)
             if isinstance(child, (nn.Sequential, nn.ModuleList)) or 2 * held > total:

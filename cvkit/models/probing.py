@@ -38,7 +38,7 @@ def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.dev
             except (RuntimeError, ValueError) as error:
                 if "view size is not compatible" in str(error):
                     return False
-                # What fails in training alone, the training tells of its own images.
+                # What fails in training mode alone is for the training to tell, of its own images.
                 if not is_training:
                     raise
             finally:
@@ -87,7 +87,7 @@ def refuse_single_images(model: nn.Module, image_shape: tuple[int, int, int],
         ConfigError: it would; a single value has no deviation to divide by.
     """
     device = next(iter(model.parameters()), torch.zeros(0)).device
-    # Running statistics change, and those of a copy may.
+    # A copy, since running statistics change.
     twin = copy.deepcopy(model).train()
     try:
         with torch.no_grad(), random_numbers_kept(device):

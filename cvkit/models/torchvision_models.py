@@ -57,7 +57,7 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
               **arguments: Any) -> nn.Module:
         facts = {} if num_classes is None else {"num_classes": num_classes}
         if "aux_logits" in takes:
-            # It would be a second output, that no loss here takes.
+            # No loss here takes a second output.
             facts["aux_logits"] = False
         if "init_weights" in takes:
             # Torchvision warns where it is not set.
@@ -73,7 +73,7 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
         add_reshape(model)
         return model
 
-    # Functions have no such attribute for type checkers; `inspect.signature` looks for it.
+    # Here `inspect.signature` looks first; to a type checker functions have no such attribute.
     vars(build)["__signature__"] = inspect.Signature(
         [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
     return build

@@ -55,7 +55,7 @@ def vit(num_classes: int = 10, in_channels: int = 3, image_size: int | tuple[int
                               hidden_dim=width, mlp_dim=hidden, dropout=dropout,
                               num_classes=num_classes)
     if in_channels != 3:
-        # Torchvision takes 3 for granted; others begin as it lets its own begin.
+        # Torchvision takes 3 for granted; this is its own way to begin such a layer.
         model.conv_proj = nn.Conv2d(in_channels, width, patch, patch)
         nn.init.trunc_normal_(model.conv_proj.weight, std=math.sqrt(1 / (in_channels * patch**2)))
         nn.init.zeros_(model.conv_proj.bias)
