@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch import Tensor
 from cvkit.errors import ConfigError, where_in
 from cvkit.registry import METRICS
 from cvkit.system import distributed
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 def lower_is_better(metric: Any, values: Iterable[str]) -> list[str]:
@@ -63,11 +66,14 @@ class Mean:
     """
 
     def __init__(self) -> None:
-        self._before: list[float] = []  # means from before a resumption
+        # Means from before a resumption, and of the batches since.
+        self._before: list[float] = []
         self._means: list[Tensor] = []
+        # Of all batches.
         self._counts: list[int] = []
         self._weights: list[Tensor | float] = []
-        self._seen = 0  # batches that `first_non_finite` has looked at
+        # How many of the means `first_non_finite` has looked at.
+        self._seen = 0
 
     def update(self, batch_mean: Tensor, images: int, weight: Tensor | None = None) -> None:
         """Add a batch: its sum divided by its images, and what these weigh, 1 each by default."""
@@ -78,7 +84,8 @@ class Mean:
     def compute(self) -> float:
         """Return the sum over all images divided by their weights; 0 without any."""
         weight = sum(self._weights_of_batches())
-        if not weight:  # of several processes, one may have had no image yet
+        # Of several processes, one may have had no image yet.
+        if not weight:
             return 0.0
         return float(self._values() @ torch.tensor(self._counts).double()) / weight
 
@@ -87,10 +94,11 @@ class Mean:
         return torch.cat([torch.tensor(self._before, dtype=torch.float64), new.double()])
 
     def _weights_of_batches(self) -> list[float]:
+        # One look at the device for all batches but those from before a resumption.
         on_device = [weight for weight in self._weights if isinstance(weight, Tensor)]
-        if on_device:  # of all batches but those from before a resumption; one look for them all
+        if on_device:
             self._weights[-len(on_device):] = torch.stack(on_device).cpu().double().tolist()
-        return self._weights
+        return [float(weight) for weight in self._weights]
 
     def everywhere(self) -> Mean:
         """Return that over the images of all processes. All must ask."""
@@ -104,11 +112,12 @@ class Mean:
     def state_dict(self) -> dict[str, list]:
         """Return what `load_state_dict` goes on with."""
         return {"means": self._values().tolist(), "counts": list(self._counts),
-                "weights": list(self._weights_of_batches())}
+                "weights": self._weights_of_batches()}
 
     def load_state_dict(self, state: dict[str, list]) -> None:
         self._before, self._counts = list(state["means"]), list(state["counts"])
-        self._weights = list(state.get("weights", self._counts))  # older versions wrote none
+        # Older versions wrote no weights.
+        self._weights = list(state.get("weights", self._counts))
 
     def batches(self) -> list[float]:
         """Return the means over batches, in order; over their weights where images have some."""
@@ -122,8 +131,8 @@ class Mean:
         Batches count from 0, without those from before a resumption.
         """
         new, self._seen = self._means[self._seen:], len(self._means)
-        bad = torch.stack(new).isfinite().logical_not().nonzero() if new else ()
-        return self._seen - len(new) + int(bad[0]) if len(bad) else None
+        is_finite = torch.stack(new).isfinite().tolist() if new else []
+        return None if all(is_finite) else self._seen - len(new) + is_finite.index(False)
 
 
 @METRICS.register()
@@ -164,7 +173,9 @@ class TopKAccuracy:
     def __init__(self, k: int = 5, num_classes: int | None = None) -> None:
         if k < 1 or (num_classes is not None and k > num_classes):
             raise ValueError(f"k lies between 1 and the number of classes, {num_classes}, not {k}")
-        self.k, self.correct, self.count = k, 0, 0
+        self.k = k
+        self.correct: Tensor | int = 0
+        self.count = 0
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (N, C), labels (N,)."""
@@ -192,7 +203,7 @@ class PerClassAccuracy:
         self.count = self.count + torch.bincount(labels, minlength=len(self.classes))
 
     def compute(self) -> dict[str, float]:
-        values = (self.correct / self.count).tolist()
+        values = (torch.as_tensor(self.correct) / self.count).tolist()
         return {f"accuracy/{name}": value
                 for name, value in zip(self.classes, values, strict=True)}
 
@@ -224,7 +235,7 @@ METRICS.add_library("torchmetrics.classification", _torchmetrics, left_out={
                     "returns thresholds as well")})
 
 
-def _adapt(name: str, kind: type) -> type:
+def _adapt(name: str, kind: type[Metric]) -> type:
     """Return a metric of cvkit that counts with one of torchmetrics' for several classes."""
     # An image has one label, and cvkit sees to the rest of what is missing here.
     parameters = [value for key, value in inspect.signature(kind).parameters.items()
@@ -241,7 +252,7 @@ def _adapt(name: str, kind: type) -> type:
 class _OfTorchmetrics:
     """What the classes of `_adapt` have in common: `f1_score`, or `f1_score/cat` and so on."""
 
-    kind: type
+    kind: type[Metric]
 
     def __init__(self, classes: list[str], **arguments: Any) -> None:
         if not 1 <= arguments.get("top_k", 1) <= len(classes):

@@ -35,24 +35,24 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         and loss are left as they came: their mode, buffers and extra state.
     """
     mean_loss = Mean()
-    labels, index, probabilities = [], [], []
+    seen = []
     with (state_kept(model, loss), random_numbers_kept(loader.device),
           in_evaluation_mode(model, loss)):
-        seed_random_numbers(epoch)  # for a model that draws: the same whenever it is evaluated
+        # A model that draws says the same whenever it is evaluated.
+        seed_random_numbers(epoch)
         for number, batch in enumerate(loader):
             with autocast(loader.device, precision):
                 logits = model(batch.images)
             count = min(loader.part_size(number), len(batch.labels))
             # All parts of the batch, in order: what follows is the same in every process, and
             # the same as in a single one.
-            logits, true, places = (distributed.gather(part[:count])
-                                    for part in (logits.float(), batch.labels, batch.index))
-            mean_loss.update(loss(logits, true), len(true), weight_of(loss, true))
+            logits, labels, places = (distributed.gather(part[:count])
+                                      for part in (logits.float(), batch.labels, batch.index))
+            mean_loss.update(loss(logits, labels), len(labels), weight_of(loss, labels))
+            # A metric is given copies, whatever it does with them.
             for metric in metrics:
-                metric.update(logits.clone(), true.clone())  # whatever it does with them
-            labels.append(true)
-            index.append(places)
-            probabilities.append(logits.softmax(1))
+                metric.update(logits.clone(), labels.clone())
+            seen.append((places, labels, logits.softmax(1)))
             if check is not None:
                 check()
             if progress.step():
@@ -60,8 +60,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     progress.close()
     values = {"loss": mean_loss.compute(), **together(
         (metric, values_of(metric)) for metric in metrics)}
-    true, index, probabilities = (torch.cat(parts).cpu().numpy()
-                                  for parts in (labels, index, probabilities))
+    index, true, probabilities = (torch.cat(parts).cpu().numpy() for parts in zip(*seen))
     return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes),
                        epoch, values["loss"], loader.images.fingerprint,
                        metrics=values), values

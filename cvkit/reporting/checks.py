@@ -65,7 +65,8 @@ class Checks(Reporter):
         self._say(self._odd)
 
     def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:
-        self._say(after_epoch(self.parts.config, self.parts.data, state.loss, self.run.metrics,
+        records = self.run.metrics if self.run else [values]
+        self._say(after_epoch(self.parts.config, self.parts.data, state.loss, records,
                               state.progress.loss.batches()))
 
     def end(self, state: TrainingState, run: Run) -> None:
@@ -182,7 +183,7 @@ def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, 
     if not isinstance(data.train.images, np.ndarray):
         return data.mean, data.std
     count = max(4_000_000 // data.train.image(0).nbytes, 10)
-    some = evenly(data.train.index, count)
+    some = evenly(data.train.index.tolist(), count)
     return statistics(data.train.images[some])
 
 

@@ -49,7 +49,7 @@ class Console(Reporter):
         config, data, loaders = self.parts.config, self.parts.data, self.parts.loaders
         shape = "×".join(map(str, loaders.image_shape))
         LOG.info(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        if self.is_resumed:
+        if self.run is not None and self.is_resumed:
             LOG.info(f"resumed    {self.run.folder} {_place(state)}")
         splits = {"train": data.train, "val": data.val, "test": data.test}
         counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items()
@@ -103,12 +103,12 @@ class Console(Reporter):
             return (f"{part} loss {values[f'{part}/loss']:.4f} "
                     f"acc {100 * values[f'{part}/accuracy']:6.2f}%")
 
-        is_best = state.best["epoch"] == state.epoch
+        is_best = state.best is not None and state.best["epoch"] == state.epoch
         line = (f"Epoch {state.epoch:{len(str(epochs))}}/{epochs}  {words('train')}  "
                 f"{words(split)}  lr {values['lr']:<9.4g} {values['seconds']:6.1f} s"
                 f"{'  best' if is_best else ''}")
         LOG.info(line, extra=FILE)
-        if screen.is_live:
+        if screen.is_live and state.predictions is not None:
             of_split = "Test set" if split == "test" else "Validation set"
             line = test_line(values[f"{split}/loss"], state.predictions.correct,
                              len(state.predictions.true)).replace("Test set", of_split)
@@ -124,7 +124,7 @@ class Console(Reporter):
         elif isinstance(error, UserError):
             way = ""
             if self.run is not None and self.run.has_checkpoint:
-                way = f"Go on from the last checkpoint: {self._resume_command()}"
+                way = f"Go on from the last checkpoint: {_resume_command(self.run)}"
                 LOG.info(way, extra=SCREEN)
             # Of a full disk the error speaks already.
             with contextlib.suppress(RunError):
@@ -140,11 +140,10 @@ class Console(Reporter):
                      f"{plural(train.EARLY_STOP, 'epoch')}")
         LOG.info(test_line(predictions.loss, predictions.correct, len(predictions.true))
                  + f" after epoch {predictions.epoch}")
-        value = state.best[name]
+        value = run.best[f"{run.monitored}/{name}"]
         shown = f"{100 * value:.2f}%" if is_part(name) else f"{value:.4f}"
-        LOG.info(f"Best {self.parts.data.monitored} {name}: {shown} in epoch "
-                 f"{state.best['epoch']}. {plural(epochs, 'epoch')}, {duration(run.seconds)} of "
-                 "training")
+        LOG.info(f"Best {run.monitored} {name}: {shown} in epoch {run.best['epoch']}. "
+                 f"{plural(epochs, 'epoch')}, {duration(run.seconds)} of training")
         other = run.other_best(predictions)
         if other:
             LOG.info(other)
@@ -161,18 +160,11 @@ class Console(Reporter):
         if self.run is None:
             return f"Stopped {_place(state)}"
         if isinstance(error, Interrupted):
-            return f"Interrupted {_place(state)}, and saved. Go on: {self._resume_command()}"
+            return f"Interrupted {_place(state)}, and saved. Go on: {_resume_command(self.run)}"
         words = f"Stopped at once {_place(state)}"
         if self.run.has_checkpoint:
-            return f"{words}. Go on from the last checkpoint: {self._resume_command()}"
+            return f"{words}. Go on from the last checkpoint: {_resume_command(self.run)}"
         return f"{words}. There is no checkpoint to go on from yet"
-
-    def _resume_command(self) -> str:
-        words = ["tools/train.py", str(self.run.folder / "config.yaml"), "--resume",
-                 str(self.run.folder)]
-        count = distributed.local_size()
-        start = f"torchrun --nproc-per-node={count}" if count > 1 else "python"
-        return f"{start} {shlex.join(words)}"
 
 
 def say_where(run: Run) -> None:
@@ -195,6 +187,13 @@ def say_finished(run: Run, config: Config, epoch: int) -> None:
         longer = "raise TRAIN.EPOCHS"
     LOG.info(f"{run.folder} is finished: {plural(epoch, 'epoch')}. To train longer, {longer}.",
              extra=SCREEN)
+
+
+def _resume_command(run: Run) -> str:
+    words = ["tools/train.py", str(run.folder / "config.yaml"), "--resume", str(run.folder)]
+    count = distributed.local_size()
+    start = f"torchrun --nproc-per-node={count}" if count > 1 else "python"
+    return f"{start} {shlex.join(words)}"
 
 
 def _place(state: TrainingState) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import cvkit
-from cvkit.errors import RunError
+from cvkit.errors import RunError, UserError
 from cvkit.evaluation.metrics import is_part
 from cvkit.models import parameters_in_words
 from cvkit.registry import MODELS, NAME
@@ -132,12 +132,12 @@ def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
     names = ", ".join(told_names(run.predictions.classes)[1].split("\n")[1:])
     for drawn in draw_all(run, nodes):
         blocks = pictures.setdefault(drawn.visualizer, [])
-        if drawn.figure is None:
-            tqdm.write(f"not drawn: {drawn.visualizer}: {drawn.problem}", file=sys.stderr)
-            reason = " ".join(filter(None, [drawn.problem.problem, drawn.problem.hint]))
+        if isinstance(drawn.result, UserError):
+            tqdm.write(f"not drawn: {drawn.visualizer}: {drawn.result}", file=sys.stderr)
+            reason = " ".join(filter(None, [drawn.result.problem, drawn.result.hint]))
             blocks.append(Text(f"{drawn.visualizer} was not drawn: {reason}"))
         else:
-            blocks += _picture(drawn.name, drawn.figure, drawn.visualizer, names)
+            blocks += _picture(drawn.name, drawn.result, drawn.visualizer, names)
     return pictures
 
 

@@ -260,7 +260,10 @@ def _cam_map(pixels: int, parts: Experiment) -> tuple[str, bool]:
 
 
 def _scheduler_stepped(demanded: bool, run: Run) -> tuple[str, bool]:
-    state = run.checkpoint("last").training["schedule"]
+    training = run.checkpoint("last").training
+    if training is None:
+        return "last.pt does not say", False
+    state = training["schedule"]
     followed = "accuracy" if run.config.SCHEDULER.get("mode") == "max" else "loss"
     how = {"batch": "once per optimizer step", "epoch": "once per epoch",
            "metric": f"once per epoch, with the {run.monitored} {followed}"}

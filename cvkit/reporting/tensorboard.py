@@ -43,7 +43,8 @@ class TensorBoard(Reporter):
         # from, and its earlier end, would be shown as well.
         for path in Path(folder).glob("events.out.tfevents.*"):
             path.unlink()
-        self._writer = SummaryWriter(folder)
+        # Any, as torch says of its file writer that it is None.
+        self._writer: Any = SummaryWriter(folder)
         for values in read_metrics(Path(folder)):
             self._add(values["epoch"], values)
 

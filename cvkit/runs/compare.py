@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from cvkit.config import Config
 from cvkit.config.tree import in_words
 from cvkit.data import ImageData
 from cvkit.models import parameters_in_words
@@ -28,6 +27,7 @@ class Runs(Drawable):
 
     def __init__(self, runs: Sequence[Run]):
         self.runs = self.compared = list(runs)
+        self.config = self.runs[0].config
 
     @property
     def names(self) -> list[str]:
@@ -58,11 +58,6 @@ class Runs(Drawable):
                 if key.split(".")[0] not in ("VISUALIZERS", "WRITERS", "REQUIRE", "OUTPUT_DIR")
                 and len({in_words(values.get(key)) for values in flat}) > 1]
         return rows or [["nothing", *[""] * len(self.runs)]]
-
-    @property
-    def config(self) -> Config:
-        """The first run's."""
-        return self.runs[0].config
 
     @property
     def data(self) -> ImageData:

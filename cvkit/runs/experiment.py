@@ -31,6 +31,7 @@ _ADVICE = {_NEEDS["range_test"]: "Without training: python tools/find_lr.py CONF
 class Drawable:
     """Something that can be drawn: it has some of the facts that visualizers ask for."""
 
+    config: Config
     # One whose visualizer asks for more is told what this is, and what to do then.
     label = "this"
     advice: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import cv2
@@ -21,6 +21,7 @@ from cvkit.visualizers.drawing import (
     WRONG,
     Picture,
     arrow,
+    aspect_of,
     drawn_names,
     grids,
     message,
@@ -35,17 +36,16 @@ from cvkit.visualizers.drawing import (
 from cvkit.visualizers.misclassified import (
     ClassName,
     Order,
-    describe_errors,
+    choose_errors,
     errors_table,
-    select_errors,
 )
 
-# Those of matplotlib's that run one way, from what reads as low to what reads as high.
+# These of matplotlib's run one way, from what reads as low to what reads as high.
 Colormap = Literal["turbo", "inferno", "magma", "plasma", "viridis", "cividis", "hot", "afmhot",
                    "gist_heat", "copper", "bone", "gray", "jet", "rainbow", "coolwarm"]
 
-
-_SIZE = 1.2  # inches of an image in `cam`
+# The width of an image in `cam`, in inches.
+_SIZE = 1.2
 
 
 @VISUALIZERS.register()
@@ -72,48 +72,26 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
     Raises:
         ConfigError: there is no such layer, or its map is smaller than 5×5.
     """
-    rows = select_errors(predictions, count, order, true_class, predicted_class, seed)
-    errors = describe_errors(predictions, rows, count, order, true_class, predicted_class)
+    rows, errors = choose_errors(predictions, count, order, true_class, predicted_class, seed)
     if not len(rows):
         return message(errors)
-    positions = positions_of(loaders.test.images, predictions, rows)
-    batch = loaders.test.take(positions)
+    batch = loaders.test.take(positions_of(loaders.test.images, predictions, rows))
     sizes = choose_layers(model, batch.images[:1], layer)
     targets = [predictions.predicted[rows], predictions.true[rows]]
     maps = cam_maps(model, batch.images, targets, list(sizes), [method])
-
     images = loaders.test.denormalise(batch.images)
     names = drawn_names(predictions.classes)
-    places = ", ".join(f"{name} ({height}×{width} pixels)" for name, (height, width)
-                       in sizes.items())
-    note = f", the deepest block of {SMALLEST_MAP}×{SMALLEST_MAP} or more" * (layer == "auto")
-    caption = (f"{method} at {places}{note}, for the predicted class (orange) and the true one "
-               f"(green).{_class_free([method])}{_empty(maps)} {errors}."
-               f"{told_names(predictions.classes)[0]}")
 
-    def page(numbers: range, caption: str) -> Picture:
-        figure, grid = grids(
-            len(numbers), 1, 1 + 2 * len(sizes), "Where the model looked", caption,
-            side_by_side=2 if len(sizes) == 1 and len(numbers) > 1 else 1, size=_SIZE,
-            aspect=min(images.shape[1] / images.shape[2], 2),
-            above=0.36 if len(sizes) == 1 else 0.48, footer=0.6)
-        for axes, number in zip(grid, numbers):
-            draw(axes[0], number)
-        _add_scale(figure, "evidence for the class; two maps side by side share one scale", "0",
-                   colormap)
-        figure.table = errors_table(loaders.test.images, predictions, rows[numbers],
-                                    positions[numbers])
-        return figure
-
-    def draw(group: np.ndarray, number: int) -> None:
-        row, image = rows[number], images[number]
-        show_image(group[0], image, arrow(names[predictions.true[row]],
-                                          names[predictions.predicted[row]], _SIZE))
+    def draw(figure: Picture, axes: np.ndarray, number: int) -> None:
+        row, image, (first, *others) = rows[number], images[number], axes[0]
+        show_image(first, image, arrow(names[predictions.true[row]],
+                                       names[predictions.predicted[row]], _SIZE))
         for place, name in enumerate(sizes):
             pair = maps[name, method][:, number]
-            for axis, values, heat, label, colour in zip(
-                    group[1 + 2 * place:], pair, scaled_together(pair, image.shape[:2]),
-                    (targets[0][number], targets[1][number]), (WRONG, RIGHT)):
+            for axis, values, heat, target, colour in zip(
+                    others[2 * place:], pair, scaled_together(pair, image.shape[:2]), targets,
+                    (WRONG, RIGHT)):
+                label = target[number]
                 what = "of any class" if method in CLASS_FREE else f"for {names[label]}"
                 title = (f"{shorten(what, _SIZE)}\n"
                          f"({percent(predictions.probabilities[row, label])})")
@@ -121,13 +99,24 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
                     title = f"{shorten(name, _SIZE)}\n{title}"
                 show_map(axis, image, values, heat, colormap, title, colour)
 
-    return _pages(page, pages, len(rows), caption)
+    is_one = len(sizes) == 1
+    places = ", ".join(f"{name} ({height}×{width} pixels)" for name, (height, width)
+                       in sizes.items())
+    note = f", the deepest block of {SMALLEST_MAP}×{SMALLEST_MAP} or more" * (layer == "auto")
+    return _pages(
+        pages, draw, lambda chosen: errors_table(loaders.test.images, predictions, rows[chosen]),
+        len(rows), "Where the model looked",
+        f"{method} at {places}{note}, for the predicted class (orange) and the true one (green)."
+        f"{_notes([method], maps)} {errors}.{told_names(predictions.classes)[0]}",
+        "evidence for the class; two maps side by side share one scale", "0", colormap,
+        rows=1, columns=1 + 2 * len(sizes), side_by_side=2 if is_one else 1, size=_SIZE,
+        aspect=aspect_of(images), above=0.36 if is_one else 0.48)
 
 
 @VISUALIZERS.register()
 @styled
 def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int = 10,
-               methods: list[Method] = ("GradCAM", "GradCAMPlusPlus"),
+               methods: Sequence[Method] = ("GradCAM", "GradCAMPlusPlus"),
                layers: str | list[str] = "auto",
                target: Literal["predicted_class", "true_class"] = "predicted_class",
                pages: Literal["one", "each"] = "one", order: Order = "confidence",
@@ -147,25 +136,23 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
         pages: "one" page for all images, or one for "each", as a list.
         colormap: of matplotlib; "inferno" or "cividis" where a rainbow would mislead.
     """
-    rows = select_errors(predictions, count, order, true_class, predicted_class, seed)
-    errors = describe_errors(predictions, rows, count, order, true_class, predicted_class)
+    rows, errors = choose_errors(predictions, count, order, true_class, predicted_class, seed)
     if not len(rows):
         return message(errors)
-    positions = positions_of(loaders.test.images, predictions, rows)
-    batch = loaders.test.take(positions)
+    batch = loaders.test.take(positions_of(loaders.test.images, predictions, rows))
     sizes = choose_layers(model, batch.images[:1], "stages" if layers == "auto" else layers)
     labels = getattr(predictions, target.removesuffix("_class"))[rows]
     maps = cam_maps(model, batch.images, [labels], list(sizes), list(methods))
     images = loaders.test.denormalise(batch.images)
     classes = drawn_names(predictions.classes)
     # The image stands once, left of the rows and of their names.
-    size, names_width, aspect = 0.95, 0.42, min(images.shape[1] / images.shape[2], 2)
+    size, names_width, aspect = 0.95, 0.42, aspect_of(images)
 
     def above(axis: Axes, text: str, points: float, **style: Any) -> None:
         axis.annotate(text, (0, 1), (style.pop("x", 0), points), xycoords="axes fraction",
                       textcoords=("axes fraction", "offset points"), va="bottom", **style)
 
-    def matrix(figure: Picture, axes: np.ndarray, number: int) -> None:
+    def draw(figure: Picture, axes: np.ndarray, number: int) -> None:
         image, row = images[number], rows[number]
         width, height = figure.get_size_inches()
         corner = axes[0, 0].get_position()
@@ -193,38 +180,63 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
         above(alone, f"{shorten(true, room, 8)} → {shorten(predicted, room, 8)} {sure}", 14,
               fontsize=8, color=WRONG)
 
-    caption = (f"{' and '.join(methods)} at {', '.join(sizes)}, for the "
-               f"{target.replace('_', ' ')}.{_class_free(methods)}{_empty(maps)} {errors}."
-               f"{told_names(predictions.classes)[0]}")
+    return _pages(
+        pages, draw, lambda chosen: errors_table(loaders.test.images, predictions, rows[chosen]),
+        len(rows), "Where the model looked, by layer",
+        f"{' and '.join(methods)} at {', '.join(sizes)}, for the {target.replace('_', ' ')}."
+        f"{_notes(methods, maps)} {errors}.{told_names(predictions.classes)[0]}",
+        "each map by itself: lowest to highest, however weak", "lowest", colormap,
+        rows=len(sizes), columns=2 * len(methods), side_by_side=2, size=size, over=0.45,
+        left=0.1 + size + names_width, aspect=aspect)
 
+
+def _pages(pages: str, draw: Callable[[Picture, np.ndarray, int], None],
+           table: Callable[[range], str], count: int, headline: str, caption: str, scale: str,
+           lowest: str, colormap: str, **layout: Any) -> Picture | list[Picture]:
+    """Return all images on one page, or a list with a page for each.
+
+    Args:
+        pages: "one" or "each".
+        draw: an image, by its number, into its grid of a picture.
+        table: of some images.
+        count: of images.
+        headline, caption: over the pictures.
+        scale, lowest, colormap: what the colours mean, in words; what the lowest is; their name.
+        layout: arguments of `grids`.
+    """
     def page(numbers: range, caption: str) -> Picture:
-        figure, grid = grids(
-            len(numbers), len(sizes), 2 * len(methods), "Where the model looked, by layer",
-            caption, side_by_side=2 if len(numbers) > 1 else 1, size=size, over=0.45,
-            left=0.1 + size + names_width, aspect=aspect, footer=0.6)
-        for axes, number in zip(grid, numbers):
-            matrix(figure, axes, number)
-        _add_scale(figure, "each map by itself: lowest to highest, however weak", "lowest",
-                   colormap)
-        figure.table = errors_table(loaders.test.images, predictions, rows[numbers],
-                                    positions[numbers])
+        figure, blocks = grids(len(numbers), headline=headline, caption=caption, footer=0.6,
+                               **layout)
+        for axes, number in zip(blocks, numbers):
+            draw(figure, axes, number)
+        width, height = figure.get_size_inches()
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=colormap),
+                              cax=figure.panel(0.3, height - 0.54, 2.4, 0.1),
+                              orientation="horizontal", ticks=[0, 1])
+        bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
+        bar.outline.set_visible(False)
+        figure.text(0.1 / width, 0.12 / height, scale, fontsize=7.5, va="center")
+        figure.table = table(numbers)
         return figure
 
-    return _pages(page, pages, len(rows), caption)
+    if pages == "one":
+        return page(range(count), caption)
+    return [page(range(number, number + 1), f"Image {number + 1}: {caption}")
+            for number in range(count)]
 
 
-def _pages(page: Callable[[range, str], Picture], pages: str, count: int,
-           caption: str) -> Picture | list[Picture]:
-    """Return all images on one page, or a list with a page for each."""
-    if pages == "each":
-        return [page(range(number, number + 1), f"Image {number + 1}: {caption}")
-                for number in range(count)]
-    return page(range(count), caption)
+def _notes(methods: Sequence[str], maps: Mapping[Any, np.ndarray]) -> str:
+    """Say of which methods the maps are the same whatever the class, and what empty maps mean."""
+    found = [method for method in methods if method in CLASS_FREE]
+    note = f" {' and '.join(found)} does not look at the class." if found else ""
+    if any(is_empty(image) for values in maps.values() for item in values for image in item):
+        note += " Empty: nothing at that layer speaks for the class."
+    return note
 
 
 def scaled_together(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return maps (n, h, w) at a size (height, width) on one scale: 0 to 1, the highest of all."""
-    large = np.stack([cv2.resize(np.float32(values), size[::-1]) for values in maps])
+    large = np.stack([cv2.resize(values.astype(np.float32), size[::-1]) for values in maps])
     return large / max(large.max(), np.finfo(np.float32).tiny)
 
 
@@ -279,25 +291,3 @@ def _mark_empty(axis: Axes) -> None:
     axis.text(0.5, 0.5, "empty", ha="center", va="center", fontsize=8, color="white",
               transform=axis.transAxes, bbox={"facecolor": "black", "alpha": 0.7,
                                               "edgecolor": "none", "pad": 2})
-
-
-def _class_free(methods: Sequence[str]) -> str:
-    """Say of which methods the maps are the same whatever the class."""
-    found = [method for method in methods if method in CLASS_FREE]
-    return f" {' and '.join(found)} does not look at the class." if found else ""
-
-
-def _empty(maps: dict[Any, np.ndarray]) -> str:
-    """Say what empty maps mean, if there are some."""
-    has_some = any(is_empty(image) for values in maps.values() for item in values for image in item)
-    return " Empty: nothing at that layer speaks for the class." if has_some else ""
-
-
-def _add_scale(figure: Picture, label: str, lowest: str, colormap: str) -> None:
-    width, height = figure.get_size_inches()
-    axis = figure.panel(0.3, height - 0.54, 2.4, 0.1)
-    bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=colormap), cax=axis,
-                          orientation="horizontal", ticks=[0, 1])
-    bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
-    bar.outline.set_visible(False)
-    figure.text(0.1 / width, 0.12 / height, label, fontsize=7.5, va="center")

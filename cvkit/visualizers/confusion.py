@@ -25,9 +25,12 @@ from cvkit.visualizers.drawing import (
     wrap,
 )
 
-_NAMED = 30  # classes; more of them are numbered on the axes
-_LEGEND = 400  # numbered classes that a picture has room to name
-_LABEL = 1.65  # inches that a name has beside the matrix
+# More classes than these are numbered on the axes.
+_NAMED = 30
+# So many numbered classes a picture has room to name.
+_LEGEND = 400
+# The room that a name has beside the matrix, in inches.
+_LABEL = 1.65
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
@@ -68,7 +71,8 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     labels = [shorten(name, _LABEL, 8) for name in names] if is_named else []
     cell = 0.52 if number <= 12 else 0.34 if is_named else max(0.02, 6 / number)
     side, widest = cell * number, max([text_width(label, 8) for label in labels], default=0.25)
-    reach = 0.73 * widest  # of the labels on top, to the right and up: they are slanted by 45°
+    # Labels on top are slanted by 45°, and reach so far to the right and up.
+    reach = 0.73 * widest
     left, top, x = 0.5 + widest, 0.95 + reach, 0.5 + widest + side + max(0.6, reach + 0.2)
     bar_left, bars = 0.3 + widest, min(side, max(0.19 * number, 1.2)) if is_named else 2.5
     listed = confused_pairs(predictions, pairs)
@@ -84,7 +88,8 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
         f"right ({100 * predictions.accuracy:.2f} %), {predictions.place}.{note}", width - 0.2)))
     _draw_matrix(figure.panel(left, top, side, side), matrix, labels)
     _draw_accuracy(figure.panel(x + bar_left, 1.0, 3.0, bars), matrix, labels)
-    _draw_scale(figure, left, top + side + 0.12, min(side, 2.4))
+    _draw_scale(figure, [0, 0.5, 1] if is_named else [0, 0.1, 0.25, 0.5, 1], left,
+                top + side + 0.12, min(side, 2.4))
     if has_legend:
         _draw_legend(figure, height + 0.25, columns, names, _accuracies(matrix))
     room = (width - x - 1.4) / 2
@@ -125,7 +130,8 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:
         axes.set_yticks(range(number), labels)
         for row, column in np.ndindex(matrix.shape):
             count, rate = matrix[row, column], rates[row, column]
-            if count or row == column:  # a class that is never right is no gap
+            # A class that is never right is no gap.
+            if count or row == column:
                 share = f"\n{100 * rate:.1f} %" if number <= 12 else ""
                 axes.text(column, row, f"{count}{share}", ha="center", va="center",
                           fontsize=6.5, color="white" if rate > 0.5 else "black",
@@ -134,8 +140,9 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:
         step = next(step for step in (5, 10, 20, 50, 100, number) if number <= 20 * step)
         axes.set_xticks(range(0, number, step))
         axes.set_yticks(range(0, number, step))
+        # Lines over the matrix lead from a cell to its numbers.
         axes.set_axisbelow(False)
-        axes.grid(color=FAINT, alpha=0.3, linewidth=0.3)  # to find a row by
+        axes.grid(color=FAINT, alpha=0.3, linewidth=0.3)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.set_xlabel("predicted" if labels else "predicted, class number")
@@ -143,12 +150,12 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:
     axes.set_ylabel("true" if labels else "true, class number")
 
 
-def _draw_scale(figure: Picture, left: float, top: float, wide: float) -> None:
+def _draw_scale(figure: Picture, ticks: Sequence[float], left: float, top: float,
+                wide: float) -> None:
     """Draw what the colours of the matrix, the first axes of the figure, mean."""
-    image = figure.axes[0].images[0]
-    ticks = [0, 0.5, 1] if image.norm.gamma == 1 else [0, 0.1, 0.25, 0.5, 1]
-    bar = figure.colorbar(image, cax=figure.panel(left, top, wide, 0.09), ticks=ticks,
-                          orientation="horizontal", format=PercentFormatter(1, 0, " %"))
+    bar = figure.colorbar(figure.axes[0].images[0], cax=figure.panel(left, top, wide, 0.09),
+                          ticks=ticks, orientation="horizontal",
+                          format=PercentFormatter(1, 0, " %"))
     bar.set_label("part of the true class", fontsize=8)
     bar.outline.set_visible(False)
 
@@ -167,7 +174,7 @@ def _draw_accuracy(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:
         axes.set_xticks(range(0, 101, 20))
         axes.grid(axis="y", visible=False)
     else:
-        axes.hist(accuracy[~np.isnan(accuracy)], bins=np.arange(0, 101, 5), color=COLOURS[0])
+        axes.hist(accuracy[~np.isnan(accuracy)], bins=range(0, 101, 5), color=COLOURS[0])
         axes.set_xlabel("accuracy (%)")
         axes.set_ylabel("classes")
         axes.yaxis.set_major_locator(whole_numbers())

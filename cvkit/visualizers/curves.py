@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -35,11 +35,14 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         if not run.metrics:
             raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
     names = run_names(runs)
-    labels = [shorten(name, 3.6, 8) for name in names]  # two of them in a line of the legend
+    # Two of them stand in a line of the legend.
+    labels = [shorten(name, 3.6, 8) for name in names]
     is_2x2 = layout == "2x2"
     height = (7.4 if is_2x2 else 5.4) + 0.17 * max(0, len(runs) - 2)
     figure = Picture(9, height)
-    colours = COLOURS if len(runs) <= len(COLOURS) else matplotlib.colormaps["tab20"].colors
+    colours: Sequence[Any] = COLOURS
+    if len(runs) > len(COLOURS):
+        colours = matplotlib.color_sequences["tab20"]
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.36 / height))
     grid = figure.add_gridspec(3 if is_2x2 else 2, 2, height_ratios=[3] * (1 + is_2x2) + [2])
     panels: dict[tuple[str, str], Axes] = {}
@@ -109,7 +112,7 @@ def _finish_rates(axes: Axes) -> None:
     axes.xaxis.set_major_locator(whole_numbers())
     axes.set_ylabel("learning rate")
     axes.set_ylim(bottom=min(0, _range_of([axes])[0]))
-    peaks = [max(line.get_ydata()) for line in axes.lines]
+    peaks = [values.max() for values in _drawn_in([axes])]
     if peaks and 0 < 10 * min(peaks) < max(peaks):
         axes.set_yscale("log")
         axes.set_ylim(min(peaks) / 1000, 2 * max(peaks))
@@ -127,9 +130,13 @@ def _describe(run: Run, name: str) -> str:
 
 def _range_of(panels: Sequence[Axes]) -> tuple[float, float]:
     """Return the lowest and the highest value that is drawn in any of the panels."""
-    values = [value for axes in panels for line in axes.lines for value in line.get_ydata()]
-    values = [value for value in values if math.isfinite(value)]
-    return min(values, default=0), max(values, default=1)
+    values = np.concatenate([np.zeros(0), *_drawn_in(panels)])
+    values = values[np.isfinite(values)]
+    return (values.min(), values.max()) if len(values) else (0, 1)
+
+
+def _drawn_in(panels: Sequence[Axes]) -> list[np.ndarray]:
+    return [np.asarray(line.get_ydata(), float) for axes in panels for line in axes.lines]
 
 
 def _share_percentages(panels: Sequence[Axes]) -> None:

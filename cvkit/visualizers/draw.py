@@ -27,12 +27,11 @@ from cvkit.visualizers.flags import arguments_of
 
 @dataclass(frozen=True)
 class Drawn:
-    """What became of a node: its visualizer, a name for the file, the figure or the reason."""
+    """What became of a node: its visualizer, a name for the file, and the figure or why none."""
 
     visualizer: str
     name: str
-    figure: Figure | None
-    problem: UserError | None = None
+    result: Figure | UserError
 
 
 def open_subject(runs: Sequence[str], words: Sequence[str]) -> Drawable:
@@ -111,7 +110,8 @@ def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:
     Raises:
         ConfigError: a node's name or arguments are wrong; nothing has been drawn then.
     """
-    nodes, count = list(nodes), Counter()
+    nodes = list(nodes)
+    count: Counter[str] = Counter()
     for node in nodes:
         VISUALIZERS.check(node)
     for node in tqdm(nodes, desc="Drawing", unit="picture", delay=2, disable=None, leave=False):
@@ -119,7 +119,7 @@ def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:
         try:
             figures = _figures(subject, node)
         except UserError as error:
-            yield Drawn(node[NAME], name, None, error)
+            yield Drawn(node[NAME], name, error)
             continue
         for figure in figures:
             count[name] += 1
@@ -128,7 +128,7 @@ def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:
 
 def _figures(subject: Drawable, node: Any) -> list[Figure]:
     """Return what a visualizer draws as a list."""
-    drawn = subject.draw(node)
+    drawn: Any = subject.draw(node)
     figures = list(drawn) if isinstance(drawn, (list, tuple)) and drawn else [drawn]
     for figure in figures:
         if not isinstance(figure, Figure):
@@ -149,7 +149,8 @@ def file_name(node: Any) -> str:
         if key != "count" and value != parameter.default:
             words += value if isinstance(value, (list, tuple)) else [value]
     name = re.sub(r"[^\w.-]+", "-", "_".join(map(str, words)))
-    return name.encode()[:100].decode(errors="ignore")  # file systems count bytes
+    # File systems count bytes.
+    return name.encode()[:100].decode(errors="ignore")
 
 
 def save_all(subject: Drawable, nodes: Iterable[Any], folder: Path | None = None,
@@ -167,26 +168,30 @@ def save_all(subject: Drawable, nodes: Iterable[Any], folder: Path | None = None
     """
     if not 10 <= dpi <= 1200:
         raise ConfigError(f"--dpi is 10 to 1200, not {dpi}")
-    folder, saved, problems = folder or visuals_folder(subject), [], []
+    folder = folder or visuals_folder(subject)
+    saved: list[Path] = []
+    problems: dict[str, UserError] = {}
     for drawn in draw_all(subject, nodes):
-        if drawn.figure is None:
-            problems.append(drawn.problem)
+        figure = drawn.result
+        if isinstance(figure, UserError):
+            problems[str(figure)] = figure
             continue
         path = folder / f"{drawn.name}.{ending}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with missing_letters_told_once():
-                drawn.figure.savefig(path, dpi=dpi)
-            if getattr(drawn.figure, "table", ""):
+                figure.savefig(path, dpi=dpi)
+            table = getattr(figure, "table", "")
+            if table:
                 path.with_name(f"{drawn.name}.txt").write_text(
-                    escape_controls(drawn.figure.table, keep="\n\t") + "\n", encoding="utf-8")
+                    escape_controls(table, keep="\n\t") + "\n", encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}",
                            hint="Choose another folder with --out.") from None
-        caption = escape_controls(getattr(drawn.figure, "caption", ""))
+        caption = escape_controls(getattr(figure, "caption", ""))
         tqdm.write(f"{path}\n    {caption}".rstrip())
         saved.append(path)
-    raise_together(list({str(problem): problem for problem in problems}.values()))
+    raise_together(list(problems.values()))
     return saved
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from matplotlib import font_manager, style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
@@ -31,16 +32,19 @@ _MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto San
                "Droid Sans Fallback", "Arial Unicode MS", "Unifont")
 _INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
 
+_FONTS = ["DejaVu Sans", *(name for name in _MORE_FONTS if name in _INSTALLED)]
+
 STYLE = {
-    "font.family": ["DejaVu Sans", *(name for name in _MORE_FONTS if name in _INSTALLED)],
-    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
+    "font.family": _FONTS, "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.grid": True, "grid.color": "#e6e6e6",
     "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
     "legend.frameon": False, "figure.facecolor": "white", "savefig.facecolor": "white",
-    "text.parse_math": False,  # a class may be named $5
+    # A class may be named $5.
+    "text.parse_math": False,
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-RIGHT, WRONG, FAINT = "#00704f", "#b33c00", "#666666"  # readable on white, to the colour-blind too
+# Readable on white, and told apart by the colour-blind.
+RIGHT, WRONG, FAINT = "#00704f", "#b33c00", "#666666"
 DPI = 150
 
 
@@ -56,7 +60,8 @@ class Picture(Figure):
     def __init__(self, width: float, height: float, caption: str = "", table: str = ""):
         super().__init__(figsize=(width, height), dpi=DPI)
         self.caption, self.table, self.title = caption, table, ""
-        self._head, self._head_height = [], 0.0
+        self._head: list[Artist] = []
+        self._head_height = 0.0
 
     def headline(self, title: str, caption: str) -> None:
         """Put a title into the upper left corner, and under it the caption, in as many lines."""
@@ -103,7 +108,8 @@ class Picture(Figure):
         return file.getvalue()
 
 
-_told: set[str] = set()  # notes that were shown
+# Notes that were shown.
+_told: set[str] = set()
 
 
 @contextmanager
@@ -144,7 +150,7 @@ def grids(count: int, rows: int, columns: int, headline: str, caption: str, side
     Args:
         rows, columns: of each grid.
         headline, caption: over all of them.
-        side_by_side: grids in a line.
+        side_by_side: grids in a line, if there are so many.
         size: width of a place; its height is that times `aspect`.
         above: room over each row, for titles.
         over, left: room over each grid and left of it, for its labels.
@@ -153,7 +159,7 @@ def grids(count: int, rows: int, columns: int, headline: str, caption: str, side
     Returns:
         The picture, and for each grid its axes (rows, columns), without ticks.
     """
-    gap, edge = 0.1, 0.1
+    gap, edge, side_by_side = 0.1, 0.1, min(side_by_side, count)
     block_width = left + columns * (size + gap) + edge
     block_height = over + rows * (size * aspect + above)
     width = max(side_by_side * block_width, 4.0)
@@ -167,12 +173,13 @@ def grids(count: int, rows: int, columns: int, headline: str, caption: str, side
         line, place = divmod(number, side_by_side)
         block = np.empty((rows, columns), dtype=object)
         for row, column in np.ndindex(rows, columns):
-            block[row, column] = figure.panel(
+            axes = block[row, column] = figure.panel(
                 place * block_width + left + column * (size + gap),
                 header + line * block_height + over + row * (size * aspect + above) + above,
                 size, size * aspect)
-            block[row, column].axis("off")
-            block[row, column].set_anchor("N")  # titles in one line, whatever the images' shapes
+            axes.axis("off")
+            # Titles stand in one line, whatever the images' shapes.
+            axes.set_anchor("N")
         blocks.append(block)
     return figure, blocks
 
@@ -182,12 +189,18 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "", colour: str = "bl
     grey = image.shape[-1] == 1
     highest = 255 if image.dtype == np.uint8 else 1
     place = axes.get_window_extent()
-    has_room = place.height >= image.shape[0] and place.width >= image.shape[1]  # or some are lost
+    # Where there is none, some pixels would be lost.
+    has_room = place.height >= image.shape[0] and place.width >= image.shape[1]
     is_small = has_room and max(image.shape[:2]) <= 128
     axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0,
                 vmax=highest, interpolation="nearest" if is_small else "antialiased")
     # A given height spares matplotlib laying out ticks, of which there are none, to find one.
     axes.set_title(title, fontsize=7.5, color=colour, y=1.0, pad=2.5, linespacing=1.1)
+
+
+def aspect_of(images: Iterable[np.ndarray]) -> float:
+    """Return height by width of places for images (H, W, C): that of the tallest, at most 2."""
+    return min(max(image.shape[0] / image.shape[1] for image in images), 2)
 
 
 def text_width(text: str, points: float = 7.5, weight: str = "normal") -> float:
@@ -197,9 +210,10 @@ def text_width(text: str, points: float = 7.5, weight: str = "normal") -> float:
 
 @functools.lru_cache(8192)
 def _letter_width(letter: str, points: float, weight: str) -> float:
-    font = font_manager.FontProperties(family=STYLE["font.family"], size=points, weight=weight)
+    font = font_manager.FontProperties(family=_FONTS, size=points, weight=weight)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that are missing are told when they are drawn
+        # Letters that are missing are told when they are drawn.
+        warnings.simplefilter("ignore")
         with_it, without = (_RULER.get_text_width_height_descent(text, font, False)[0]
                             for text in (f"|{letter}|", "||"))
     return (with_it - without) / DPI
@@ -212,7 +226,8 @@ def shorten(text: str, inches: float, points: float = 7.5, weight: str = "normal
     """Return a text that is no wider; its end, which may tell it apart, is kept."""
     if text_width(text, points, weight) <= inches:
         return text
-    low, high = 0, len(text) - 1  # letters that are kept; a text of more of them is wider
+    # How many letters are kept; a text of more of them is wider.
+    low, high = 0, len(text) - 1
     while low < high:
         middle = (low + high + 1) // 2
         if text_width(_without_middle(text, middle), points, weight) <= inches:
@@ -250,7 +265,7 @@ def arrow(true: str, predicted: str, inches: float = 1.2) -> str:
 @functools.cache
 def _letters() -> frozenset[int]:
     """Return the code points that can be drawn."""
-    fonts = (font_manager.get_font(font_manager.findfont(name)) for name in STYLE["font.family"])
+    fonts = (font_manager.get_font(font_manager.findfont(name)) for name in _FONTS)
     return frozenset().union(*(font.get_charmap() for font in fonts))
 
 
@@ -294,18 +309,18 @@ def percent(part: float) -> str:
     return "> 99 %" if 0.995 <= part < 1 else f"{100 * part:.0f} %"
 
 
-def positions_of(split: ImageSet, predictions: Predictions, rows: Sequence[int]) -> np.ndarray:
+def positions_of(split: ImageSet, predictions: Predictions, rows: Iterable[int]) -> list[int]:
     """Return where in the test split the images of these rows of the predictions are.
 
     Raises:
         RunError: the predictions are of other images.
     """
     place = {int(index): position for position, index in enumerate(split.index)}
-    found = [place.get(int(index)) for index in predictions.index]
-    labels = [None if position is None else int(split.labels[position]) for position in found]
+    found = [place.get(int(index), -1) for index in predictions.index]
+    labels = [-1 if position < 0 else int(split.labels[position]) for position in found]
     is_same = predictions.images in ("", split.fingerprint)
     if labels != predictions.true.tolist() or not is_same:
         raise RunError("predictions.npz is of other test images than the data now has",
                        hint="Put back what was there. If other images are meant to be tested, "
                             "write it anew: python tools/evaluate.py --run RUN")
-    return np.asarray([found[row] for row in rows], dtype=np.int64)
+    return [found[row] for row in rows]

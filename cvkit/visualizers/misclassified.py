@@ -43,22 +43,21 @@ def misclassified(predictions: Predictions, data: ImageData, count: int = 10,
             or "random", which depends on `seed`.
         true_class, predicted_class: only images of this class; only those taken for that one.
     """
-    rows = select_errors(predictions, count, order, true_class, predicted_class, seed)
-    caption = describe_errors(predictions, rows, count, order, true_class, predicted_class)
+    rows, caption = choose_errors(predictions, count, order, true_class, predicted_class, seed)
     if not len(rows):
         return message(caption)
     return gallery(data, predictions, rows, "Misclassified test images",
                    f"{caption}. Over each: true → predicted (how sure the model was).")
 
 
-def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], headline: str,
+def gallery(data: ImageData, predictions: Predictions, rows: np.ndarray, headline: str,
             caption: str) -> Picture:
     """Draw these rows of the predictions: true → predicted, and how sure the model was.
 
     Its table says which image of the data set each is: the file, or the number in the split.
     """
-    positions = positions_of(data.test, predictions, rows)
-    images = [data.test.image(position) for position in positions]
+    images = [data.test.image(position)
+              for position in positions_of(data.test, predictions, rows)]
     columns = min(5, len(rows))
     size = max(1.25, 4.0 / columns)
     names = drawn_names(predictions.classes)
@@ -72,22 +71,43 @@ def gallery(data: ImageData, predictions: Predictions, rows: Sequence[int], head
                             aspect=min(aspects.pop(), 2) if len(aspects) == 1 else 1)
     for axis, image, title in zip(axes.flat, images, titles):
         show_image(axis, image, title, WRONG)
-    figure.table = errors_table(data.test, predictions, rows, positions)
+    figure.table = errors_table(data.test, predictions, rows)
     return figure
 
 
-def errors_table(split: ImageSet, predictions: Predictions, rows: Sequence[int],
-                 positions: Sequence[int]) -> str:
+def errors_table(split: ImageSet, predictions: Predictions, rows: np.ndarray) -> str:
     """Return as text, with whole names, which image each of these rows of the predictions is."""
     names = [escape_controls(name) for name in predictions.classes]
-    return "\n".join(
-        f"{f'({_sureness(predictions, row)})':>8}  {names[predictions.true[row]]} → "
-        f"{names[predictions.predicted[row]]}  {escape_controls(split.name(position))}"
-        for row, position in zip(rows, positions, strict=True)) + told_names(predictions.classes)[1]
+    lines = [f"{f'({_sureness(predictions, row)})':>8}  {names[predictions.true[row]]} → "
+             f"{names[predictions.predicted[row]]}  {escape_controls(split.name(position))}"
+             for row, position in zip(rows, positions_of(split, predictions, rows))]
+    return "\n".join(lines) + told_names(predictions.classes)[1]
 
 
 def _sureness(predictions: Predictions, row: int) -> str:
     return percent(predictions.probabilities[row].max())
+
+
+def choose_errors(predictions: Predictions, count: int, order: Order, true_class: ClassName,
+                  predicted_class: ClassName, seed: int) -> tuple[np.ndarray, str]:
+    """Return what `select_errors` does, and in words what that is, of how many.
+
+    The words say so if there are fewer than asked for, or none.
+    """
+    rows = select_errors(predictions, count, order, true_class, predicted_class, seed)
+    total, wrong = len(predictions.true), len(predictions.true) - predictions.correct
+    of = "" if true_class is None else f" of class {true_class}"
+    of += "" if predicted_class is None else f" taken for {predicted_class}"
+    if not len(rows):
+        return rows, (f"No test image{of} was misclassified; "
+                      f"{predictions.correct:,} of {total:,} are right")
+    first = {"confidence": "the most confident first", "index": "in the data set's order",
+             "random": "drawn at random"}[order]
+    images = f"{plural(len(rows), 'misclassified test image')}{of}, {first}"
+    in_all = f"({wrong:,} of {total:,} are wrong in all)"
+    if len(rows) < count:
+        return rows, f"All {images}; {count} were asked for {in_all}"
+    return rows, f"{images} {in_all}"
 
 
 def select_errors(predictions: Predictions, count: int, order: Order, true_class: ClassName,
@@ -124,23 +144,3 @@ def class_number(classes: Sequence[str], name: str | int) -> int:
     if str(name) not in classes:
         raise ConfigError(f"no class named {str(name)!r}", hint=suggest(name, classes))
     return list(classes).index(str(name))
-
-
-def describe_errors(predictions: Predictions, rows: Sequence[int], count: int, order: Order,
-                    true_class: ClassName, predicted_class: ClassName) -> str:
-    """Say what is shown, of how many, and when there are fewer than asked for, or none."""
-    total = len(predictions.true)
-    of = "" if true_class is None else f" of class {true_class}"
-    of += "" if predicted_class is None else f" taken for {predicted_class}"
-    wrong = total - predictions.correct
-    if not len(rows):
-        return (f"No test image{of} was misclassified; "
-                f"{predictions.correct:,} of {total:,} are right")
-    first = {"confidence": "the most confident first", "index": "in the data set's order",
-             "random": "drawn at random"}[order]
-    images = plural(len(rows), "misclassified test image")
-    if len(rows) < count:
-        return (f"All {images}{of}, {first}; {count} were asked for "
-                f"({wrong:,} of {total:,} are wrong in all)")
-    return (f"{images}{of}, {first} "
-            f"({wrong:,} of {total:,} are wrong in all)")

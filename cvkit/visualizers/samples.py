@@ -12,6 +12,7 @@ from cvkit.registry import VISUALIZERS
 from cvkit.system.text import plural
 from cvkit.visualizers.drawing import (
     Picture,
+    aspect_of,
     drawn_names,
     grids,
     percent,
@@ -38,15 +39,15 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
     batch = loaders.train.first_batch()
     images = loaders.train.denormalise(batch.images[:count])
     columns = min(10, max(5, -(-len(images) // 4)), len(images))
-    is_mixed = batch.targets.ndim == 2  # then there are two lines over each image
+    # Over a mixed image there are two lines.
+    is_mixed = batch.targets.ndim == 2
     size, names = max(1.15 if is_mixed else 0.9, 4.0 / columns), drawn_names(data.classes)
     note, numbered = told_names(data.classes)
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "What the model receives",
         f"The first {plural(len(images), 'image')} of the first training batch of "
         f"{len(batch.labels)}, after the whole pipeline.{note}", size=size,
-        above=0.32 if is_mixed else 0.2,
-        aspect=min(images.shape[1] / images.shape[2], 2))
+        above=0.32 if is_mixed else 0.2, aspect=aspect_of(images))
     for axis, image, target in zip(axes.flat, images, batch.targets):
         show_image(axis, image, "\n".join(_words(target, names, size)))
     figure.table = "\n".join(f"{number:>4}  {', '.join(_words(target, data.classes, math.inf))}"
@@ -93,8 +94,7 @@ def augmentations(loaders: Loaders, data: ImageData, count: int = 19, image: int
     figure, (axes,) = grids(
         1, -(-len(images) // columns), columns, "One image, many times through the pipeline",
         f"Training image {image}, {name}: the original, then {count} passes{alone}.{note}",
-        size=max(0.9, 4.0 / columns), above=0.2,
-        aspect=min(max(item.shape[0] / item.shape[1] for item in images), 2))
+        size=max(0.9, 4.0 / columns), above=0.2, aspect=aspect_of(images))
     for number, (axis, item) in enumerate(zip(axes.flat, images)):
         show_image(axis, item, str(number) if number else "original")
     figure.table = numbered.strip()

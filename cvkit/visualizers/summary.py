@@ -18,7 +18,8 @@ from cvkit.models import count_parameters, parameters_in_words
 from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.drawing import COLOURS, DPI, FAINT, Picture, shorten, styled
 
-_LINES = 110  # of a table that is still readable as a picture
+# A table of more lines is not readable as a picture.
+_LINES = 110
 
 
 @VISUALIZERS.register()
@@ -38,7 +39,8 @@ def summary(model: nn.Module, loaders: Loaders, config: Config, depth: int = 3) 
         shown = layer_table(model, loaders.image_shape, depth)
     figure = Picture(1, 1, table=table)
     text = figure.text(0, 0, shown, va="top", family="monospace", fontsize=7, linespacing=1.2)
-    box = text.get_window_extent()  # in dots: fonts and matplotlib's versions differ
+    # Measured, in dots, as fonts and matplotlib's versions differ.
+    box = text.get_window_extent()
     width, height = max(box.width / DPI + 0.2, 5.0), box.height / DPI + 0.2
     figure.set_size_inches(width, height)
     text.set_position((0.1 / width, 1 - 0.1 / height))
@@ -102,7 +104,8 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int], depth: int)
     text = str(found)
     shared = sum(weight.numel() for module in model.modules()
                  for weight in module.parameters(recurse=False)) - found.total_params
-    if shared:  # each layer's row has them, as torchinfo's totals would
+    # Each layer's row has them, as torchinfo's totals would.
+    if shared:
         text = re.sub(r"(Total params: .*)", rf"\1 ({shared:,} shared, counted once)", text)
     # torchinfo 1.8 prints the name of its enum where it means the value.
     return re.sub(r"Units\.([A-Z])[A-Z]*", r"\1", text)
@@ -125,14 +128,16 @@ def model_stages(model: nn.Module, image_shape: tuple[int, int, int]) \
     as it is are left out. Shared parameters count for the first stage that has them.
     """
     layers = _inspect(model, image_shape, 100).summary_list
-    found, depth = [], 0
+    found: list[tuple[str, Any]] = []
+    depth = 0
     while depth < 4 and sum(layer.num_params > 0 for _, layer in found) < 4:
         depth += 1
         opened = _open(layers, depth)
         if opened == found:
             break
         found = opened
-    stages, previous, counted = [], tuple(image_shape), set()
+    stages, previous = [], tuple(image_shape)
+    counted: set[nn.Parameter] = set()
     for name, layer in found:
         shape = tuple(layer.output_size[1:]) if layer.output_size else ()
         if layer.num_params > 0 or shape != previous:
@@ -145,7 +150,8 @@ def model_stages(model: nn.Module, image_shape: tuple[int, int, int]) \
 
 def _open(layers: list[Any], depth: int) -> list[tuple[str, Any]]:
     """Return the layers at a depth, and above it those that are no mere sequence of others."""
-    found, path = [], []
+    found = []
+    path: list[str] = []
     skip_below = None
     for layer in layers:
         if layer.depth == 0:
