@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cvkit.cli import parse_words, run_tool
 from cvkit.config import load_config
+from cvkit.system.text import in_columns
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -30,8 +31,10 @@ def main() -> None:
     number = next((place for place, word in enumerate(args.words) if word[:1].isupper()),
                   len(args.words))
     names, overrides = args.words[:number], args.words[number:]
-    load_config("configs/resnet18_cifar10.yaml", overrides)  # before what takes long
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # where benchmarks/ is: no part of cvkit
+    # A mistake in the words is told before what takes long.
+    load_config("configs/resnet18_cifar10.yaml", overrides)
+    # benchmarks/ is beside tools/, and no part of cvkit.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     from benchmarks.measure import measure
 
     machine, figures = measure(names, overrides)
@@ -40,9 +43,9 @@ def main() -> None:
         return
     print(machine)
     for part, values in figures.items():
-        print(f"\n{part}")
-        for name, value in values.items():
-            print(f"  {name:<54} {value:12,.3f}" if value < 100 else f"  {name:<54} {value:8,.0f}")
+        rows = [(f"  {name}", f"{value:12,.3f}" if value < 100 else f"{value:8,.0f}")
+                for name, value in values.items()]
+        print("", part, *in_columns(rows, "<55"), sep="\n")
 
 
 if __name__ == "__main__":

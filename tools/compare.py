@@ -49,7 +49,8 @@ def main() -> None:
     (folder / "table.txt").write_text(runs.table() + "\n", encoding="utf-8")
     try:
         draw.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
-    except (RunError, DataError) as error:  # tested on different images, or they are not here
+    except (RunError, DataError) as error:
+        # The runs were tested on different images, or these are not here.
         print(f"left out: disagreements: {error}")
 
 

@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv):
         return parser().print_help()
-    from cvkit.reporting import report  # matplotlib and torch: not for --help
+    # These import matplotlib and torch, which --help can do without.
+    from cvkit.reporting import report
     from cvkit.visualizers import draw, flags
     words, pictures = flags.split_words(sys.argv[1:], OWN)
     args = parser().parse_args(words)

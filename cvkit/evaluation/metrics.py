@@ -245,7 +245,7 @@ def _adapt(name: str, kind: type[Metric]) -> type:
         "kind": kind, "__doc__": kind.__doc__, "__module__": kind.__module__,
         "__signature__": inspect.Signature([classes, *(
             value.replace(kind=inspect.Parameter.KEYWORD_ONLY) for value in parameters)]),
-        # Of some torchmetrics says nothing: of a rate of errors as of Specificity.
+        # Torchmetrics says nothing of some: of a rate of errors as of Specificity.
         "lower_is_better": kind.higher_is_better is False or name == "EER"})
 
 
@@ -266,8 +266,9 @@ class _OfTorchmetrics:
         """Add a batch: logits (N, C), labels (N,)."""
         is_of_logits = type(self).__name__ in _OF_LOGITS
         outputs = logits if is_of_logits else logits.float().softmax(1)
+        # Counted on the CPU, the result is the same on each device.
         with self._counting():
-            self.metric.update(outputs.cpu(), labels.cpu())  # the same on each device
+            self.metric.update(outputs.cpu(), labels.cpu())
 
     def compute(self) -> dict[str, float]:
         with self._counting():
@@ -289,7 +290,8 @@ class _OfTorchmetrics:
         """
         is_deterministic = torch.are_deterministic_algorithms_enabled()
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
-        if is_deterministic:  # else nothing is set, which would import torch's compiler
+        # Nothing is set without need, as that would import torch's compiler.
+        if is_deterministic:
             torch.use_deterministic_algorithms(False)
         try:
             yield
@@ -341,7 +343,7 @@ def refuse_what_adds_up(nodes: Iterable[Any], classes: Sequence[str]) -> None:
     right = torch.eye(len(classes))
     for node in nodes:
         kind = METRICS.get(node["NAME"])
-        # Those of cvkit and torchmetrics are known to count in their objects.
+        # Metrics of cvkit and torchmetrics are known to count in their objects.
         if not METRICS.is_own(node) or not inspect.isclass(kind):
             continue
 
@@ -356,7 +358,8 @@ def refuse_what_adds_up(nodes: Iterable[Any], classes: Sequence[str]) -> None:
         if not changed:
             continue
         found = [values_of(updated(logits)) for logits in (right, right.roll(1, 0), right)]
-        if repr(found[0]) != repr(found[2]):  # as text, in which NaN is NaN
+        # They are compared as text, in which NaN is NaN.
+        if repr(found[0]) != repr(found[2]):
             raise ConfigError(
                 f"metric {node['NAME']} counts in {changed[0]}, so that an evaluation adds to the "
                 "one before", where=where_in(node, "NAME"),

@@ -69,7 +69,7 @@ class Monitor:
         if best is None:
             return True
         value, other = values[self.name], best[self.name]
-        # Of a metric that had nothing to count yet.
+        # A metric that had nothing to count yet computes NaN.
         if math.isnan(other):
             return not math.isnan(value)
         return value < other if self.name in self.lower else value > other

@@ -124,7 +124,8 @@ def _take_all_of_another_folder(run: Run) -> list[str]:
             if is_split or run.data.test.fingerprint == known:
                 return []
             takes_all = known and not is_chosen
-        except DataError:  # such as no train/, which an evaluation does not need
+        except DataError:
+            # There may be no train/, which an evaluation does not need.
             takes_all = True
     if takes_all:
         for part in ("data", "loaders"):

@@ -9,7 +9,7 @@ import textwrap
 from cvkit.errors import ConfigError
 from cvkit.registry.registry import REGISTRIES, Registry
 from cvkit.registry.signatures import parameters_of, place_of, values_of
-from cvkit.system.text import suggest
+from cvkit.system.text import in_columns, suggest
 
 
 def get_registry(kind: str) -> Registry:
@@ -29,11 +29,9 @@ def get_registry(kind: str) -> Registry:
 
 def overview(registry: Registry) -> str:
     """Return a registry's own names with the first line of their docstrings, and its library's."""
-    width = max((len(name) for name in registry.own), default=0)
-    lines = [f"{registry.kind}:"]
-    for name in registry.own:
-        summary = (inspect.getdoc(registry.get(name)) or "").split("\n")[0]
-        lines.append(f"  {name:<{width}}  {summary}".rstrip())
+    rows = [(f"  {name}", (inspect.getdoc(registry.get(name)) or "").split("\n")[0])
+            for name in registry.own]
+    lines = [f"{registry.kind}:", *in_columns(rows)]
     if registry.library:
         module, names = registry.library
         lines += textwrap.wrap(f"from {module}: {', '.join(names)}", 98, initial_indent="  ",

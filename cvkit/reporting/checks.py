@@ -129,7 +129,8 @@ def overlaps(config: Config, data: ImageData,
 
 def missing_classes(config: Config, data: ImageData) -> dict[str, str]:
     """Warn of classes without images in a split."""
-    without: dict[tuple[str, ...], list[str]] = {}  # classes: the splits that lack them
+    # From classes to the splits that lack just them.
+    without: dict[tuple[str, ...], list[str]] = {}
     for split in ("train", "val", "test"):
         images = getattr(data, split)
         if images is not None:
@@ -157,7 +158,8 @@ def odd_normalisation(config: Config, data: ImageData, loaders: Loaders) -> dict
     """
     mean, std = np.array(loaders.mean), np.array(loaders.std)
     data_mean, data_std = map(np.array, _pixel_statistics(data))
-    if len(data_mean) != len(mean):  # ToRGB or ToGray
+    # ToRGB or ToGray changes the number of channels.
+    if len(data_mean) != len(mean):
         data_mean, data_std = data_mean.mean(), data_std.mean()
     if not np.all(data_std > 0):
         return {}
@@ -202,7 +204,8 @@ def odd_outputs(config: Config, state: TrainingState, batch: Batch) -> dict[str,
         found = odd_logits(config, logits, said(max(count // 2, 1), 0))
         difference = float((logits - said(count, 1)).abs().max())
         if difference > 0.001 * float(logits.abs().max()):
-            found.pop("batch", None)  # it draws others for another number of images
+            # What is drawn depends on the number of images as well.
+            found.pop("batch", None)
             found["draws"] = (f"what model {config.MODEL[NAME]} says of an image in "
                               "evaluation is drawn: dropout has to know of it, "
                               "F.dropout(x, p, self.training) or nn.Dropout")
@@ -282,7 +285,8 @@ def idle_plan(config: Config, steps_per_epoch: int) -> dict[str, str]:
     if schedule.unit != "epoch" or is_own:
         return {}
     rates = [schedule.rate]
-    twin.step()  # which torch expects to come first
+    # Torch expects a step of the optimizer before those of its scheduler.
+    twin.step()
     for _ in range(epochs - 1):
         schedule.scheduler.step()
         rates.append(schedule.rate)
@@ -307,7 +311,8 @@ def idle_scheduler(config: Config, schedule: Schedule,
 
 def _idle(config: Config, rates: Sequence[float]) -> dict[str, str]:
     lowest, highest = min(rates), max(rates)
-    if highest - lowest > 0.01 * highest:  # less makes no difference to a training
+    # Less than a percent makes no difference to a training.
+    if highest - lowest > 0.01 * highest:
         return {}
     node = config.SCHEDULER
     arguments = ", ".join(f"SCHEDULER.{key} {value}" for key, value in node.items() if key != NAME)
@@ -340,7 +345,8 @@ def negative_loss(loss: nn.Module, record: Mapping[str, Any], monitored: str) ->
     """Warn of a loss below 0 that is one of torch's, or a subclass, which cannot be negative."""
     form = torch_form(loss)
     values = {split: record[f"{split}/loss"] for split in ("train", monitored)}
-    if form is None or min(values.values()) > -1e-4:  # rounding
+    # Rounding may lead a little below 0.
+    if form is None or min(values.values()) > -1e-4:
         return {}
     base, outputs = form
     shown = ", ".join(f"{split} {value:.4f}" for split, value in values.items())

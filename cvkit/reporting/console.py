@@ -126,7 +126,7 @@ class Console(Reporter):
             if self.run is not None and self.run.has_checkpoint:
                 way = f"Go on from the last checkpoint: {_resume_command(self.run)}"
                 LOG.info(way, extra=SCREEN)
-            # Of a full disk the error speaks already.
+            # Where the disk is full, the error on the screen says so.
             with contextlib.suppress(RunError):
                 for line in filter(None, (f"Stopped: {error}", way)):
                     LOG.info(line, extra=FILE)

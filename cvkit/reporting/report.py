@@ -199,7 +199,7 @@ def _results(run: Run) -> list[Block]:
             return ""
         if not isinstance(number, (int, float)):
             return str(number)
-        # Of cvkit's own metrics these are parts of one; what others mean is theirs to know.
+        # Which values are parts of one is known of cvkit's own metrics only.
         return f"{100 * number:.2f} %" if is_part(key.partition("/")[2]) else f"{number:.4f}"
 
     columns = [("train", f"train, epoch {last['epoch']}", last),

@@ -65,7 +65,7 @@ class TensorBoard(Reporter):
 
     def _add_end(self, run: Run) -> None:
         predictions = run.predictions
-        # Else each epoch has them.
+        # Where the test set was watched, each epoch has its values already.
         if run.monitored != "test":
             self._add(predictions.epoch, {"test/loss": predictions.loss,
                                            "test/accuracy": predictions.accuracy})
@@ -83,8 +83,9 @@ class TensorBoard(Reporter):
     def _add_hyperparameters(self, values: dict[str, Any]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
+        # Of truth values torch would make numbers.
         words = {key: str(value).lower() if isinstance(value, bool) else value
-                 for key, value in values.items()}  # torch would make numbers of truth values
+                 for key, value in values.items()}
         # Left out is the record of which hyperparameters and metrics there are: TensorBoard would
         # take that of one run for all. Without any, it goes by the runs themselves.
         _, start, end = hparams(words, {})

@@ -13,7 +13,7 @@ from cvkit.data import ImageData
 from cvkit.models import parameters_in_words
 from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
-from cvkit.system.text import duration, escape_controls
+from cvkit.system.text import duration, escape_controls, in_columns
 
 
 class Runs(Drawable):
@@ -45,10 +45,7 @@ class Runs(Drawable):
         for row in rows[1:]:
             parts = [textwrap.wrap(escape_controls(cell), 44) or [""] for cell in row]
             lines += [list(line) for line in zip_longest(*parts, fillvalue="")]
-        widths = [max(len(line[place]) for line in lines if len(line) > max(place, 1))
-                  for place in range(len(rows[0]))]
-        return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip()
-                         if len(line) > 1 else line[0] for line in lines)
+        return "\n".join(in_columns(lines))
 
     def _differences(self) -> list[list[str]]:
         flat = [run.config.flat() for run in self.runs]

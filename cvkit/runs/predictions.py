@@ -16,7 +16,7 @@ from cvkit.errors import RunError
 from cvkit.runs.checkpoint import moment_of
 from cvkit.runs.untrusted import is_text, verify_archive
 from cvkit.system.files import replacing, writing
-from cvkit.system.text import escape_controls, plural
+from cvkit.system.text import escape_controls, in_columns, plural
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,14 +66,13 @@ class Predictions:
 
     def table(self) -> str:
         """Return total and per-class accuracy as text."""
-        names = [escape_controls(name) for name in self.classes]
-        width = max(map(len, [*names, "class"]))
-        lines = [f"{'class':<{width}}  correct  images  accuracy"]
-        for number, name in enumerate(names):
+        rows: list[tuple[object, ...]] = [("class", "correct", "images", "accuracy")]
+        for number, name in enumerate(self.classes):
             of_class = self.true == number
             count, hits = int(of_class.sum()), int((self.predicted[of_class] == number).sum())
             share = f"{100 * hits / count:6.2f} %" if count else "     –"
-            lines.append(f"{name:<{width}}  {hits:7d}  {count:6d}  {share}")
+            rows.append((escape_controls(name), hits, count, share))
+        lines = in_columns(rows, "<", ">", ">")
         lines += [f"{escape_controls(name)}: {value:.4f}" for name, value in self.metrics.items()
                   if name not in ("loss", "accuracy")]
         lines.append(test_line(self.loss, self.correct, len(self.true))

@@ -6,6 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 
 # Unicode's categories Cc, Zl, Zp and Cs, and what turns round the direction of what follows. One
 # expression: a report's pictures are millions of letters.
@@ -50,6 +51,21 @@ def and_more(items: Sequence[str], most: int, separator: str = ", ") -> str:
     """Return the first items in a row, and how many more there are."""
     rest = f" and {len(items) - most:,} more" if len(items) > most else ""
     return separator.join(items[:most]) + rest
+
+
+def in_columns(rows: Iterable[Sequence[object]], *forms: str) -> list[str]:
+    """Return a line for each row, with cells below each other and two spaces between columns.
+
+    Args:
+        rows: of cells, as many in each; one of a single cell stands as it is.
+        forms: of the columns: "<", as they are by default, or ">" for numbers, and the least width.
+    """
+    lines = [[str(cell) for cell in row] for row in rows]
+    columns = zip(*(line for line in lines if len(line) > 1))
+    wide = [f"{form[0]}{max(int(form[1:] or 0), *map(len, column))}"
+            for form, column in zip(chain(forms, repeat("<")), columns)]
+    return ["  ".join(map(format, line, wide)).rstrip() if len(line) > 1 else line[0]
+            for line in lines]
 
 
 def show_what_can_be_shown() -> None:

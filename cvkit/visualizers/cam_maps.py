@@ -19,9 +19,12 @@ from cvkit.system.log import ProgressBar
 Method = Literal["GradCAM", "GradCAMPlusPlus", "GradCAMElementWise", "XGradCAM", "HiResCAM",
                  "LayerCAM", "EigenCAM", "EigenGradCAM", "ScoreCAM", "AblationCAM", "ShapleyCAM",
                  "KPCA_CAM", "FEM", "RandomCAM"]
-CLASS_FREE = {"EigenCAM", "KPCA_CAM", "FEM", "RandomCAM"}  # their maps are the same for any class
-_CONVOLUTIONS_ONLY = {"AblationCAM", "ShapleyCAM"}  # as the library has them
-_BY_IMAGE = {"ScoreCAM", "AblationCAM"}  # a forward pass for each channel of each image
+# Their maps are the same for any class.
+CLASS_FREE = {"EigenCAM", "KPCA_CAM", "FEM", "RandomCAM"}
+# As the library has them, these fail on sequences of tokens.
+_CONVOLUTIONS_ONLY = {"AblationCAM", "ShapleyCAM"}
+# These make a forward pass for each channel of each image.
+_BY_IMAGE = {"ScoreCAM", "AblationCAM"}
 
 
 def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
@@ -57,15 +60,16 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
     for method in methods:
         engines[method] = getattr(pytorch_grad_cam, method)(
             model, [model.get_submodule(name) for name in layers], own_reshape)
-        engines[method].activations_and_grads.release()  # its hooks; the passes here serve all
+        # Its hooks are of no use: the passes here serve all methods.
+        engines[method].activations_and_grads.release()
+    # A pass for one image takes long enough for the bar to move.
     if _BY_IMAGE & set(methods):
-        batch_size = 1  # so that the bar moves
+        batch_size = 1
     found: dict[tuple[str, str], list[list[np.ndarray]]] = {
         (layer, method): [[] for _ in targets] for layer in layers for method in methods}
-    starts = range(0, len(images), batch_size)
     progress = ProgressBar("CAM", len(images) * len(targets) * len(methods) * len(layers),
                         unit="map", delay=2)
-    for start in starts:
+    for start in range(0, len(images), batch_size):
         part = images[start:start + batch_size].float()
         recorder = Recorder(model, layers)
         with torch.enable_grad():
@@ -91,7 +95,8 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
                         values = engine.get_cam_image(part, model.get_submodule(layer), choices,
                                                       *given, False)
                     values = np.maximum(values, 0).astype(np.float32)
-                    if engine.uses_gradients:  # what is left of 0 by rounding is no evidence
+                    # What rounding makes of 0 is no evidence.
+                    if engine.uses_gradients:
                         values[values.max((1, 2)) < 1e-6 * most] = 0
                     found[layer, method][number].append(values)
                     if progress.step(len(part)):
@@ -105,7 +110,8 @@ def _second_order(model: nn.Module, images: Tensor, layer: str,
                   labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return a layer's output and gradient with graphs, for the second derivative of ShapleyCAM."""
     recorder = Recorder(model, [layer])
-    model.requires_grad_(True)  # a gradient that is constant in the layer has a graph all the same
+    # With these, a gradient that is constant in the layer has a graph all the same.
+    model.requires_grad_(True)
     with torch.enable_grad():
         score = model(images).gather(1, labels[:, None]).sum()
         output = recorder.outputs[layer]

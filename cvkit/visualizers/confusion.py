@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.predictions import Predictions
-from cvkit.system.text import escape_controls, plural
+from cvkit.system.text import escape_controls, in_columns, plural
 from cvkit.visualizers.drawing import (
     COLOURS,
     FAINT,
@@ -101,8 +101,7 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     figure.words(x, below, "Most confused: true → predicted (part of the true class)", 9)
     for row, line in enumerate(pairs_drawn):
         figure.words(x, below + 0.22 + 0.17 * row, line, 8)
-    by_number = [f"{place:>5}  {escape_controls(name)}"
-                 for place, name in enumerate(predictions.classes)]
+    by_number = in_columns(enumerate(map(escape_controls, predictions.classes)), ">5")
     figure.table = "\n".join([
         predictions.table(), "", "most confused, true → predicted:",
         *(f"  {line}" for line in pairs_whole),

@@ -11,7 +11,7 @@ from cvkit.config import Config
 from cvkit.data import ImageData
 from cvkit.data.scan import measure
 from cvkit.registry import VISUALIZERS
-from cvkit.system.text import escape_controls, plural
+from cvkit.system.text import escape_controls, in_columns, plural
 from cvkit.visualizers.drawing import (
     COLOURS,
     Picture,
@@ -25,8 +25,10 @@ from cvkit.visualizers.drawing import (
     wrap,
 )
 
-_MANY_CLASSES = 30  # more of them get no label of their own
-_ROWS = 20  # classes of which examples are shown
+# More classes than these get no label of their own.
+_MANY_CLASSES = 30
+# Of so many classes examples are shown.
+_ROWS = 20
 
 
 @VISUALIZERS.register()
@@ -103,9 +105,10 @@ def _draw_counts(axes: Axes, names: list[str], counts: dict[str, np.ndarray]) ->
         axes.set_xlabel(f"class number, of {len(names)}")
         axes.xaxis.set_major_locator(whole_numbers())
     else:
-        place = 7.3 / len(names)  # inches
+        # In inches. Slanted names have the room left of the first bar, and below.
+        place = 7.3 / len(names)
         slanted = max(text_width(name, 8) for name in names) > place - 0.1
-        room = min(1.3, 0.7 + place / 2) if slanted else place  # beside the first, and below
+        room = min(1.3, 0.7 + place / 2) if slanted else place
         axes.set_xticks(range(len(names)), [shorten(name, room, 8) for name in names],
                         rotation=30 if slanted else 0, ha="right" if slanted else "center",
                         rotation_mode="anchor")
@@ -143,26 +146,23 @@ def _draw_sizes(axes: Axes, facts: dict[str, dict]) -> None:
 
 def _counts_table(classes: Sequence[str], counts: dict[str, np.ndarray]) -> list[str]:
     """Return lines with the whole name of each class and its images."""
-    return ["class" + "".join(f"{name:>8}" for name in counts) + "  name", *(
-        f"{number:>5}" + "".join(f"{values[number]:>8,}" for values in counts.values())
-        + f"  {escape_controls(name)}" for number, name in enumerate(classes))]
+    rows = [(number, *(f"{values[number]:,}" for values in counts.values()), escape_controls(name))
+            for number, name in enumerate(classes)]
+    return in_columns([("class", *counts, "name"), *rows], ">", *[">6"] * len(counts))
 
 
 def _statistics_table(data: ImageData, facts: dict[str, dict], config: Config) -> str:
-    names = ("red", "green", "blue") if data.channels == 3 else ("grey",)
-    lines = [f"{'':<16}" + "".join(f"{name:>8}" for name in names)]
+    def row(title: str, values: Sequence[float]) -> list[str]:
+        return [title, *(f"{value:.4f}" for value in values)]
+
+    rows = [["", *(("red", "green", "blue") if data.channels == 3 else ("grey",))]]
     for name, fact in facts.items():
-        for key, word in (("mean", "mean"), ("std", "deviation")):
-            lines.append(_table_line(f"{name} {word}", fact[key]))
+        rows += [row(f"{name} mean", fact["mean"]), row(f"{name} deviation", fact["std"])]
     if np.abs(np.subtract([data.mean, data.std], [facts["train"]["mean"],
                                                    facts["train"]["std"]])).max() > 5e-5:
         is_part = config.DATA.LIMIT or config.DATA.VAL_FRACTION
         is_declared = {"mean", "std"} & set(config.DATA.DATASET) or not is_part
-        lines += [_table_line("Normalize mean", data.mean), _table_line("... deviation", data.std),
-                  "as the data set declares them" if is_declared else
-                  "of all training images, not only those used"]
-    return "\n".join(lines)
-
-
-def _table_line(title: str, values: tuple[float, ...]) -> str:
-    return f"{title:<16}" + "".join(f"{value:8.4f}" for value in values)
+        rows += [row("Normalize mean", data.mean), row("... deviation", data.std),
+                 ["as the data set declares them" if is_declared else
+                  "of all training images, not only those used"]]
+    return "\n".join(in_columns(rows, "<14", *[">6"] * data.channels))

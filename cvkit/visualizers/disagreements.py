@@ -31,7 +31,8 @@ def disagreements(compared: list[Run], data: ImageData,
     pictures = []
     for name, run in zip(names[1:], compared[1:]):
         other = run.predictions
-        are_noted = first.images and other.images  # not by older versions
+        # Older versions noted no fingerprint.
+        are_noted = first.images and other.images
         if (other.classes != first.classes or not np.array_equal(other.index, first.index)
                 or not np.array_equal(other.true, first.true)
                 or (are_noted and first.images != other.images)):

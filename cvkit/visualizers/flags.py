@@ -15,7 +15,7 @@ from cvkit.registry import NAME, VISUALIZERS
 from cvkit.registry.signatures import accepts, describe_type, parameters_of
 from cvkit.runs.experiment import Experiment
 
-# What chooses images among the misclassified. Pictures drawn together show the same ones.
+# These arguments choose images among the misclassified. Pictures drawn together show the same.
 SELECTION = ("count", "order", "true_class", "predicted_class", "seed")
 
 
@@ -46,8 +46,9 @@ def read_flags(flags: list[tuple[str, list[str]]], config: Config,
     for flag, words in flags:
         name, argument = _meaning(flag, own)
         arguments = given.setdefault(name, {})
+        # `--misclassified 10` says how many.
         if argument is None and words:
-            argument = "count"  # --misclassified 10
+            argument = "count"
             if argument not in arguments_of(name):
                 raise ConfigError(f"{flag} takes no value, and {words[0]!r} follows it",
                                   where=COMMAND_LINE)
@@ -98,11 +99,10 @@ def _value(flag: str, parameter: inspect.Parameter, words: list[str]) -> Any:
     # A class named 007, or null, and a layer named 0 are words here, not numbers.
     is_text = accepts(parameter.annotation, "") or accepts(parameter.annotation, [""])
     values = [word if is_text else parse_value(word) for word in words]
-    if len(values) == 1 and accepts(parameter.annotation, values[0]):
-        return values[0]
-    if len(values) == 1 and not accepts(parameter.annotation, values):
-        return values[0]  # refused with its own message when the node is checked
-    return values
+    # One that fits neither way is refused with its own message when the node is checked.
+    is_one = len(values) == 1 and (accepts(parameter.annotation, values[0])
+                                   or not accepts(parameter.annotation, values))
+    return values[0] if is_one else values
 
 
 def split_words(words: list[str], own: dict[str, int | None]) \

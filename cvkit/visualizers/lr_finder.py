@@ -6,7 +6,7 @@ from matplotlib.ticker import NullFormatter
 
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.range_test import RULE, RangeTest
-from cvkit.system.text import plural
+from cvkit.system.text import in_columns, plural
 from cvkit.visualizers.drawing import COLOURS, FAINT, Picture, styled
 
 
@@ -28,17 +28,18 @@ def lr_finder(range_test: RangeTest) -> Picture:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    # What comes after the loss has blown up would press the rest flat.
+    # A loss that has blown up would press the rest flat.
     room = max(first - lowest, 0.1)
     axes.set_ylim(lowest - 0.3 * room, first + 0.8 * room)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # the curve may go anywhere
+    # Beside the axes, as the curve may go anywhere.
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.headline("Learning rate range test",
                     f"Suggested is {suggestion:g}: {RULE}.\n"
                     f"{plural(len(range_test.rates), 'step')} at rising rates, on a "
                     "copy of the model.")
-    figure.table = "\n".join(["rate        loss     average", *(
-        f"{rate:<10.4g}  {loss:<7.4f}  {mean:.4f}" for rate, loss, mean in zip(
-            range_test.rates, range_test.losses, range_test.smoothed))])
+    rows = [(f"{rate:.4g}", f"{loss:.4f}", f"{mean:.4f}") for rate, loss, mean in zip(
+        range_test.rates, range_test.losses, range_test.smoothed)]
+    figure.table = "\n".join(in_columns([("rate", "loss", "average"), *rows], "<10", "<7"))
     return figure

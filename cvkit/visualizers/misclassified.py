@@ -11,7 +11,7 @@ from cvkit.data import ImageData, ImageSet
 from cvkit.errors import ConfigError
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.predictions import Predictions
-from cvkit.system.text import escape_controls, plural, suggest
+from cvkit.system.text import escape_controls, in_columns, plural, suggest
 from cvkit.visualizers.drawing import (
     WRONG,
     Picture,
@@ -78,10 +78,10 @@ def gallery(data: ImageData, predictions: Predictions, rows: np.ndarray, headlin
 def errors_table(split: ImageSet, predictions: Predictions, rows: np.ndarray) -> str:
     """Return as text, with whole names, which image each of these rows of the predictions is."""
     names = [escape_controls(name) for name in predictions.classes]
-    lines = [f"{f'({_sureness(predictions, row)})':>8}  {names[predictions.true[row]]} → "
-             f"{names[predictions.predicted[row]]}  {escape_controls(split.name(position))}"
+    lines = [(f"({_sureness(predictions, row)})", f"{names[predictions.true[row]]} → "
+              f"{names[predictions.predicted[row]]}  {escape_controls(split.name(position))}")
              for row, position in zip(rows, positions_of(split, predictions, rows))]
-    return "\n".join(lines) + told_names(predictions.classes)[1]
+    return "\n".join(in_columns(lines, ">8")) + told_names(predictions.classes)[1]
 
 
 def _sureness(predictions: Predictions, row: int) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cvkit.data import ImageData, Loaders
 from cvkit.registry import VISUALIZERS
-from cvkit.system.text import plural
+from cvkit.system.text import in_columns, plural
 from cvkit.visualizers.drawing import (
     Picture,
     aspect_of,
@@ -50,8 +50,9 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
         above=0.32 if is_mixed else 0.2, aspect=aspect_of(images))
     for axis, image, target in zip(axes.flat, images, batch.targets):
         show_image(axis, image, "\n".join(_words(target, names, size)))
-    figure.table = "\n".join(f"{number:>4}  {', '.join(_words(target, data.classes, math.inf))}"
-                             for number, target in enumerate(batch.targets[:count], 1)) + numbered
+    rows = [(number, ", ".join(_words(target, data.classes, math.inf)))
+            for number, target in enumerate(batch.targets[:count], 1)]
+    figure.table = "\n".join(in_columns(rows, ">4")) + numbered
     return figure
 
 

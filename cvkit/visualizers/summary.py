@@ -16,6 +16,7 @@ from cvkit.config import Config
 from cvkit.data import Loaders
 from cvkit.models import count_parameters, parameters_in_words
 from cvkit.registry import VISUALIZERS
+from cvkit.system.text import in_columns
 from cvkit.visualizers.drawing import COLOURS, DPI, FAINT, Picture, shorten, styled
 
 # A table of more lines is not readable as a picture.
@@ -60,9 +61,9 @@ def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
     width, height = 7.4, top + step * len(rows) + 0.1
     caption = (f"{config.MODEL.NAME}: {parameters_in_words(model)}, {len(stages)} stages; outputs "
                "as the layers return them, the image channels×height×width")
-    figure = Picture(width, height, table="\n".join(
-        f"{name:<24} {kind:<28} {_shape(shape):<14} {count:>12,}"
-        for name, kind, shape, count in rows))
+    figure = Picture(width, height, table="\n".join(in_columns(
+        [(name, kind, _shape(shape), f"{count:,}") for name, kind, shape, count in rows],
+        "<23", "<27", "<13", ">12")))
     figure.headline("Architecture", caption)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
@@ -114,7 +115,7 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int], depth: int)
 def _inspect(model: nn.Module, image_shape: tuple[int, int, int], depth: int) -> Any:
     weights = next(model.parameters())
     image = torch.zeros(1, *image_shape, device=weights.device)
-    # Of a copy: torchinfo puts every part of a model into one mode.
+    # A copy is looked at, as torchinfo puts every part of a model into one mode.
     return torchinfo.summary(copy.deepcopy(model), input_data=image, depth=depth, verbose=0,
                              col_names=("output_size", "num_params"), row_settings=("var_names",))
 

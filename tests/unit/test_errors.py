@@ -2,7 +2,7 @@ import pytest
 
 from cvkit.cli import run_tool
 from cvkit.errors import ConfigError, UserError, raise_together
-from cvkit.system.text import plural, suggest
+from cvkit.system.text import in_columns, plural, suggest
 
 
 def test_message_has_place_problem_and_hint():
@@ -57,3 +57,9 @@ def test_run_tool_turns_user_errors_into_a_message_and_code_2(capsys):
 def test_run_tool_lets_bugs_through():
     with pytest.raises(ZeroDivisionError):
         run_tool(lambda: 1 / 0)
+
+
+def test_cells_stand_below_each_other_whatever_their_length():
+    assert in_columns([("class", "images", "name"), (7, 1234567, "cat"), ["alone"], (12, 5, "")],
+                      ">", ">6") == ["class   images  name", "    7  1234567  cat", "alone", "   12        5"]
+    assert in_columns([], ">8") == []
