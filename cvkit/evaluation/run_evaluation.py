@@ -48,7 +48,9 @@ def evaluate(run: Run | str | Path | None = None,
                            hint="Name its folder, and all that is to be set otherwise.")
         run = Run(run.folder, overrides, MAY_EVALUATE)
     run.refuse_links()
-    _build_data(run)
+    path = run.folder / "predictions.npz"
+    kept = _kept(path)
+    _build_data(run, kept.images if kept else "")
     classes, loader = run.data.classes, run.loaders.test
     checkpoint = run.checkpoint()
     loss = build_loss(run.config.LOSS, len(classes))
@@ -63,8 +65,7 @@ def evaluate(run: Run | str | Path | None = None,
     other = run.other_best(predictions)
     if other:
         print(other)
-    path = run.folder / "predictions.npz"
-    reason = _why_not_kept(run, predictions, path)
+    reason = _why_not_kept(run, predictions, kept)
     has_other_images, edited = run.changes_since_training()
     if has_other_images:
         print("warning    the data set has other training images than those that the run was "
@@ -73,7 +74,7 @@ def evaluate(run: Run | str | Path | None = None,
     if edited:
         print(f"warning    {', '.join(edited)} was edited since the run was saved: the results are "
               "of the file as it is now")
-        if reason is None and not _are_close(predictions, path):
+        if reason is None and kept and not _are_close(predictions, kept):
             reason = "it holds what the run says without the edit"
     if reason is None:
         predictions.save(path)
@@ -83,19 +84,23 @@ def evaluate(run: Run | str | Path | None = None,
     return predictions
 
 
-def _are_close(predictions: Predictions, path: Path) -> bool:
-    """Whether those in a file are the same but for rounding, or there are none."""
+def _kept(path: Path) -> Predictions | None:
+    """Return the run's own predictions; None if there are none, or the file is damaged."""
     try:
-        before = Predictions.load(path)
+        return Predictions.load(path)
     except RunError:
-        return True
-    return predictions.probabilities.shape == before.probabilities.shape and np.allclose(
-        predictions.probabilities, before.probabilities, atol=0.01)
+        return None
 
 
-def _build_data(run: Run) -> None:
+def _are_close(predictions: Predictions, kept: Predictions) -> bool:
+    """Whether two are the same but for rounding."""
+    return predictions.probabilities.shape == kept.probabilities.shape and np.allclose(
+        predictions.probabilities, kept.probabilities, atol=0.01)
+
+
+def _build_data(run: Run, tested: str) -> None:
     """Build the images, all of another folder as test images, and say what was done with them."""
-    words = _take_all_of_another_folder(run)
+    words = _take_all_of_another_folder(run, tested)
     for note in (*words, *run.data.notes):
         print(f"data       {note}")
     if run.data.left_out:
@@ -103,8 +108,12 @@ def _build_data(run: Run) -> None:
               f"{escape_controls(run.data.left_out[0])} the first of them")
 
 
-def _take_all_of_another_folder(run: Run) -> list[str]:
-    """Build the images of another folder than the run's; return in words which are tested."""
+def _take_all_of_another_folder(run: Run, tested: str) -> list[str]:
+    """Build the images of another folder than the run's; return in words which are tested.
+
+    Args:
+        tested: the fingerprint of the images that the run was tested on; empty if not known.
+    """
     node, own = run.config.DATA.DATASET, Run(run.folder).config.DATA.DATASET
     if node.NAME != "ImageFolder":
         return []
@@ -118,12 +127,11 @@ def _take_all_of_another_folder(run: Run) -> list[str]:
         if is_same:
             return []
         # The run's own folder elsewhere has images in it that the run was trained on.
-        known = _images_of(run.folder / "predictions.npz")
         try:
             is_split = run.data.train.images is not run.data.test.images
-            if is_split or run.data.test.fingerprint == known:
+            if is_split or run.data.test.fingerprint == tested:
                 return []
-            takes_all = known and not is_chosen
+            takes_all = bool(tested) and not is_chosen
         except DataError:
             # There may be no train/, which an evaluation does not need.
             takes_all = True
@@ -131,21 +139,13 @@ def _take_all_of_another_folder(run: Run) -> list[str]:
         for part in ("data", "loaders"):
             vars(run).pop(part, None)
         with folders_are_for_testing():
-            tested = plural(len(run.data.test), "image")
+            count = plural(len(run.data.test), "image")
         limit = f" (DATA.LIMIT {run.config.DATA.LIMIT})" if run.config.DATA.LIMIT else ""
-        return [f"{tested} of {escape_controls(node.root)} are tested{limit}, none is set aside: "
+        return [f"{count} of {escape_controls(node.root)} are tested{limit}, none is set aside: "
                 "leave out those that the run was trained on"]
     every = sum(len(split) for split in (run.data.train, run.data.val or (), run.data.test))
     return [f"{len(run.data.test):,} of {every:,} images of {escape_controls(node.root)} are "
             "tested, as test_fraction sets them aside; DATA.DATASET.test_fraction 1 tests all"]
-
-
-def _images_of(path: Path) -> str:
-    """Return the fingerprint of the images that predictions are of; empty if not known."""
-    try:
-        return Predictions.load(path).images
-    except RunError:
-        return ""
 
 
 def _try_one(run: Run, checkpoint: Checkpoint) -> None:
@@ -164,15 +164,13 @@ def _try_one(run: Run, checkpoint: Checkpoint) -> None:
                  f"{trained[2]}}}]\" makes them so.") from error
 
 
-def _why_not_kept(run: Run, predictions: Predictions, path: Path) -> str | None:
+def _why_not_kept(run: Run, predictions: Predictions, kept: Predictions | None) -> str | None:
     """Return why predictions do not take the place of the run's own, or None."""
     other = [key for key in run.changed if not is_among(key, MAY_CHANGE)]
     if other:
         return f"it holds what the run says without {', '.join(other)}"
     if not any(is_among(key, ["DATA.DATASET"]) for key in run.changed):
         return None
-    try:
-        is_same = Predictions.load(path).images in ("", predictions.images)
-    except RunError:
+    if kept is None:
         return "whether these are the run's images is not known; config.yaml of the run says where"
-    return None if is_same else "it is of other images"
+    return None if kept.images in ("", predictions.images) else "it is of other images"

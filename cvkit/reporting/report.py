@@ -36,7 +36,7 @@ from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
 from cvkit.system.environment import git_facts
 from cvkit.system.text import duration, escape_controls, plural
-from cvkit.visualizers.draw import draw_all
+from cvkit.visualizers.draw import draw_all, not_among
 from cvkit.visualizers.drawing import (
     DPI,
     IN_THE_TEXT,
@@ -46,12 +46,13 @@ from cvkit.visualizers.drawing import (
 )
 from cvkit.visualizers.flags import same_images
 
-# The sections with pictures, in their order; other pictures of the config follow.
+# The sections with pictures, in their order; the one that names none has the config's others.
 _PICTURES = {
     "Curves": ["curves", "lr_finder"],
     "Misclassified images": ["misclassified"],
     "Where the model looked": ["cam", "cam_matrix"],
     "Confusion": ["confusion"],
+    "Further pictures": [],
     "Data": ["dataset"],
     "What the model receives": ["samples", "augmentations"],
     "Model": ["architecture", "summary"],
@@ -112,17 +113,11 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
 
 def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
     """Return what is drawn: of each visualizer what flags say, else the config, else the usual."""
-    def add(more: Sequence[Any], gallery: Any) -> None:
-        known = {node[NAME] for node in chosen}
-        chosen.extend(same_images(gallery, node) for node in more if node[NAME] not in known)
-
-    def gallery_in(found: Sequence[Any]) -> Any:
-        return next((node for node in found if node[NAME] == "misclassified"), None)
-
-    chosen = list(nodes)
-    add(run.config.VISUALIZERS, gallery_in(nodes))
     usual = [{NAME: name} for name in _ALWAYS]
-    add([node for node in usual if not run.missing(node)], gallery_in(chosen))
+    chosen = list(nodes)
+    for more in (run.config.VISUALIZERS, [node for node in usual if not run.missing(node)]):
+        gallery = next((node for node in chosen if node[NAME] == "misclassified"), None)
+        chosen += [same_images(gallery, node) for node in not_among(chosen, more)]
     return chosen
 
 
@@ -160,29 +155,28 @@ def _picture(name: str, figure: Figure, visualizer: str, names: str) -> list[Blo
 
 def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
     facts = _facts(run)
-    main = [Section(title, [block for name in names for block in pictures.get(name, [])])
-            for title, names in _PICTURES.items()]
     known = {name for names in _PICTURES.values() for name in names}
-    further = [block for name, blocks in pictures.items() if name not in known for block in blocks]
-    sections = [Section("Results", _results(run)), *main[:4]]
-    if further:
-        sections.append(Section("Further pictures", further))
-    model = Section("Model", [*main[-1].blocks, *_model_code(run)])
-    sections += [*main[4:-1], model,
-                 Section("Training log", [Code(_read(run, "train.log"))]),
-                 Section("Config", _repeat(run, facts)),
-                 Section("Environment", [Code(_read(run, "environment.txt"))])]
-    return [*_notes(run), Section("Hand-in", [_handed_in(run, facts)]), *_requirements(run),
-            *sections]
+    further = [name for name in pictures if name not in known]
+    drawn = {title: [block for name in names or further for block in pictures.get(name, [])]
+             for title, names in _PICTURES.items()}
+    drawn["Model"] += _model_code(run)
+    content: dict[str, Sequence[Block]] = {
+        "Notes": _notes(run), "Hand-in": [_handed_in(run, facts)],
+        "Requirements": _requirements(run), "Results": _results(run), **drawn,
+        "Training log": [Code(_read(run, "train.log"))], "Config": _repeat(run, facts),
+        "Environment": [Code(_read(run, "environment.txt"))]}
+    return [Section(title, blocks) for title, blocks in content.items() if blocks]
 
 
-def _requirements(run: Run) -> list[Section]:
+def _requirements(run: Run) -> list[Block]:
     """Return what the config's REQUIRE demands, each with what was found."""
     demands = check_requirements(run.config, run)
-    rows = [[demand.text, demand.state, demand.found or ""] for demand in demands]
+    if not demands:
+        return []
     sentence = summary(demands)
-    return [Section("Requirements", [Text(f"{sentence[0].upper()}{sentence[1:]}."),
-                                     Table(["demand", "verdict", "found"], rows)])] if rows else []
+    return [Text(f"{sentence[0].upper()}{sentence[1:]}."),
+            Table(["demand", "verdict", "found"],
+                  [[demand.text, demand.state, demand.found or ""] for demand in demands])]
 
 
 def _results(run: Run) -> list[Block]:
@@ -287,10 +281,10 @@ def _handed_in(run: Run, facts: dict[str, str]) -> Table:
     ])
 
 
-def _notes(run: Run) -> list[Section]:
+def _notes(run: Run) -> list[Block]:
     """Return the user's own words, from `notes.md` in the run folder."""
-    path = run.folder / "notes.md"
-    return [Section("Notes", [UserMarkdown(_read(run, path.name))])] if path.is_file() else []
+    name = "notes.md"
+    return [UserMarkdown(_read(run, name))] if (run.folder / name).is_file() else []
 
 
 def _facts(run: Run) -> dict[str, str]:

@@ -209,13 +209,13 @@ def _pages(pages: str, draw: Callable[[Picture, np.ndarray, int], None],
                                **layout)
         for axes, number in zip(blocks, numbers):
             draw(figure, axes, number)
-        width, height = figure.get_size_inches()
+        height = figure.get_size_inches()[1]
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=colormap),
                               cax=figure.panel(0.3, height - 0.54, 2.4, 0.1),
                               orientation="horizontal", ticks=[0, 1])
         bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
         bar.outline.set_visible(False)
-        figure.text(0.1 / width, 0.12 / height, scale, fontsize=7.5, va="center")
+        figure.words(0.1, height - 0.12, scale, 7.5, va="center")
         figure.table = table(numbers)
         return figure
 

@@ -29,10 +29,9 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
     Args:
         layout: "overlaid" draws train and test into one panel, "2x2" into one each.
     """
-    epochs = {}
-    for run in runs:
-        epochs[run.folder] = run.metrics
-        if not run.metrics:
+    histories = [run.metrics for run in runs]
+    for run, history in zip(runs, histories):
+        if not history:
             raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
     names = run_names(runs)
     # Two of them stand in a line of the legend.
@@ -46,15 +45,13 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.36 / height))
     grid = figure.add_gridspec(3 if is_2x2 else 2, 2, height_ratios=[3] * (1 + is_2x2) + [2])
     panels: dict[tuple[str, str], Axes] = {}
-    splits = ("train", "held out")
-    for row, quantity in enumerate(("loss", "accuracy")):
-        for column, split in enumerate(splits):
-            panels[quantity, split] = figure.add_subplot(
-                grid[row, column] if is_2x2 else grid[0, row]) if is_2x2 or not column else (
-                panels[quantity, "train"])
+    for place, quantity in enumerate(("loss", "accuracy")):
+        axes = figure.add_subplot(grid[place, 0] if is_2x2 else grid[0, place])
+        panels[quantity, "train"] = axes
+        panels[quantity, "held out"] = figure.add_subplot(grid[place, 1]) if is_2x2 else axes
     rate_panel = figure.add_subplot(grid[-1, :])
-    for number, run in enumerate(runs):
-        history, best, held_out = epochs[run.folder], run.best, run.monitored
+    for number, (run, history) in enumerate(zip(runs, histories)):
+        best, held_out = run.best, run.monitored
         for (quantity, split), axes in panels.items():
             name = held_out if split == "held out" else "train"
             scale = 100 if quantity == "accuracy" else 1
@@ -81,8 +78,8 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(whole_numbers())
         axes.set_ylabel("accuracy (%)" if quantity == "accuracy" else "loss")
-    _choose_scale([panels["loss", name] for name in splits])
-    _share_percentages([panels["accuracy", name] for name in splits])
+    _choose_scale([panels["loss", "train"], panels["loss", "held out"]])
+    _share_percentages([panels["accuracy", "train"], panels["accuracy", "held out"]])
     _finish_rates(rate_panel)
     handles = {label: handle for axes in panels.values() for handle, label in zip(
         *axes.get_legend_handles_labels()) if label != "best"}

@@ -54,8 +54,7 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
     caption = wrap(f"{total} images, {plural(len(data.classes), 'class')} of "
                    f"{_range(counts['train'])} each{'.' if note else ''}{note}", 8.8)
     example_height, charts = 0.62, 5.07 + 0.13 * len(caption)
-    height = 0.4 + charts + 0.45 + example_height * len(shown)
-    figure = Picture(9, height)
+    figure = Picture(9, 0.4 + charts + 0.45 + example_height * len(shown))
     figure.headline("The data", "\n".join(caption))
     _draw_counts(figure.panel(0.7, charts - 4.45, 8.1, 1.7), names, counts)
     _draw_sizes(figure.panel(1.0, charts - 1.65, 3.5, 1.65), facts)
@@ -65,16 +64,14 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
     text.axis("off")
     text.set_title("Pixels, scaled to 0–1", loc="left")
     text.text(0, 0.97, statistics, va="top", family="monospace", fontsize=8, linespacing=1.4)
-    random = np.random.default_rng(seed)
     top = 0.4 + charts + 0.25
-    figure.text(0.1 / 9, 1 - top / height, "Training images of each class"
-                + (f" (the first {_ROWS} of {len(data.classes)})"
-                   if len(data.classes) > _ROWS else ""), fontsize=9)
-    place = min(example_height, 7.6 / per_class)
+    first = f" (the first {_ROWS} of {len(data.classes)})" if len(data.classes) > _ROWS else ""
+    figure.words(0.1, top, f"Training images of each class{first}", 9)
+    place, random = min(example_height, 7.6 / per_class), np.random.default_rng(seed)
     for row, label in enumerate(shown):
         y = top + 0.1 + row * example_height
-        figure.text(1.15 / 9, 1 - (y + example_height / 2) / height,
-                    shorten(names[label], 1.05, 8), ha="right", va="center", fontsize=8)
+        figure.words(1.15, y + example_height / 2, shorten(names[label], 1.05, 8), 8, ha="right",
+                     va="center")
         members = random.permutation(np.flatnonzero(data.train.labels == label))[:per_class]
         for column, position in enumerate(members):
             axes = figure.panel(1.25 + column * place, y, place - 0.04, place - 0.04)
@@ -165,4 +162,4 @@ def _statistics_table(data: ImageData, facts: dict[str, dict], config: Config) -
         rows += [row("Normalize mean", data.mean), row("... deviation", data.std),
                  ["as the data set declares them" if is_declared else
                   "of all training images, not only those used"]]
-    return "\n".join(in_columns(rows, "<14", *[">6"] * data.channels))
+    return "\n".join(in_columns(rows, "<16", *[">6"] * data.channels))

@@ -81,12 +81,9 @@ def choose_nodes(subject: Drawable, flagged: Sequence[Any], everything: bool) ->
     """
     if flagged and not everything:
         return list(flagged)
-    nodes: list[Any] = list(subject.config.VISUALIZERS)
+    nodes = [*flagged, *not_among(flagged, subject.config.VISUALIZERS)]
     if everything:
-        named = {node[NAME] for node in flagged}
-        nodes = [*flagged, *(node for node in nodes if node[NAME] not in named)]
-        named = {node[NAME] for node in nodes}
-        nodes += [{NAME: name} for name in VISUALIZERS.own if name not in named]
+        nodes += not_among(nodes, [{NAME: name} for name in VISUALIZERS.own])
     if not nodes:
         raise ConfigError(
             f"{subject.config.name} lists no VISUALIZERS",
@@ -102,6 +99,12 @@ def choose_nodes(subject: Drawable, flagged: Sequence[Any], everything: bool) ->
         else:
             possible.append(node)
     return possible
+
+
+def not_among(nodes: Iterable[Any], more: Iterable[Any]) -> list[Any]:
+    """Return those of more nodes whose visualizers the first ones do not name."""
+    named = {node[NAME] for node in nodes}
+    return [node for node in more if node[NAME] not in named]
 
 
 def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:

@@ -65,19 +65,17 @@ class Picture(Figure):
 
     def headline(self, title: str, caption: str) -> None:
         """Put a title into the upper left corner, and under it the caption, in as many lines."""
-        width, height = self.get_size_inches()
+        room = self.get_size_inches()[0] - 0.2
         self._head = [
-            self.text(0.1 / width, 1 - 0.1 / height, shorten(title, width - 0.2, 11, "bold"),
-                      va="top", fontsize=11, fontweight="bold"),
-            self.text(0.1 / width, 1 - 0.34 / height, caption, va="top", fontsize=7.5, color=FAINT,
-                      linespacing=1.15)]
+            self.words(0.1, 0.1, shorten(title, room, 11, "bold"), 11, va="top", fontweight="bold"),
+            self.words(0.1, 0.34, caption, 7.5, va="top", color=FAINT, linespacing=1.15)]
         self._head_height = 0.3 + 0.13 * len(caption.splitlines())
         self.title, self.caption = title, " ".join(caption.split("\n"))
 
-    def words(self, left: float, top: float, text: str, points: float, **style: Any) -> None:
-        """Put a line of text at a place, in inches from the upper left corner."""
+    def words(self, left: float, top: float, text: str, points: float, **style: Any) -> Artist:
+        """Put text at a place, in inches from the upper left corner, and return it."""
         width, height = self.get_size_inches()
-        self.text(left / width, 1 - top / height, text, fontsize=points, **style)
+        return self.text(left / width, 1 - top / height, text, fontsize=points, **style)
 
     def panel(self, left: float, top: float, wide: float, tall: float) -> Axes:
         """Return axes at a place, in inches from the upper left corner."""
@@ -182,6 +180,14 @@ def grids(count: int, rows: int, columns: int, headline: str, caption: str, side
             axes.set_anchor("N")
         blocks.append(block)
     return figure, blocks
+
+
+def sheet(count: int, columns: int, headline: str, caption: str, size: float, above: float,
+          aspect: float) -> tuple[Picture, Iterator[Axes]]:
+    """Return a picture with places for `count` images in rows, and these; see `grids`."""
+    figure, (axes,) = grids(1, -(-count // columns), columns, headline, caption, size=size,
+                            above=above, aspect=aspect)
+    return figure, axes.flat
 
 
 def show_image(axes: Axes, image: np.ndarray, title: str = "", colour: str = "black") -> None:

@@ -16,11 +16,12 @@ from cvkit.visualizers.drawing import (
     WRONG,
     Picture,
     arrow,
+    aspect_of,
     drawn_names,
-    grids,
     message,
     percent,
     positions_of,
+    sheet,
     show_image,
     styled,
     told_names,
@@ -65,11 +66,10 @@ def gallery(data: ImageData, predictions: Predictions, rows: np.ndarray, headlin
               f"({_sureness(predictions, row)})" for row in rows]
     lines = max(title.count("\n") + 1 for title in titles)
     aspects = {image.shape[0] / image.shape[1] for image in images}
-    figure, (axes,) = grids(1, -(-len(rows) // columns), columns, headline,
-                            f"{caption}{told_names(predictions.classes)[0]}",
-                            size=size, above=0.1 + 0.125 * lines,
-                            aspect=min(aspects.pop(), 2) if len(aspects) == 1 else 1)
-    for axis, image, title in zip(axes.flat, images, titles):
+    figure, places = sheet(
+        len(rows), columns, headline, f"{caption}{told_names(predictions.classes)[0]}", size=size,
+        above=0.1 + 0.125 * lines, aspect=aspect_of(images) if len(aspects) == 1 else 1)
+    for axis, image, title in zip(places, images, titles):
         show_image(axis, image, title, WRONG)
     figure.table = errors_table(data.test, predictions, rows)
     return figure

@@ -14,8 +14,8 @@ from cvkit.visualizers.drawing import (
     Picture,
     aspect_of,
     drawn_names,
-    grids,
     percent,
+    sheet,
     shorten,
     show_image,
     styled,
@@ -38,22 +38,27 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
         raise ValueError(f"count is 1 or more, not {count}")
     batch = loaders.train.first_batch()
     images = loaders.train.denormalise(batch.images[:count])
-    columns = min(10, max(5, -(-len(images) // 4)), len(images))
+    columns = _columns(len(images))
     # Over a mixed image there are two lines.
     is_mixed = batch.targets.ndim == 2
     size, names = max(1.15 if is_mixed else 0.9, 4.0 / columns), drawn_names(data.classes)
     note, numbered = told_names(data.classes)
-    figure, (axes,) = grids(
-        1, -(-len(images) // columns), columns, "What the model receives",
+    figure, places = sheet(
+        len(images), columns, "What the model receives",
         f"The first {plural(len(images), 'image')} of the first training batch of "
         f"{len(batch.labels)}, after the whole pipeline.{note}", size=size,
         above=0.32 if is_mixed else 0.2, aspect=aspect_of(images))
-    for axis, image, target in zip(axes.flat, images, batch.targets):
+    for axis, image, target in zip(places, images, batch.targets):
         show_image(axis, image, "\n".join(_words(target, names, size)))
     rows = [(number, ", ".join(_words(target, data.classes, math.inf)))
             for number, target in enumerate(batch.targets[:count], 1)]
     figure.table = "\n".join(in_columns(rows, ">4")) + numbered
     return figure
+
+
+def _columns(images: int) -> int:
+    """Return how many images stand in a row: of many up to 10, of few 5."""
+    return min(10, max(5, -(-images // 4)), images)
 
 
 def _words(target: Tensor, classes: Sequence[str], inches: float) -> list[str]:
@@ -88,15 +93,15 @@ def augmentations(loaders: Loaders, data: ImageData, count: int = 19, image: int
     for number in range(count):
         pipeline.seed(seed, number)
         images.append(pipeline(original))
-    columns = min(10, max(5, -(-len(images) // 4)), len(images))
+    columns = _columns(len(images))
     name = drawn_names(data.classes)[split.labels[image]]
     note, numbered = told_names(data.classes)
     alone = ", before it is mixed with others" if pipeline.mixing else ""
-    figure, (axes,) = grids(
-        1, -(-len(images) // columns), columns, "One image, many times through the pipeline",
+    figure, places = sheet(
+        len(images), columns, "One image, many times through the pipeline",
         f"Training image {image}, {name}: the original, then {count} passes{alone}.{note}",
         size=max(0.9, 4.0 / columns), above=0.2, aspect=aspect_of(images))
-    for number, (axis, item) in enumerate(zip(axes.flat, images)):
+    for number, (axis, item) in enumerate(zip(places, images)):
         show_image(axis, item, str(number) if number else "original")
     figure.table = numbered.strip()
     return figure
