@@ -88,7 +88,7 @@ def test_links_lead_somewhere_and_names_exist(path):
     text = path.read_text()
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("https://") or (DOCS / link).exists(), link
-    for name in re.findall(r"\b(?:tools|notebooks|cvkit)/[\w/]+\.(?:py|ipynb)\b", text):
+    for name in re.findall(r"\b(?:tools|notebooks|cvkit|tests)/[\w/]+\.(?:py|ipynb)\b", text):
         assert (ROOT / name).is_file(), name
     for group, key in re.findall(r"\b(DATA|TRAIN)\.([A-Z_]+)\b", text):
         assert key in SCHEMA[group], f"{group}.{key}"
@@ -276,7 +276,7 @@ def test_what_contributors_read_names_files_and_tests_that_exist(name):
     paths += re.findall(r"\b(?:cvkit|docs|tests|tools)/[\w/]+\.(?:py|md)\b", text)
     for path in paths:
         assert (ROOT / path).is_file(), path
-    for file, test in re.findall(r"(tests/\w+\.py)::(\w+)", text):
+    for file, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
         assert f"\ndef {test}(" in (ROOT / file).read_text(), test
 
 

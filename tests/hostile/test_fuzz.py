@@ -1,6 +1,6 @@
 """Random mistakes: each case works or ends in one clear `UserError`.
 
-`CVKIT_FUZZ_CASES=100000 python -m pytest tests/test_fuzz.py` is a long run. Cases are numbered, and
+`CVKIT_FUZZ_CASES=100000 python -m pytest tests/hostile/test_fuzz.py` is a long run. Cases are numbered, and
 a number alone decides what a case is: those of the suite are the first of a long run. A failure
 names its number; `CVKIT_FUZZ_FIRST=4711 CVKIT_FUZZ_CASES=1` runs that one. All messages that users
 were told go into the file that CVKIT_FUZZ_TOLD names, to be read.
@@ -81,7 +81,7 @@ def hunt(name, quick, case, share=1.0):
         except Exception as error:
             frames = [f"{Path(frame.filename).name}:{frame.lineno}"
                       for frame in traceback.extract_tb(error.__traceback__)
-                      if "cvkit" in frame.filename and "tests" not in frame.filename]
+                      if Path(frame.filename).is_relative_to(ROOT / "cvkit")]
             kind = (type(error).__name__, frames[-1] if frames else "", re.sub(r"\d+", "", str(error))[:40])
             kinds.setdefault(kind, []).append((number, error, case.made, frames))
     print(f"fuzz: {name}: {count} cases, {told} told, {len(kinds)} kinds of failure")
