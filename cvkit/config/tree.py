@@ -108,9 +108,11 @@ class Config(CfgNode):
 
     def merge_from_file(self, *_: Any) -> None:
         """Refuse; what yacs would merge here is neither checked nor knows where it came from."""
-        raise AttributeError("a config is merged as it is read: load_config(path, overrides)")
+        raise AttributeError("a config is merged as it is read, load_config(path, overrides), and "
+                             "has the keys of its schema")
 
     merge_from_list = merge_from_other_cfg = merge_from_file
+    set_new_allowed = register_renamed_key = register_deprecated_key = merge_from_file
 
     def _immutable(self, is_immutable: bool) -> None:
         self.__dict__[CfgNode.IMMUTABLE] = is_immutable

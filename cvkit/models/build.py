@@ -50,7 +50,8 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
         with torch.no_grad():
             output = model(torch.zeros(1, channels, height, width))
     except (RuntimeError, AssertionError, ValueError) as error:
-        smallest = smallest_image(name)
+        # A registered name hides torchvision's.
+        smallest = None if name in MODELS.own else smallest_image(name)
         if channels != 3 and smallest:
             hint = "It takes 3 channels. Add {NAME: ToRGB} to both lists of transforms."
         elif smallest and min(height, width) < min(smallest):

@@ -251,8 +251,8 @@ def test_open_nodes_take_new_keys_from_a_list_nested_ones_too(write):
     assert cfg.MODEL == {"NAME": "resnet18", "deep": {"er": 1}, "width": 8}
 
 
-@pytest.mark.parametrize("name", ["merge_from_file", "merge_from_list", "merge_from_other_cfg"])
-def test_merge_methods_of_yacs_are_refused(write, name):
+@pytest.mark.parametrize("name", ["merge_from_file", "merge_from_list", "merge_from_other_cfg", "set_new_allowed", "register_renamed_key", "register_deprecated_key"])
+def test_methods_of_yacs_that_the_schema_makes_meaningless_are_refused(write, name):
     cfg = load_config(write("")).clone()
     cfg.defrost()
     with pytest.raises(AttributeError, match="load_config"):

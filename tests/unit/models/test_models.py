@@ -174,6 +174,16 @@ def test_images_that_do_not_fit_are_refused(name, shape, expected):
     assert expected in str(caught.value)
 
 
+def test_a_model_of_one_s_own_is_not_taken_for_torchvision_s_of_that_name():
+    @MODELS.register("alexnet")
+    def own(num_classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(7, num_classes))
+
+    with pytest.raises(ConfigError) as caught:
+        build_model("alexnet", 10, SHAPE)
+    assert "made for" not in str(caught.value) and "It is offered in_channels" in str(caught.value)
+
+
 @pytest.mark.parametrize("node, expected", [
     ({"NAME": "resnet18", "num_classes": 5}, "num_classes is 5, but the data has 10 classes"),
     ({"NAME": "resnet18", "in_channels": 1}, "in_channels is 1, but the data has 3 channels"),
