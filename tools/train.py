@@ -43,16 +43,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     args = parse(sys.argv[1:])
     if args.is_of_run and not os.path.isfile(args.config):
-        # It says which runs there are.
         from cvkit.runs.folder import open_run
-
         args.config = str(open_run(args.resume).folder / "config.yaml")
     config = load_config(args.config, args.overrides)
     if args.print_config:
         return print(config.dump(origins=True), end="")
     # This imports torch, and comes after what can be told without it.
     from cvkit.session import check, train
-
     if args.check:
         return check(config)
     train(config, resume=args.resume if args.resume else args.resume is not None)

@@ -38,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv):
         return parser().print_help()
-    # These import matplotlib and torch, which --help can do without.
     from cvkit.reporting import report
     from cvkit.visualizers import draw, flags
     words, pictures = flags.split_words(sys.argv[1:], OWN)
@@ -48,9 +47,9 @@ def main() -> None:
         nodes = flags.read_flags(pictures, subject.config, OWN)
     if args.list:
         print(flags.listing())
-    elif args.report and (args.all or args.format != "png" or args.dpi != 150):
-        parser().error("--report draws its own pictures: no --all, --format or --dpi with it")
     elif args.report:
+        if args.all or args.format != "png" or args.dpi != 150:
+            parser().error("--report draws its own pictures: no --all, --format or --dpi with it")
         report.write_report(subject, nodes, args.out)
     else:
         nodes = draw.choose_nodes(subject, nodes, args.all)

@@ -25,6 +25,12 @@ SCREEN, FILE = {"only": "screen"}, {"only": "file"}
 _FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0
 
 
+def in_notebook() -> bool:
+    """Whether this process runs the cells of a notebook."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    return kernel is not None and kernel.IPKernelApp.initialized()
+
+
 class _Place(logging.Handler):
     """Takes the lines that are not for another place alone; of several processes, the first's."""
 
@@ -54,7 +60,7 @@ class Screen(_Place):
     @property
     def is_live(self) -> bool:
         """Whether bars that move are shown, as on a terminal; a file or a pipe gets whole lines."""
-        return self._may_speak and (sys.stdout.isatty() or "ipykernel" in sys.modules)
+        return self._may_speak and (sys.stdout.isatty() or in_notebook())
 
     @property
     def _may_speak(self) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
 
 from cvkit.system import distributed
+from cvkit.system.log import in_notebook
 
 # SIGHUP comes when a terminal closes; Windows has none.
 _WATCHED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -70,7 +70,7 @@ class StopSignals:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         words = "\nStopping after this step, to save it. Again stops at once.\n"
-        if "ipykernel" in sys.modules:
+        if in_notebook():
             print(words)
         elif distributed.is_main():
             # The signal may have come in the middle of a print.

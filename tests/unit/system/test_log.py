@@ -179,3 +179,10 @@ def test_names_that_cannot_be_written_are_escaped_on_the_screen_and_in_the_log(t
     expected = "left out   bad\\udcff.png, a\\u202eb.png, a\\x1b[2Jb.png\tand more\n"
     assert capsys.readouterr().out == expected
     assert (tmp_path / "train.log").read_text(encoding="utf-8") == expected
+
+
+def test_a_bar_moves_in_a_notebook_and_not_where_its_packages_are_imported(monkeypatch):
+    kernelapp = pytest.importorskip("ipykernel.kernelapp")
+    assert not screen.is_live
+    monkeypatch.setattr(kernelapp.IPKernelApp, "initialized", lambda: True)
+    assert screen.is_live
