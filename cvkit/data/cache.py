@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,26 @@ class ImageCache:
             return np.asarray(self._kept[place])
         return self._pipeline.prepare(self._images.image(position))
 
+    def readable(self, positions: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the prepared images at these positions, each with its number among them.
+
+        Raises:
+            DataError: one cannot be read, unless it may be left out, or none of them can.
+        """
+        found, reason = 0, ""
+        for number, position in enumerate(positions):
+            try:
+                image = self.image(position)
+            except UnreadableError as error:
+                if not self.may_skip:
+                    raise
+                reason = error.problem
+                continue
+            found += 1
+            yield number, image
+        if not found:
+            raise nothing_left(reason)
+
     def fill(self) -> None:
         """Decode and prepare all images, if they fit and that was not done yet.
 
@@ -140,3 +161,8 @@ class ImageCache:
             # The copy on the device is enough.
             self._kept = []
         return pixels.to(device), places.to(device)
+
+
+def nothing_left(reason: str) -> DataError:
+    return DataError(f"no image of a whole batch can be read; {reason}",
+                     hint="Is the drive that holds them gone?")

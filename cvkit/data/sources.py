@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from cvkit.data.cache import ImageCache
-from cvkit.data.images import ImageSet, UnreadableError
+from cvkit.data.cache import ImageCache, nothing_left
+from cvkit.data.images import ImageSet
 from cvkit.data.pipeline import RESIZE_HINT, Pipeline
 from cvkit.data.plan import EpochPlan
 from cvkit.errors import DataError, RunError, UserError
@@ -58,7 +57,7 @@ class BatchedSource:
             if has_gaps:
                 readable = np.flatnonzero(~self._cache.missing[positions[part]])
                 if not len(readable):
-                    raise _nothing_left(f"{self._images.name(positions[part.start])} is one")
+                    raise nothing_left(f"{self._images.name(positions[part.start])} is one")
                 batch = torch.from_numpy(part.start + readable).to(self._device)
             chosen = order[batch]
             images = pixels.index_select(0, places.index_select(0, chosen))
@@ -71,22 +70,14 @@ class BatchedSource:
 
     def take(self, asked: Sequence[int], epoch: int) -> Pixels:
         """Return the images at these places of an epoch, without what may be left out."""
-        found, places, positions = [], [], self._plan.positions(epoch)
-        for place in asked:
-            try:
-                found.append(self._cache.image(positions[place]))
-            except UnreadableError as error:
-                if not self._cache.may_skip:
-                    raise
-                reason = error.problem
-                continue
-            places.append(place)
-        if not places:
-            raise _nothing_left(reason)
-        chosen = positions[places]
+        places = np.asarray(asked)
+        chosen = self._plan.positions(epoch)[places]
+        found = dict(self._cache.readable(chosen))
+        places, chosen = places[list(found)], chosen[list(found)]
+        pixels = torch.from_numpy(np.stack(list(found.values()))).to(self._device)
+        drawn = self._draw(epoch, pixels.shape[1:])
         images = self._pipeline.augment_batch(
-            torch.from_numpy(np.stack(found)).to(self._device),
-            [[values[places] for values in group] for group in self._draw(epoch, found[0].shape)])
+            pixels, [[values[places] for values in group] for group in drawn])
         return (images, torch.from_numpy(self._images.labels[chosen]),
                 torch.from_numpy(self._images.index[chosen]))
 
@@ -95,11 +86,8 @@ class BatchedSource:
         return [[values.to(self._device) for values in group] for group in drawn]
 
 
-class _Request(NamedTuple):
-    """Which images make a batch, and the seed of their augmentation."""
-
-    positions: np.ndarray
-    key: tuple[int, ...]
+# Positions of the images that make a batch, and the seed of their augmentation.
+_Request = tuple[np.ndarray, tuple[int, ...]]
 
 
 class PerImageSource:
@@ -107,7 +95,7 @@ class PerImageSource:
 
     def __init__(self, images: ImageSet, cache: ImageCache, pipeline: Pipeline, plan: EpochPlan,
                  workers: int, pin_memory: bool, imports: Sequence[str] = ()):
-        self._cache, self._plan = cache, plan
+        self._plan = plan
         self._batches = _Batches(images, cache, pipeline, imports)
         self._requests = _Requests(plan)
         workers = min(workers, len(self._requests))
@@ -121,13 +109,15 @@ class PerImageSource:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pixels]:
         """Yield the batches of an epoch, from that number on; those before are not made."""
         # Filled before workers are forked, the memory is shared with them.
-        self._cache.fill()
+        self._batches.cache.fill()
         self._requests.epoch, self._requests.start = epoch, start
         try:
             with _signals_wait():
                 batches = iter(self._loader)
             for item in batches:
-                yield _raised(item)
+                if isinstance(item, UserError):
+                    raise item
+                yield item
         except RuntimeError as error:
             if not is_death_of_worker(error):
                 raise
@@ -152,31 +142,25 @@ class PerImageSource:
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()
 
-    def take(self, places: Sequence[int], epoch: int) -> Pixels:
+    def take(self, asked: Sequence[int], epoch: int) -> Pixels:
         """Return the images at these places of an epoch, without what may be left out.
 
         They are as in their batches.
         """
-        asked, size = np.asarray(places), self._plan.batch_size
+        places, size = np.asarray(asked).tolist(), self._plan.batch_size
         order = self._plan.positions(epoch)
-        if not self._batches.pipeline.random:
-            # An image is the same in whichever batch.
-            return _raised(self._batches[_Request(order[asked], (self._plan.seed, epoch, 0))])
-        alone = _Requests(EpochPlan(len(order), size, False, self._plan.seed))
-        made: dict[int, tuple[Tensor, ...]] = {}
-        for number in np.unique(asked // size).tolist():
-            # Those before them in the batch draw random numbers as well.
-            needed = (asked[asked // size == number] % size).max() + 1
-            request = alone.request(order, epoch, number)
-            request = request._replace(positions=request.positions[:needed])
-            rows = list(zip(*_raised(self._batches[request])))
-            for place, index in enumerate(self._batches.index[request.positions].tolist()):
-                if rows and rows[0][2] == index:
-                    # An image whose index is not next was left out.
-                    made[number * size + place] = rows.pop(0)
-        images, labels, index = map(torch.stack, zip(*(
-            made[place] for place in asked.tolist() if place in made)))
-        return images, labels, index
+        batches: list[Sequence[int]] = [places]
+        if self._batches.pipeline.random:
+            # Those before them in their batches draw random numbers as well.
+            last = {place // size: place for place in sorted(places)}
+            batches = [range(number * size, place + 1) for number, place in last.items()]
+        made: dict[int, np.ndarray] = {}
+        for batch in batches:
+            key = (self._plan.seed, epoch, batch[0] // size)
+            made |= {batch[number]: image
+                     for number, image in self._batches.images(order[list(batch)], key)}
+        found = [place for place in places if place in made]
+        return self._batches.stacked(order[found], [made[place] for place in found])
 
 
 class _UserCode:
@@ -205,34 +189,33 @@ class _Batches(Dataset):
         self.cache, self.pipeline = cache, pipeline
 
     def __getitem__(self, request: _Request) -> Pixels | UserError:
-        self.pipeline.seed(*request.key)
+        positions, key = request
         if get_worker_info() is not None:
             # A resumed run begins with new processes; user code that draws from the global random
             # numbers has to draw the same in them.
-            seed_random_numbers(*request.key)
-        pixels, places = [], []
+            seed_random_numbers(*key)
         try:
-            for position in request.positions:
-                try:
-                    image = self.cache.image(position)
-                except UnreadableError as error:
-                    if not self.cache.may_skip:
-                        raise
-                    reason = error.problem
-                    continue
-                pixels.append(self.pipeline.augment(image))
-                places.append(position)
+            made = dict(self.images(positions, key))
+            return self.stacked(positions[list(made)], list(made.values()))
         except UserError as error:
             # The main process raises it, without a worker's traceback around it.
             return error
-        if not pixels:
-            return _nothing_left(reason)
-        shapes = {image.shape for image in pixels}
+
+    def images(self, positions: np.ndarray,
+               key: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the images of a batch and their numbers in it, without what may be left out."""
+        self.pipeline.seed(*key)
+        for number, image in self.cache.readable(positions):
+            yield number, self.pipeline.augment(image)
+
+    def stacked(self, positions: np.ndarray, images: Sequence[np.ndarray]) -> Pixels:
+        """Return the images at these positions as one batch."""
+        shapes = {image.shape for image in images}
         if len(shapes) > 1:
-            return DataError(f"images come out in different sizes: {sorted(shapes)}",
-                             hint=RESIZE_HINT.format(64, 64))
-        return (torch.from_numpy(np.stack(pixels)),
-                torch.from_numpy(self.labels[places]), torch.from_numpy(self.index[places]))
+            raise DataError(f"images come out in different sizes: {sorted(shapes)}",
+                            hint=RESIZE_HINT.format(64, 64))
+        return (torch.from_numpy(np.stack(images)), torch.from_numpy(self.labels[positions]),
+                torch.from_numpy(self.index[positions]))
 
 
 class _Requests(Sampler):
@@ -244,16 +227,12 @@ class _Requests(Sampler):
     def __len__(self) -> int:
         return len(self.plan.batch_sizes) - self.start
 
-    def request(self, positions: np.ndarray, epoch: int, number: int) -> _Request:
-        """Return that of one batch, given the positions of its epoch's images."""
-        # Each process draws numbers of its own for its part.
-        rank = (self.plan.rank,) if self.plan.rank else ()
-        return _Request(positions[self.plan.part(number)],
-                        (self.plan.seed, epoch, number, *rank))
-
     def __iter__(self) -> Iterator[_Request]:
-        positions, count = self.plan.positions(self.epoch), len(self.plan.batch_sizes)
-        return (self.request(positions, self.epoch, number) for number in range(self.start, count))
+        plan, epoch, positions = self.plan, self.epoch, self.plan.positions(self.epoch)
+        # Each process draws numbers of its own for its part.
+        rank = (plan.rank,) if plan.rank else ()
+        for number in range(self.start, len(plan.batch_sizes)):
+            yield positions[plan.part(number)], (plan.seed, epoch, number, *rank)
 
 
 def why_not_in_workers(pipeline: Pipeline, images: ImageSet | None) -> str | None:
@@ -305,11 +284,6 @@ def death_of_worker(reason: object) -> DataError:
                           "without such processes.")
 
 
-def _nothing_left(reason: str) -> DataError:
-    return DataError(f"no image of a whole batch can be read; {reason}",
-                     hint="Is the drive that holds them gone?")
-
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -341,9 +315,3 @@ def _signals_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _raised(item: Pixels | UserError) -> Pixels:
-    if isinstance(item, UserError):
-        raise item
-    return item
