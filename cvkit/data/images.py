@@ -98,9 +98,8 @@ class ImageFiles:
                 # This turns a TIFF, and reads what PNGs have at the end.
                 file.load()
                 turn = None if is_tiff else _TURNS.get(_orientation(file))
-                image: Image.Image = file
-                if image.getbands()[-1] in "Aa" or "transparency" in image.info:
-                    image = self._grounded(image.convert("RGBA"), position)
+                has_alpha = file.getbands()[-1] in "Aa" or "transparency" in file.info
+                image = self._grounded(file.convert("RGBA"), position) if has_alpha else file
                 image = image.convert("RGB" if self.channels == 3 else "L")
                 pixels = np.asarray(image if turn is None else image.transpose(turn))
         except DataError:
@@ -272,11 +271,11 @@ def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.exists(path) else -1
 
 
-# How to give the fields of an `ImageData` that are rows of something.
-_FORMS = {"classes": "their names: [\"cat\", \"dog\"]",
-          "mean": "one number for each channel: (0.5,) or (0.5, 0.5, 0.5)",
-          "std": "one number for each channel: (0.2,) or (0.2, 0.2, 0.2)",
-          "image_size": "(height, width), or None where sizes differ"}
+# The fields of an `ImageData` that are rows of something, of what, and how to give them.
+_ROWS = {"classes": (str, "their names: [\"cat\", \"dog\"]"),
+         "mean": (float, "one number for each channel: (0.5,) or (0.5, 0.5, 0.5)"),
+         "std": (float, "one number for each channel: (0.2,) or (0.2, 0.2, 0.2)"),
+         "image_size": (int, "(height, width), or None where sizes differ")}
 
 
 @dataclass(frozen=True)
@@ -311,22 +310,25 @@ class ImageData:
 
     def __post_init__(self) -> None:
         # Checkpoints hold plain values only, and NumPy's scalars are none.
-        for name, kind in (("classes", str), ("mean", float), ("std", float), ("image_size", int)):
+        for name, (kind, form) in _ROWS.items():
             value = getattr(self, name)
             try:
                 value = value if value is None else tuple(map(kind, value))
             except (TypeError, ValueError):
                 raise DataError(f"{name} of ImageData is {value!r}",
-                                hint=f"Give {_FORMS[name]}.") from None
+                                hint=f"Give {form}.") from None
             object.__setattr__(self, name, value)
-        for name in ("train", "val", "test"):
-            if getattr(self, name) is not None:
-                self._check(name, getattr(self, name))
+        for name, split in self.splits.items():
+            self._check(name, split)
 
     def _check(self, name: str, split: ImageSet) -> None:
-        count, highest = len(self.classes), int(split.labels.max(initial=0))
+        if not len(split):
+            raise DataError(f"the {name} split has no images",
+                            hint="Leave it out: without it, test is monitored." if name == "val"
+                                 else None)
+        count, highest = len(self.classes), int(split.labels.max())
         if highest >= count:
-            from_one = highest == count and split.labels.min(initial=1) == 1
+            from_one = highest == count and split.labels.min() == 1
             raise DataError(f"the {name} labels go up to {highest}, and {count} classes have the "
                             f"numbers 0 to {count - 1}",
                             hint="Subtract 1: they are counted from 1." if from_one else
@@ -343,6 +345,12 @@ class ImageData:
         if self.image_size not in (None, size):
             raise DataError(f"the {name} images are {size}, and the data set says "
                             f"{self.image_size}", hint=f"Give ImageData image_size={size}.")
+
+    @property
+    def splits(self) -> dict[str, ImageSet]:
+        """The splits that there are, by name."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
     @property
     def monitored(self) -> str:

@@ -253,7 +253,7 @@ def _extreme_images(data: ImageData) -> list[np.ndarray]:
     if data.image_size:
         return [data.train.image(0)]
     by_size: dict[tuple[int, ...], np.ndarray] = {}
-    for split in filter(None, (data.train, data.test, data.val)):
+    for split in data.splits.values():
         for position in evenly(range(len(split)), 64):
             image = split.image(position)
             by_size.setdefault(image.shape, image)

@@ -445,3 +445,11 @@ def test_a_data_set_that_contradicts_itself_is_refused(labels, channels, expecte
     files = ImageSet.of(ImageFiles(["x.png"] * 8), labels)
     with pytest.raises(DataError, match=expected):
         ImageData(tuple("abcd"), files, files, channels, None, mean, mean)
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_a_split_without_images_is_refused(name):
+    splits = {each: ImageSet.of(IMAGES, [0, 1] * 4) for each in ("train", "val", "test")}
+    splits[name] = splits[name].take(np.arange(0))
+    with pytest.raises(DataError, match=f"the {name} split has no images"):
+        ImageData(classes=("a", "b"), channels=3, image_size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, **splits)
