@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from cvkit.errors import ConfigError, where_in
+from cvkit.errors import ConfigError, located, where_in
+from cvkit.models.probing import in_evaluation_mode
 from cvkit.models.torchvision_models import read_torchvision, smallest_image
 from cvkit.registry import MODELS, NAME
 from cvkit.registry.signatures import place_of
@@ -28,27 +30,35 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
     Raises:
         ConfigError: arguments that contradict the data, or a model that cannot take its images.
     """
-    if not takes_weights and not isinstance(node, str) and "weights" in node:
+    node = {NAME: node} if isinstance(node, str) else node
+    if not takes_weights and "weights" in node:
         node = node.clone()
         node.defrost()
         del node["weights"]
     channels, height, width = image_shape
     for key, actual, what in (("num_classes", num_classes, "classes"),
                               ("in_channels", channels, "channels")):
-        if not isinstance(node, str) and node.get(key, actual) != actual:
+        if node.get(key, actual) != actual:
             raise ConfigError(f"{key} is {node[key]}, but the data has {actual} {what}",
                               where=where_in(node, key),
                               hint="Leave it out: it is taken from the data.")
     model = MODELS.build(node, num_classes=num_classes, in_channels=channels,
                          image_size=height if height == width else (height, width))
-    name = node if isinstance(node, str) else node[NAME]
+    with located(node, NAME):
+        _try(model, node, num_classes, image_shape)
+    return model
+
+
+def _try(model: Any, node: Mapping[str, Any], num_classes: int,
+         image_shape: tuple[int, int, int]) -> None:
+    """Refuse what is no model, or makes no logits of an image."""
+    name, (channels, height, width) = node[NAME], image_shape
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model {name} returned {type(model).__name__}, not a torch.nn.Module",
-                          where=where_in(node, NAME), hint="Is a return missing?")
-    model.eval()
+                          hint="Is a return missing?")
     try:
-        with torch.no_grad():
-            output = model(torch.zeros(1, channels, height, width))
+        with torch.no_grad(), in_evaluation_mode(model):
+            output = model(torch.zeros(1, *image_shape))
     except (RuntimeError, AssertionError, ValueError) as error:
         # A registered name hides torchvision's.
         smallest = None if name in MODELS.own else smallest_image(name)
@@ -64,14 +74,11 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
             hint = ("It is offered in_channels, image_size and num_classes, as parameters of that "
                     f"name: {place_of(MODELS.get(name))}")
         raise ConfigError(f"model {name} cannot take images of {channels}×{height}×{width}: "
-                          f"{error}", where=where_in(node, NAME), hint=hint) from error
-    finally:
-        model.train()
+                          f"{error}", hint=hint) from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, num_classes):
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ConfigError(f"model {name} returns {shape} for one image; expected logits of shape "
-                          f"(1, {num_classes}), one per class", where=where_in(node, NAME))
-    return model
+                          f"(1, {num_classes}), one per class")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cvkit.errors import ConfigError
+from cvkit.models.build import count_parameters
 from cvkit.system.text import suggest
 
 # Pixels a side; a map of fewer says nothing about where.
@@ -112,9 +113,9 @@ def choose_layers(model: nn.Module, image: Tensor,
         ConfigError: no such layer, or its map is below 5×5; the legal ones are listed.
     """
     sizes = map_sizes(model, image)
-    is_legal = {name: min(size) >= SMALLEST_MAP for name, size in sizes.items()}
+    legal = {name: size for name, size in sizes.items() if min(size) >= SMALLEST_MAP}
     steps = _blocks(model)
-    blocks = [name for name in sizes if is_legal[name] and name in steps]
+    blocks = [name for name in legal if name in steps]
     if layer in ("auto", "stages"):
         if not blocks:
             largest = max(sizes.values(), default=None)
@@ -133,15 +134,15 @@ def choose_layers(model: nn.Module, image: Tensor,
         if name not in modules or not name:
             raise ConfigError(f"the model has no layer {name!r}",
                               hint=suggest(name, outer, listed=20))
-        if not is_legal.get(name):
-            height, width = sizes.get(name, (0, 0))
-            why = (f"has a map of {height}×{width} pixels; below {SMALLEST_MAP}×{SMALLEST_MAP} it "
-                   "says nothing about where" if name in sizes
-                   else "has no map that the logits depend on")
+        if name not in legal:
+            why = "has no map that the logits depend on"
+            if name in sizes:
+                why = "has a map of {}×{} pixels; below {}×{} it says nothing about where".format(
+                    *sizes[name], SMALLEST_MAP, SMALLEST_MAP)
             possible = (f"Possible are {', '.join(outer)}." if outer
                         else "No layer of this model has one that is large enough.")
             raise ConfigError(f"layer {name} {why}", hint=possible)
-    return {name: sizes[name] for name in sizes if name in asked}
+    return {name: size for name, size in legal.items() if name in asked}
 
 
 def _blocks(model: nn.Module) -> set[str]:
@@ -150,7 +151,7 @@ def _blocks(model: nn.Module) -> set[str]:
     Those are the items of the model, of sequences within it, and of what holds over half of its
     parameters (a backbone, an encoder); pooling does not count.
     """
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = count_parameters(model)
     pooling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Dropout,
                nn.Identity)
     is_transformer = hasattr(model, "reshape_transform")
@@ -159,7 +160,7 @@ def _blocks(model: nn.Module) -> set[str]:
         path, container = containers.pop()
         for name, child in container.named_children():
             full = f"{path}.{name}" if path else name
-            held = sum(parameter.numel() for parameter in child.parameters())
+            held = count_parameters(child)
             # A module that reorders tokens has no parameters, and its shape could be misread.
             if not isinstance(child, pooling) and (held or not is_transformer):
                 found.add(full)

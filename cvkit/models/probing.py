@@ -29,9 +29,9 @@ def choose_layout(channels_last: bool, model: nn.Module,
 def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.device,
                  layout: torch.memory_format) -> bool:
     """Whether a model computes in a layout: `x.view(len(x), -1)` after a convolution does not."""
-    was_training = model.training
     images = torch.zeros(2, *image_shape, device=device).to(memory_format=layout)
-    with torch.no_grad(), random_numbers_kept(device), state_kept(model, with_frozen=True):
+    with (torch.no_grad(), random_numbers_kept(device), state_kept(model, with_frozen=True),
+          in_evaluation_mode(model)):
         for is_training in (False, True):
             try:
                 model.train(is_training)(images)
@@ -41,8 +41,6 @@ def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.dev
                 # What fails in training mode alone is for the training to tell, of its own images.
                 if not is_training:
                     raise
-            finally:
-                model.train(was_training)
     return True
 
 
@@ -68,7 +66,7 @@ def state_kept(*modules: nn.Module, with_frozen: bool = False) -> Iterator[None]
 
 @contextmanager
 def in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Give modules the mode back in which they came."""
+    """Let modules evaluate meanwhile, and give them the mode back in which they came."""
     were_training = [module.training for module in modules]
     try:
         for module in modules:
