@@ -20,14 +20,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Fill = tuple[float, ...] | float
+# A size is (height, width).
+Size = tuple[int, int]
+# What is drawn are arrays with one item for each image of an epoch.
+Drawn = tuple[np.ndarray, ...]
 
 
 class Batched(Protocol):
     """The batched form of a transform, which the object for single images has as `batched`."""
 
-    def draw(self, random: np.random.Generator, count: int,
-             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """Return what is random about `count` images of (height, width): arrays of that length."""
+    def draw(self, random: np.random.Generator, count: int, size: Size) -> Drawn:
+        """Return what is random about `count` images of a size."""
 
     def apply(self, images: Tensor, *drawn: Any) -> Tensor:
         """Return the transformed batch; `drawn` is what was drawn for its images."""
@@ -37,12 +40,11 @@ class Batched(Protocol):
 class RandomCrop:
     """Pad all four sides, then cut out a window at a random place."""
 
-    size: tuple[int, int]
+    size: Size
     padding: int
     fill: Fill
 
-    def draw(self, random: np.random.Generator, count: int,
-             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    def draw(self, random: np.random.Generator, count: int, size: Size) -> Drawn:
         return tuple(random.integers(0, side + 2 * self.padding - window, count, endpoint=True)
                      for side, window in zip(size, self.size, strict=True))
 
@@ -74,8 +76,7 @@ class HorizontalFlip:
 
     p: float
 
-    def draw(self, random: np.random.Generator, count: int,
-             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    def draw(self, random: np.random.Generator, count: int, size: Size) -> Drawn:
         return (random.random(count) < self.p,)
 
     def apply(self, images: Tensor, is_mirrored: Tensor) -> Tensor:
@@ -89,13 +90,12 @@ class HorizontalFlip:
 class CutOut:
     """Cover one window at a random place, which is inside the image or centred on any pixel."""
 
-    size: tuple[int, int]
+    size: Size
     fill: Fill
     p: float
     inside: bool
 
-    def draw(self, random: np.random.Generator, count: int,
-             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    def draw(self, random: np.random.Generator, count: int, size: Size) -> Drawn:
         top, left = (random.integers(0, side - window, count, endpoint=True) if self.inside else
                      random.integers(0, side, count) - window // 2
                      for side, window in zip(size, self.size, strict=True))
@@ -122,8 +122,7 @@ class Rotate:
     fill: Fill
     p: float
 
-    def draw(self, random: np.random.Generator, count: int,
-             size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    def draw(self, random: np.random.Generator, count: int, size: Size) -> Drawn:
         degrees = random.uniform(-self.limit, self.limit, count).astype(np.float32)
         return (np.where(random.random(count) < self.p, degrees, np.float32(0)),)
 

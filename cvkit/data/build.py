@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import albumentations as A
 import numpy as np
 import torch
@@ -48,11 +50,10 @@ def build_data(config: Config) -> ImageData:
         rest, held_out = stratified_split(data.train.labels, fraction, config.DATA.SPLIT_SEED)
         data = data.with_splits(train=data.train.take(rest), val=data.train.take(held_out))
     if limit > 0:
-        splits = {"train": data.train, "val": data.val, "test": data.test}
         with located(config.DATA, "LIMIT"):
             data = data.with_splits(**{
                 name: split.take(balanced_subset(split.labels, limit, config.DATA.SPLIT_SEED))
-                for name, split in splits.items() if split is not None})
+                for name, split in data.splits.items()})
     return data
 
 
@@ -100,11 +101,10 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         raise ConfigError(str(error), where=place) from None
     build = _Builder(config, data, device, mean, std)
     train = build.loader(data.train, train_pipeline, is_training=True)
-    input_in_words = build.words
     test = build.loader(data.test, test_pipeline)
     val = build.loader(data.val, test_pipeline) if data.val else None
     return Loaders(train, test, val, mean, std, (test_shape[2], *test_shape[:2]),
-                   (train_shape[2], *train_shape[:2]), input_in_words)
+                   (train_shape[2], *train_shape[:2]), train.words)
 
 
 class _Builder:
@@ -115,22 +115,19 @@ class _Builder:
         self.config, self.data, self.device = config, data, device
         self.mean, self.std = mean, std
         self.left = int(config.DATA.CACHE_GB * 1e9)
-        self.left_on_gpu = None
-        if device.type == "cuda":
-            # The rest is for the model, activations and gradients.
-            self.left_on_gpu = torch.cuda.get_device_properties(device).total_memory // 4
+        # The rest of a GPU is for the model, activations and gradients.
+        self.left_on_device = (torch.cuda.get_device_properties(device).total_memory // 4
+                               if device.type == "cuda" else math.inf)
         workers = config.DATA.WORKERS
         # A GPU waits for its images and wants several processes; a CPU that trains makes them
         # itself.
         self.workers = workers if workers >= 0 else (
             0 if device.type == "cpu" else
             max(1, min(usable_cores() // distributed.local_size(), 8)))
-        # They say how the last loader makes its batches.
-        self.words = ""
 
     def loader(self, images: ImageSet, pipeline: Pipeline,
                is_training: bool = False) -> BatchLoader:
-        """Return the loader of a split, and say in `words` how it makes its batches."""
+        """Return the loader of a split."""
         is_uniform = self.data.image_size is not None or any(
             isinstance(transform, (A.Resize, A.CenterCrop)) for transform in pipeline.fixed)
         cache = ImageCache(images, pipeline, is_uniform, self.left)
@@ -148,23 +145,22 @@ class _Builder:
         memory = _megabytes(cache.bytes)
         source: BatchedSource | PerImageSource
         if is_batched:
-            if self.left_on_gpu is not None:
-                self.left_on_gpu -= cache.bytes
-            self.words = f"batched; {plural(len(images), 'image')}, {memory}, lie on the device"
+            self.left_on_device -= cache.bytes
+            words = f"batched; {plural(len(images), 'image')}, {memory}, lie on the device"
             source = BatchedSource(images, cache, pipeline, plan, self.device)
         else:
             workers, why_not = self._workers(pipeline, images, cache)
             by = plural(workers, "worker process") if workers else "this process"
-            self.words = f"image by image in {by}"
+            words = f"image by image in {by}"
             reasons = list(filter(None, [reason if backend == "auto" else None, why_not]))
             if reasons:
-                self.words += f" ({'; '.join(reasons)})"
+                words += f" ({'; '.join(reasons)})"
             if cache.is_copy:
-                self.words += f"; prepared once, {memory}" if cache.fits else "; prepared each time"
+                words += f"; prepared once, {memory}" if cache.fits else "; prepared each time"
             source = PerImageSource(images, cache, pipeline, plan, workers,
                                     pin_memory=self.device.type == "cuda",
                                     imports=self.config.IMPORTS)
-        return BatchLoader(images, pipeline, self.mean, self.std, source, plan, self.device)
+        return BatchLoader(images, pipeline, self.mean, self.std, source, plan, self.device, words)
 
     def _workers(self, pipeline: Pipeline, images: ImageSet,
                  cache: ImageCache) -> tuple[int, str | None]:
@@ -202,7 +198,7 @@ class _Builder:
                     f"{self.config.DATA.CACHE_GB:g} leaves")
         if self.device.type not in ("cpu", "cuda"):
             return f"not on {self.device.type}"
-        if self.left_on_gpu is not None and cache.bytes > self.left_on_gpu:
+        if cache.bytes > self.left_on_device:
             return f"{_megabytes(cache.bytes)} of images are too many for the GPU"
         return None
 

@@ -127,7 +127,7 @@ class ImageCache:
 
         # Nor is, perhaps, what the user's own data set reads from.
         threads = usable_cores() if isinstance(self._images.images, ImageFiles) else 1
-        made = in_threads(prepared, len(self), "Preparing images", threads)
+        made = in_threads(prepared, range(len(self)), "Preparing images", threads)
         if self.shape:
             stacked = torch.empty(len(self), *self.shape, dtype=torch.uint8)
             for place, pixels in enumerate(made):

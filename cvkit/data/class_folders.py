@@ -91,21 +91,19 @@ class ClassFolders:
                 return []
         paths = []
         for entry in _entries(folder):
-            ending = os.path.splitext(entry.name)[1].lower()
             kind = _kind(entry)
-            if kind == "hidden folder":
-                self.others[f"in {entry.name}"] += sum(
-                    os.path.splitext(file)[1].lower() in IMAGE_ENDINGS
-                    for _, _, files in os.walk(entry.path) for file in files)
+            if kind == "image":
+                paths.append(entry.path)
             elif kind == "folder":
                 paths += self._images_in(entry.path, name) if name is not None else []
+            elif kind == "hidden folder":
+                self.others[f"in {entry.name}"] += sum(
+                    _is_image(file) for _, _, files in os.walk(entry.path) for file in files)
             elif kind == "hidden":
                 # Of many small files of the system, images alone are worth telling.
-                self.others[kind] += ending in IMAGE_ENDINGS
-            elif kind == "file" and ending in IMAGE_ENDINGS:
-                paths.append(entry.path)
+                self.others[kind] += _is_image(entry.name)
             else:
-                self.others[kind if kind != "file" else ending[:12] or "no ending"] += 1
+                self.others[kind] += 1
         return paths
 
 
@@ -152,7 +150,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """Return what lies there: "folder", "file", or why it is passed over."""
+    """Return what lies there: "folder", "image", or what is passed over."""
     name = entry.name
     is_hidden = name.startswith(".") or name.lower() in _SYSTEM_NAMES
     try:
@@ -164,7 +162,13 @@ def _kind(entry: os.DirEntry) -> str:
         is_file = False
     if is_hidden:
         return "hidden"
-    return "file" if is_file else "broken link" if entry.is_symlink() else "no file"
+    if not is_file:
+        return "broken link" if entry.is_symlink() else "no file"
+    return "image" if _is_image(name) else os.path.splitext(name)[1].lower()[:12] or "no ending"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS)
 
 
 def folders_in(folder: Path) -> list[str]:

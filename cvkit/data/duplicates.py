@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +50,20 @@ def shared_images(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:
     """
     # Ways to tell images apart, each more certain and slower than the one before, and of how many
     # images of either split. What has no counterpart is left out of the next.
-    what: Callable[[ImageSet, int], Any]
-    steps: Sequence[tuple[Callable[[Any], int | bytes], int, int]]
+    steps: list[tuple[Callable[[Any], int | bytes], int, int]]
+    what: Callable[[ImageSet, int], Any] = ImageSet.image
     images, others = train.images, other.images
     if isinstance(images, ImageFiles) and isinstance(others, ImageFiles):
-        what, steps = ImageSet.name, ((os.path.getsize, _TRAIN_FILES, _OTHER_FILES),
-                                      (_middle, _FILES_READ, _OTHER_FILES),
-                                      (_whole, _FILES_READ, _FILES_TOLD))
+        what = ImageSet.name
+        steps = [(os.path.getsize, _TRAIN_FILES, _OTHER_FILES),
+                 (_middle, _FILES_READ, _OTHER_FILES), (_whole, _FILES_READ, _FILES_TOLD)]
     elif (isinstance(images, np.ndarray) and isinstance(others, np.ndarray)
           and images.shape[1:] == others.shape[1:]):
-        what, steps = ImageSet.image, ((_middle_row, len(train), len(other)),
-                                       (_pixels, len(train), len(other)))
+        steps = [(key, len(train), len(other)) for key in (_middle_row, _pixels)]
     else:
         return []
-    our_keys: dict[int, int | bytes | None] = dict.fromkeys(range(len(train)))
-    their_keys: dict[int, int | bytes | None] = dict.fromkeys(range(len(other)))
+    our_keys: dict[int, Any] = dict.fromkeys(range(len(train)))
+    their_keys: dict[int, Any] = dict.fromkeys(range(len(other)))
     for key, most_ours, most_theirs in steps:
         theirs = evenly([*their_keys], most_theirs)
         asked = {their_keys[n] for n in theirs}

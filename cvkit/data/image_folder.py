@@ -95,7 +95,8 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                          f"{and_more(beside, 8)}")
     else:
         listings["whole"] = ClassFolders(folder)
-        notes += [] if unsplit else no_splits_among(listings["whole"])
+        if not unsplit:
+            notes += no_splits_among(listings["whole"])
     classes = tuple(next(iter(listings.values())).classes)
     splits = {name: _image_set(listing, channels, skip_unreadable, background)
               for name, listing in listings.items()}

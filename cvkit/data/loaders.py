@@ -53,6 +53,7 @@ class BatchLoader:
         source: makes the uint8 batches.
         plan: which images make which batch.
         device: where batches go.
+        words: how batches are made.
 
     Attributes:
         layout: of the images in memory, channels_last unless it is set.
@@ -61,8 +62,8 @@ class BatchLoader:
 
     def __init__(self, images: ImageSet, pipeline: Pipeline, mean: tuple[float, ...],
                  std: tuple[float, ...], source: BatchedSource | PerImageSource, plan: EpochPlan,
-                 device: torch.device):
-        self.images, self.pipeline, self.device = images, pipeline, device
+                 device: torch.device, words: str):
+        self.images, self.pipeline, self.device, self.words = images, pipeline, device, words
         self.mean, self.std, self.layout = mean, std, torch.channels_last
         self.source, self.plan, self._epoch, self._start = source, plan, 0, 0
         self.left_out: set[str] = set()

@@ -30,22 +30,22 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(read: Callable[[int], Result], count: int, title: str,
+def in_threads(read: Callable[[int], Result], places: Sequence[int], title: str,
                threads: int) -> Generator[Result]:
-    """Yield `read(0)`, `read(1)`, … `read(count - 1)`, computed by several threads ahead of use.
+    """Yield `read(place)` of each place in order, computed by several threads ahead of use.
 
     Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds,
     elsewhere a line is printed after ten and then seldom.
     """
-    progress = ProgressBar(title, count, unit="image", delay=2)
+    progress = ProgressBar(title, len(places), unit="image", delay=2)
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[Result]] = deque()
-        rest = iter(range(count))
+        rest = iter(places)
         try:
-            for _ in range(count):
+            for _ in places:
                 # If more were decoded ahead, what waits might not fit in memory.
-                ahead.extend(pool.submit(read, position)
-                             for position in itertools.islice(rest, 64 - len(ahead)))
+                ahead.extend(pool.submit(read, place)
+                             for place in itertools.islice(rest, 64 - len(ahead)))
                 yield ahead.popleft().result()
                 if progress.step():
                     progress.update()
@@ -109,8 +109,7 @@ def scan_files(files: ImageFiles, title: str) -> dict[str, Any]:
     unknown = [place for place, known in enumerate(facts) if known is None]
     unreadable: dict[int, DataError] = {}
 
-    def read(number: int) -> list | DataError:
-        place = unknown[number]
+    def read(place: int) -> list | DataError:
         try:
             pixels = files[place]
         except DataError as error:
@@ -121,8 +120,7 @@ def scan_files(files: ImageFiles, title: str) -> dict[str, Any]:
         print(f"reading    {len(unknown):,} image files for their sizes, mean and deviation, once",
               flush=True)
     try:
-        for number, found in enumerate(in_threads(read, len(unknown), title, usable_cores())):
-            place = unknown[number]
+        for found, place in zip(in_threads(read, unknown, title, usable_cores()), unknown):
             if isinstance(found, DataError):
                 unreadable[place] = found
             else:

@@ -42,10 +42,9 @@ def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     if limit < len(members):
         raise ConfigError(f"DATA.LIMIT {limit} is less than one image of each of the "
                           f"{plural(len(members), 'class')}")
-    # The first image of every class comes first, then the second of every class that has one…
-    rounds = [members[c][k] for k in range(max(map(len, members)))
-              for c in range(len(members)) if k < len(members[c])]
-    return np.sort(np.asarray(rounds[:limit]))
+    # The first image of every class is taken, then the second of every class that has one…
+    rounds = np.concatenate([np.arange(len(each)) for each in members])
+    return np.sort(np.concatenate(members)[np.argsort(rounds, kind="stable")[:limit]])
 
 
 def evenly(values: Sequence[int], most: int) -> list[int]:
