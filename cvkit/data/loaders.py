@@ -34,10 +34,11 @@ class Batch(NamedTuple):
 
     images: torch.Tensor
     labels: torch.Tensor
-    # They hide a tuple's methods, which nobody calls on a batch.
+    # It hides a tuple's method, which nobody calls on a batch.
     index: torch.Tensor  # type: ignore[assignment]
     targets: torch.Tensor
     number: int = 0
+    # It hides a tuple's method too.
     count: int = 0  # type: ignore[assignment]
     weight: float = 1.0
     ends_step: bool = True

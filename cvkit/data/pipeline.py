@@ -15,8 +15,8 @@ import torch
 from cvkit.data.images import ImageData
 from cvkit.data.mixing import BatchTransform
 from cvkit.data.splits import evenly
-from cvkit.data.transforms import Normalize, height_by_width, is_fixed
-from cvkit.errors import ConfigError, DataError, UserError, located, where_in
+from cvkit.data.transforms import Normalize, height_by_width, is_fixed, refuse_fill
+from cvkit.errors import ConfigError, DataError, UserError, located
 from cvkit.registry import NAME, TRANSFORMS
 from cvkit.system.text import plural
 
@@ -187,7 +187,9 @@ def _check_mixing(name: str, mixing: Sequence[BatchTransform], is_training: bool
 
 def _after(transform: Any, node: Any, images: list[np.ndarray]) -> list[np.ndarray]:
     """Return what comes out of a transform, see `_try`; refuse one that does not fit."""
-    _check_fill(transform, node, images[0].shape[2])
+    with located(node, "fill"):
+        fill = getattr(getattr(transform, "batched", None), "fill", None)
+        refuse_fill(node[NAME], fill, images[0].shape[2])
     try:
         results = _try(transform, images)
     except UserError:
@@ -206,15 +208,6 @@ def _after(transform: Any, node: Any, images: list[np.ndarray]) -> list[np.ndarr
                           hint="Leave it out: images stay uint8, and Normalize, which cvkit adds "
                                "at the end, makes them float.")
     return results
-
-
-def _check_fill(transform: Any, node: Any, channels: int) -> None:
-    """Refuse what OpenCV would cut off or fill up with black."""
-    fill = getattr(getattr(transform, "batched", None), "fill", None)
-    if isinstance(fill, tuple) and len(fill) != channels:
-        raise ConfigError(f"fill of {node[NAME]} has {len(fill)} numbers, and images have "
-                          f"{plural(channels, 'channel')}", where=where_in(node, "fill"),
-                          hint="One number is for all channels.")
 
 
 RESIZE_HINT = ("Put {{NAME: Resize, height: {0}, width: {1}}} first in DATA.TRAIN_TRANSFORMS and "

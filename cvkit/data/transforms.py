@@ -184,6 +184,13 @@ def _fill(fill: Fill, data_mean: Sequence[float] | None) -> batched.Fill:
     return tuple(numbers) if len(numbers) > 1 else numbers[0]
 
 
+def refuse_fill(name: str, fill: object, channels: int) -> None:
+    """Refuse a transform's fill that OpenCV would cut off or fill up with black."""
+    if isinstance(fill, tuple) and len(fill) != channels:
+        raise ConfigError(f"fill of {name} has {len(fill)} numbers, and images have "
+                          f"{plural(channels, 'channel')}", hint="One number is for all channels.")
+
+
 class _Window(A.CoarseDropout):
     """Holes that lie within the image; albumentations cuts off what does not."""
 
@@ -285,11 +292,9 @@ class _Augment(A.ImageOnlyTransform):
         return {"seed": self.py_random.getrandbits(32)}
 
     def apply(self, img: np.ndarray, seed: int, **params: Any) -> np.ndarray:
-        channels, fill = 1 if img.ndim == 2 else img.shape[2], self.augment.fill
-        # Only here is it known, and operations that do not fill would let a wrong number pass.
-        if isinstance(fill, tuple) and len(fill) != channels:
-            raise ConfigError(f"fill of {type(self.augment).__name__} has {len(fill)} numbers, and "
-                              f"images have {plural(channels, 'channel')}")
+        channels = 1 if img.ndim == 2 else img.shape[2]
+        # Operations that do not fill would let a wrong number pass.
+        refuse_fill(type(self.augment).__name__, self.augment.fill, channels)
         # Torchvision takes half as long again for small tensors as for PIL's images.
         image = Image.fromarray(img if channels > 1 else img.reshape(img.shape[:2]))
         with torch.random.fork_rng(devices=[]):
