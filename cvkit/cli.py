@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -12,7 +13,13 @@ from cvkit.errors import UserError
 from cvkit.system import distributed
 from cvkit.system.text import escape_controls, show_what_can_be_shown
 
-__all__ = ["parse_words", "run_tool"]
+__all__ = ["new_parser", "parse_words", "run_tool"]
+
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help shows a tool's docstring as it is written."""
+    return argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def run_tool(main: Callable[[], int | None], is_shared: bool = False) -> None:

@@ -10,14 +10,13 @@ import json
 import sys
 from pathlib import Path
 
-from cvkit.cli import parse_words, run_tool
+from cvkit.cli import new_parser, parse_words, run_tool
 from cvkit.config import load_config
 from cvkit.system.text import in_columns
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("words", metavar="PART | KEY VALUE", nargs="*",
                         help="step: training, evaluation and input; growth: twice the images; "
                              "memory; start; cam: class activation maps. All, if none is named. "

@@ -7,17 +7,15 @@ Or keep what runs came to, in small files and a page of tables:
     python tools/compare.py runs/resnet18_cifar10/2026-01-31_12-00-00 --results results
 """
 
-import argparse
 import sys
 
-from cvkit.cli import parse_words, run_tool
+from cvkit.cli import new_parser, parse_words, run_tool
 from cvkit.errors import DataError, RunError
 from cvkit.system.files import user_path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="*", help="two or more run folders")
     parser.add_argument("--count", type=int, default=20, help="images to show; default 20")
     parser.add_argument("--out", metavar="FOLDER", type=user_path, help="default: runs/compare/…")

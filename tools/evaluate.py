@@ -9,15 +9,13 @@ that the run was trained with. Another folder of classes is tested whole; DATA.D
 tests a part of it.
 """
 
-import argparse
 import sys
 
-from cvkit.cli import parse_words, run_tool
+from cvkit.cli import new_parser, parse_words, run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
                         help="evaluate with other DATA or METRICS")
     parser.add_argument("--run", metavar="RUN", help="a run folder; default: the newest")

@@ -6,18 +6,16 @@
 `SCHEDULER.max_lr find` in a config does the same before each training and uses what it finds.
 """
 
-import argparse
 import sys
 
-from cvkit.cli import parse_words, run_tool
+from cvkit.cli import new_parser, parse_words, run_tool
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
 from cvkit.system.files import user_path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="set keys for this run")
     parser.add_argument("--lowest", type=float, default=1e-5, help="first rate; default 1e-5")

@@ -5,18 +5,16 @@
     python tools/registry.py transform CutOut
 """
 
-import argparse
 import sys
 
-from cvkit.cli import parse_words, run_tool
+from cvkit.cli import new_parser, parse_words, run_tool
 from cvkit.registry import REGISTRIES
 from cvkit.registry.listing import describe, get_registry, overview
 from cvkit.registry.user_code import import_user_code
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(REGISTRIES))
     parser.add_argument("name", metavar="NAME", nargs="?", help="an entry of that kind")
     parser.add_argument("--import", dest="imports", metavar="FILE", action="append", default=[],

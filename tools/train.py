@@ -10,7 +10,7 @@ import os
 import re
 import sys
 
-from cvkit.cli import parse_words, run_tool
+from cvkit.cli import new_parser, parse_words, run_tool
 from cvkit.config import load_config
 
 
@@ -20,8 +20,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         following = arguments[place + 1] if place + 1 < len(arguments) else "-"
         if word == "--resume" and re.match(r"-|[A-Z_]+(\.|$)|.*\.ya?ml$", following):
             arguments[place] = "--resume="
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; see configs/")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="set keys for this run")
     parser.add_argument("--resume", metavar="RUN", help="continue RUN, a run folder; without RUN, "

@@ -66,14 +66,13 @@ class Mean:
     """
 
     def __init__(self) -> None:
-        # Means from before a resumption, and of the batches since.
+        # Means from before a resumption, and those since, at so many of which
+        # `first_non_finite` has looked; numbers of images and weights are of all batches.
         self._before: list[float] = []
         self._means: list[Tensor] = []
-        # Of all batches.
+        self._seen = 0
         self._counts: list[int] = []
         self._weights: list[Tensor | float] = []
-        # How many of the means `first_non_finite` has looked at.
-        self._seen = 0
 
     def update(self, batch_mean: Tensor, images: int, weight: Tensor | None = None) -> None:
         """Add a batch: its sum divided by its images, and what these weigh, 1 each by default."""

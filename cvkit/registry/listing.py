@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import textwrap
+from typing import Any
 
 from cvkit.errors import ConfigError
 from cvkit.registry.registry import REGISTRIES, Registry
@@ -29,14 +30,18 @@ def get_registry(kind: str) -> Registry:
 
 def overview(registry: Registry) -> str:
     """Return a registry's own names with the first line of their docstrings, and its library's."""
-    rows = [(f"  {name}", (inspect.getdoc(registry.get(name)) or "").split("\n")[0])
-            for name in registry.own]
+    rows = [(f"  {name}", first_line(registry.get(name))) for name in registry.own]
     lines = [f"{registry.kind}:", *in_columns(rows)]
     if registry.library:
         module, names = registry.library
         lines += textwrap.wrap(f"from {module}: {', '.join(names)}", 98, initial_indent="  ",
                                subsequent_indent="    ", break_long_words=False)
     return "\n".join(lines)
+
+
+def first_line(entry: Any) -> str:
+    """Return what the docstring of an entry begins with."""
+    return (inspect.getdoc(entry) or "").partition("\n")[0]
 
 
 def describe(registry: Registry, name: str) -> str:

@@ -52,13 +52,14 @@ class Checks(Reporter):
         self._odd = odd_outputs(self.parts.config, state, batch)
 
     def begin(self, state: TrainingState) -> None:
-        found = duplicates(self.parts.data)
+        parts = self.parts
+        found = duplicates(parts.data)
         if found and self.run is not None:
             lines = [escape_controls(line) for lines in found.values() for line in lines]
             write_whole(self.run.folder / DUPLICATES, "\n".join([*lines, ""]))
-        parts = self.parts
-        self._say({**before_training(parts.config, parts.data, parts.loaders,
-                                     parts.loaders.train.plan.steps, found), **self._odd})
+        self._say({**overlaps(parts.config, parts.data, found),
+                   **before_training(parts.config, parts.data, parts.loaders,
+                                     parts.loaders.train.plan.steps), **self._odd})
 
     def say_odd(self) -> None:
         """Say what `look` noted."""
@@ -79,17 +80,11 @@ class Checks(Reporter):
         self._said |= set(warnings)
 
 
-def before_training(config: Config, data: ImageData, loaders: Loaders, steps_per_epoch: int,
-                    found: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
-    """Return what is wrong with the images, their normalisation and the plan of the rate.
-
-    Args:
-        config, data, loaders, steps_per_epoch: of the training.
-        found: what `duplicates` returns, if that is known.
-    """
-    return {**overlaps(config, data, found), **missing_classes(config, data),
-            **odd_normalisation(config, data, loaders), **short_warmup(config, steps_per_epoch),
-            **idle_plan(config, steps_per_epoch)}
+def before_training(config: Config, data: ImageData, loaders: Loaders,
+                    steps_per_epoch: int) -> dict[str, str]:
+    """Return what is wrong with the classes, the normalisation and the plan of the rate."""
+    return {**missing_classes(config, data), **odd_normalisation(config, data, loaders),
+            **short_warmup(config, steps_per_epoch), **idle_plan(config, steps_per_epoch)}
 
 
 def after_epoch(config: Config, data: ImageData, loss: nn.Module,

@@ -144,13 +144,14 @@ def _picture(name: str, figure: Figure, visualizer: str, names: str) -> list[Blo
         with missing_letters_told_once():
             figure.savefig(file, format="png", dpi=DPI)
         png, (width, height) = file.getvalue(), figure.get_size_inches()
-    # Shown at 96 pixels an inch, as a browser measures; the file is sharper than that.
     caption = (getattr(figure, "caption", "") or name).replace(IN_THE_TEXT, names)
-    image = Image(name, png, round(96 * width), round(96 * height), caption,
-                  getattr(figure, "title", ""))
+    # A browser measures 96 pixels an inch; the file is sharper than that.
+    blocks: list[Block] = [Image(name, png, round(96 * width), round(96 * height), caption,
+                                 getattr(figure, "title", ""))]
     table = getattr(figure, "table", "")
-    return [image, Code(table, title=_TABLES[visualizer])] if table and visualizer in _TABLES else [
-        image]
+    if table and visualizer in _TABLES:
+        blocks.append(Code(table, title=_TABLES[visualizer]))
+    return blocks
 
 
 def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
@@ -183,38 +184,34 @@ def _results(run: Run) -> list[Block]:
     last, best, split = run.metrics[-1], run.best, run.monitored
     predictions = run.predictions
     other = run.other_best(predictions)
-    names = [name.removeprefix("train/") for name in last if name.startswith("train/")]
-    names += [name.removeprefix(f"{split}/") for name in last
-              if name.startswith(f"{split}/") and name.removeprefix(f"{split}/") not in names]
 
-    def value(epoch: dict[str, Any], key: str) -> str:
-        number = epoch.get(key)
-        if number is None:
-            return ""
-        if not isinstance(number, (int, float)):
-            return str(number)
+    def of(part: str, epoch: dict[str, Any]) -> dict[str, Any]:
+        return {key.removeprefix(f"{part}/"): value for key, value in epoch.items()
+                if key.startswith(f"{part}/")}
+
+    def shown(name: str, value: Any) -> str:
+        if not isinstance(value, (int, float)):
+            return "" if value is None else str(value)
         # Which values are parts of one is known of cvkit's own metrics only.
-        return f"{100 * number:.2f} %" if is_part(key.partition("/")[2]) else f"{number:.4f}"
+        return f"{100 * value:.2f} %" if is_part(name) else f"{value:.4f}"
 
-    columns = [("train", f"train, epoch {last['epoch']}", last),
-               (split, f"{split}, epoch {last['epoch']}", last)]
+    columns = {f"{part}, epoch {last['epoch']}": of(part, last) for part in ("train", split)}
+    names = dict.fromkeys(name for values in columns.values() for name in values)
     if best["epoch"] != last["epoch"]:
-        columns += [("train", f"train, best epoch ({best['epoch']})", best),
-                    (split, f"{split}, best epoch ({best['epoch']})", best)]
-    rows = [[name, *(value(epoch, f"{where}/{name}") for where, _, epoch in columns)]
-            for name in names]
+        columns |= {f"{part}, best epoch ({best['epoch']})": of(part, best)
+                    for part in ("train", split)}
     if split == "val":
-        test = {"loss": f"{predictions.loss:.4f}",
-                "accuracy": f"{100 * predictions.accuracy:.2f} %"}
-        rows = [[*row, test.get(row[0], "")] for row in rows]
-        columns.append(("test", f"test, epoch {predictions.epoch}", last))
+        columns[f"test, epoch {predictions.epoch}"] = {"loss": predictions.loss,
+                                                       "accuracy": predictions.accuracy}
+    rows = [[name, *(shown(name, values.get(name)) for values in columns.values())]
+            for name in names]
     watched = ("the test set was watched during training, so these are the last epoch's"
                if split == "test" else "those of the epoch that was best on validation images")
     return [
         Text(f"Test accuracy {100 * predictions.accuracy:.2f} %: {predictions.correct:,} of "
              f"{plural(len(predictions.true), 'image')}, loss {predictions.loss:.4f}, "
              f"{predictions.place} ({watched})."),
-        Table(["", *(title for _, title, _ in columns)], rows),
+        Table(["", *columns], rows),
         *([Text(f"{other}.")] if other else []),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
              f"{last['epoch']} of {run.config.TRAIN.EPOCHS}, in {duration(run.seconds)}. "

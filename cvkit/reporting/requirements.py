@@ -26,7 +26,7 @@ from torch import nn
 from cvkit.config import SCHEMA, Config
 from cvkit.config.schema import Component
 from cvkit.config.tree import in_words
-from cvkit.errors import ConfigError, raise_together
+from cvkit.errors import ConfigError, UserError, raise_together
 from cvkit.models import count_parameters, parameters_in_words
 from cvkit.models.feature_maps import choose_layers
 from cvkit.registry import NAME, REGISTRIES
@@ -114,8 +114,9 @@ def enforce(demands: Sequence[Demand], config: Config) -> None:
     Raises:
         ConfigError: names every demand that is not met.
     """
-    broken = [ConfigError(f"required: {demand.text}; found: {demand.found}", where=demand.where)
-              for demand in demands if demand.is_met is False]
+    broken: list[UserError] = [
+        ConfigError(f"required: {demand.text}; found: {demand.found}", where=demand.where)
+        for demand in demands if demand.is_met is False]
     if broken and not config.DATA.LIMIT:
         broken[-1].hint = ("Change it, or train without the demands: REQUIRE null. A trial run, "
                            "DATA.LIMIT 500, may break them.")
@@ -191,14 +192,14 @@ class Fact:
     Attributes:
         kind: the type of the demanded value.
         text: what is demanded, with the value for {}.
-        needs: the part of an experiment or run that decides it: "model" or "predictions".
         look: from (value, experiment or run) to what was found and whether that is met.
+        is_of_results: whether only a finished run decides it.
     """
 
     kind: Any
     text: str
-    needs: str
     look: Callable[[Any, Any], tuple[str, bool]]
+    is_of_results: bool = False
 
 
 def _fact(key: str, value: Any, where: str, config: Config, parts: Experiment | None) -> Demand:
@@ -209,7 +210,7 @@ def _fact(key: str, value: Any, where: str, config: Config, parts: Experiment | 
     text = fact.text.format(shown)
     if key == "scheduler_stepped" and config.SCHEDULER is None:
         return Demand(text, where, "no SCHEDULER", False)
-    if parts is None or (fact.needs == "predictions" and not isinstance(parts, Run)):
+    if parts is None or (fact.is_of_results and not isinstance(parts, Run)):
         return Demand(text, where)
     return Demand(text, where, *fact.look(value, parts))
 
@@ -276,13 +277,11 @@ def _test_accuracy(least: float, run: Run) -> tuple[str, bool]:
 
 
 FACTS = {
-    "only_norm": Fact(Literal["batch", "layer", "group"], "only {} norm", "model",
-                      _only_norm),
-    "without": Fact(list[str], "no {} in the model", "model", _without),
-    "parameters": Fact(int, "{:,} parameters", "model", _parameters),
-    "cam_map": Fact(int, "CAM on maps of at least {} pixels a side", "model", _cam_map),
-    "scheduler_stepped": Fact(bool, "scheduler stepped", "predictions",
-                              _scheduler_stepped),
-    "test_accuracy": Fact(float, "test accuracy of at least {:.2%}", "predictions",
-                          _test_accuracy),
+    "only_norm": Fact(Literal["batch", "layer", "group"], "only {} norm", _only_norm),
+    "without": Fact(list[str], "no {} in the model", _without),
+    "parameters": Fact(int, "{:,} parameters", _parameters),
+    "cam_map": Fact(int, "CAM on maps of at least {} pixels a side", _cam_map),
+    "scheduler_stepped": Fact(bool, "scheduler stepped", _scheduler_stepped, is_of_results=True),
+    "test_accuracy": Fact(float, "test accuracy of at least {:.2%}", _test_accuracy,
+                          is_of_results=True),
 }

@@ -99,15 +99,17 @@ class TensorBoard(Reporter):
             if key not in (NAME, "count"):
                 words += value if isinstance(value, (list, tuple)) else [value]
         tag = "_".join(map(str, words))
-        try:
-            figures = run.draw(node)
-        except UserError as error:
-            print(f"TensorBoard has no {tag}: {error.problem}")
-            return
         import numpy as np
         from PIL import Image
 
-        for figure in figures if isinstance(figures, (list, tuple)) else [figures]:
+        from cvkit.visualizers.draw import figures_of
+
+        try:
+            figures = figures_of(run, node)
+        except UserError as error:
+            print(f"TensorBoard has no {tag}: {error.problem}")
+            return
+        for figure in figures:
             count[tag] += 1
             name = tag if count[tag] == 1 else f"{tag}_{count[tag]}"
             png = io.BytesIO()

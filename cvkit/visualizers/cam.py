@@ -97,7 +97,7 @@ def cam(predictions: Predictions, model: nn.Module, loaders: Loaders, count: int
                          f"({percent(predictions.probabilities[row, label])})")
                 if len(sizes) > 1:
                     title = f"{shorten(name, _SIZE)}\n{title}"
-                show_map(axis, image, values, heat, colormap, title, colour)
+                show_map(axis, values, overlay(image, heat, colormap), grey(image), title, colour)
 
     is_one = len(sizes) == 1
     places = ", ".join(f"{name} ({height}×{width} pixels)" for name, (height, width)
@@ -128,13 +128,10 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
     matrix shows where, `cam` also how much.
 
     Args:
-        count, order, true_class, predicted_class, seed: which images; the same as those of
-            `misclassified`.
+        count, order, true_class, predicted_class, seed, pages, colormap: as of `cam`.
         methods: of the grad-cam library.
         layers: module names; "auto" for the model's stages with a map of 5×5 or more.
         target: the class that is explained.
-        pages: "one" page for all images, or one for "each", as a list.
-        colormap: of matplotlib; "inferno" or "cividis" where a rainbow would mislead.
     """
     rows, errors = choose_errors(predictions, count, order, true_class, predicted_class, seed)
     if not len(rows):
@@ -172,8 +169,9 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
             for place, method in enumerate(methods):
                 values = maps[name, method][0, number]
                 heat = scaled_alone(values, image.shape[:2])
-                show_map(line[place], image, values, heat, colormap)
-                show_mask(line[len(methods) + place], values, heat)
+                show_map(line[place], values, overlay(image, heat, colormap), grey(image))
+                show_map(line[len(methods) + place], values, heat[..., None],
+                         np.full_like(grey(image), 90))
         true, predicted = classes[predictions.true[row]], classes[predictions.predicted[row]]
         sure = f"({percent(predictions.probabilities[row].max())})"
         room = (names_width + (1 + 2 * len(methods)) * size - text_width(f" →  {sure}", 8)) / 2
@@ -193,16 +191,9 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
 def _pages(pages: str, draw: Callable[[Picture, np.ndarray, int], None],
            table: Callable[[range], str], count: int, headline: str, caption: str, scale: str,
            lowest: str, colormap: str, **layout: Any) -> Picture | list[Picture]:
-    """Return all images on one page, or a list with a page for each.
+    """Return all images on one page, or a list with a page for each, with a scale of the colours.
 
-    Args:
-        pages: "one" or "each".
-        draw: an image, by its number, into its grid of a picture.
-        table: of some images.
-        count: of images.
-        headline, caption: over the pictures.
-        scale, lowest, colormap: what the colours mean, in words; what the lowest is; their name.
-        layout: arguments of `grids`.
+    An image is known by its number: `draw` draws it into its grid, `table` tells of several.
     """
     def page(numbers: range, caption: str) -> Picture:
         figure, blocks = grids(len(numbers), headline=headline, caption=caption, footer=0.6,
@@ -268,26 +259,16 @@ def is_empty(values: np.ndarray) -> bool:
     return not values.max() - values.min() > 1e-12
 
 
-def show_map(axis: Axes, image: np.ndarray, values: np.ndarray, heat: np.ndarray,
-             colormap: str, title: str = "", colour: str = "black") -> None:
-    """Show a scaled map over its image, or, where it is empty, the grey image marked so."""
+def grey(image: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, C) without its colours, (H, W, 1)."""
+    return image.mean(2, keepdims=True).astype(np.uint8)
+
+
+def show_map(axis: Axes, values: np.ndarray, drawn: np.ndarray, instead: np.ndarray,
+             title: str = "", colour: str = "black") -> None:
+    """Show a map as it is drawn, or, where it says nothing, another image that is marked so."""
+    show_image(axis, instead if is_empty(values) else drawn, title, colour)
     if is_empty(values):
-        show_image(axis, image.mean(2, keepdims=True).astype(np.uint8), title, colour)
-        _mark_empty(axis)
-    else:
-        show_image(axis, overlay(image, heat, colormap), title, colour)
-
-
-def show_mask(axis: Axes, values: np.ndarray, heat: np.ndarray) -> None:
-    """Show a scaled map alone, black (0) to white (1)."""
-    if is_empty(values):
-        show_image(axis, np.full((*heat.shape, 1), 90, np.uint8))
-        _mark_empty(axis)
-    else:
-        show_image(axis, heat[..., None])
-
-
-def _mark_empty(axis: Axes) -> None:
-    axis.text(0.5, 0.5, "empty", ha="center", va="center", fontsize=8, color="white",
-              transform=axis.transAxes, bbox={"facecolor": "black", "alpha": 0.7,
-                                              "edgecolor": "none", "pad": 2})
+        axis.text(0.5, 0.5, "empty", ha="center", va="center", fontsize=8, color="white",
+                  transform=axis.transAxes, bbox={"facecolor": "black", "alpha": 0.7,
+                                                  "edgecolor": "none", "pad": 2})

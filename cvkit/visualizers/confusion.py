@@ -17,6 +17,7 @@ from cvkit.visualizers.drawing import (
     FAINT,
     Picture,
     drawn_names,
+    refuse_below_one,
     shorten,
     styled,
     text_width,
@@ -63,8 +64,7 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     Args:
         pairs: how many of them to list.
     """
-    if pairs < 1:
-        raise ValueError(f"pairs is 1 or more, not {pairs}")
+    refuse_below_one(pairs=pairs)
     matrix = confusion_matrix(predictions)
     number, names = len(matrix), drawn_names(predictions.classes)
     is_named = number <= _NAMED
@@ -86,10 +86,10 @@ def confusion(predictions: Predictions, pairs: int = 10) -> Picture:
     figure.headline("Confusion matrix", "\n".join(wrap(
         f"{predictions.correct:,} of {plural(len(predictions.true), 'test image')} "
         f"right ({100 * predictions.accuracy:.2f} %), {predictions.place}.{note}", width - 0.2)))
-    _draw_matrix(figure.panel(left, top, side, side), matrix, labels)
-    _draw_accuracy(figure.panel(x + bar_left, 1.0, 3.0, bars), matrix, labels)
-    _draw_scale(figure, [0, 0.5, 1] if is_named else [0, 0.1, 0.25, 0.5, 1], left,
-                top + side + 0.12, min(side, 2.4))
+    square, beside = figure.panel(left, top, side, side), figure.panel(x + bar_left, 1, 3, bars)
+    below_it = figure.panel(left, top + side + 0.12, min(side, 2.4), 0.09)
+    _draw_matrix(square, below_it, matrix, labels)
+    _draw_accuracy(beside, matrix, labels)
     if has_legend:
         _draw_legend(figure, height + 0.25, columns, names, _accuracies(matrix))
     room = (width - x - 1.4) / 2
@@ -115,13 +115,22 @@ def _accuracies(matrix: np.ndarray) -> np.ndarray:
     return np.where(of_class, 100 * np.diag(matrix) / np.maximum(of_class, 1), np.nan)
 
 
-def _draw_matrix(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:
-    """Draw rates as colours; with labels also in words, without at numbered rows and columns."""
+def _draw_matrix(axes: Axes, scale: Axes, matrix: np.ndarray, labels: list[str]) -> None:
+    """Draw rates as colours; with labels also in words, without at numbered rows and columns.
+
+    Args:
+        scale: where it is drawn what the colours mean.
+    """
     rates = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     number = len(matrix)
     # Where the numbers are not in the cells, a few per cent are to be seen all the same.
-    axes.imshow(rates, cmap="Blues", norm=PowerNorm(1 if labels else 0.5, 0, 1),
-                interpolation="nearest")
+    image = axes.imshow(rates, cmap="Blues", norm=PowerNorm(1 if labels else 0.5, 0, 1),
+                        interpolation="nearest")
+    bar = scale.figure.colorbar(image, cax=scale, orientation="horizontal",
+                                ticks=[0, 0.5, 1] if labels else [0, 0.1, 0.25, 0.5, 1],
+                                format=PercentFormatter(1, 0, " %"))
+    bar.set_label("part of the true class", fontsize=8)
+    bar.outline.set_visible(False)
     axes.spines[:].set_visible(not labels)
     if labels:
         axes.grid(False)
@@ -147,16 +156,6 @@ def _draw_matrix(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:
     axes.set_xlabel("predicted" if labels else "predicted, class number")
     axes.xaxis.set_label_position("top")
     axes.set_ylabel("true" if labels else "true, class number")
-
-
-def _draw_scale(figure: Picture, ticks: Sequence[float], left: float, top: float,
-                wide: float) -> None:
-    """Draw what the colours of the matrix, the first axes of the figure, mean."""
-    bar = figure.colorbar(figure.axes[0].images[0], cax=figure.panel(left, top, wide, 0.09),
-                          ticks=ticks, orientation="horizontal",
-                          format=PercentFormatter(1, 0, " %"))
-    bar.set_label("part of the true class", fontsize=8)
-    bar.outline.set_visible(False)
 
 
 def _draw_accuracy(axes: Axes, matrix: np.ndarray, labels: list[str]) -> None:

@@ -88,17 +88,15 @@ def _range(counts: np.ndarray) -> str:
 
 def _draw_counts(axes: Axes, names: list[str], counts: dict[str, np.ndarray]) -> None:
     axes.set_title("Images per class", loc="left")
-    width = 0.8 / len(counts)
-    many = len(names) > _MANY_CLASSES
     for number, (name, values) in enumerate(counts.items()):
-        places = np.arange(len(values)) + (number - (len(counts) - 1) / 2) * width
+        places, width = _beside_each_other(len(values), number, len(counts))
         bars = axes.bar(places, values, width, label=f"{name}, {values.sum():,}",
                         color=COLOURS[number])
         if len(names) <= 12:
             axes.bar_label(bars, fontsize=6.5, fmt="{:,.0f}", padding=1)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.1)
-    if many:
+    if len(names) > _MANY_CLASSES:
         axes.set_xlabel(f"class number, of {len(names)}")
         axes.xaxis.set_major_locator(whole_numbers())
     else:
@@ -112,13 +110,18 @@ def _draw_counts(axes: Axes, names: list[str], counts: dict[str, np.ndarray]) ->
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(counts), borderaxespad=0.2)
 
 
+def _beside_each_other(places: int, number: int, splits: int) -> tuple[np.ndarray, float]:
+    """Return where the bars of one of several splits are, and how wide they are."""
+    width = 0.8 / splits
+    return np.arange(places) + (number - (splits - 1) / 2) * width, width
+
+
 def _draw_sizes(axes: Axes, facts: dict[str, dict]) -> None:
     axes.set_title("Image sizes, height×width", loc="left")
     sizes = list(dict.fromkeys(size for fact in facts.values() for size in fact["sizes"]))
     if len(sizes) <= 8:
-        width = 0.8 / len(facts)
         for number, (name, fact) in enumerate(facts.items()):
-            places = np.arange(len(sizes)) + (number - (len(facts) - 1) / 2) * width
+            places, width = _beside_each_other(len(sizes), number, len(facts))
             bars = axes.barh(places, [fact["sizes"].get(size, 0) for size in sizes], width,
                              color=COLOURS[number], label=name)
             axes.bar_label(bars, fontsize=7, fmt="{:,.0f}", padding=2)

@@ -10,7 +10,7 @@ from cvkit.registry import VISUALIZERS
 from cvkit.runs.compare import run_names
 from cvkit.runs.folder import Run
 from cvkit.system.text import plural
-from cvkit.visualizers.drawing import Picture, message, styled
+from cvkit.visualizers.drawing import Picture, message, refuse_below_one, styled
 from cvkit.visualizers.misclassified import gallery
 
 
@@ -25,8 +25,7 @@ def disagreements(compared: list[Run], data: ImageData,
     Args:
         count: how many.
     """
-    if count < 1:
-        raise ValueError(f"count is 1 or more, not {count}")
+    refuse_below_one(count=count)
     names, first = run_names(compared), compared[0].predictions
     pictures = []
     for name, run in zip(names[1:], compared[1:]):

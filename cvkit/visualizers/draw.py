@@ -120,7 +120,7 @@ def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:
     for node in tqdm(nodes, desc="Drawing", unit="picture", delay=2, disable=None, leave=False):
         name = file_name(node)
         try:
-            figures = _figures(subject, node)
+            figures = figures_of(subject, node)
         except UserError as error:
             yield Drawn(node[NAME], name, error)
             continue
@@ -129,8 +129,12 @@ def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:
             yield Drawn(node[NAME], name if count[name] == 1 else f"{name}_{count[name]}", figure)
 
 
-def _figures(subject: Drawable, node: Any) -> list[Figure]:
-    """Return what a visualizer draws as a list."""
+def figures_of(subject: Drawable, node: Any) -> list[Figure]:
+    """Return what a visualizer draws as a list.
+
+    Raises:
+        UserError: as `Drawable.draw`, or it is no figure.
+    """
     drawn: Any = subject.draw(node)
     figures = list(drawn) if isinstance(drawn, (list, tuple)) and drawn else [drawn]
     for figure in figures:

@@ -301,6 +301,13 @@ def whole_numbers() -> MaxNLocator:
     return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
+def refuse_below_one(**numbers: int) -> None:
+    """Raise a ValueError that names an argument below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is 1 or more, not {number}")
+
+
 def message(text: str) -> Picture:
     """Return a picture that only says something."""
     figure = Picture(5.0, 1.2, caption=text)

@@ -12,6 +12,7 @@ from cvkit.config.command_line import unknown_flag
 from cvkit.config.parse import parse_value
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME, VISUALIZERS
+from cvkit.registry.listing import first_line
 from cvkit.registry.signatures import accepts, describe_type, parameters_of
 from cvkit.runs.experiment import Experiment
 
@@ -160,7 +161,7 @@ def listing() -> str:
         needed = Experiment(Config()).missing({NAME: name})
         lines.append(f"--{_dashed(name)}{' [N]' if 'count' in arguments else ''}"
                      f"{f'  (needs {needed})' if needed else ''}")
-        lines.append(f"    {(inspect.getdoc(VISUALIZERS.get(name)) or '').split(chr(10))[0]}")
+        lines.append(f"    {first_line(VISUALIZERS.get(name))}")
         for key, parameter in arguments.items():
             default = "any" if parameter.default is None else parameter.default
             default = " ".join(default) if isinstance(default, tuple) else default

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from cvkit.visualizers.drawing import (
     message,
     percent,
     positions_of,
+    refuse_below_one,
     sheet,
     show_image,
     styled,
@@ -117,13 +117,15 @@ def select_errors(predictions: Predictions, count: int, order: Order, true_class
     Raises:
         ConfigError: no such class; ValueError: a count below 1.
     """
-    if count < 1:
-        raise ValueError(f"count is 1 or more, not {count}")
+    refuse_below_one(count=count)
     is_wanted = predictions.true != predictions.predicted
     for name, labels in ((true_class, predictions.true),
                          (predicted_class, predictions.predicted)):
         if name is not None:
-            is_wanted &= labels == class_number(predictions.classes, name)
+            if str(name) not in predictions.classes:
+                raise ConfigError(f"no class named {str(name)!r}",
+                                  hint=suggest(name, predictions.classes))
+            is_wanted &= labels == predictions.classes.index(str(name))
     rows = np.flatnonzero(is_wanted)
     if order == "index":
         rows = rows[np.argsort(predictions.index[rows], kind="stable")]
@@ -133,14 +135,3 @@ def select_errors(predictions: Predictions, count: int, order: Order, true_class
         confidence = predictions.probabilities[rows].max(1)
         rows = rows[np.lexsort((predictions.index[rows], -confidence))]
     return rows[:count]
-
-
-def class_number(classes: Sequence[str], name: str | int) -> int:
-    """Return a class's number by its name.
-
-    Raises:
-        ConfigError: there is no such class.
-    """
-    if str(name) not in classes:
-        raise ConfigError(f"no class named {str(name)!r}", hint=suggest(name, classes))
-    return list(classes).index(str(name))

@@ -15,6 +15,7 @@ from cvkit.visualizers.drawing import (
     aspect_of,
     drawn_names,
     percent,
+    refuse_below_one,
     sheet,
     shorten,
     show_image,
@@ -34,8 +35,7 @@ def samples(loaders: Loaders, data: ImageData, count: int = 20) -> Picture:
     Args:
         count: how many, at most a batch.
     """
-    if count < 1:
-        raise ValueError(f"count is 1 or more, not {count}")
+    refuse_below_one(count=count)
     batch = loaders.train.first_batch()
     images = loaders.train.denormalise(batch.images[:count])
     columns = _columns(len(images))
@@ -83,8 +83,7 @@ def augmentations(loaders: Loaders, data: ImageData, count: int = 19, image: int
         image: which one, by its place in the training split.
         seed: of the random numbers.
     """
-    if count < 1:
-        raise ValueError(f"count is 1 or more, not {count}")
+    refuse_below_one(count=count)
     split, pipeline = loaders.train.images, loaders.train.pipeline
     if not 0 <= image < len(split):
         raise ValueError(f"image is 0 to {len(split) - 1}, not {image}")

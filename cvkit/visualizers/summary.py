@@ -17,7 +17,15 @@ from cvkit.data import Loaders
 from cvkit.models import count_parameters, parameters_in_words
 from cvkit.registry import VISUALIZERS
 from cvkit.system.text import in_columns
-from cvkit.visualizers.drawing import COLOURS, DPI, FAINT, Picture, shorten, styled
+from cvkit.visualizers.drawing import (
+    COLOURS,
+    DPI,
+    FAINT,
+    Picture,
+    refuse_below_one,
+    shorten,
+    styled,
+)
 
 # A table of more lines is not readable as a picture.
 _LINES = 110
@@ -31,8 +39,7 @@ def summary(model: nn.Module, loaders: Loaders, config: Config, depth: int = 3) 
     Args:
         depth: of nested modules. The picture stops earlier where the table is too long for it.
     """
-    if depth < 1:
-        raise ValueError(f"depth is 1 or more, not {depth}")
+    refuse_below_one(depth=depth)
     table = layer_table(model, loaders.image_shape, depth)
     shown = table
     while depth > 1 and shown.count("\n") > _LINES:
