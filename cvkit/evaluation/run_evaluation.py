@@ -143,7 +143,7 @@ def _take_all_of_another_folder(run: Run, tested: str) -> list[str]:
         limit = f" (DATA.LIMIT {run.config.DATA.LIMIT})" if run.config.DATA.LIMIT else ""
         return [f"{count} of {escape_controls(node.root)} are tested{limit}, none is set aside: "
                 "leave out those that the run was trained on"]
-    every = sum(len(split) for split in (run.data.train, run.data.val or (), run.data.test))
+    every = sum(map(len, run.data.splits.values()))
     return [f"{len(run.data.test):,} of {every:,} images of {escape_controls(node.root)} are "
             "tested, as test_fraction sets them aside; DATA.DATASET.test_fraction 1 tests all"]
 

@@ -126,12 +126,10 @@ def missing_classes(config: Config, data: ImageData) -> dict[str, str]:
     """Warn of classes without images in a split."""
     # From classes to the splits that lack just them.
     without: dict[tuple[str, ...], list[str]] = {}
-    for split in ("train", "val", "test"):
-        images = getattr(data, split)
-        if images is not None:
-            counts = np.bincount(images.labels, minlength=len(data.classes))
-            names = tuple(name for name, count in zip(data.classes, counts) if not count)
-            without.setdefault(names, []).append(split)
+    for split, images in data.splits.items():
+        counts = np.bincount(images.labels, minlength=len(data.classes))
+        names = tuple(name for name, count in zip(data.classes, counts) if not count)
+        without.setdefault(names, []).append(split)
     found = {}
     for names, splits in without.items():
         if names:

@@ -51,9 +51,7 @@ class Console(Reporter):
         LOG.info(f"cvkit {__version__}  {config.name}  {time.strftime('%Y-%m-%d %H:%M:%S')}")
         if self.run is not None and self.is_resumed:
             LOG.info(f"resumed    {self.run.folder} {_place(state)}")
-        splits = {"train": data.train, "val": data.val, "test": data.test}
-        counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items()
-                           if split is not None)
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
         if config.DATA.LIMIT:
             counts += f" (DATA.LIMIT {config.DATA.LIMIT})"
         LOG.info(f"data       {config.DATA.DATASET.NAME}: {counts}, "

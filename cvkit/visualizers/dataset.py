@@ -44,12 +44,11 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
     """
     if not 1 <= per_class <= 40:
         raise ValueError(f"per_class is 1 to 40, not {per_class}")
-    splits = {"train": data.train, **({"val": data.val} if data.val else {}), "test": data.test}
     counts = {name: np.bincount(split.labels, minlength=len(data.classes))
-              for name, split in splits.items()}
-    facts = {name: measure(split, f"Measure {name} images") for name, split in splits.items()}
+              for name, split in data.splits.items()}
+    facts = {name: measure(split, f"Measure {name} images") for name, split in data.splits.items()}
     shown = range(min(len(data.classes), _ROWS))
-    total = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    total = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     names, (note, _) = drawn_names(data.classes), told_names(data.classes)
     caption = wrap(f"{total} images, {plural(len(data.classes), 'class')} of "
                    f"{_range(counts['train'])} each{'.' if note else ''}{note}", 8.8)
