@@ -15,7 +15,7 @@ import sys
 from cvkit.cli import run_tool
 from cvkit.system.files import user_path
 
-# How many values each flag takes that is not of a picture; None for one or more.
+# Flags that are not of a picture take so many values; None stands for one or more.
 OWN = {"--run": None, "--list": 0, "--all": 0, "--report": 0, "--out": 1, "--format": 1, "--dpi": 1}
 
 

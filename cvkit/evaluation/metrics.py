@@ -66,8 +66,8 @@ class Mean:
     """
 
     def __init__(self) -> None:
-        # Means from before a resumption, and those since, at so many of which
-        # `first_non_finite` has looked; numbers of images and weights are of all batches.
+        # `_before` has the means from before a resumption, `_means` those since, of which
+        # `first_non_finite` has looked at `_seen`; counts and weights are of all batches.
         self._before: list[float] = []
         self._means: list[Tensor] = []
         self._seen = 0
@@ -207,8 +207,8 @@ class PerClassAccuracy:
                 for name, value in zip(self.classes, values, strict=True)}
 
 
-# Which of torchmetrics' go by the highest logits, and which are given probabilities: these would
-# take the logits of a batch that all happen to lie between 0 and 1 for such.
+# The first of torchmetrics' go by the highest logits. The others are given probabilities, as they
+# would take the logits of a batch that all happen to lie between 0 and 1 for such.
 _OF_LOGITS = ("CohenKappa", "F1Score", "FBetaScore", "HammingDistance", "JaccardIndex",
               "MatthewsCorrCoef", "NegativePredictiveValue", "Precision", "Recall", "Specificity")
 _OF_PROBABILITIES = ("AUROC", "AveragePrecision", "CalibrationError", "EER", "HingeLoss", "LogAUC")

@@ -44,8 +44,8 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
             with autocast(loader.device, precision):
                 logits = model(batch.images)
             count = min(loader.part_size(number), len(batch.labels))
-            # All parts of the batch, in order: what follows is the same in every process, and
-            # the same as in a single one.
+            # All parts of the batch are gathered in order, so that what follows is the same in
+            # every process, and in a single one.
             logits, labels, places = (distributed.gather(part[:count])
                                       for part in (logits.float(), batch.labels, batch.index))
             mean_loss.update(loss(logits, labels), len(labels), weight_of(loss, labels))

@@ -124,7 +124,7 @@ def overlaps(config: Config, data: ImageData,
 
 def missing_classes(config: Config, data: ImageData) -> dict[str, str]:
     """Warn of classes without images in a split."""
-    # From classes to the splits that lack just them.
+    # Classes are kept with the splits that lack just these.
     without: dict[tuple[str, ...], list[str]] = {}
     for split, images in data.splits.items():
         counts = np.bincount(images.labels, minlength=len(data.classes))

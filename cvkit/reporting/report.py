@@ -46,7 +46,7 @@ from cvkit.visualizers.drawing import (
 )
 from cvkit.visualizers.flags import same_images
 
-# The sections with pictures, in their order; the one that names none has the config's others.
+# Sections with pictures stand in this order; the one that names none has the config's others.
 _PICTURES = {
     "Curves": ["curves", "lr_finder"],
     "Misclassified images": ["misclassified"],

@@ -16,7 +16,7 @@ from cvkit.runs.folder import Run
 from cvkit.runs.metrics_file import read_metrics
 from cvkit.training.state import TrainingState
 
-# The visualizers whose pictures TensorBoard gets.
+# TensorBoard gets the pictures of these visualizers.
 PICTURES = ("misclassified", "cam")
 
 
@@ -43,7 +43,7 @@ class TensorBoard(Reporter):
         # from, and its earlier end, would be shown as well.
         for path in Path(folder).glob("events.out.tfevents.*"):
             path.unlink()
-        # Any, as torch says of its file writer that it is None.
+        # It is Any, as torch says of its file writer that it is None.
         self._writer: Any = SummaryWriter(folder)
         for values in read_metrics(Path(folder)):
             self._add(values["epoch"], values)

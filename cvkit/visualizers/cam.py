@@ -44,7 +44,7 @@ from cvkit.visualizers.misclassified import (
 Colormap = Literal["turbo", "inferno", "magma", "plasma", "viridis", "cividis", "hot", "afmhot",
                    "gist_heat", "copper", "bone", "gray", "jet", "rainbow", "coolwarm"]
 
-# The width of an image in `cam`, in inches.
+# An image in `cam` is so many inches wide.
 _SIZE = 1.2
 
 

@@ -15,7 +15,7 @@ from cvkit.errors import ConfigError
 from cvkit.models.feature_maps import Recorder, frozen_copy, reshape_of
 from cvkit.system.log import ProgressBar
 
-# The methods that are constructed as (model, target_layers, reshape_transform).
+# These methods are constructed as (model, target_layers, reshape_transform).
 Method = Literal["GradCAM", "GradCAMPlusPlus", "GradCAMElementWise", "XGradCAM", "HiResCAM",
                  "LayerCAM", "EigenCAM", "EigenGradCAM", "ScoreCAM", "AblationCAM", "ShapleyCAM",
                  "KPCA_CAM", "FEM", "RandomCAM"]
@@ -86,7 +86,7 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
             choices = [ClassifierOutputTarget(int(label)) for label in labels]
             for layer, gradient in zip(layers, gradients):
                 arrays = activations[layer], reshape_of(model, layer)(gradient).cpu().numpy()
-                # The most that a map could be, if nothing cancelled.
+                # A map could be as high as this if nothing cancelled.
                 most = np.abs(arrays[0] * arrays[1]).sum(1).max((1, 2))
                 for method, engine in engines.items():
                     given = arrays if engine.detach else _second_order(model, part, layer, labels)

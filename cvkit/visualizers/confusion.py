@@ -30,7 +30,7 @@ from cvkit.visualizers.drawing import (
 _NAMED = 30
 # So many numbered classes a picture has room to name.
 _LEGEND = 400
-# The room that a name has beside the matrix, in inches.
+# A name has so many inches beside the matrix.
 _LABEL = 1.65
 
 

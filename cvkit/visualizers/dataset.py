@@ -99,7 +99,7 @@ def _draw_counts(axes: Axes, names: list[str], counts: dict[str, np.ndarray]) ->
         axes.set_xlabel(f"class number, of {len(names)}")
         axes.xaxis.set_major_locator(whole_numbers())
     else:
-        # In inches. Slanted names have the room left of the first bar, and below.
+        # Room in inches: slanted names have that left of the first bar, and below.
         place = 7.3 / len(names)
         slanted = max(text_width(name, 8) for name in names) > place - 0.1
         room = min(1.3, 0.7 + place / 2) if slanted else place

@@ -43,7 +43,7 @@ STYLE = {
     "text.parse_math": False,
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-# Readable on white, and told apart by the colour-blind.
+# These are readable on white, and told apart by the colour-blind.
 RIGHT, WRONG, FAINT = "#00704f", "#b33c00", "#666666"
 DPI = 150
 
@@ -106,7 +106,7 @@ class Picture(Figure):
         return file.getvalue()
 
 
-# Notes that were shown.
+# What was told once is not told again.
 _told: set[str] = set()
 
 

@@ -33,7 +33,7 @@ def lr_finder(range_test: RangeTest) -> Picture:
     axes.set_ylim(lowest - 0.3 * room, first + 0.8 * room)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
-    # Beside the axes, as the curve may go anywhere.
+    # The legend stands beside the axes, as the curve may go anywhere.
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.headline("Learning rate range test",
                     f"Suggested is {suggestion:g}: {RULE}.\n"

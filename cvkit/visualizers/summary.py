@@ -47,7 +47,7 @@ def summary(model: nn.Module, loaders: Loaders, config: Config, depth: int = 3) 
         shown = layer_table(model, loaders.image_shape, depth)
     figure = Picture(1, 1, table=table)
     text = figure.text(0, 0, shown, va="top", family="monospace", fontsize=7, linespacing=1.2)
-    # Measured, in dots, as fonts and matplotlib's versions differ.
+    # Its size is measured, in dots, as fonts and matplotlib's versions differ.
     box = text.get_window_extent()
     width, height = max(box.width / DPI + 0.2, 5.0), box.height / DPI + 0.2
     figure.set_size_inches(width, height)
