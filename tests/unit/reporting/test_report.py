@@ -46,9 +46,15 @@ def report(_reported, painted):
 
 
 @pytest.fixture
-def only_curves(monkeypatch):
-    """For tests of words: nothing else is drawn."""
-    monkeypatch.setattr(report_module, "_ALWAYS", ("curves",))
+def draws_only(monkeypatch):
+    """Draw, of what every report has, these pictures alone: `draws_only("curves", "cam")`."""
+    return lambda *names: monkeypatch.setattr(report_module, "_ALWAYS", names)
+
+
+@pytest.fixture
+def only_curves(draws_only):
+    """For tests of words."""
+    draws_only("curves")
 
 
 def test_the_page_holds_its_pictures_and_the_readme_those_beside_it(report, painted):
@@ -59,8 +65,9 @@ def test_the_page_holds_its_pictures_and_the_readme_those_beside_it(report, pain
     assert set(re.findall(r"\]\(images/(\w+)\.png\)", readme)) == PICTURES
 
 
-def test_headings_and_captions_are_not_repeated_in_the_pictures(painted):
+def test_headings_and_captions_are_not_repeated_in_the_pictures(painted, draws_only):
     """The page has them as text; what is left of a picture is the part below them."""
+    draws_only("curves", "misclassified", "cam")
     write_report(painted, [{"NAME": "cam_matrix", "count": 2}])
     for name, arguments in (("curves", {}), ("misclassified", {}), ("cam_matrix", {"count": 2})):
         whole = painted.visualize(name, **arguments)
@@ -132,7 +139,8 @@ def test_links_go_to_the_commit_on_github(painted, only_curves, monkeypatch, has
         assert "git checkout 0123abcd\n" in text
 
 
-def test_pictures_of_the_config_and_of_flags_are_in_it(painted, tmp_path):
+def test_pictures_of_the_config_and_of_flags_are_in_it(painted, draws_only, tmp_path):
+    draws_only("curves", "misclassified")
     run = Run(painted.folder, {"VISUALIZERS": [{"NAME": "cam_matrix", "count": 1},
                                                {"NAME": "misclassified", "count": 3}]})
     paths = write_report(run, [{"NAME": "misclassified", "count": 4}], tmp_path / "out")
@@ -140,17 +148,18 @@ def test_pictures_of_the_config_and_of_flags_are_in_it(painted, tmp_path):
     page = paths[0].read_text()
     assert "4 misclassified test images" in page and "GradCAMPlusPlus at layer1" in page
     names = {path.stem for path in (tmp_path / "out" / "images").iterdir()}
-    assert names == {*PICTURES, "cam_matrix"}
+    assert names == {"curves", "misclassified", "cam_matrix"}
     assert "3 misclassified test images" not in page  # what a flag says replaces what the config says
     assert not (painted.folder / "report.html").exists()
 
 
-def test_a_visualizer_that_is_listed_twice_is_drawn_twice(painted):
+def test_a_visualizer_that_is_listed_twice_is_drawn_twice(painted, draws_only):
+    draws_only("curves", "misclassified", "cam")
     write_report(Run(painted.folder, {"VISUALIZERS": [
         {"NAME": "misclassified"}, {"NAME": "misclassified", "true_class": "red"},
         {"NAME": "cam"}, {"NAME": "cam", "method": "LayerCAM"}]}))
     names = {path.stem for path in (painted.folder / "images").iterdir()}
-    assert names == {*PICTURES, "misclassified_red", "cam_LayerCAM"}
+    assert names == {"curves", "misclassified", "misclassified_red", "cam", "cam_LayerCAM"}
     assert len(images_in((painted.folder / "report.html").read_text())) == len(names)
 
 
@@ -189,18 +198,19 @@ def test_own_metrics_are_shown_as_what_they_are(painted, only_curves):
         assert row in readme
 
 
-def test_the_cam_is_of_the_images_in_the_gallery(painted, monkeypatch):
-    monkeypatch.setattr(report_module, "_ALWAYS", ("misclassified", "cam"))
+def test_the_cam_is_of_the_images_in_the_gallery(painted, draws_only):
+    draws_only("misclassified", "cam")
     write_report(painted, [{"NAME": "misclassified", "count": 3, "order": "index"}])
     page = html.unescape((painted.folder / "report.html").read_text())
     assert page.count("3 misclassified test images, in the data set's order") >= 4
 
 
-def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_there(painted, capsys):
+def test_a_picture_that_cannot_be_drawn_is_named_and_the_rest_is_there(painted, draws_only, capsys):
+    draws_only("curves", "cam", "confusion")
     write_report(painted, [{"NAME": "cam", "layer": "layer4"}])
     page = (painted.folder / "report.html").read_text()
     assert "cam was not drawn: layer layer4 has a map of 4×4 pixels" in page
-    assert len(images_in(page)) == len(PICTURES) - 1
+    assert len(images_in(page)) == 2
     assert "not drawn: cam: layer layer4" in capsys.readouterr().err
 
 
@@ -215,8 +225,8 @@ def page_with(painted, names):
     return (painted.folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_names_that_no_font_can_draw_stand_in_the_captions(painted, monkeypatch):
-    monkeypatch.setattr(report_module, "_ALWAYS", ("misclassified",))
+def test_names_that_no_font_can_draw_stand_in_the_captions(painted, draws_only):
+    draws_only("misclassified")
     page = page_with(painted, ["\U00012000", "green", "\U00012001"])
     assert "letters of some names: class 0: \U00012000, class 2: \U00012001." in page
     assert "the .txt" not in page

@@ -2,15 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cvkit.config import load_config
 from cvkit.errors import CheckpointError
 from cvkit.runs.checkpoint import Checkpoint, load_weights
-from cvkit.session import train
-
-
-@pytest.fixture
-def run(tiny):
-    return train(load_config(tiny))
 
 
 def test_it_holds_tensors_and_plain_values_only(run):
