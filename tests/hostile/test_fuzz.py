@@ -55,6 +55,8 @@ from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import build_schedule
 
 CASES = int(os.environ.get("CVKIT_FUZZ_CASES", 0))  # of the cheapest targets; 0: the suite's few
+# A long run has as many again, in a test of their own: two processes share them.
+PARTS = ["quick", "more"] if CASES else ["quick"]
 FIRST = int(os.environ.get("CVKIT_FUZZ_FIRST", 0))
 TOLD = os.environ.get("CVKIT_FUZZ_TOLD")
 SECONDS = 60  # what takes longer hangs
@@ -367,7 +369,7 @@ def configs(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("part", ["quick", pytest.param("more", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", PARTS)
 def test_configs_with_random_edits(trees, configs, part):
     def case(random):
         folder, tree = random.choice(trees)
@@ -384,10 +386,10 @@ def test_configs_with_random_edits(trees, configs, part):
             return
         load_and_dump(path)
 
-    hunt(f"config trees {part}", 250 if part == "quick" else 600, case)
+    hunt(f"config trees {part}", 250, case)
 
 
-@pytest.mark.parametrize("part", ["quick", pytest.param("more", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", PARTS)
 def test_configs_with_damaged_text(configs, part):
     texts = [TINY.encode(), *(path.read_bytes() for path in (ROOT / "configs").glob("*.yaml"))]
     traps = [b"\t", b"\0", b"\r\n", b"\r", b"\xef\xbb\xbf", b"\xff\xfe", b"\xc3", b"\xed\xa0\x80",
@@ -423,7 +425,7 @@ def test_configs_with_damaged_text(configs, part):
         path.write_bytes(bytes(content))
         load_and_dump(path)
 
-    hunt(f"config texts {part}", 250 if part == "quick" else 450, case)
+    hunt(f"config texts {part}", 250, case)
 
 
 # -- components and trainers ---------------------------------------------------------------
@@ -602,7 +604,7 @@ def typed(random, default):
     return random.choice([1, 2, 0.5, 8, 0, -1, [1, 2], [0.5, 0.5], None, "batch", "mean"])
 
 
-@pytest.mark.parametrize("part", ["quick", pytest.param("more", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", PARTS)
 def test_trainers_of_odd_configs(tmp_path, less_memory, part):
     for split in ("train", "test"):
         paint(tmp_path / "images", split, 4, np.random.default_rng(0))
@@ -635,7 +637,7 @@ def test_trainers_of_odd_configs(tmp_path, less_memory, part):
         with contextlib.redirect_stdout(io.StringIO()):
             check(config)
 
-    hunt(f"trainers {part}", 40 if part == "quick" else 90, case, share=0.03)
+    hunt(f"trainers {part}", 40, case, share=0.03)
 
 
 # -- command lines -------------------------------------------------------------------------
@@ -747,7 +749,7 @@ def samples():
     return {name: content for name, content in files.items() if content}
 
 
-@pytest.mark.parametrize("part", ["quick", pytest.param("more", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", PARTS)
 def test_image_files_with_garbage(tmp_path, part, less_memory):
     files = samples()
     assert len(files) > 35
@@ -781,7 +783,7 @@ def test_image_files_with_garbage(tmp_path, part, less_memory):
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == channels
         assert pixels.size
 
-    hunt(f"image files {part}", 1500 if part == "quick" else 4000, case)
+    hunt(f"image files {part}", 1500, case)
 
 
 def test_what_is_no_file_but_is_called_like_an_image(tmp_path):
@@ -811,7 +813,7 @@ def same(left, right):
     return type(left) is type(right) and repr(left) == repr(right)
 
 
-@pytest.mark.parametrize("part", ["quick", pytest.param("more", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", ["checkpoints/last.pt", "predictions.npz"])
 def test_damaged_results_are_told_and_never_taken_for_others(run, name, part, less_memory):
     kind = Checkpoint if name.endswith(".pt") else Predictions
@@ -831,4 +833,4 @@ def test_damaged_results_are_told_and_never_taken_for_others(run, name, part, le
             if not same(before, getattr(found, field)):
                 raise AssertionError(f"{field} has changed unnoticed")
 
-    hunt(f"{path.name} {part}", 150 if part == "quick" else 500, case, share=0.1)
+    hunt(f"{path.name} {part}", 150, case, share=0.1)
