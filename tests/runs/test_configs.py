@@ -44,12 +44,12 @@ SMALLER = {  # what makes a run small besides fewer images; the rest is as the c
 
 @pytest.fixture(scope="session")
 def few_images(cifar_images, tmp_path_factory):
-    """Six CIFAR-10 pictures of each class for training and test: looked through in no time."""
+    """Ten CIFAR-10 pictures of each class for training and test: looked through in no time."""
     folder = tmp_path_factory.mktemp("few")
     for source in (path for split in ("train", "test") for path in (cifar_images / split).iterdir()):
         target = folder / source.parent.name / source.name
         target.mkdir(parents=True)
-        for path in sorted(source.glob("*.jpg"))[:6]:
+        for path in sorted(source.glob("*.jpg"))[:10]:
             shutil.copy(path, target)
     return folder
 
@@ -70,14 +70,14 @@ def narrow(path):
     return SMALLER.get(path.stem, {"MODEL.width": 16})
 
 
-def small(path, cifar_images, own_folder, **more):
+def small(path, few_images, own_folder, **more):
     """Return a config on small real data: CIFAR-10 pictures, or 64×64 ones where it has a folder."""
     config = load_config(path)
     overrides = {"DATA.LIMIT": 60, "DATA.BATCH_SIZE": 16, **more}
     if config.DATA.DATASET.NAME == "ImageFolder":
         overrides["DATA.DATASET.root"] = str(own_folder)
     elif config.DATA.DATASET.NAME != "Digits":
-        overrides["DATA.DATASET"] = {"NAME": "ImageFolder", "root": str(cifar_images)}
+        overrides["DATA.DATASET"] = {"NAME": "ImageFolder", "root": str(few_images)}
     return load_config(path, overrides)
 
 
@@ -115,9 +115,9 @@ def test_one_batch_goes_through_it_as_it_is(path, few_images, own_folder, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LATER)
-def test_later_assignments_train_and_draw_on_real_pictures(name, cifar_images, own_folder, tool):
+def test_later_assignments_train_and_draw_on_real_pictures(name, few_images, own_folder, tool):
     path = ROOT / "configs" / f"{name}.yaml"
-    config = small(path, cifar_images, own_folder, **{**narrow(path), "TRAIN.EPOCHS": 2})
+    config = small(path, few_images, own_folder, **{**narrow(path), "TRAIN.EPOCHS": 2})
     run = train(config)
     assert [epoch["epoch"] for epoch in run.metrics] == [1, 2]
     assert all(np.isfinite(epoch["train/loss"]) for epoch in run.metrics)
@@ -135,9 +135,9 @@ def test_later_assignments_train_and_draw_on_real_pictures(name, cifar_images, o
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 def test_an_assignment_trains_says_what_it_demands_and_draws_exactly_its_pictures(
-        name, cifar_images, own_folder, tool):
+        name, few_images, own_folder, tool):
     path = ROOT / "configs" / f"{name}.yaml"
-    config = small(path, cifar_images, own_folder,
+    config = small(path, few_images, own_folder,
                    **{**narrow(path), "DATA.LIMIT": 100, "TRAIN.EPOCHS": 2})
     run = train(config)
     log = (run.folder / "train.log").read_text()
@@ -166,10 +166,10 @@ def test_an_assignment_trains_says_what_it_demands_and_draws_exactly_its_picture
 
 
 @pytest.mark.slow
-def test_norms_side_by_side_differ_in_the_norm_alone(cifar_images, own_folder, tool):
+def test_norms_side_by_side_differ_in_the_norm_alone(few_images, own_folder, tool):
     for name in NORMS:
         path, norm = ROOT / "configs" / f"{name}.yaml", name.split("_")[1].removesuffix("norm")
-        run = train(small(path, cifar_images, own_folder, **{"TRAIN.EPOCHS": 1, "MODEL.width": 32}))
+        run = train(small(path, few_images, own_folder, **{"TRAIN.EPOCHS": 1, "MODEL.width": 32}))
         assert norm_counts(run.model) == {norm: 20}
     command, = re.findall(r"#   (python tools/compare\.py .*?)\n_", re.sub(
         r"\\\n#\s+|\n# Time.*", " ", (ROOT / "configs/resnet18_layernorm_cifar10.yaml").read_text()) + "\n_",

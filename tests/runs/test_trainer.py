@@ -409,8 +409,7 @@ def test_a_finished_run_can_be_trained_longer_where_nothing_was_planned_for_its_
     ({"MODEL": {"NAME": "resnet34", "width": 4}}, "MODEL.NAME: resnet18 in the run, resnet34 now"),
     ({"OPTIMIZER.weight_decay": 0.1}, "OPTIMIZER.weight_decay: not set in the run, 0.1 now"),
     ({"SEED": 1}, "SEED: 0 in the run, 1 now")])
-def test_a_run_of_another_config_is_not_resumed(tiny, change, expected):
-    run = train(load_config(tiny))
+def test_a_run_of_another_config_is_not_resumed(run, tiny, change, expected):
     with pytest.raises(RunError) as caught:
         train(load_config(tiny, change), resume=run.folder)
     assert expected in str(caught.value) and "cannot be resumed with another config" in str(
@@ -418,8 +417,7 @@ def test_a_run_of_another_config_is_not_resumed(tiny, change, expected):
     train(load_config(tiny, {"DATA.WORKERS": 1, "DEVICE": "cpu"}), resume=run.folder)  # may differ
 
 
-def test_weights_of_another_model_are_not_resumed(tiny):
-    run = train(load_config(tiny))
+def test_weights_of_another_model_are_not_resumed(run, tiny):
     other = train(load_config(tiny, {"MODEL.width": 8}))
     (other.folder / "checkpoints" / "last.pt").replace(run.folder / "checkpoints" / "last.pt")
     with pytest.raises(CheckpointError, match="does not fit the model"):
