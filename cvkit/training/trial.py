@@ -176,11 +176,11 @@ def refuse_other_images(parts: Experiment) -> None:
         return
 
     def identities(data: ImageData) -> list[str]:
-        return [split.identity for split in (data.train, data.val, data.test) if split is not None]
+        return [split.identity for split in data.splits.values()]
 
     data = parts.data
     arrays = {id(split.images): getattr(split.images, "nbytes", 0)
-              for split in (data.train, data.val, data.test) if split is not None}
+              for split in data.splits.values()}
     ours, whose = identities(data), None
     if is_own and sum(arrays.values()) <= _BUILT_TWICE:
         try:
