@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, paint
 from helpers import EVERYTHING, at_step, before_each_step, equal, train_until, without_times
 
 from cvkit.config import load_config
+from cvkit.data import ImageFiles
 from cvkit.errors import RunError
 from cvkit.registry import MODELS
 from cvkit.registry.user_code import import_user_code
@@ -66,6 +67,23 @@ def text(tmp_path_factory):
 def config(tmp_path, text):
     (tmp_path / "long.yaml").write_text(text)
     return tmp_path / "long.yaml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text, tmp_path_factory):
+    """A function that trains a run which nothing stops, once for the same settings."""
+    runs = {}
+
+    def trained(settings):
+        key = json.dumps(settings, sort_keys=True)
+        if key not in runs:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            (folder / "long.yaml").write_text(text)
+            with pytest.MonkeyPatch.context() as patched:
+                patched.chdir(folder)
+                runs[key] = Run(train(load_config("long.yaml", settings)).folder.resolve())
+        return runs[key]
+    return trained
 
 
 def same(ours: Run, theirs: Run) -> None:
@@ -145,9 +163,10 @@ def test_a_hang_up_that_is_ignored_stays_so():
     *((variant, 3, signal.SIGINT) for variant in ("plain", "everything", "workers")),
     pytest.param("plain", 3, getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(
         not hasattr(signal, "SIGHUP"), reason="no SIGHUP on Windows"))])
-def test_a_stopped_run_goes_on_at_the_next_batch(config, monkeypatch, capsys, variant, call, number):
-    config = load_config(config, {"TRAIN.EPOCHS": 3, **VARIANTS[variant]})
-    whole = train(config)
+def test_a_stopped_run_goes_on_at_the_next_batch(config, undisturbed, monkeypatch, capsys, variant,
+                                                 call, number):
+    settings = {"TRAIN.EPOCHS": 3, **VARIANTS[variant]}
+    whole, config = undisturbed(settings), load_config(config, settings)
     before = signal.getsignal(number)
     with monkeypatch.context() as patched:
         at_step(patched, call, lambda: signal.raise_signal(number))
@@ -173,14 +192,9 @@ def test_a_signal_during_the_evaluation_is_heeded_there(config, monkeypatch):
     config = load_config(config, {"TRAIN.EPOCHS": 2, "DATA.EVAL_BATCH_SIZE": 5})
     whole = train(config)
     with monkeypatch.context() as patched:
-        original = Trainer.stop_if_asked
-
-        def asked(self):
-            if self.state.progress.batches == 10 and not self.state.progress._started:  # the evaluation
-                self.signals.received = self.signals.received or signal.SIGTERM
-            original(self)
-
-        patched.setattr(Trainer, "stop_if_asked", asked)
+        evaluate = Trainer.evaluate
+        patched.setattr(Trainer, "evaluate", lambda self: (
+            signal.raise_signal(signal.SIGTERM), evaluate(self))[1])
         with pytest.raises(Interrupted):
             train(config)
     saved = Run(find_runs("runs")[-1]).checkpoint("last")
@@ -212,11 +226,7 @@ def test_a_second_signal_stops_at_once(config, monkeypatch, capsys):
 
 
 def test_skipped_batches_are_not_loaded(config, tmp_path, monkeypatch):
-    from cvkit.data import ImageFiles
-
     random = np.random.default_rng(0)
-    from conftest import paint
-
     paint(tmp_path / "painted", "train", 40, random)
     paint(tmp_path / "painted", "test", 4, random)
     config = load_config(config, {
@@ -337,9 +347,9 @@ def test_a_run_killed_in_the_middle_of_saving_ends_like_the_whole_one(processes,
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(config, monkeypatch, capsys, damage):
-    config = load_config(config, {"TRAIN.EPOCHS": 3})
-    whole = train(config)
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(config, undisturbed, monkeypatch,
+                                                                capsys, damage):
+    whole, config = undisturbed({"TRAIN.EPOCHS": 3}), load_config(config, {"TRAIN.EPOCHS": 3})
     stop_at(monkeypatch, config, 14)
     broken = Run(find_runs("runs")[-1])
     path = broken.checkpoints / "last.pt"
@@ -362,17 +372,11 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(config, monkeypa
 
 
 @pytest.mark.parametrize("damage", ["gone", "old", "cut"])
-def test_best_is_written_again_if_it_was_lost(config, damage):
-    config = load_config(config, {"TRAIN.MONITOR": "loss", "TRAIN.EPOCHS": 3,
-                                  "TRAIN.CHECKPOINT_EVERY": "epoch"})
-    whole = train(config)
-    best = whole.best["epoch"]
-    run = Run(shutil.copytree(whole.folder, "runs/long/2999-01-01_00-00-00"))
+def test_best_is_written_again_if_it_was_lost(config, undisturbed, damage):
+    settings = {"TRAIN.MONITOR": "loss", "TRAIN.EPOCHS": 3, "TRAIN.CHECKPOINT_EVERY": "epoch"}
+    whole, config = undisturbed(settings), load_config(config, settings)
     # As if it had been killed between the two files of its best epoch.
-    longer = load_config("long.yaml", {"TRAIN.MONITOR": "loss", "TRAIN.EPOCHS": 3,
-                                       "TRAIN.CHECKPOINT_EVERY": "epoch"})
-    shutil.rmtree(run.folder)
-    run = train_until(longer, best)
+    run = train_until(config, whole.best["epoch"])
     path = run.checkpoints / "best.pt"
     if damage == "gone":
         path.unlink()
@@ -382,7 +386,7 @@ def test_best_is_written_again_if_it_was_lost(config, damage):
         old.save(path)
     else:
         path.write_bytes(path.read_bytes()[:-100])
-    same(whole, train(longer, resume=run.folder))
+    same(whole, train(config, resume=run.folder))
 
 
 def test_an_interrupted_run_is_evaluated_as_it_is_and_older_predictions_are_not_shown(
@@ -405,10 +409,9 @@ def test_an_interrupted_run_is_evaluated_as_it_is_and_older_predictions_are_not_
         assert Run(run.folder).predictions.place == place
 
 
-def test_damage_after_damage_still_finds_a_whole_checkpoint(config, monkeypatch):
+def test_damage_after_damage_still_finds_a_whole_checkpoint(config, undisturbed, monkeypatch):
     """What is damaged never takes the place of what is whole."""
-    config = load_config(config, {"TRAIN.EPOCHS": 3})
-    whole = train(config)
+    whole, config = undisturbed({"TRAIN.EPOCHS": 3}), load_config(config, {"TRAIN.EPOCHS": 3})
     stop_at(monkeypatch, config, 14)
     run = Run(find_runs("runs")[-1])
     last = run.checkpoints / "last.pt"
@@ -441,11 +444,6 @@ def test_auto_passes_over_a_run_that_cannot_be_opened(config, monkeypatch, capsy
 
 def test_a_signal_to_the_whole_group_leaves_workers_to_finish_the_step(config):
     """As clusters, timeout and torchrun end jobs."""
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
     job = subprocess.Popen(
         [sys.executable, str(ROOT / "tools/train.py"), str(config), "DATA.WORKERS", "2",
          "DATA.PIPELINE", "albumentations", "TRAIN.EPOCHS", "400", "SCHEDULER", "null"],
@@ -464,11 +462,6 @@ def test_a_signal_to_the_whole_group_leaves_workers_to_finish_the_step(config):
 @pytest.mark.parametrize("method, number", [("spawn", signal.SIGTERM), ("forkserver", signal.SIGINT)])
 def test_a_signal_while_workers_are_being_started_leaves_them_to_finish_the_step(config, method, number):
     """As on macOS and Windows, where each imports for seconds first."""
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
     Path("job.py").write_text(f"""
 import multiprocessing, runpy, sys
 if __name__ == "__main__":
