@@ -27,6 +27,7 @@ from cvkit.registry import MODELS, REGISTRIES
 from cvkit.runs.folder import Run
 from cvkit.session import train
 from cvkit.system.log import screen
+from cvkit.visualizers.draw import draw_all
 
 # A GPU computes fp32 convolutions in 19 bits by default, which no tolerance here is meant for.
 torch.backends.cudnn.allow_tf32 = False
@@ -145,6 +146,15 @@ def painted(_trained, tmp_path):
     """A finished run on images in three colours, a good part of them misclassified."""
     folder = tmp_path / "runs" / "painted" / _trained[1].name
     return Run(shutil.copytree(_trained[1], folder))
+
+
+@pytest.fixture
+def draws_only(monkeypatch):
+    """A function that lets a report draw some pictures alone: `draws_only("curves", "cam")`."""
+    def only(*names):
+        monkeypatch.setattr("cvkit.reporting.report.draw_all", lambda run, nodes: draw_all(
+            run, [node for node in nodes if node["NAME"] in names]))
+    return only
 
 
 @pytest.fixture(scope="session")

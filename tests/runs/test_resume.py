@@ -312,7 +312,7 @@ def stopping_at(call=0, how=""):
     By a signal, then or in the evaluation after it; or at once, if there is a checkpoint to go on
     from.
     """
-    real_check, calls = Trainer.stop_if_asked, []
+    evaluate, calls = Trainer.evaluate, []
 
     def step(trainer, batch):
         calls.append(trainer.state.epoch)
@@ -321,14 +321,14 @@ def stopping_at(call=0, how=""):
                 raise KeyboardInterrupt
             signal.raise_signal(signal.SIGTERM)
 
-    def check(self):
-        if how == "evaluation" and len(calls) >= call and self.state.progress._started is None:
+    def evaluated(trainer):
+        if how == "evaluation" and len(calls) >= call:
             signal.raise_signal(signal.SIGTERM)
-        real_check(self)
+        return evaluate(trainer)
 
     with pytest.MonkeyPatch.context() as patched:
         before_each_step(patched, step)
-        patched.setattr(Trainer, "stop_if_asked", check)
+        patched.setattr(Trainer, "evaluate", evaluated)
         yield calls
 
 

@@ -12,14 +12,14 @@ from torch import nn
 from cvkit.config import load_config
 from cvkit.data import ImageData, ImageSet
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
+from cvkit.evaluation.predict import predict
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import DATASETS, LOSSES, METRICS, MODELS, WRITERS
-from cvkit.reporting.report import _results
+from cvkit.reporting.report import write_report
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
 from cvkit.session import build_trainer, check, train
-from cvkit.training.trainer import Trainer
 
 VARIANTS = {
     "plain": {},
@@ -193,7 +193,7 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(quick, monkeypatch):
     assert equal(checkpoint.training["ema"]["model"], dict(trained))
 
 
-def test_early_stop_ends_the_run_and_every_figure_says_its_epoch(quick, capsys):
+def test_early_stop_ends_the_run_and_every_figure_says_its_epoch(quick, capsys, draws_only):
     overrides = {"TRAIN.EARLY_STOP": 2, "TRAIN.EPOCHS": 30, "OPTIMIZER.lr": 1e-9,
                  "TRAIN.MONITOR": "accuracy"}
     run = train(load_config(quick, overrides))
@@ -208,7 +208,9 @@ def test_early_stop_ends_the_run_and_every_figure_says_its_epoch(quick, capsys):
                f"of epoch {best + 1}, chosen by its test accuracy")
     evaluate(run)
     assert of_both in log and of_both in capsys.readouterr().out
-    assert f"{of_both}." in [getattr(block, "text", "") for block in _results(run)]
+    draws_only()
+    write_report(run)
+    assert f"\n{of_both}.\n" in (run.folder / "README.md").read_text().replace("\\", "")
     rows = {line.split("  ")[0]: line for line in Runs([run, run]).table().splitlines()}
     for name, epoch in (("test accuracy", f"(after epoch {best + 3})"),
                         ("test loss", f"(after epoch {best + 3})"),
@@ -601,15 +603,16 @@ def test_an_unreadable_test_image_at_the_very_end_leaves_the_last_checkpoint_as_
     config = load_config(quick, VALIDATED)
     whole = train(config)
     assert not equal(whole.checkpoint("best").model, whole.checkpoint("last").model)
-    predict = Trainer._predict
+    evaluations = []
 
-    def fail(self, loader, *args):
-        if loader is self.loaders.test:
+    def fail(*args):
+        evaluations.append(args)
+        if len(evaluations) == 4:  # after those of three epochs
             raise DataError("a file is gone")
-        return predict(self, loader, *args)
+        return predict(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_predict", fail)
+        patched.setattr("cvkit.training.trainer.predict", fail)
         with pytest.raises(DataError, match="a file is gone"):
             train(config)
     broken = open_run()

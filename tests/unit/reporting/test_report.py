@@ -17,7 +17,6 @@ from test_report_format import Reader
 import cvkit
 from cvkit.config import load_config
 from cvkit.errors import RunError
-from cvkit.reporting import report as report_module
 from cvkit.reporting.report import write_report
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
@@ -46,12 +45,6 @@ def report(_reported, painted):
 
 
 @pytest.fixture
-def draws_only(monkeypatch):
-    """Draw, of what every report has, these pictures alone: `draws_only("curves", "cam")`."""
-    return lambda *names: monkeypatch.setattr(report_module, "_ALWAYS", names)
-
-
-@pytest.fixture
 def only_curves(draws_only):
     """For tests of words."""
     draws_only("curves")
@@ -67,7 +60,7 @@ def test_the_page_holds_its_pictures_and_the_readme_those_beside_it(report, pain
 
 def test_headings_and_captions_are_not_repeated_in_the_pictures(painted, draws_only):
     """The page has them as text; what is left of a picture is the part below them."""
-    draws_only("curves", "misclassified", "cam")
+    draws_only("curves", "misclassified", "cam", "cam_matrix")
     write_report(painted, [{"NAME": "cam_matrix", "count": 2}])
     for name, arguments in (("curves", {}), ("misclassified", {}), ("cam_matrix", {"count": 2})):
         whole = painted.visualize(name, **arguments)
@@ -140,7 +133,7 @@ def test_links_go_to_the_commit_on_github(painted, only_curves, monkeypatch, has
 
 
 def test_pictures_of_the_config_and_of_flags_are_in_it(painted, draws_only, tmp_path):
-    draws_only("curves", "misclassified")
+    draws_only("curves", "misclassified", "cam_matrix")
     run = Run(painted.folder, {"VISUALIZERS": [{"NAME": "cam_matrix", "count": 1},
                                                {"NAME": "misclassified", "count": 3}]})
     paths = write_report(run, [{"NAME": "misclassified", "count": 4}], tmp_path / "out")
@@ -308,7 +301,8 @@ def test_in_a_browser_every_picture_loads_and_nothing_overflows(report, tmp_path
 
 
 def test_requirements_stand_first_each_with_what_was_found(painted, only_curves, tmp_path):
-    assert not [part for part in report_module._requirements(painted)]
+    write_report(painted)
+    assert "## Requirements" not in (painted.folder / "README.md").read_text()
     demanding = open_run(painted.folder, overrides={"REQUIRE": {
         "TRAIN": {"EPOCHS": 2}, "only_norm": "layer", "test_accuracy": 1.0}})
     write_report(demanding, [{"NAME": "curves"}], tmp_path / "out")
