@@ -91,13 +91,13 @@ def _torchvision(name: str, root: str, download: bool, mean: tuple[float, ...],
                  f"one, put {by_hand} into {root}/\n  or point DATA.DATASET.root at a folder that "
                  "has it.\n  This runs offline: python tools/train.py configs/resnet18_digits.yaml"
         ) from error
-    arrays = [np.asarray(split.data) for split in splits]
-    arrays = [array if array.ndim == 4 else array[..., None] for array in arrays]
     classes = tuple(name.split(" - ")[-1] if name[0].isdigit() else name
                     for name in splits[0].classes)
-    train, test = (ImageSet.of(array, split.targets)
-                   for array, split in zip(arrays, splits, strict=True))
-    return ImageData(classes, train, test, arrays[0].shape[3], arrays[0].shape[1:3], mean, std)
+    height, width = splits[0].data.shape[1:3]
+    # Of grey images torchvision leaves out the axis of the one channel.
+    train, test = (ImageSet.of(np.asarray(split.data).reshape(-1, height, width, len(mean)),
+                               split.targets) for split in splits)
+    return ImageData(classes, train, test, len(mean), (height, width), mean, std)
 
 
 def _way_to_torchvision(name: str) -> str | None:
