@@ -12,7 +12,7 @@ pictures (--list shows the flags of each, such as --cam-method LayerCAM):
 import argparse
 import sys
 
-from cvkit.cli import run_tool
+from cvkit.cli import new_parser, run_tool
 from cvkit.system.files import user_path
 
 # Flags that are not of a picture take so many values; None stands for one or more.
@@ -20,9 +20,8 @@ OWN = {"--run": None, "--list": 0, "--all": 0, "--report": 0, "--out": 1, "--for
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage="visualize.py [--run RUN … | CONFIG] [PICTURES] [KEY VALUE …]",
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
+    parser.usage = "visualize.py [--run RUN … | CONFIG] [PICTURES] [KEY VALUE …]"
     parser.add_argument("words", metavar="CONFIG | KEY VALUE", nargs="*", help="see above")
     parser.add_argument("--run", metavar="RUN", nargs="+", default=[], action="extend",
                         help="a run folder; several for --curves and --disagreements")
