@@ -58,7 +58,7 @@ def smaller(words, is_mistake=False):
     config = next((word for word in words if word.endswith(".yaml")), "")
     added = dict(SMALL)
     if config and not is_mistake and load_config(config).MODEL.NAME.startswith("resnet"):
-        added["MODEL.width"] = "16"
+        added["MODEL.width"] = "8"
     if "find" in words or words[0] == "tools/find_lr.py":  # which needs a loss that falls
         added = {"TRAIN.EPOCHS": "2", "DATA.LIMIT": "400", "MODEL.width": "8"}
     if "cifar" in config and "DATA.DATASET" not in words:
