@@ -1,4 +1,4 @@
-"""Command-line tools: a mistake of the user's becomes one message and exit code 2."""
+"""Command-line tools: a user's mistake is one message and exit code 2, Ctrl-C is 130."""
 
 from __future__ import annotations
 

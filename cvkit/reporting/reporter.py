@@ -15,9 +15,10 @@ from cvkit.training.state import TrainingState
 class Reporter:
     """Is told how a training goes; of several processes, in the first.
 
-    A reporter of your own is derived from this class, registered with `@WRITERS.register()` and
-    named under WRITERS. It is built with the facts that its constructor asks for: `folder`, of the
-    run, and `config`. Each method here does nothing.
+    A reporter of your own is derived from this class, registered with `@WRITERS.register()` in a
+    file that IMPORTS lists, and named under WRITERS; docs/add_your_own.md has examples. It is built
+    with the facts that its constructor asks for: `folder`, of the run, and `config`. Each method
+    here does nothing.
     """
 
     def begin(self, state: TrainingState) -> None:

@@ -1,4 +1,7 @@
-"""Stopping on request: Ctrl-C and a job's end let the step finish first."""
+"""Stopping on request: Ctrl-C and a job's end let the step finish first.
+
+`training.trainer` then saves and raises `Interrupted`; `cli.run_tool` makes the exit code of it.
+"""
 
 from __future__ import annotations
 
