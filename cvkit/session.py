@@ -70,7 +70,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             stack.enter_context(run.lock())
         # What a run was begun with is in its checkpoint; the file may be out of reach by now.
         parts = parts or Experiment(config, takes_weights=run is None)
-        state, monitor, requirements, is_resumed = prepare(config, parts, run)
+        state, parts, monitor, requirements, is_resumed = prepare(config, parts, run)
         if is_resumed and is_finished(config, state.epoch, state.best):
             return _finished(run, state, parts)
         checks = Checks(parts)
@@ -109,8 +109,7 @@ def check(config: Config, parts: Experiment | None = None) -> None:
     Raises:
         UserError: what would stop a training.
     """
-    parts = parts or Experiment(config)
-    state, monitor, requirements, _ = prepare(config, parts)
+    state, parts, monitor, requirements, _ = prepare(config, parts or Experiment(config))
     checks = Checks(parts)
     if distributed.is_main():
         for reporter in (Console(parts, monitor), requirements, checks):
@@ -136,9 +135,8 @@ def find_lr(config: Config, lowest: float = 1e-5, highest: float = 10.0, steps: 
         RunError: the loss does not fall at any of the rates.
         ValueError: the rates do not rise, or steps is below 20.
     """
-    parts = parts or Experiment(config)
-    state = prepare(config, parts).state
-    return find_rate(state, parts, lowest, highest, steps)
+    prepared = prepare(config, parts or Experiment(config))
+    return find_rate(prepared.state, prepared.parts, lowest, highest, steps)
 
 
 def build_trainer(config: Config, parts: Experiment | None = None) -> Trainer:
@@ -150,15 +148,15 @@ def build_trainer(config: Config, parts: Experiment | None = None) -> Trainer:
     Raises:
         UserError: something in the config or the data is wrong.
     """
-    parts = parts or Experiment(config)
-    prepared = prepare(config, parts)
-    return Trainer(prepared.state, parts, prepared.monitor)
+    prepared = prepare(config, parts or Experiment(config))
+    return Trainer(prepared.state, prepared.parts, prepared.monitor)
 
 
 class Prepared(NamedTuple):
     """What is ready to be trained; `is_resumed` in all processes of one whose run goes on."""
 
     state: TrainingState
+    parts: Experiment
     monitor: Monitor
     requirements: Requirements
     is_resumed: bool
@@ -182,11 +180,11 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     if is_resumed and is_to_find(config.SCHEDULER):
         config = distributed.broadcast_from_main(
             lambda: None if run is None else with_found_rate(config, run))
-    # Parts that are given may be of another config.
-    parts.config = config
     # Which downloads what is not there.
     with distributed.first_on_each_machine():
         data, loaders, model = parts.data, parts.loaders, parts.model
+    # Parts that are given may be of another config, which they keep.
+    parts = parts.with_config(config)
     loaders.train.plan.accumulate = config.TRAIN.ACCUMULATE
     if any(loaders.train.part_size(number) <= 1 for number in range(len(loaders.train))):
         refuse_single_images(model, loaders.train_shape, config.DATA.where("BATCH_SIZE"))
@@ -203,7 +201,7 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     requirements = Requirements(config, parts)
     if is_resumed:
         take_up(run, state, parts, monitor)
-    return Prepared(state, monitor, requirements, is_resumed)
+    return Prepared(state, parts, monitor, requirements, is_resumed)
 
 
 def _refuse_processes(config: Config, parts: Experiment) -> None:

@@ -164,5 +164,6 @@ class ImageCache:
 
 
 def nothing_left(reason: str) -> DataError:
+    """Return the error of a batch whose images are all unreadable."""
     return DataError(f"no image of a whole batch can be read; {reason}",
                      hint="Is the drive that holds them gone?")

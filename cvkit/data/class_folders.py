@@ -168,7 +168,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_ENDINGS)
+    return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
 
 
 def folders_in(folder: Path) -> list[str]:

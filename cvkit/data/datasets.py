@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import importlib.util
 import os
 import pickle
 import re
@@ -150,9 +150,12 @@ def _grey_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image
 
     # This is what `load_digits` reads; importing scikit-learn takes longer than a short training.
-    path = importlib.metadata.distribution("scikit-learn").locate_file(
-        "sklearn/datasets/data/digits.csv.gz")
-    table = np.loadtxt(str(path), delimiter=",")
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise DataError("scikit-learn is not installed, which has the digits",
+                        hint="pip install scikit-learn")
+    folder = Path(package.submodule_search_locations[0], "datasets", "data")
+    table = np.loadtxt(folder / "digits.csv.gz", delimiter=",")
     small = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
               for image in small]

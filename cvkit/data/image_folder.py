@@ -104,9 +104,11 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         splits = _set_aside(folder, splits["whole"], classes, test_fraction, seed)
     elif "test" not in splits:
         splits["test"] = splits.pop("val")
-    facts = {name: measure(images, f"Reading {name} images") for name, images in splits.items()}
-    splits = {name: _readable(name, images, facts[name]["unreadable"], classes)
-              for name, images in splits.items()}
+    facts = {}
+    for name, images in splits.items():
+        facts[name] = measure(images, f"Reading {name} images")
+        # A split that is refused ends it before the next one is read.
+        splits[name] = _readable(name, images, facts[name]["unreadable"], classes)
     left_out = [path for fact in facts.values() for path in fact["unreadable"]]
     notes += filter(None, (listing.note for listing in listings.values()))
     transparent = sum(fact["transparent"] for fact in facts.values())

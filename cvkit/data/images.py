@@ -6,9 +6,8 @@ import hashlib
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
@@ -294,7 +293,8 @@ class ImageData:
         mean, std: of the training images, per channel, pixels scaled to 0–1.
 
     Raises:
-        DataError: labels beyond the classes, or images of other channels or sizes than declared.
+        DataError: a split without images, labels beyond the classes, or images of other channels or
+            sizes than declared.
     """
 
     classes: tuple[str, ...]
@@ -328,7 +328,7 @@ class ImageData:
                                  else None)
         count, highest = len(self.classes), int(split.labels.max())
         if highest >= count:
-            from_one = highest == count and split.labels.min() == 1
+            from_one = highest == count and split.labels.min() >= 1
             raise DataError(f"the {name} labels go up to {highest}, and {count} classes have the "
                             f"numbers 0 to {count - 1}",
                             hint="Subtract 1: they are counted from 1." if from_one else
@@ -359,5 +359,5 @@ class ImageData:
 
     def with_splits(self, **splits: ImageSet | None) -> ImageData:
         """Return the same data set with other splits."""
-        fields: dict[str, Any] = {**vars(self), **splits}
-        return ImageData(**fields)
+        # The fields by name are what mypy cannot see.
+        return replace(self, **splits)  # type: ignore[arg-type]

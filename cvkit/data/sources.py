@@ -160,6 +160,8 @@ class PerImageSource:
             made |= {batch[number]: image
                      for number, image in self._batches.images(order[list(batch)], key)}
         found = [place for place in places if place in made]
+        if not found:
+            raise nothing_left(f"place {places[0]} of epoch {epoch} has one")
         return self._batches.stacked(order[found], [made[place] for place in found])
 
 

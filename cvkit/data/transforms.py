@@ -102,13 +102,14 @@ def RandAugment(num_ops: int = 2, magnitude: int = 9, fill: Fill = 0, data_mean=
             "mean" for the data's.
     """
     if num_ops < 0:
-        # Torchvision before 0.22 takes a negative number for 0.
         raise ValueError(f"num_ops is 0 or more, not {num_ops}")
     if not 0 <= magnitude <= 30:
         # Torchvision has so many bins; -1 would be the last.
         raise ValueError(f"magnitude is 0–30, not {magnitude}")
-    return _Augment("RandAugment", num_ops=num_ops, magnitude=magnitude,
-                    fill=_fill(fill, data_mean))
+    from torchvision.transforms import v2
+
+    return _Augment(v2.RandAugment(num_ops=num_ops, magnitude=magnitude,
+                                   fill=_fill(fill, data_mean)))
 
 
 @TRANSFORMS.register()
@@ -121,7 +122,9 @@ def TrivialAugmentWide(fill: Fill = 0, data_mean=None):
         fill: of the corners and sides that come free, 0–255, one number or one per channel;
             "mean" for the data's.
     """
-    return _Augment("TrivialAugmentWide", fill=_fill(fill, data_mean))
+    from torchvision.transforms import v2
+
+    return _Augment(v2.TrivialAugmentWide(fill=_fill(fill, data_mean)))
 
 
 @TRANSFORMS.register()
@@ -282,11 +285,9 @@ def _shrunk_crop(image: np.ndarray, corners: Sequence[int],
 class _Augment(A.ImageOnlyTransform):
     """An automatic augmentation of torchvision's, with the pipeline's random numbers."""
 
-    def __init__(self, name: str, **arguments: Any):
-        from torchvision.transforms import v2
-
+    def __init__(self, augment: Any):
         super().__init__(p=1.0)
-        self.augment = getattr(v2, name)(**arguments)
+        self.augment = augment
 
     def get_params(self) -> dict[str, Any]:
         return {"seed": self.py_random.getrandbits(32)}

@@ -19,7 +19,7 @@ MODELS.add_library("torchvision.models", read_torchvision)
 
 def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
                 takes_weights: bool = True) -> nn.Module:
-    """Build a model and try it on one image.
+    """Build a model, in training mode, and try it on one image.
 
     Args:
         node: the config's MODEL.
@@ -46,7 +46,7 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
                          image_size=height if height == width else (height, width))
     with located(node, NAME):
         _try(model, node, num_classes, image_shape)
-    return model
+    return model.train()
 
 
 def _try(model: Any, node: Mapping[str, Any], num_classes: int,

@@ -9,7 +9,6 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +62,16 @@ def _import_file(name: str, is_told: bool) -> None:
     # Files beside it that import it, and it them, find it under the name that they call it by.
     beside = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
     is_found = beside is not None and beside.origin == str(path)
-    name = path.stem if is_found else (
-        f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}")
-    loader = SourceFileLoader(name, str(path))
-    spec = ModuleSpec(name, loader, origin=str(path))
-    spec.has_location = True
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec = beside if is_found else importlib.util.spec_from_file_location(
+        f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}", path)
+    # Of a path that ends in .py there always is one.
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         with _told_and_noted(str(path), is_told):
-            loader.exec_module(module)
+            spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[spec.name]
         raise
 
 

@@ -138,11 +138,12 @@ class Console(Reporter):
                      f"{plural(train.EARLY_STOP, 'epoch')}")
         LOG.info(test_line(predictions.loss, predictions.correct, len(predictions.true))
                  + f" after epoch {predictions.epoch}")
-        best, split = run.best, run.monitored
-        value = best[f"{split}/{name}"]
-        shown = f"{100 * value:.2f}%" if is_part(name) else f"{value:.4f}"
-        LOG.info(f"Best {split} {name}: {shown} in epoch {best['epoch']}. "
-                 f"{plural(epochs, 'epoch')}, {duration(run.seconds)} of training")
+        # The run may have had a better epoch whose weights were lost.
+        if state.best is not None:
+            value = state.best[name]
+            shown = f"{100 * value:.2f}%" if is_part(name) else f"{value:.4f}"
+            LOG.info(f"Best {run.monitored} {name}: {shown} in epoch {state.best['epoch']}. "
+                     f"{plural(epochs, 'epoch')}, {duration(run.seconds)} of training")
         other = run.other_best(predictions)
         if other:
             LOG.info(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,12 @@ class Experiment(Drawable):
 
     def __init__(self, config: Config, takes_weights: bool = True):
         self.config, self._takes_weights = config, takes_weights
+
+    def with_config(self, config: Config) -> Experiment:
+        """Return these parts, as far as they are built, under another config."""
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     @cached_property
     def device(self) -> torch.device:

@@ -74,7 +74,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def compile_model(model: nn.Module, device: torch.device, where: object = None) -> nn.Module:
+def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model compiled by `torch.compile`, which happens when it is first called.
 
     Raises:
@@ -85,7 +85,7 @@ def compile_model(model: nn.Module, device: torch.device, where: object = None) 
     # The compiler, triton, and what they start, each fail in ways of their own.
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"torch.compile does not work here: {reason}", where=where,
+        raise ConfigError(f"torch.compile does not work here: {reason}",
                           hint="It needs a C++ compiler (g++) and, for a GPU, triton. Without "
                                "them: TRAIN.COMPILE false.") from error
     # The short last batch is compiled with a size of its own: else torch would compile once more,

@@ -34,7 +34,7 @@ def optimizer_builder(parts: Experiment, is_tried: bool = False) -> BuildOptimiz
 
     Args:
         parts: whose config it is.
-        is_tried: whether steps of the optimizer are tried; not of one that is as another.
+        is_tried: whether steps of the optimizer are tried; False for another of the same kind.
     """
     def build(model: nn.Module, loss: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
         config = parts.config

@@ -36,11 +36,17 @@ def forms_checked(model: nn.Module, loss: nn.Module, config: Config,
             _refuse_logits(config.MODEL[NAME], logits, (len(inputs[0]), num_classes))
 
     def see_loss(_: nn.Module, inputs: tuple[Tensor, ...], value: Any) -> None:
-        if not inputs[0].requires_grad:
-            raise ConfigError("the logits of the model have no gradient: nothing can be trained",
-                              hint="no_grad(), detach() and NumPy leave none.")
         with located(config.LOSS, NAME):
             _refuse_value(config.LOSS[NAME], value)
+        with located(config.MODEL, NAME):
+            if not inputs[0].requires_grad:
+                raise ConfigError("the logits of the model have no gradient: nothing can be "
+                                  "trained", hint="no_grad(), detach() and NumPy leave none.")
+        with located(config.LOSS, NAME):
+            if not value.requires_grad:
+                raise ConfigError(f"loss {config.LOSS[NAME]} has no gradient: what it returns does "
+                                  "not depend on the logits as torch computes them",
+                                  hint="argmax, item(), detach() and NumPy have none.")
 
     hooks = model.register_forward_hook(see_logits), loss.register_forward_hook(see_loss)
     try:
@@ -77,10 +83,6 @@ def _refuse_value(name: str, value: Any) -> None:
                           "of a batch",
                           hint="End it with .mean()." if is_tensor and value.numel() > 1 else
                           "Training needs that alone, as a tensor with its gradient.")
-    if not value.requires_grad:
-        raise ConfigError(f"loss {name} has no gradient: what it returns does not depend on the "
-                          "logits as torch computes them",
-                          hint="argmax, item(), detach() and NumPy have none.")
 
 
 def refuse_modules(state: TrainingState, config: Config) -> None:
@@ -140,20 +142,3 @@ def refuse_sum(loss: nn.Module, name: str, logits: Tensor, targets: Tensor) -> N
     if once and math.isclose(twice, 2 * once, rel_tol=1e-3):
         raise ConfigError(f"loss {name} is a sum over the images of a batch, not their mean",
                           hint="End it with .mean(), or divide it by len(logits).")
-
-
-def gradient_norm(state: TrainingState, name: str) -> float:
-    """Return the norm of all gradients together.
-
-    Args:
-        name: of the loss.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    gradients = [torch.linalg.vector_norm(parameter.grad).float()
-                 for parameter in state.weights if parameter.grad is not None]
-    if not gradients:
-        raise ConfigError(f"no weight gets a gradient from loss {name}",
-                          hint="item(), detach() and torch.tensor() of its parts leave none.")
-    return float(torch.linalg.vector_norm(torch.stack(gradients))) / state.scaler.get_scale()

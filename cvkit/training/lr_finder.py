@@ -58,7 +58,7 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
         # The rate is set here, at each step.
         return optimizer, Schedule(optimizer)
 
-    twin = state.copy(build)
+    twin = state.copy(build, has_averages=False)
     twin.model.train()
     bar = ProgressBar("Finding the learning rate", steps, unit="step")
 

@@ -40,7 +40,7 @@ def OneCycleLR(optimizer, max_lr: Rate, **arguments) -> lr_scheduler.OneCycleLR:
         final_div_factor: the last rate is the first one divided by this; 1 ends where it began.
         cycle_momentum: move the momentum the other way; by default if the optimizer has one.
     """
-    return lr_scheduler.OneCycleLR(optimizer, float(max_lr), **_cycling(optimizer, arguments))
+    return lr_scheduler.OneCycleLR(optimizer, _peak(max_lr), **_cycling(optimizer, arguments))
 
 
 @SCHEDULERS.register()
@@ -52,8 +52,15 @@ def CyclicLR(optimizer, base_lr: float, max_lr: Rate,
         max_lr: "find" looks for it before training, see `cvkit.training.lr_finder`.
         cycle_momentum: as of OneCycleLR.
     """
-    return lr_scheduler.CyclicLR(optimizer, base_lr, float(max_lr),
+    return lr_scheduler.CyclicLR(optimizer, base_lr, _peak(max_lr),
                                  **_cycling(optimizer, arguments))
+
+
+def _peak(max_lr: Rate) -> float:
+    if max_lr == "find":
+        raise ConfigError("max_lr find is looked for in SCHEDULER itself, not within another one",
+                          hint="Set a number; python tools/find_lr.py CONFIG suggests one.")
+    return float(max_lr)
 
 
 def _cycling(optimizer: torch.optim.Optimizer, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +252,8 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     """Build the config's SCHEDULER, or a constant rate for None, with its warm-up.
 
     The scheduler is offered how long it runs after the warm-up: epochs, steps_per_epoch,
-    total_steps (in optimizer steps) and T_max (in epochs); and the optimizer's rate as max_lr.
+    total_steps (in optimizer steps) and T_max (in epochs); and the optimizer's rate as max_lr,
+    which also stands in for a `max_lr: find` that was not found yet.
 
     Raises:
         ConfigError: it cannot be built, or the warm-up is as long as the training.

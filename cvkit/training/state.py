@@ -123,19 +123,22 @@ class TrainingState:
             raise CopyError("a copy of the model cannot be trained")
         return model, loss
 
-    def copy(self, build_optimizer: BuildOptimizer, may_compile: bool = False) -> TrainingState:
+    def copy(self, build_optimizer: BuildOptimizer, may_compile: bool = False,
+             has_averages: bool = True) -> TrainingState:
         """Return a state at its beginning, of copies of model and loss: its steps leave this one.
 
         Args:
             build_optimizer: returns optimizer and schedule of the copies.
             may_compile: whether the copy is compiled as well, if this one is.
+            has_averages: whether it averages its weights as well, if this one does.
 
         Raises:
             CopyError: there are no copies.
         """
         model, loss = self.copied_modules()
         twin = TrainingState(model, loss, *build_optimizer(model, loss), self.device,
-                             self.precision, self.ema_decay, self.clip_grad_norm)
+                             self.precision, self.ema_decay if has_averages else 0.0,
+                             self.clip_grad_norm)
         twin.wrap(self._has_unused, may_compile and self._is_compiled)
         return twin
 

@@ -32,7 +32,6 @@ from cvkit.training.failures import explaining, push
 from cvkit.training.forms import (
     LossError,
     forms_checked,
-    gradient_norm,
     refuse_modules,
     refuse_sum,
 )
@@ -99,10 +98,11 @@ def try_training(state: TrainingState, parts: Experiment, is_whole: bool = True,
                                   "its state is saved and loaded, it gives other rates",
                                   hint="What step() goes by has to be in state_dict().")
         again = _said(twin, config, evaluated.batch, batch)
-        for kind, before, after in zip(("model", "model", "loss"), said, again, strict=True):
+        spoke = (("model", config.MODEL), ("model", config.MODEL), ("loss", config.LOSS))
+        for (kind, node), before, after in zip(spoke, said, again, strict=True):
             try:
-                with located(config[kind.upper()], NAME):
-                    _compare(f"{kind} {config[kind.upper()][NAME]}", before, after)
+                with located(node, NAME):
+                    _compare(f"{kind} {node[NAME]}", before, after)
             except ConfigError:
                 _refuse_copies_that_differ(state, state.copy(build), config, evaluated.batch)
                 raise
@@ -243,22 +243,33 @@ def _step(state: TrainingState, config: Config, batch: Batch,
     batch = batch._replace(ends_step=False)
     with forms_checked(state.model, state.loss, config, num_classes):
         loss, logits = train_step(state, batch)
+    norm = _gradient_norm(state, config.LOSS)
+    # The first scale of fp16 is often too large; training skips such steps and halves it.
+    while torch.isfinite(loss) and not math.isfinite(norm) and state.scaler.get_scale() > 1:
+        state.scaler.update(state.scaler.get_scale() / 16)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss, _ = train_step(state, batch)
+        norm = _gradient_norm(state, config.LOSS)
+    if not (torch.isfinite(loss) and math.isfinite(norm)):
+        state.optimizer.zero_grad(set_to_none=True)
+        return f"loss {float(loss)} and gradient norm {norm} of the first batch", False
     with located(config.LOSS, NAME):
-        norm = gradient_norm(state, config.LOSS[NAME])
-        # The first scale of fp16 is often too large; training skips such steps and halves it.
-        while torch.isfinite(loss) and not math.isfinite(norm) and state.scaler.get_scale() > 1:
-            state.scaler.update(state.scaler.get_scale() / 16)
-            state.optimizer.zero_grad(set_to_none=True)
-            loss, _ = train_step(state, batch)
-            norm = gradient_norm(state, config.LOSS[NAME])
-        if not (torch.isfinite(loss) and math.isfinite(norm)):
-            state.optimizer.zero_grad(set_to_none=True)
-            return f"loss {float(loss)} and gradient norm {norm} of the first batch", False
         refuse_sum(state.loss, config.LOSS[NAME], logits, batch.targets)
     optimizer_step(state)
     guess = float(state.loss(torch.zeros_like(logits).float(), batch.targets).detach())
     return (f"one batch of {len(batch.labels)}: loss {float(loss):.4f} (guessing gives "
             f"{guess:.4f}), gradient norm {norm:.3g}"), True
+
+
+def _gradient_norm(state: TrainingState, node: Any) -> float:
+    """Return the norm of all gradients together; refuse the node of a loss that gives none."""
+    gradients = [torch.linalg.vector_norm(parameter.grad).float()
+                 for parameter in state.weights if parameter.grad is not None]
+    with located(node, NAME):
+        if not gradients:
+            raise ConfigError(f"no weight gets a gradient from loss {node[NAME]}",
+                              hint="item(), detach() and torch.tensor() of its parts leave none.")
+    return float(torch.linalg.vector_norm(torch.stack(gradients))) / state.scaler.get_scale()
 
 
 def _as_resumed(state: TrainingState, parts: Experiment) -> Checkpoint:

@@ -1,6 +1,7 @@
 import itertools
 import json
 import warnings
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -436,6 +437,7 @@ def test_what_a_data_set_declares_in_another_form_is_told(declared, expected):
 
 @pytest.mark.parametrize("labels, channels, expected", [
     (np.arange(8) % 4 + 1, 3, "the train labels go up to 4, and 4 classes have the numbers 0 to 3\n  Subtract 1"),
+    ([2, 3, 4, 4] * 2, 3, "the train labels go up to 4, .*\n  Subtract 1"),
     ([0, 7] * 4, 3, "the train labels go up to 7, .*\n  Name all classes"),
     ([0, 1] * 4, 1, "the train images have 3 channels, and the data set says 1")])
 def test_a_data_set_that_contradicts_itself_is_refused(labels, channels, expected):
@@ -453,3 +455,15 @@ def test_a_split_without_images_is_refused(name):
     splits[name] = splits[name].take(np.arange(0))
     with pytest.raises(DataError, match=f"the {name} split has no images"):
         ImageData(classes=("a", "b"), channels=3, image_size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, **splits)
+
+
+@dataclass(frozen=True)
+class Sourced(ImageData):
+    source: str = ""
+
+
+def test_a_data_set_of_one_s_own_kind_keeps_its_kind_with_other_splits():
+    split = ImageSet.of(IMAGES, [0, 1] * 4)
+    data = Sourced(("a", "b"), split, split, 3, (16, 16), (0.5,) * 3, (0.5,) * 3, source="here")
+    other = data.with_splits(val=split)
+    assert type(other) is Sourced and other.source == "here" and other.val is split

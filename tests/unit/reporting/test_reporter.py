@@ -5,6 +5,7 @@ import pytest
 from cvkit import WRITERS, Reporter
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, DataError
+from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, find_runs
 from cvkit.session import train
 
@@ -93,8 +94,11 @@ def test_it_is_given_the_learning_rate_that_was_found(quick, monkeypatch):
     rates = []
     monkeypatch.setattr(Told, "begin", lambda self, state: rates.append(
         (self.config.SCHEDULER.max_lr, state.optimizer.param_groups[0]["max_lr"])))
-    run = train(load_config(quick, {**writers({}), "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}}))
+    config = load_config(quick, {**writers({}), "SCHEDULER": {"NAME": "OneCycleLR", "max_lr": "find"}})
+    parts = Experiment(config)
+    run = train(config, parts=parts)
     assert rates == [(run.range_test.suggestion,) * 2]
+    assert parts.config.SCHEDULER.max_lr == "find"  # those of the next training look again
 
 
 @pytest.mark.parametrize("attribute", ["step", "epoch"])

@@ -9,6 +9,7 @@ from cvkit.registry import VISUALIZERS
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Experiment
 from cvkit.session import build_trainer
+from cvkit.training.resume import checkpoint_of
 
 
 def test_its_model_is_the_one_that_training_begins_with(tiny):
@@ -68,3 +69,15 @@ def test_own_visualizers_ask_for_what_they_need(run):
     assert len(heights) == 7 and sum(heights) == 150
     expected, _ = np.histogram(run.predictions.probabilities.max(1), 7)
     assert heights == expected.tolist()
+
+
+def test_parts_that_are_given_keep_their_config(tiny, run):
+    ours, other = load_config(tiny, {"TRAIN.CLIP_GRAD_NORM": 1.0}), load_config(tiny, {"TRAIN.EPOCHS": 7})
+    parts = Experiment(ours)
+    first, second = build_trainer(ours, parts), build_trainer(other, parts)
+    assert parts.config is ours and first.parts.data is second.parts.data is parts.data
+    assert first.state.clip_grad_norm == 1.0 and second.state.clip_grad_norm == 0.0
+    for trainer, config in ((first, ours), (second, other)):
+        assert checkpoint_of(trainer.state, trainer.parts).config == config.dump()
+    epochs = run.config.TRAIN.EPOCHS
+    assert build_trainer(other, run).config.TRAIN.EPOCHS == 7 and run.config.TRAIN.EPOCHS == epochs

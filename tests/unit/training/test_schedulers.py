@@ -173,6 +173,12 @@ def test_a_cosine_within_a_sequence_has_the_length_of_its_own_stretch():
     assert rates(chained) == pytest.approx(rates(composed("SequentialLR", COSINE, COSINE, milestones=[2])))
 
 
+def test_a_rate_is_not_looked_for_within_another_scheduler():
+    cycle = {"NAME": "OneCycleLR", "max_lr": "find"}
+    with pytest.raises(ConfigError, match="max_lr find is looked for in SCHEDULER itself, not within"):
+        rates(composed("SequentialLR", cycle, cycle, milestones=[20]))
+
+
 def test_one_cycles_in_a_sequence_go_by_steps_each_with_its_own_length():
     cycle = {"NAME": "OneCycleLR", "max_lr": 0.4}
     used = rates(composed("SequentialLR", cycle, cycle, milestones=[20]))
