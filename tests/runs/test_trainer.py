@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import EVERYTHING, before_each_step, equal, without_times
+from helpers import EVERYTHING, before_each_step, equal, train_until, without_times
 from torch import nn
 
 from cvkit.config import load_config
@@ -650,3 +650,15 @@ def test_without_a_run_the_best_epoch_s_model_is_tested_as_well(quick):
     config = load_config(quick, VALIDATED)
     ours, theirs = build_trainer(config).train(), train(config).predictions
     assert ours.epoch == theirs.epoch and np.array_equal(ours.probabilities, theirs.probabilities)
+
+
+def test_the_best_epoch_that_is_told_is_one_whose_weights_are_kept(quick, capsys):
+    config = load_config(quick, {"TRAIN.EPOCHS": 4, "SCHEDULER": None})
+    run = train_until(config, 2)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["test/accuracy"] = 0.99
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.checkpoints / "best.pt").write_bytes(b"damaged")
+    run = train(config, resume=True)
+    epoch = run.checkpoint("best").epoch
+    assert epoch > 1 and f"in epoch {epoch}. 4 epochs" in capsys.readouterr().out
