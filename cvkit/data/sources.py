@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cvkit.data.cache import ImageCache, nothing_left
@@ -140,6 +141,8 @@ class PerImageSource:
         """
         iterator, self._loader._iterator = self._loader._iterator, None
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            if not all(worker.is_alive() for worker in iterator._workers):
+                _kill_workers(iterator)
             iterator._shutdown_workers()
 
     def take(self, asked: Sequence[int], epoch: int) -> Pixels:
@@ -163,6 +166,22 @@ class PerImageSource:
         if not found:
             raise nothing_left(f"place {places[0]} of epoch {epoch} has one")
         return self._batches.stacked(order[found], [made[place] for place in found])
+
+
+def _kill_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
+    """Kill the workers of a loader, one of which has died.
+
+    It may have held the lock of the event that tells them to end, which torch would wait for.
+    """
+    if iterator._worker_pids_set:
+        # Or torch would raise an error for each.
+        signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    for worker in iterator._workers:
+        worker.kill()
+    for worker in iterator._workers:
+        worker.join()
+    iterator._workers_done_event = multiprocessing.Event()
 
 
 class _UserCode:

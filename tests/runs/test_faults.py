@@ -195,6 +195,8 @@ def test_a_worker_that_dies_while_a_batch_is_on_its_way_is_told_as_well(pictures
         if self._rcvd_idx < 2:
             return fetch(self)
         if is_dead:
+            # As if it had been killed while it asked whether it shall end.
+            self._workers_done_event._cond.acquire()
             self._workers[0].kill()
         raise error
 
