@@ -18,6 +18,7 @@ from cvkit.data.scan import usable_cores
 from cvkit.data.sources import BatchedSource, PerImageSource, why_not_in_workers
 from cvkit.data.splits import balanced_subset, stratified_split
 from cvkit.data.transforms import Normalize
+from cvkit.data.views import build_views
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import DATASETS, NAME
 from cvkit.system import distributed
@@ -103,6 +104,8 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
     train = build.loader(data.train, train_pipeline, is_training=True)
     test = build.loader(data.test, test_pipeline)
     val = build.loader(data.val, test_pipeline) if data.val else None
+    for loader in filter(None, (test, val)):
+        loader.views = build_views(config.TTA, data, test_shape, config.SEED)
     return Loaders(train, test, val, mean, std, (test_shape[2], *test_shape[:2]),
                    (train_shape[2], *train_shape[:2]), train.words)
 
@@ -178,13 +181,9 @@ class _Builder:
         return 0, reason
 
     def _batch_size(self, is_training: bool, is_batched: bool) -> int:
-        node = self.config.DATA
         if is_training:
-            return node.BATCH_SIZE
-        # Without gradients there is room for more images, and a GPU is fast on large batches. In
-        # worker processes they would fill the memory.
-        larger = 8 if is_batched and self.device.type == "cuda" else 2
-        return node.EVAL_BATCH_SIZE * distributed.size() or larger * node.BATCH_SIZE
+            return self.config.DATA.BATCH_SIZE
+        return evaluation_batch_size(self.config, is_batched, self.device)
 
     def _why_not_batched(self, pipeline: Pipeline, cache: ImageCache) -> str | None:
         """Return what keeps whole batches from being made at once, or None."""
@@ -201,6 +200,19 @@ class _Builder:
         if cache.bytes > self.left_on_device:
             return f"{_megabytes(cache.bytes)} of images are too many for the GPU"
         return None
+
+
+def evaluation_batch_size(config: Config, is_batched: bool, device: torch.device) -> int:
+    """Return how many images a model evaluates at once, in all processes together.
+
+    Args:
+        is_batched: whether whole batches are made on the device.
+    """
+    # Without gradients there is room for more images, and a GPU is fast on large batches. In
+    # worker processes they would fill the memory.
+    larger = 8 if is_batched and device.type == "cuda" else 2
+    return (config.DATA.EVAL_BATCH_SIZE * distributed.size()
+            or larger * config.DATA.BATCH_SIZE)
 
 
 def _megabytes(count: int) -> str:

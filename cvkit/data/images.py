@@ -8,9 +8,10 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from cvkit.errors import DataError
 
@@ -43,16 +44,83 @@ class UnreadableError(DataError):
     """An image file that is gone, cut off or no image."""
 
 
-class ImageFiles:
-    """Image files, decoded when asked for: `files[i]` is uint8 (H, W, C).
+class ImageReader:
+    """Turns image files, and Pillow's images, into pixels: uint8 (H, W, C).
 
     They are turned as their EXIF orientation says, and laid on a ground where they are transparent.
 
     Args:
-        paths: the files.
         channels: 3 reads everything as RGB, 1 as grey.
-        skip_unreadable: whether batches may leave out files that cannot be read.
         background: that ground, 0–255, one number or one per channel; white by default.
+
+    Raises:
+        ValueError: `background` is something else.
+    """
+
+    def __init__(self, channels: int = 3, background: int | Sequence[int] = 255):
+        self.channels, self.background = channels, background
+        values = tuple(background) if np.iterable(background) else (background,)
+        if len(values) not in (1, channels) or not all(
+                isinstance(value, (int, np.integer)) and 0 <= value <= 255 for value in values):
+            raise ValueError(f"background is 0–255, one number or one for each of {channels} "
+                             f"channels, not {background}")
+        values = tuple(map(int, values))
+        self._ground = (values if len(values) == 3 else values[:1] * 3) + (255,)
+
+    def read(self, path: str) -> tuple[np.ndarray, bool]:
+        """Return the pixels of a file, and whether some of them are transparent.
+
+        Raises:
+            UnreadableError: it is gone, cut off or no image. DataError: of more than 8 bits.
+        """
+        try:
+            with Image.open(path, formats=_FORMATS) as file:
+                return self.convert(file, path)
+        except DataError:
+            raise
+        except FileNotFoundError:
+            raise UnreadableError(f"{path} is gone since the folder was read",
+                                  hint=_SKIP_HINT) from None
+        except Exception as error:
+            # Pillow's readers of several formats raise whatever they stumble over.
+            reason = ("its content is no image" if isinstance(error, UnidentifiedImageError)
+                      else str(error) or type(error).__name__)
+            raise UnreadableError(f"{path} cannot be read as an image: {reason}",
+                                  hint=f"Replace or remove it. {_SKIP_HINT}") from error
+
+    def convert(self, file: Image.Image, name: str) -> tuple[np.ndarray, bool]:
+        """Return the same of an image of Pillow's, which messages call by a name."""
+        if file.mode.startswith(("I", "F")):
+            raise DataError(f"{name} has {file.mode} pixels, more than 8 bits a channel",
+                            hint="Convert such images to 8 bits; "
+                                 "how to scale them is for you to say.")
+        is_tiff = file.format == "TIFF"
+        if is_tiff and isinstance(file, ImageFile.ImageFile):
+            # With a name it would be mapped into memory, by sides that Pillow has turned.
+            file.filename = ""
+        # This turns a TIFF, and reads what PNGs have at the end.
+        file.load()
+        turn = None if is_tiff else _TURNS.get(_orientation(file))
+        has_alpha = file.getbands()[-1] in "Aa" or "transparency" in file.info
+        image, is_transparent = self._grounded(file.convert("RGBA")) if has_alpha else (file, False)
+        image = image.convert("RGB" if self.channels == 3 else "L")
+        pixels = np.asarray(image if turn is None else image.transpose(turn))
+        return pixels if pixels.ndim == 3 else pixels[:, :, None], is_transparent
+
+    def _grounded(self, image: Image.Image) -> tuple[Image.Image, bool]:
+        """Return an RGBA image on the ground, and whether that shows."""
+        if np.asarray(image.getchannel("A")).min() == 255:
+            return image, False
+        return Image.alpha_composite(Image.new("RGBA", image.size, self._ground), image), True
+
+
+class ImageFiles:
+    """Image files, decoded when asked for: `files[i]` is uint8 (H, W, C).
+
+    Args:
+        paths: the files.
+        channels, background: see `ImageReader`.
+        skip_unreadable: whether batches may leave out files that cannot be read.
 
     Attributes:
         transparent: the places, of those read so far, of images with transparent pixels.
@@ -66,13 +134,7 @@ class ImageFiles:
         self.paths, self.channels = np.asarray(paths), channels
         self.skip_unreadable, self.background = skip_unreadable, background
         self.transparent: set[int] = set()
-        values = tuple(background) if np.iterable(background) else (background,)
-        if len(values) not in (1, channels) or not all(
-                isinstance(value, (int, np.integer)) and 0 <= value <= 255 for value in values):
-            raise ValueError(f"background is 0–255, one number or one for each of {channels} "
-                             f"channels, not {background}")
-        values = tuple(map(int, values))
-        self._ground = (values if len(values) == 3 else values[:1] * 3) + (255,)
+        self._reader = ImageReader(channels, background)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,43 +145,10 @@ class ImageFiles:
                           self.background)
 
     def __getitem__(self, position: int) -> np.ndarray:
-        path = str(self.paths[position])
-        try:
-            with Image.open(path, formats=_FORMATS) as file:
-                if file.mode.startswith(("I", "F")):
-                    raise DataError(f"{path} has {file.mode} pixels, more than 8 bits a channel",
-                                    hint="Convert such images to 8 bits; "
-                                         "how to scale them is for you to say.")
-                is_tiff = file.format == "TIFF"
-                if is_tiff:
-                    # With a name it would be mapped into memory, by sides that Pillow has turned.
-                    file.filename = ""
-                # This turns a TIFF, and reads what PNGs have at the end.
-                file.load()
-                turn = None if is_tiff else _TURNS.get(_orientation(file))
-                has_alpha = file.getbands()[-1] in "Aa" or "transparency" in file.info
-                image = self._grounded(file.convert("RGBA"), position) if has_alpha else file
-                image = image.convert("RGB" if self.channels == 3 else "L")
-                pixels = np.asarray(image if turn is None else image.transpose(turn))
-        except DataError:
-            raise
-        except FileNotFoundError:
-            raise UnreadableError(f"{path} is gone since the folder was read",
-                                  hint=_SKIP_HINT) from None
-        except Exception as error:
-            # Pillow's readers of several formats raise whatever they stumble over.
-            reason = ("its content is no image" if isinstance(error, UnidentifiedImageError)
-                      else str(error) or type(error).__name__)
-            raise UnreadableError(f"{path} cannot be read as an image: {reason}",
-                                  hint=f"Replace or remove it. {_SKIP_HINT}") from error
-        return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-    def _grounded(self, image: Image.Image, position: int) -> Image.Image:
-        """Return an RGBA image on the ground."""
-        if np.asarray(image.getchannel("A")).min() < 255:
+        pixels, is_transparent = self._reader.read(str(self.paths[position]))
+        if is_transparent:
             self.transparent.add(int(position))
-            image = Image.alpha_composite(Image.new("RGBA", image.size, self._ground), image)
-        return image
+        return pixels
 
 
 def _orientation(image: Image.Image) -> object:
@@ -175,7 +204,7 @@ class ImageSet:
             raise DataError(f"{len(images):,} images and {len(numbers):,} labels",
                             hint="Each image needs one, in the same order.")
         if len(images) and not isinstance(images, ImageFiles):
-            _check_image(images[0])
+            check_image(images[0])
         return cls(images, numbers, np.arange(len(numbers)))
 
     def __len__(self) -> int:
@@ -247,8 +276,12 @@ def _class_numbers(given: Sequence[int] | np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _check_image(image: np.ndarray) -> None:
-    """Refuse what is not uint8 (H, W, C)."""
+def check_image(image: np.ndarray) -> None:
+    """Refuse what is not uint8 (H, W, C).
+
+    Raises:
+        DataError: says how to make it so.
+    """
     if not isinstance(image, np.ndarray):
         raise DataError(f"images are {type(image).__name__}, not NumPy arrays",
                         hint="Give one array (N, height, width, channels).")
@@ -356,6 +389,14 @@ class ImageData:
     def monitored(self) -> str:
         """The split that best.pt, early stopping and the plateau schedule follow."""
         return "test" if self.val is None else "val"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its images are, in plain values, by which others can be brought to the same form."""
+        ground = getattr(self.train.images, "background", 255)
+        return {"channels": self.channels, "mean": list(self.mean), "std": list(self.std),
+                "image_size": self.image_size and list(self.image_size),
+                "background": list(map(int, ground)) if np.iterable(ground) else int(ground)}
 
     def with_splits(self, **splits: ImageSet | None) -> ImageData:
         """Return the same data set with other splits."""

@@ -11,9 +11,11 @@ import torch
 
 from cvkit.data.images import ImageSet
 from cvkit.data.mixing import mix
+from cvkit.data.normaliser import Normaliser
 from cvkit.data.pipeline import Pipeline
 from cvkit.data.plan import EpochPlan
 from cvkit.data.sources import BatchedSource, PerImageSource, Pixels
+from cvkit.data.views import Views
 from cvkit.system import distributed
 
 
@@ -44,7 +46,7 @@ class Batch(NamedTuple):
     ends_step: bool = True
 
 
-class BatchLoader:
+class BatchLoader(Normaliser):
     """Iterates over one epoch's batches, normalised and on the device.
 
     Args:
@@ -58,18 +60,18 @@ class BatchLoader:
 
     Attributes:
         layout: of the images in memory, channels_last unless it is set.
+        views: of test images, which an evaluation averages over.
         left_out: files that batches lack, as they could not be read.
     """
 
     def __init__(self, images: ImageSet, pipeline: Pipeline, mean: tuple[float, ...],
                  std: tuple[float, ...], source: BatchedSource | PerImageSource, plan: EpochPlan,
                  device: torch.device, words: str):
-        self.images, self.pipeline, self.device, self.words = images, pipeline, device, words
-        self.mean, self.std, self.layout = mean, std, torch.channels_last
+        super().__init__(mean, std, device)
+        self.images, self.pipeline, self.words = images, pipeline, words
         self.source, self.plan, self._epoch, self._start = source, plan, 0, 0
+        self.views = Views()
         self.left_out: set[str] = set()
-        self._scale = 1 / (255 * torch.tensor(std, device=device))
-        self._shift = torch.tensor(mean, device=device) / torch.tensor(std, device=device)
 
     def __len__(self) -> int:
         return len(self.batch_sizes)
@@ -140,25 +142,9 @@ class BatchLoader:
         images = images.contiguous(memory_format=self.layout)
         return batch._replace(images=images, labels=labels, targets=targets)
 
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 (N, H, W, C) into normalised float32 (N, C, H, W)."""
-        count, height, width, channels = pixels.shape
-        # Working over whole rows is several times faster than over the channels of a pixel.
-        rows = pixels.reshape(count, height, width * channels).float()
-        rows = rows.mul_(self._scale.repeat(width)).sub_(self._shift.repeat(width))
-        # Transposed like this, the images are channels_last in memory.
-        images = rows.view(pixels.shape).permute(0, 3, 1, 2)
-        images = images.contiguous(memory_format=self.layout)
-        if channels == 1 and self.layout == torch.contiguous_format:
-            # One channel is contiguous in both layouts, so `contiguous` left the strides of the
-            # other, and torch goes by those.
-            images = images.flatten(1).unflatten(1, (channels, height, width))
-        return images
-
-    def denormalise(self, images: torch.Tensor) -> np.ndarray:
-        """Turn what a model receives back into uint8 (N, H, W, C), exactly."""
-        pixels = (images.float().permute(0, 2, 3, 1) + self._shift) / self._scale
-        return pixels.round().clamp(0, 255).byte().cpu().numpy()
+    def views_of(self, batch: Batch) -> Iterator[torch.Tensor]:
+        """Yield what the model is shown of a batch: its images, and the views of TTA."""
+        return self.views.of(batch.images, batch.number, self)
 
     def take(self, positions: Sequence[int]) -> Batch:
         """Return the images at these positions of an unshuffled split, as one batch in that order.

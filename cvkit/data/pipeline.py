@@ -122,7 +122,8 @@ def _name(transform: Any) -> str:
 
 
 def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = False,
-                   where: str = "", size: Sequence[int] = (64, 64)
+                   where: str = "", size: Sequence[int] = (64, 64),
+                   tried_on: list[np.ndarray] | None = None
                    ) -> tuple[Pipeline, Normalize | None]:
     """Build a list of transform nodes, and try each on images of the data set.
 
@@ -132,6 +133,7 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
         is_training: whether transforms that mix a batch are possible.
         where: the place of the list, for messages.
         size: (height, width) to advise where images come out in different sizes.
+        tried_on: images, instead of those of the data set.
 
     Returns:
         The pipeline, and the `Normalize` at the end of the list if there is one.
@@ -141,7 +143,7 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
             return uint8, follows Normalize, or mixes images that are not for training.
     """
     transforms, mixing, normalize = [], [], None
-    extremes = _extreme_images(data)
+    extremes = tried_on or _extreme_images(data)
     for node in nodes:
         built = TRANSFORMS.build(node, data_mean=data.mean, data_std=data.std,
                                  num_classes=len(data.classes))

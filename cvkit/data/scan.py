@@ -31,13 +31,14 @@ def usable_cores() -> int:
 
 
 def in_threads(read: Callable[[int], Result], places: Sequence[int], title: str,
-               threads: int) -> Generator[Result]:
+               threads: int, is_silent: bool = False) -> Generator[Result]:
     """Yield `read(place)` of each place in order, computed by several threads ahead of use.
 
     Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds,
     elsewhere a line is printed after ten and then seldom.
     """
-    progress = ProgressBar(title, len(places), unit="image", delay=2)
+    progress = ProgressBar(title, len(places), unit="image", delay=2,
+                           is_silent=is_silent)
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[Result]] = deque()
         rest = iter(places)

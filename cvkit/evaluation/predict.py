@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,12 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         # A model that draws says the same whenever it is evaluated.
         seed_random_numbers(epoch)
         for number, batch in enumerate(loader):
-            with autocast(loader.device, precision):
-                logits = model(batch.images)
+            logits = averaged_logits(model, loader.views_of(batch), loader.device, precision)
             count = min(loader.part_size(number), len(batch.labels))
             # All parts of the batch are gathered in order, so that what follows is the same in
             # every process, and in a single one.
             logits, labels, places = (distributed.gather(part[:count])
-                                      for part in (logits.float(), batch.labels, batch.index))
+                                      for part in (logits, batch.labels, batch.index))
             mean_loss.update(loss(logits, labels), len(labels), weight_of(loss, labels))
             # A metric is given copies, whatever it does with them.
             for metric in metrics:
@@ -64,3 +64,22 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     return Predictions(index, true, np.argmax(probabilities, 1), probabilities, list(classes),
                        epoch, values["loss"], loader.images.fingerprint,
                        metrics=values), values
+
+
+def averaged_logits(model: nn.Module, views: Iterable[torch.Tensor], device: torch.device,
+                    precision: str) -> torch.Tensor:
+    """Return a model's logits of images, float32 (N, C).
+
+    Args:
+        views: of the same images, normalised. Of several, logits are the logarithm of their mean
+            probabilities.
+        device, precision: where and how exactly the model computes.
+    """
+    with autocast(device, precision):
+        outputs = [model(view).float() for view in views]
+    return outputs[0] if len(outputs) == 1 else mean_logits(outputs)
+
+
+def mean_logits(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the logarithm of the mean of the probabilities that logits (N, C) stand for."""
+    return torch.stack(list(outputs)).log_softmax(2).logsumexp(0) - math.log(len(outputs))

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvkit.config import Config, check_components, read_config
+from cvkit.config import Config, read_config
 from cvkit.errors import CheckpointError
 from cvkit.models import build_model
+from cvkit.registry.user_code import import_user_code
 from cvkit.runs.untrusted import EXPECTED, read_verified
 from cvkit.system.files import replacing
 from cvkit.system.saving import load_weights
@@ -36,6 +37,9 @@ class Checkpoint:
         training: optimizer and so on, to resume from; None in `best.pt`. Saved inside an epoch,
             it has "within", what was reached in that epoch.
         loss: parameters and buffers of a loss that has some; else None.
+        images: what those of the data set are: "channels", "image_size" (None where sizes are
+            mixed), "mean" and "std", and the "background" of transparent ones. None of older
+            versions.
         transform_input: whether the model is one of torchvision's that map their input to what
             their weights expect; no weights say so.
     """
@@ -51,6 +55,7 @@ class Checkpoint:
     monitored: str
     training: dict[str, Any] | None = None
     loss: dict[str, torch.Tensor] | None = None
+    images: dict[str, Any] | None = None
     transform_input: bool = False
     format: int = FORMAT
 
@@ -139,11 +144,8 @@ class Checkpoint:
             CheckpointError: the weights do not fit the model that the config builds.
         """
         config = self.read_config()
-        if imports is not None:
-            config = config.clone()
-            config.defrost()
-            config.IMPORTS = list(imports)
-        check_components(config)
+        names = config.IMPORTS if imports is None else imports
+        import_user_code(list(names), where=config.where("IMPORTS"))
         try:
             channels, height, width = self.image_shape
             model = build_model(config.MODEL, len(self.classes), (channels, height, width),

@@ -46,7 +46,7 @@ def is_among(key: str, names: Sequence[str]) -> bool:
 
 
 # An evaluation may also be of other images or by other metrics.
-MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TRAIN.PRECISION")
+MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TTA", "TRAIN.PRECISION")
 _RANGE_TEST = "lr_finder.json"
 _UTC = "%Y-%m-%dT%H:%M:%S"
 # Files are written into a run folder, and into these in it.

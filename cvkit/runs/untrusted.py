@@ -156,6 +156,26 @@ def _is_training(value: Any) -> bool:
                                  and _is_weights(ema.get("model")))))
 
 
+def _is_images(value: Any) -> bool:
+    """Whether these are facts about the images of a data set."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or value.get("channels") not in (1, 3):
+        return False
+    size, ground = value.get("image_size"), value.get("background")
+    return ((size is None or (_is_sides(size) and len(size) == 2))
+            and all(_is_list(value.get(name), _is_number)
+                    and len(value[name]) == value["channels"] for name in ("mean", "std"))
+            and all(_is_count(each) and each < 256
+                    for each in (ground if isinstance(ground, list) else [ground])))
+
+
+def _is_sides(value: Any) -> bool:
+    """Whether these are a list of numbers of pixels, no more than Pillow would decode."""
+    return _is_list(value, lambda item: _is_count(item) and item > 0) and (
+        value[-2] * value[-1] < 2**27 if len(value) > 1 else False)
+
+
 # Each field of a checkpoint: what it is, in words, and whether a value is that.
 EXPECTED = {
     "model": ("tensors by name", _is_weights),
@@ -164,15 +184,14 @@ EXPECTED = {
     "mean": ("a list of numbers", lambda value: _is_list(value, _is_number)),
     "std": ("a list of numbers from 0", lambda value: _is_list(
         value, lambda item: _is_number(item) and item >= 0)),
-    # No more pixels than Pillow would decode.
-    "image_shape": ("channels, height and width", lambda value: _is_list(
-        value, lambda item: _is_count(item) and item > 0) and len(value) == 3
-        and value[1] * value[2] < 2**27 and value[0] < 2**12),
+    "image_shape": ("channels, height and width", lambda value: _is_sides(value)
+                    and len(value) == 3 and value[0] < 2**12),
     "epoch": ("a number from 0", _is_count),
     "metrics": ("values by name", lambda value: isinstance(value, dict)
                 and all(map(is_text, value))),
     "monitored": ("val or test", lambda value: is_text(value) and value in ("val", "test")),
     "training": ("what a run is resumed from", _is_training),
     "loss": ("tensors by name, or nothing", lambda value: value is None or _is_weights(value)),
+    "images": ("what a data set's images are", _is_images),
     "transform_input": ("true or false", lambda value: type(value) is bool),
 }

@@ -82,6 +82,7 @@ def checkpoint_of(state: TrainingState, parts: Experiment,
         classes=list(data.classes), mean=list(loaders.mean), std=list(loaders.std),
         image_shape=list(loaders.image_shape), epoch=state.epoch, metrics=state.values,
         monitored=data.monitored, training=training, loss=weights_of(state.loss) or None,
+        images=data.facts,
         transform_input=getattr(state.model, "transform_input", None) is True)
 
 

@@ -1,0 +1,43 @@
+"""Finding image files that were named on the command line or to a predictor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from cvkit.data.images import IMAGE_ENDINGS
+from cvkit.errors import DataError
+
+
+def find_images(paths: Iterable[str | os.PathLike]) -> list[str]:
+    """Return image files: those that are named, and of folders all in them and below, sorted.
+
+    A file that is named is taken whatever it is called; in folders, those that end as images do
+    and do not begin with a dot. No folder is looked into twice.
+
+    Raises:
+        DataError: no such file or folder, or a folder without images.
+    """
+    found: list[str] = []
+    for path in map(os.fspath, paths):
+        if os.path.isdir(path):
+            inside = list(_below(path))
+            if not inside:
+                raise DataError(f"{path} holds no images",
+                                hint=f"Those in it and below end in {' '.join(IMAGE_ENDINGS)}.")
+            found += inside
+        elif os.path.exists(path):
+            found.append(path)
+        else:
+            raise DataError(f"no file or folder {path} (looked in {os.getcwd()})")
+    return found
+
+
+def _below(folder: str) -> Iterator[str]:
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not name.startswith(".")
+                            and os.path.realpath(os.path.join(place, name)) not in seen)
+        yield from (os.path.join(place, name) for name in sorted(names)
+                    if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."))

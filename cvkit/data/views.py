@@ -1,0 +1,92 @@
+"""Test-time augmentation: the views of an image that a model's probabilities are averaged over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvkit.data.images import ImageData
+from cvkit.data.normaliser import Normaliser
+from cvkit.data.pipeline import Pipeline, build_pipeline
+from cvkit.data.transforms import Normalize, height_by_width
+from cvkit.errors import ConfigError, located, where_in
+from cvkit.registry import NAME
+
+
+class Views:
+    """An image as it is, and once more as each transform of TTA makes it.
+
+    What a transform draws depends on SEED and the batch alone.
+
+    Args:
+        pipelines: of one transform each, which is always applied.
+        seed: of what they draw.
+    """
+
+    def __init__(self, pipelines: Sequence[Pipeline] = (), seed: int = 0):
+        self.pipelines, self._seed = list(pipelines), seed
+
+    def __len__(self) -> int:
+        return 1 + len(self.pipelines)
+
+    def of(self, images: Tensor, number: int, normaliser: Normaliser) -> Iterator[Tensor]:
+        """Yield the views of a batch, each like `images`: what the model receives.
+
+        Args:
+            images: normalised (N, C, H, W).
+            number: of the batch.
+            normaliser: that made them.
+        """
+        yield images
+        pixels = normaliser.denormalise(images) if self.pipelines else None
+        for place, pipeline in enumerate(self.pipelines):
+            pipeline.seed(self._seed, 0, number, place)
+            made = np.stack([pipeline(image) for image in pixels])
+            yield normaliser.normalise(torch.from_numpy(made).to(normaliser.device))
+
+
+def build_views(nodes: Sequence[Any], data: ImageData, shape: Sequence[int], seed: int) -> Views:
+    """Build the config's TTA, and try it on an image.
+
+    Args:
+        nodes: transforms, a view each.
+        data: whose mean and classes they may ask for.
+        shape: (height, width, channels) of what the model receives, which a view keeps.
+        seed: of what they draw.
+
+    Raises:
+        ConfigError: a transform is applied by chance only, mixes or normalises images, or returns
+            them in another size.
+    """
+    pipelines, image = [], np.zeros(shape, dtype=np.uint8)
+    for node in nodes:
+        if node.get("p", 1) != 1:
+            raise ConfigError(f"{node[NAME]} of TTA is applied by chance (p {node['p']})",
+                              where=where_in(node, "p"),
+                              hint="A view is made of each image: leave p out.")
+        pipeline, normalize = build_pipeline([node], data, tried_on=[image])
+        with located(node, NAME):
+            if isinstance(normalize, Normalize):
+                raise ConfigError("Normalize makes no view of an image", hint="Leave it out here.")
+            _apply_always(pipeline.transforms[0])
+            made = pipeline(image).shape
+            if made != tuple(shape):
+                raise ConfigError(f"{node[NAME]} of TTA makes images of {height_by_width(made)}; "
+                                  f"the model takes {height_by_width(shape)} (height×width)",
+                                  hint="A view has the size of what TEST_TRANSFORMS make.")
+        pipelines.append(pipeline)
+    return Views(pipelines, seed)
+
+
+def _apply_always(transform: Any) -> None:
+    """Let a transform, and those that it applies in a row, be applied whatever their p."""
+    transform.p = 1.0
+    # Within a OneOf, p says how often each is taken.
+    if isinstance(transform, A.Sequential):
+        for part in transform.transforms:
+            _apply_always(part)
