@@ -64,7 +64,7 @@ def test_a_file_holds_what_the_run_came_to(run):
     assert content["seconds"] == pytest.approx(run.seconds, abs=1e-3)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", content["date"])
     assert content["data"] == "Digits: 150 train, 150 test (DATA.LIMIT 150), 10 classes, 3×32×32"
-    assert content["versions"]["torch"] and content["device"].endswith("fp32")
+    assert content["versions"]["torch"] and content["device"].endswith(run.precision)
 
 
 def test_a_file_names_no_folder_of_the_machine(painted):
