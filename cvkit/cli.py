@@ -8,12 +8,12 @@ import signal
 import sys
 from collections.abc import Callable
 
-from cvkit.config.command_line import parse_words
+from cvkit.config.command_line import parse_words, split_pairs
 from cvkit.errors import UserError
 from cvkit.system import distributed
 from cvkit.system.text import escape_controls, show_what_can_be_shown
 
-__all__ = ["new_parser", "parse_words", "run_tool"]
+__all__ = ["new_parser", "parse_words", "run_tool", "split_pairs"]
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:

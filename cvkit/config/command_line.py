@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterable, Sequence
 
@@ -34,6 +35,17 @@ def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argpar
                           hint=" ".join(parser.format_usage().split()))
     usage = parser.format_usage()
     raise unknown_flag(flag, re.findall(r"--[\w-]+", usage), "KEY VALUE" in usage)
+
+
+def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words before the first key of a config, and KEY VALUE … from there on.
+
+    What there is as a file or folder is no key, even if it is called DATA.
+    """
+    first = next((place for place, word in enumerate(words)
+                  if re.fullmatch(r"[A-Z_]{2,}(\.[\w.]+)?", word) and not os.path.exists(word)),
+                 len(words))
+    return list(words[:first]), list(words[first:])
 
 
 def unknown_flag(flag: str, own: Iterable[str], takes_keys: bool = True) -> ConfigError:

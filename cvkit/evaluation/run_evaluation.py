@@ -12,18 +12,19 @@ import torch
 
 from cvkit.data.image_folder import folders_are_for_testing
 from cvkit.errors import CheckpointError, DataError, RunError
-from cvkit.evaluation.metrics import build_metrics
+from cvkit.evaluation.metrics import build_metrics, together, values_of
 from cvkit.evaluation.predict import predict
 from cvkit.runs.checkpoint import Checkpoint, load_weights
 from cvkit.runs.folder import MAY_CHANGE, MAY_EVALUATE, Run, is_among, open_run
 from cvkit.runs.predictions import Predictions
+from cvkit.runs.trained import order_of
 from cvkit.system.files import user_path
 from cvkit.system.log import ProgressBar
 from cvkit.system.text import escape_controls, plural
 from cvkit.training.losses import build_loss
 
 
-def evaluate(run: Run | str | Path | None = None,
+def evaluate(run: Run | str | Path | Sequence[Run | str | Path] | None = None,
              overrides: Sequence[str] | Mapping[str, Any] = ()) -> Predictions:
     """Evaluate a run's model on its test images and rewrite the run's `predictions.npz`.
 
@@ -32,41 +33,30 @@ def evaluate(run: Run | str | Path | None = None,
     `ImageFolder` than the run's needs no train/, and one without splits is tested whole.
 
     Args:
-        run: a run, its path, or None for the newest.
-        overrides: as `load_config` takes them: of DATA, METRICS, and where it runs. Classes and
-            normalisation stay those of the checkpoint.
+        run: a run, its path, or None for the newest; or a list of several, whose probabilities are
+            averaged, class by class of the same name, and nothing is written.
+        overrides: as `load_config` takes them: of DATA, METRICS, TTA, and where it runs. Classes
+            and normalisation stay those of the checkpoint.
 
     Raises:
         UserError: no run, no checkpoint, no data, a checkpoint that fits neither, or images of
             other classes.
     """
-    if not isinstance(run, Run):
-        run = open_run(run, overrides=overrides, may_change=MAY_EVALUATE)
-    elif overrides:
-        if run.changed:
-            raise RunError(f"the run was opened with {', '.join(run.changed)} already",
-                           hint="Name its folder, and all that is to be set otherwise.")
-        run = Run(run.folder, overrides, MAY_EVALUATE)
-    run.refuse_links()
-    path = run.folder / "predictions.npz"
+    if isinstance(run, Sequence) and not isinstance(run, str):
+        runs = [_opened(each, overrides) for each in run]
+        if len(runs) > 1:
+            return _together(runs)
+        run, overrides = runs[0], ()
+    opened = _opened(run, overrides)
+    opened.refuse_links()
+    path = opened.folder / "predictions.npz"
     kept = _kept(path)
-    _build_data(run, kept.images if kept else "")
-    classes, loader = run.data.classes, run.loaders.test
-    checkpoint = run.checkpoint()
-    loss = build_loss(run.config.LOSS, len(classes))
-    if checkpoint.loss is not None:
-        load_weights(loss, checkpoint.loss, "the checkpoint", "loss")
-    loss.to(run.device)
-    _try_one(run, checkpoint)
-    predictions, _ = predict(run.model, loader, loss, build_metrics(run.config.METRICS, classes),
-                             classes, run.precision, checkpoint.epoch,
-                             ProgressBar("Test", len(loader)))
-    predictions = replace(predictions, batches=checkpoint.batches)
-    other = run.other_best(predictions)
+    predictions = _evaluated(opened, kept)
+    other = opened.other_best(predictions)
     if other:
         print(other)
-    reason = _why_not_kept(run, predictions, kept)
-    has_other_images, edited = run.changes_since_training()
+    reason = _why_not_kept(opened, predictions, kept)
+    has_other_images, edited = opened.changes_since_training()
     if has_other_images:
         print("warning    the data set has other training images than those that the run was "
               "trained on: some of them may be among these test images")
@@ -82,6 +72,67 @@ def evaluate(run: Run | str | Path | None = None,
     else:
         print(f"Not written to {path}: {reason}")
     return predictions
+
+
+def _opened(run: Run | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]) -> Run:
+    if not isinstance(run, Run):
+        return open_run(run, overrides=overrides, may_change=MAY_EVALUATE)
+    if not overrides:
+        return run
+    if run.changed:
+        raise RunError(f"the run was opened with {', '.join(run.changed)} already",
+                       hint="Name its folder, and all that is to be set otherwise.")
+    return Run(run.folder, overrides, MAY_EVALUATE)
+
+
+def _evaluated(run: Run, kept: Predictions | None) -> Predictions:
+    """Return what a run's model says of its test images.
+
+    Args:
+        kept: what it said before, if that is known.
+    """
+    _build_data(run, kept.images if kept else "")
+    classes, loader = run.data.classes, run.loaders.test
+    checkpoint = run.checkpoint()
+    loss = build_loss(run.config.LOSS, len(classes))
+    if checkpoint.loss is not None:
+        load_weights(loss, checkpoint.loss, "the checkpoint", "loss")
+    loss.to(run.device)
+    _try_one(run, checkpoint)
+    predictions, _ = predict(run.model, loader, loss, build_metrics(run.config.METRICS, classes),
+                             classes, run.precision, checkpoint.epoch,
+                             ProgressBar("Test", len(loader)))
+    return replace(predictions, batches=checkpoint.batches)
+
+
+def _together(runs: Sequence[Run]) -> Predictions:
+    """Return the mean of what several runs' models say of the same test images.
+
+    Its loss is the cross entropy of the mean, whatever each was trained with.
+
+    Raises:
+        CheckpointError: they have other classes. DataError: they are tested on other images.
+    """
+    first, *others = (_evaluated(run, _kept(run.folder / "predictions.npz")) for run in runs)
+    everything = [first.probabilities]
+    for run, other in zip(runs[1:], others):
+        order = order_of(first.classes, other.classes, runs[0].folder, run.folder)
+        true = np.argsort(order)[other.true]
+        if not (other.images == first.images and np.array_equal(other.index, first.index)
+                and np.array_equal(true, first.true)):
+            raise DataError(f"{runs[0].folder} and {run.folder} are tested on different images",
+                            hint="DATA.DATASET.root tests all of them on the same folder.")
+        everything.append(other.probabilities[:, order])
+    probabilities: np.ndarray = np.stack(everything).mean(0, dtype=np.float32)
+    logits = torch.from_numpy(probabilities).clamp_min(torch.finfo(torch.float32).tiny).log()
+    labels = torch.from_numpy(first.true)
+    metrics = build_metrics(runs[0].config.METRICS, first.classes)
+    for metric in metrics:
+        metric.update(logits.clone(), labels.clone())
+    loss = float(torch.nn.functional.nll_loss(logits, labels))
+    values = {"loss": loss, **together((metric, values_of(metric)) for metric in metrics)}
+    return replace(first, probabilities=probabilities, predicted=probabilities.argmax(1),
+                   loss=loss, metrics=values, models=len(runs))
 
 
 def _kept(path: Path) -> Predictions | None:

@@ -68,10 +68,12 @@ class Run(Experiment):
             checkpoints/, visuals/`.
         config: the resolved config, frozen.
         changed: the keys that are set otherwise than in the folder.
+        shown: predictions that are drawn instead of the folder's, as TTA made them otherwise.
         range_test: how the learning rate was found; only where `max_lr: find` asked for it.
     """
 
     label, advice = "one run", "Name them: --run A B"
+    shown: Predictions | None = None
 
     def __init__(self, folder: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (),
                  may_change: tuple[str, ...] = MAY_CHANGE):
@@ -216,6 +218,8 @@ class Run(Experiment):
         Raises:
             RunError: absent, damaged, or what it said at another time of the training.
         """
+        if self.shown is not None:
+            return self.shown
         path = self.folder / "predictions.npz"
         found = Predictions.load(path)
         try:

@@ -33,6 +33,7 @@ class Predictions:
         images: their fingerprint, see `ImageSet`; empty where it was not noted.
         batches: of the epoch after that, which the checkpoint had seen; 0 at the end of an epoch.
         metrics: loss, accuracy and those of METRICS, by name.
+        models: whose probabilities were averaged.
     """
 
     index: np.ndarray
@@ -45,6 +46,7 @@ class Predictions:
     images: str = ""
     batches: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    models: int = 1
 
     def __repr__(self) -> str:
         images = plural(len(self.true), "image")
@@ -61,7 +63,9 @@ class Predictions:
 
     @property
     def place(self) -> str:
-        """When in the training its checkpoint was saved, in words."""
+        """When in the training its checkpoint was saved, or how many there are, in words."""
+        if self.models > 1:
+            return f"of {self.models} models together"
         return moment_of(self.epoch, self.batches)
 
     def table(self) -> str:

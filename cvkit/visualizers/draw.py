@@ -15,14 +15,18 @@ from tqdm.auto import tqdm
 
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, RunError, UserError, raise_together
+from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import NAME, VISUALIZERS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Drawable, Experiment
-from cvkit.runs.folder import Run, open_run, refuse_links
+from cvkit.runs.folder import MAY_CHANGE, Run, open_run, refuse_links
 from cvkit.system.text import escape_controls
 from cvkit.visualizers.drawing import missing_letters_told_once
 from cvkit.visualizers.flags import arguments_of
+
+# TTA changes what a run says of the test images, and so all that is drawn of that.
+_MAY_DRAW = (*MAY_CHANGE, "TTA")
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,16 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Drawable:
     if has_config:
         subject: Drawable = Experiment(load_config(words[0], words[1:]))
     elif len(runs) > 1:
-        subject = Runs([open_run(run, overrides=words) for run in runs])
+        subject = Runs([open_run(run, overrides=words, may_change=_MAY_DRAW) for run in runs])
     else:
         folder = dict(zip(words[::2], words[1::2])).get("OUTPUT_DIR", "runs")
-        subject = open_run(runs[0] if runs else None, folder, overrides=words)
+        subject = open_run(runs[0] if runs else None, folder, overrides=words,
+                           may_change=_MAY_DRAW)
     import_user_code(list(subject.config.IMPORTS), where=subject.config.where("IMPORTS"))
     for run in getattr(subject, "runs", []):
         print(f"run {run.folder}")
+        if "TTA" in run.changed:
+            run.shown = evaluate(run)
     return subject
 
 
@@ -118,7 +125,7 @@ def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:
     for node in nodes:
         VISUALIZERS.check(node)
     for node in tqdm(nodes, desc="Drawing", unit="picture", delay=2, disable=None, leave=False):
-        name = file_name(node)
+        name = file_name(node) + "_tta" * (getattr(subject, "shown", None) is not None)
         try:
             figures = figures_of(subject, node)
         except UserError as error:
