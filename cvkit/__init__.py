@@ -37,6 +37,8 @@ _PUBLIC = {
     "Runs": "cvkit.runs.compare",
     "open_run": "cvkit.runs.folder",
     "evaluate": "cvkit.evaluation.run_evaluation",
+    "Prediction": "cvkit.evaluation.predictor",
+    "Predictor": "cvkit.evaluation.predictor",
     "runs_folder": "cvkit.system.environment",
     "Reporter": "cvkit.reporting.reporter",
     "Trainer": "cvkit.training.trainer",

@@ -9,7 +9,7 @@ from cvkit.data.images import IMAGE_ENDINGS
 from cvkit.errors import DataError
 
 
-def find_images(paths: Iterable[str | os.PathLike]) -> list[str]:
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return image files: those that are named, and of folders all in them and below, sorted.
 
     A file that is named is taken whatever it is called; in folders, those that end as images do
@@ -19,7 +19,8 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[str]:
         DataError: no such file or folder, or a folder without images.
     """
     found: list[str] = []
-    for path in map(os.fspath, paths):
+    for each in paths:
+        path = os.fspath(each)
         if os.path.isdir(path):
             inside = list(_below(path))
             if not inside:

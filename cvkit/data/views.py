@@ -43,7 +43,9 @@ class Views:
             normaliser: that made them.
         """
         yield images
-        pixels = normaliser.denormalise(images) if self.pipelines else None
+        if not self.pipelines:
+            return
+        pixels = normaliser.denormalise(images)
         for place, pipeline in enumerate(self.pipelines):
             pipeline.seed(self._seed, 0, number, place)
             made = np.stack([pipeline(image) for image in pixels])

@@ -17,14 +17,14 @@ from torch import Tensor
 from cvkit.data.images import ImageReader, check_image
 from cvkit.data.pictures import find_images
 from cvkit.data.scan import in_threads, usable_cores
-from cvkit.errors import CheckpointError, DataError, RunError
+from cvkit.errors import DataError, RunError
 from cvkit.evaluation.predict import averaged_logits, mean_logits
 from cvkit.models.features import penultimate_features
 from cvkit.models.probing import in_evaluation_mode, state_kept
 from cvkit.runs.folder import Run
-from cvkit.runs.trained import Trained, open_trained
+from cvkit.runs.trained import Trained, open_trained, order_of
+from cvkit.system.device import autocast
 from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
-from cvkit.system.text import and_more
 
 # A file, an image of Pillow's, or pixels: uint8 (H, W, C), or (H, W) of a grey one.
 Picture = str | Path | Image.Image | np.ndarray
@@ -90,12 +90,15 @@ class Predictor:
 
     def __init__(self, source: str | Path | Run | Sequence[str | Path | Run] | None = None,
                  overrides: Sequence[str] | Mapping[str, Any] = ()):
-        sources = source if isinstance(source, (list, tuple)) else [source]
-        if not sources:
+        if isinstance(source, Sequence) and not isinstance(source, str):
+            self.members = [open_trained(each, overrides) for each in source]
+        else:
+            self.members = [open_trained(source, overrides)]
+        if not self.members:
             raise RunError("no run or checkpoint is named")
-        self.members = [open_trained(each, overrides) for each in sources]
         self.classes = self.members[0].classes
-        self._orders = [_order_of(self.members[0], member) for member in self.members]
+        self._orders = [order_of(self.classes, member.classes, self.members[0].source,
+                                 member.source) for member in self.members]
 
     def __repr__(self) -> str:
         return f"<Predictor of {', '.join(member.source for member in self.members)}>"
@@ -122,16 +125,29 @@ class Predictor:
         Raises:
             RunError: several models, or one whose logits come from no last layer.
         """
-        if len(self.members) > 1:
-            raise RunError("features are of one model, and this predictor has "
-                           f"{len(self.members)}")
-        member = self.members[0]
-        parts = []
+        member, parts = self._only_member(), []
         for _, pixels, _ in self._batches(_as_list(pictures), None, True):
             images = member.normaliser.normalise(pixels[0].to(member.device))
-            with self._asking(member):
+            with self._asking(member), autocast(member.device, member.precision):
                 parts.append(penultimate_features(member.model, images).cpu().numpy())
         return parts[0][0] if _is_one(pictures) else np.concatenate(parts)
+
+    def received(self, pictures: Sequence[Picture]) -> Tensor:
+        """Return a few pictures as the model receives them, normalised, (N, C, H, W).
+
+        Raises:
+            RunError: several models. DataError: one cannot be read.
+        """
+        member = self._only_member()
+        prepared = [self._prepared(picture)[0] for picture in pictures]
+        pixels = torch.from_numpy(member.augmented(prepared, 0))
+        return member.normaliser.normalise(pixels.to(member.device))
+
+    def _only_member(self) -> Trained:
+        if len(self.members) > 1:
+            raise RunError("this can be asked of one model, and the predictor has "
+                           f"{len(self.members)}")
+        return self.members[0]
 
     def stream(self, pictures: Sequence[Picture], unreadable: list[DataError] | None = None,
                is_silent: bool = True) -> Iterator[Prediction]:
@@ -159,7 +175,7 @@ class Predictor:
             with self._asking(member):
                 logits = averaged_logits(member.model, member.views.of(
                     images, number, member.normaliser), member.device, member.precision)
-            outputs.append(logits if order is None else logits[:, order])
+            outputs.append(logits[:, order])
         return (outputs[0] if len(outputs) == 1 else mean_logits(outputs)).softmax(1)
 
     @contextmanager
@@ -210,18 +226,6 @@ class Predictor:
                 read[key] = _pixels(picture, reader)
         return [member.prepared(read[member.reader.channels, str(member.reader.background)])
                 for member in self.members]
-
-
-def _order_of(first: Trained, other: Trained) -> list[int] | None:
-    """Return where the classes of the first are among those of another; None for its own order."""
-    if first.classes == other.classes:
-        return None
-    if sorted(first.classes) != sorted(other.classes):
-        differ = sorted(set(first.classes) ^ set(other.classes))
-        raise CheckpointError(f"{first.source} and {other.source} have different classes: "
-                              f"{and_more(differ, 8)}", hint="Only models of the same classes can "
-                                                             "be averaged.")
-    return [other.classes.index(name) for name in first.classes]
 
 
 def _is_one(pictures: Any) -> bool:

@@ -21,14 +21,15 @@ from cvkit.data.normaliser import Normaliser
 from cvkit.data.pipeline import Pipeline, build_pipeline
 from cvkit.data.transforms import height_by_width
 from cvkit.data.views import Views, build_views
-from cvkit.errors import ConfigError, DataError
+from cvkit.errors import CheckpointError, ConfigError, DataError
 from cvkit.registry import NAME, TRANSFORMS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
-from cvkit.runs.folder import Run, is_among, open_run
+from cvkit.runs.folder import Run, find_runs, is_among, open_run
 from cvkit.system.files import user_path
 from cvkit.system.log import LOG, SCREEN
+from cvkit.system.text import and_more
 
 # How a trained model is used; not what it is.
 MAY_PREDICT = ("DEVICE", "IMPORTS", "TTA", "DATA.TEST_TRANSFORMS", "DATA.EVAL_BATCH_SIZE",
@@ -204,3 +205,27 @@ def open_trained(source: str | Path | Run | None = None,
         return Trained(Checkpoint.load(user_path(source)), str(source), overrides)
     run = source if isinstance(source, Run) else open_run(source)
     return Trained(run.checkpoint(), str(run.folder), overrides, run.config.IMPORTS)
+
+
+def is_trained(path: str) -> bool:
+    """Tell whether a path is that of a run, of a folder of runs, or of a checkpoint file."""
+    folder = user_path(path)
+    return path.endswith(".pt") or (folder / "config.yaml").is_file() or bool(
+        find_runs(folder.parent, folder.name))
+
+
+def order_of(classes: Sequence[str], others: Sequence[str], *names: object) -> list[int]:
+    """Return where each of the classes is among those of another model.
+
+    Args:
+        names: of both, for the message.
+
+    Raises:
+        CheckpointError: it has others.
+    """
+    if sorted(classes) != sorted(others):
+        differ = sorted(set(classes) ^ set(others))
+        raise CheckpointError(f"{' and '.join(map(str, names))} have different classes: "
+                              f"{and_more(differ, 8)}",
+                              hint="Only models of the same classes can be averaged.")
+    return [list(others).index(name) for name in classes]

@@ -166,7 +166,7 @@ def _is_images(value: Any) -> bool:
     return ((size is None or (_is_sides(size) and len(size) == 2))
             and all(_is_list(value.get(name), _is_number)
                     and len(value[name]) == value["channels"] for name in ("mean", "std"))
-            and all(_is_count(each) and each < 256
+            and all(type(each) is int and 0 <= each < 256
                     for each in (ground if isinstance(ground, list) else [ground])))
 
 

@@ -188,25 +188,31 @@ def cam_matrix(predictions: Predictions, model: nn.Module, loaders: Loaders, cou
         left=0.1 + size + names_width, aspect=aspect)
 
 
+def map_page(draw: Callable[[Picture, np.ndarray, int], None], numbers: range, headline: str,
+             caption: str, scale: str, lowest: str, colormap: str, **layout: Any) -> Picture:
+    """Return a page with a grid for each image, and a scale of the colours.
+
+    An image is known by its number: `draw` draws it into its grid.
+    """
+    figure, blocks = grids(len(numbers), headline=headline, caption=caption, footer=0.6, **layout)
+    for axes, number in zip(blocks, numbers):
+        draw(figure, axes, number)
+    height = figure.get_size_inches()[1]
+    bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=colormap),
+                          cax=figure.panel(0.3, height - 0.54, 2.4, 0.1),
+                          orientation="horizontal", ticks=[0, 1])
+    bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
+    bar.outline.set_visible(False)
+    figure.words(0.1, height - 0.12, scale, 7.5, va="center")
+    return figure
+
+
 def _pages(pages: str, draw: Callable[[Picture, np.ndarray, int], None],
            table: Callable[[range], str], count: int, headline: str, caption: str, scale: str,
            lowest: str, colormap: str, **layout: Any) -> Picture | list[Picture]:
-    """Return all images on one page, or a list with a page for each, with a scale of the colours.
-
-    An image is known by its number: `draw` draws it into its grid, `table` tells of several.
-    """
+    """Return all images on one page, or a list with a page for each; `table` tells of several."""
     def page(numbers: range, caption: str) -> Picture:
-        figure, blocks = grids(len(numbers), headline=headline, caption=caption, footer=0.6,
-                               **layout)
-        for axes, number in zip(blocks, numbers):
-            draw(figure, axes, number)
-        height = figure.get_size_inches()[1]
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=colormap),
-                              cax=figure.panel(0.3, height - 0.54, 2.4, 0.1),
-                              orientation="horizontal", ticks=[0, 1])
-        bar.ax.set_xticklabels([lowest, "highest"], fontsize=7)
-        bar.outline.set_visible(False)
-        figure.words(0.1, height - 0.12, scale, 7.5, va="center")
+        figure = map_page(draw, numbers, headline, caption, scale, lowest, colormap, **layout)
         figure.table = table(numbers)
         return figure
 

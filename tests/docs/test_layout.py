@@ -16,13 +16,14 @@ FLOORS = [  # a part imports from lower floors only; within a floor only what is
     {"data", "models", "training.losses", "training.optimizers", "training.schedulers",
      "training.ema", "training.signals", "evaluation.metrics"},
     {"runs", "evaluation"},
-    {"training", "reporting", "visualizers"},
+    {"training", "reporting", "visualizers", "deployment"},
     {"session"},
     {"cli"},
 ]
 WITHIN = {("system", "errors"), ("registry", "errors"), ("registry", "system"),
           ("config", "errors"), ("config", "system"), ("config", "registry"),
-          ("evaluation", "runs"), ("reporting", "visualizers"), ("reporting", "training")}
+          ("evaluation", "runs"), ("reporting", "visualizers"), ("reporting", "training"),
+          ("deployment", "visualizers"), ("reporting", "deployment")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 
 

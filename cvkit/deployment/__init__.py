@@ -1,0 +1,1 @@
+"""Using what was trained: predicting files, and leaving Python."""
