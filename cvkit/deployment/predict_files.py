@@ -81,7 +81,8 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
     with ExitStack() as stack:
         sinks: list[Any] = []
         if table is not None:
-            sinks.append(_Table(stack.enter_context(_new_file(Path(table), overwrite)), top))
+            sinks.append(_Table(_new_file(Path(table), overwrite), top))
+            stack.callback(sinks[0].close)
         if lines is not None:
             sinks.append(_Lines(lines, top))
         if copies is not None:
@@ -176,6 +177,10 @@ class _Table:
             # What is done is there, whatever comes.
             self._file.flush()
 
+    def close(self) -> None:
+        with writing(self._file.name):
+            self._file.close()
+
 
 class _Lines:
     def __init__(self, file: IO[str], top: int):
@@ -184,8 +189,9 @@ class _Lines:
     def add(self, prediction: Prediction, name: str) -> None:
         ranked = [{"class": name, "probability": float(probability)}
                   for name, probability in _figures(prediction, self._top)]
-        print(json.dumps({"file": prediction.file, **ranked[0], "top": ranked}), file=self._file,
-              flush=True)
+        line = json.dumps({"file": prediction.file, **ranked[0], "top": ranked})
+        with writing("the lines of JSON"):
+            print(line, file=self._file, flush=True)
 
 
 class _Screen:

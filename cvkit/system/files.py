@@ -26,6 +26,9 @@ def writing(path: object) -> Iterator[None]:
     """Turn what the system says against writing a file into a `RunError` that names it."""
     try:
         yield
+    except BrokenPipeError:
+        # The reader of `tool | head` has left; no file is at fault.
+        raise
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}",
                        hint="Is the disk full, or may you not write there?") from error

@@ -1,0 +1,41 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from cvkit.data.pictures import find_images
+from cvkit.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images beside and below each other, and what is none."""
+    for name in ("b.jpg", "a.PNG", "deep/er/c.webp", "deep/d.jpeg", "deep/notes.txt", ".hidden.png",
+                 ".trash/e.png"):
+        path = tmp_path / "all" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "all"
+
+
+def test_images_of_a_folder_and_all_below_are_found_in_order(folder):
+    found = [os.path.relpath(path, folder) for path in find_images([folder])]
+    assert found == ["a.PNG", "b.jpg", os.path.join("deep", "d.jpeg"), os.path.join("deep", "er", "c.webp")]
+
+
+def test_a_file_that_is_named_is_taken_whatever_it_is_called(folder):
+    named = [folder / "deep" / "notes.txt", str(folder / "b.jpg")]
+    assert find_images(named) == [str(path) for path in named]
+
+
+def test_a_loop_of_links_is_walked_once(folder):
+    (folder / "deep" / "again").symlink_to(folder)
+    assert len(find_images([folder])) == 4
+
+
+def test_what_is_not_there_is_told(folder):
+    with pytest.raises(DataError, match=r"no file or folder gone.jpg \(looked in "):
+        find_images(["gone.jpg"])
+    Path("empty").mkdir()
+    with pytest.raises(DataError, match=r"empty holds no images\n  Those in it and below end in .jpg"):
+        find_images(["empty"])

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from cvkit.config import load_config
+from cvkit.data import build_data, build_loaders
+from cvkit.errors import ConfigError
+from cvkit.evaluation.run_evaluation import evaluate
+from cvkit.session import train
+
+
+@pytest.fixture
+def views_of(tmp_path):
+    """A function: the views that a TTA makes of the first test batch, as pixels (views, N, H, W, C)."""
+    def views_of(nodes, batch=0, **settings):
+        (tmp_path / "views.yaml").write_text(TINY)
+        config = load_config(tmp_path / "views.yaml", {"TTA": nodes, **settings})
+        loader = build_loaders(config, build_data(config), torch.device("cpu")).test
+        chosen = [item for item in loader if item.number == batch][0]
+        return np.stack([loader.denormalise(view) for view in loader.views_of(chosen)])
+    return views_of
+
+
+def test_the_first_view_is_the_image_and_the_others_what_is_made_of_it(views_of):
+    images, mirrored, upside_down = views_of([{"NAME": "HorizontalFlip"}, {"NAME": "VerticalFlip"}])
+    assert np.array_equal(mirrored, images[:, :, ::-1]) and np.array_equal(upside_down, images[:, ::-1])
+    assert len(views_of([])) == 1
+
+
+def test_those_in_a_row_are_all_applied(views_of):
+    both = [{"NAME": "Sequential", "transforms": [{"NAME": "HorizontalFlip"}, {"NAME": "VerticalFlip"}]}]
+    images, turned = views_of(both)
+    assert np.array_equal(turned, images[:, ::-1, ::-1])
+
+
+def test_what_is_random_depends_on_seed_and_batch_alone(views_of):
+    nodes = [{"NAME": "RandomCrop", "size": 32, "padding": 4}]
+    first, again, other = (views_of(nodes, SEED=seed)[1] for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert len({image.tobytes() for image in views_of([*nodes, *nodes])[1:, 0]}) == 2
+
+
+@pytest.mark.parametrize("node, message", [
+    ({"NAME": "HorizontalFlip", "p": 0.5}, r"TTA.0.p: HorizontalFlip of TTA is applied by chance \(p 0.5\)"),
+    ({"NAME": "Resize", "height": 8, "width": 16}, r"Resize of TTA makes images of 8×16; the model takes 32×32"),
+    ({"NAME": "MixUp"}, "MixUp mixes images, which is for training only"),
+    ({"NAME": "Normalize"}, "Normalize makes no view"),
+    ({"NAME": "ToFloat"}, "ToFloat turns images into float32"),
+    ({"NAME": "HorizntalFlip"}, "Did you mean HorizontalFlip")])
+def test_what_makes_no_view_is_refused(views_of, node, message):
+    with pytest.raises(ConfigError, match=message):
+        views_of([node])
+
+
+def test_a_training_with_tta_evaluates_as_evaluate_does(quick):
+    """Its epochs, best.pt and predictions are all of the averaged probabilities."""
+    flip = [{"NAME": "HorizontalFlip"}]
+    run = train(load_config(quick, {"TTA": flip}))
+    before = run.predictions
+    assert run.metrics[-1]["test/accuracy"] == before.accuracy
+    assert np.array_equal(evaluate(run.folder).probabilities, before.probabilities)
+    plain = evaluate(run.folder, {"TTA": []})
+    assert np.abs(plain.probabilities - before.probabilities).max() > 1e-4
+    assert np.array_equal(run.predictions.probabilities, before.probabilities)  # it was not written over
