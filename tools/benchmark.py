@@ -19,7 +19,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("words", metavar="PART | KEY VALUE", nargs="*",
                         help="step: training, evaluation and input; growth: twice the images; "
-                             "memory; start; cam: class activation maps. All, if none is named. "
+                             "memory; start; cam: class activation maps; predict: files to a CSV. "
+                             "All, if none is named. "
                              "Keys of configs/resnet18_cifar10.yaml hold for step and growth")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     return parse_words(parser, arguments)

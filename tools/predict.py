@@ -46,6 +46,8 @@ def main() -> int:
         outcome = predict_files(
             Predictor(models, pairs), paths, args.csv, screen if args.json else None, args.top,
             args.copy_to, args.cam, args.overwrite)
+        for path in filter(None, (args.csv, args.copy_to, args.cam)):
+            print(f"written    {path}")
         print(outcome)
     return 1 if outcome.unreadable else 0
 

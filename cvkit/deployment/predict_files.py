@@ -28,11 +28,13 @@ class Outcome:
     """What became of files.
 
     Attributes:
+        notes: why it is not counted how many are right, if some folders are called as classes.
         counts: of files by predicted class.
         unreadable: what is wrong with files that could not be read.
         known, correct: files whose class folder says what they are, and how many are right.
     """
 
+    notes: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     unreadable: list[DataError] = field(default_factory=list)
     known: int = 0
@@ -41,6 +43,7 @@ class Outcome:
     def __str__(self) -> str:
         rows = [(escape_controls(name), f"{count:,}") for name, count in self.counts.most_common()]
         lines = in_columns([("class", "images"), *rows], "<", ">")
+        lines += [f"note       {escape_controls(note)}" for note in self.notes]
         if self.known:
             lines.append(f"Accuracy: {self.correct}/{self.known} "
                          f"({100 * self.correct / self.known:.2f}%), by the class folders")
@@ -75,9 +78,7 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
         raise RunError(f"there are {len(predictor.classes)} classes, and {top} cannot be told",
                        hint=f"--top takes 1 to {len(predictor.classes)}.")
     files, notes = _listed(paths, predictor.classes)
-    for note in notes:
-        print(f"note       {escape_controls(note)}")
-    outcome = Outcome()
+    outcome = Outcome(notes)
     with ExitStack() as stack:
         sinks: list[Any] = []
         if table is not None:
@@ -99,8 +100,6 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
             outcome.correct += file.label == prediction.label
             for sink in sinks:
                 sink.add(prediction, file.name)
-    for path in filter(None, (table, copies, pictures)):
-        print(f"written    {path}")
     return outcome
 
 

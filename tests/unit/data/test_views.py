@@ -17,7 +17,7 @@ def views_of(tmp_path):
         (tmp_path / "views.yaml").write_text(TINY)
         config = load_config(tmp_path / "views.yaml", {"TTA": nodes, **settings})
         loader = build_loaders(config, build_data(config), torch.device("cpu")).test
-        chosen = [item for item in loader if item.number == batch][0]
+        chosen = next(item for item in loader if item.number == batch)
         return np.stack([loader.denormalise(view) for view in loader.views_of(chosen)])
     return views_of
 
