@@ -27,18 +27,13 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from benchmarks.bare import MEAN, STD, Bare
 from benchmarks.classic import Classic
-from benchmarks.pictures import plain_predictions
 from cvkit.config import Config, check_components, load_config
 from cvkit.data import ImageData, ImageSet, build_loaders
-from cvkit.data.scan import in_threads, usable_cores
-from cvkit.deployment.predict_files import predict_files
 from cvkit.errors import ConfigError, RunError
 from cvkit.evaluation.metrics import build_metrics
 from cvkit.evaluation.predict import predict
-from cvkit.evaluation.predictor import Predictor
 from cvkit.models import build_model
 from cvkit.models.resnet import resnet18
-from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
 from cvkit.session import build_trainer
 from cvkit.system.device import describe
@@ -279,6 +274,13 @@ def cam(configure: Configure) -> Figures:
 
 def predict_pictures(configure: Configure) -> Figures:
     """Predicting 2,000 JPEGs of 96×96 pixels, from files to a CSV, by the main config's model."""
+    # The memory that importing these takes is none of a training's.
+    from benchmarks.pictures import plain_predictions
+    from cvkit.data.scan import in_threads, usable_cores
+    from cvkit.deployment.predict_files import predict_files
+    from cvkit.evaluation.predictor import Predictor
+    from cvkit.runs.checkpoint import Checkpoint
+
     config = configure()
     data, random = noise(2, 2), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
