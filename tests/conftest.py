@@ -52,7 +52,11 @@ TRAIN: {EPOCHS: 2}
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Run each test in an empty folder, with a cache of its own and no signs of life in between."""
+    """Run each test in an empty folder, with a cache of its own and no signs of life in between.
+
+    As a process that a file of the clone started: messages name those.
+    """
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "tools" / "train.py")])
     monkeypatch.setattr("cvkit.system.log._FIRST_WAIT", math.inf)  # they depend on the machine's speed
     screen.begin()
     monkeypatch.chdir(tmp_path)

@@ -1,56 +1,6 @@
-"""Compare runs: what differs in their configs, results, curves, and which images one gets right.
+"""The command `cvkit compare` in a clone; what it does is in cvkit/cli/compare.py."""
 
-    python tools/compare.py runs/resnet18_cifar10/2026-01-31_12-00-00 runs/other/2026-02-01_09-30-00
-
-Or keep what runs came to, in small files and a page of tables:
-
-    python tools/compare.py runs/resnet18_cifar10/2026-01-31_12-00-00 --results results
-"""
-
-import sys
-
-from cvkit.cli import new_parser, parse_words, run_tool
-from cvkit.errors import DataError, RunError
-from cvkit.system.files import user_path
-
-
-def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="two or more run folders")
-    parser.add_argument("--count", type=int, default=20, help="images to show; default 20")
-    parser.add_argument("--out", metavar="FOLDER", type=user_path, help="default: runs/compare/…")
-    parser.add_argument("--results", metavar="FOLDER", type=user_path,
-                        help="write there what each run came to, a file of JSON each, and tables "
-                             "into FOLDER.md; a path that ends in .json is the file of one run")
-    parser.add_argument("--note", metavar="TEXT", default="",
-                        help="with --results: what a reader has to know besides")
-    args = parse_words(parser, sys.argv[1:])
-    if args.results is not None:
-        from cvkit.runs.folder import open_run
-        from cvkit.visualizers.results import keep_all
-
-        for path in keep_all([open_run(run) for run in args.runs], args.results, args.note):
-            print(f"written    {path}")
-        return
-    if args.note:
-        parser.error("--note goes with --results")
-    if len(args.runs) < 2:
-        parser.error("there is nothing to compare one run with; name two or more")
-    from cvkit.visualizers import draw
-
-    if args.count < 1:
-        parser.error(f"--count is 1 or more, not {args.count}")
-    runs = draw.open_subject(args.runs, [])
-    folder = args.out or draw.visuals_folder(runs)
-    print(f"\n{runs.table()}\n")
-    draw.save_all(runs, [{"NAME": "curves"}], folder)
-    (folder / "table.txt").write_text(runs.table() + "\n", encoding="utf-8")
-    try:
-        draw.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
-    except (RunError, DataError) as error:
-        # The runs were tested on different images, or these are not here.
-        print(f"left out: disagreements: {error}")
-
+from cvkit.cli import run_command
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_command("compare")

@@ -1,40 +1,6 @@
-"""Evaluate a run on its test images: prints accuracy per class and METRICS.
+"""The command `cvkit evaluate` in a clone; what it does is in cvkit/cli/evaluate.py."""
 
-    python tools/evaluate.py
-    python tools/evaluate.py --run runs/resnet18_cifar10/2026-01-31_12-00-00
-    python tools/evaluate.py --run runs/a/first runs/b/second
-    python tools/evaluate.py TTA "[{NAME: HorizontalFlip}]"
-    python tools/evaluate.py DATA.DATASET.root other_images METRICS "[{NAME: TopKAccuracy, k: 3}]"
-
-Of several runs the probabilities are averaged; with TTA those of each image and of what each
-transform makes of it. Without KEY VALUE the predictions.npz of one run is rewritten. Classes and
-normalisation are always those that the run was trained with. Another folder of classes is tested
-whole; DATA.DATASET.test_fraction tests a part of it.
-"""
-
-import sys
-
-from cvkit.cli import new_parser, parse_words, run_tool, split_pairs
-
-
-def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
-                        help="evaluate with other DATA or METRICS")
-    parser.add_argument("--run", metavar="RUN", nargs="+", action="extend",
-                        help="a run folder; default: the newest; of several the average")
-    args = parse_words(parser, sys.argv[1:])
-    from cvkit.evaluation.run_evaluation import evaluate
-    from cvkit.runs.folder import MAY_EVALUATE, open_run
-
-    # After --run, argparse takes all for runs.
-    names, pairs = split_pairs(args.run or [])
-    runs = [open_run(name, overrides=[*pairs, *args.overrides], may_change=MAY_EVALUATE)
-            for name in names or [None]]
-    for run in runs:
-        print(f"run {run.folder}")
-    print(evaluate(runs).table())
-
+from cvkit.cli import run_command
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_command("evaluate")

@@ -1,43 +1,6 @@
-"""Look for a learning rate: loss over rates that rise in a short training; nothing is trained.
+"""The command `cvkit find-lr` in a clone; what it does is in cvkit/cli/find_lr.py."""
 
-    python tools/find_lr.py configs/resnet18_cifar10.yaml
-    python tools/find_lr.py configs/resnet18_digits.yaml --steps 200 MODEL.norm layer
-
-`SCHEDULER.max_lr find` in a config does the same before each training and uses what it finds.
-"""
-
-import sys
-
-from cvkit.cli import new_parser, parse_words, run_tool
-from cvkit.config import load_config
-from cvkit.errors import ConfigError
-from cvkit.system.files import user_path
-
-
-def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
-    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="set keys for this run")
-    parser.add_argument("--lowest", type=float, default=1e-5, help="first rate; default 1e-5")
-    parser.add_argument("--highest", type=float, default=10.0, help="last rate; default 10")
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps; default 100")
-    parser.add_argument("--out", metavar="FOLDER", type=user_path,
-                        help="default: runs/CONFIG/visuals")
-    args = parse_words(parser, sys.argv[1:])
-    config = load_config(args.config, args.overrides)
-    from cvkit.runs.experiment import Experiment
-    from cvkit.session import find_lr
-    from cvkit.visualizers import draw
-
-    try:
-        found = find_lr(config, args.lowest, args.highest, args.steps)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    parts = Experiment(config)
-    parts.range_test = found
-    draw.save_all(parts, [{"NAME": "lr_finder"}], args.out)
-    print(f"Suggested: OPTIMIZER.lr {found.suggestion:g}")
-
+from cvkit.cli import run_command
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_command("find-lr")

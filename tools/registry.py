@@ -1,32 +1,6 @@
-"""List what a config can name, or describe one entry.
+"""The command `cvkit registry` in a clone; what it does is in cvkit/cli/registry.py."""
 
-    python tools/registry.py
-    python tools/registry.py model
-    python tools/registry.py transform CutOut
-"""
-
-import sys
-
-from cvkit.cli import new_parser, parse_words, run_tool
-from cvkit.registry import REGISTRIES
-from cvkit.registry.listing import describe, get_registry, overview
-from cvkit.registry.user_code import import_user_code
-
-
-def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("kind", metavar="KIND", nargs="?", help=", ".join(REGISTRIES))
-    parser.add_argument("name", metavar="NAME", nargs="?", help="an entry of that kind")
-    parser.add_argument("--import", dest="imports", metavar="FILE", action="append", default=[],
-                        help="register your own file or module first, as IMPORTS does")
-    args = parse_words(parser, sys.argv[1:])
-    import_user_code(args.imports)
-    registries = [get_registry(args.kind)] if args.kind else list(REGISTRIES.values())
-    if args.name:
-        print(describe(registries[0], args.name))
-    else:
-        print("\n\n".join(overview(registry) for registry in registries))
-
+from cvkit.cli import run_command
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_command("registry")

@@ -13,6 +13,7 @@ from cvkit.errors import ConfigError, raise_together
 from cvkit.registry import NAME, REGISTRIES
 from cvkit.registry.signatures import is_node, plain
 from cvkit.registry.user_code import import_user_code
+from cvkit.system.command import command
 from cvkit.system.files import user_path
 from cvkit.system.text import correction, suggest
 
@@ -87,7 +88,7 @@ def _problems(value: Any, spec: Any, path: str, origin: str) -> Iterator[ConfigE
                 yield from _problems(value.get(key), inner, full, value.origin(key))
             elif isinstance(inner, Component) and inner.required:
                 yield ConfigError(f"{full} is missing", hint=f"Add {full}: {{NAME: …}}, one of "
-                                  f"`python tools/registry.py {inner.kind}`.")
+                                  f"`{command('registry')} {inner.kind}`.")
 
 
 def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: str) -> ConfigError:

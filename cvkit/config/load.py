@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cvkit.config import shipped
 from cvkit.config.check import conform
 from cvkit.config.merge import absolute_imports, merge, override
 from cvkit.config.parse import MOST_TEXT, parse_value
 from cvkit.config.schema import BASE, RENAMED, SCHEMA
 from cvkit.config.tree import Config
 from cvkit.errors import ConfigError, located
-from cvkit.system.files import user_path
-from cvkit.system.text import suggest
+from cvkit.system.text import nearest, suggest
 
 # The first line of a run's own config says so.
 RESOLVED = "resolved: everything set here is what the run used."
@@ -24,19 +24,19 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     """Read a YAML config with its `_BASE_`s, apply overrides, fill in defaults, freeze.
 
     Args:
-        path: the config file.
+        path: the config file, or the name of one that comes with cvkit.
         overrides: `["TRAIN.EPOCHS", "3", …]` as on the command line, or a mapping of
             dotted keys to Python values.
 
     Raises:
         ConfigError: the file cannot be read or something in it is wrong.
     """
-    path = user_path(path)
+    path = shipped.find(path)
     config = _read_file(path)
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
     folder = path.resolve().parent
     name = folder.parent.name if (folder / "checkpoints").is_dir() else path.resolve().stem
-    return _finished(config, overrides, str(path), name)
+    return _finished(config, overrides, shipped.shown(path), name)
 
 
 def read_config(text: str, source: str, name: str = "run",
@@ -68,14 +68,15 @@ def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> Config:
     text = _text_of(path, chain)
     if path.resolve() in [link.resolve() for link in chain]:
         raise ConfigError(f"{BASE} goes in a circle: {' -> '.join(map(str, (*chain, path)))}")
-    config, merged = _parsed(text, str(path), RESOLVED in text.split("\n", 1)[0]), Config()
+    is_resolved = RESOLVED in text.split("\n", 1)[0]
+    config, merged = _parsed(text, shipped.shown(path), is_resolved), Config()
     with located(config, BASE):
         bases = config.get(BASE, [])
         bases = [bases] if isinstance(bases, str) else bases
         if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
             raise ConfigError(f"{BASE} is a path or a list of paths")
         for base in bases:
-            base_path = path.parent / user_path(base)
+            base_path = shipped.find(base, path.parent)
             merged = merge(merged, _read_file(base_path, (*chain, path)))
     config.pop(BASE, None)
     if "IMPORTS" in config:
@@ -90,19 +91,29 @@ def _text_of(path: Path, chain: tuple[Path, ...]) -> str:
             # No more is read, as a file may be without end: /dev/zero.
             return file.read(MOST_TEXT + 1)
     except FileNotFoundError:
-        def shown(file: Path) -> str:
-            """Return a file as it is written where it is named."""
-            return os.path.relpath(file, chain[-1].parent) if chain else str(file)
-
-        found = {*path.parent.glob("*.yaml"), *Path("configs").glob("**/*.yaml")} - {*chain}
-        raise ConfigError(f"no config file {path}",
-                          hint=suggest(shown(path), sorted(map(shown, found))) or None) from None
+        raise ConfigError(f"no config file {path}", hint=_meant_by(path, chain)) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text file in UTF-8") from None
     # A path with a NUL in it is a ValueError.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read {str(path)!r}: {reason}") from None
+
+
+def _meant_by(path: Path, chain: tuple[Path, ...]) -> str | None:
+    """Return what may be meant by a config file that is not there."""
+    def written(file: Path) -> str:
+        """Return a file as it is written where it is named."""
+        return os.path.relpath(file, chain[-1].parent) if chain else str(file)
+
+    files = {*path.parent.glob("*.yaml"), *Path("configs").glob("**/*.yaml")} - {*chain}
+    name, found = written(path), sorted(map(written, files))
+    if not nearest(name, found):
+        own = shipped.addresses() if chain else shipped.names()
+        as_own = shipped.SCHEME + name if chain else path.stem
+        if nearest(as_own, own) or not found:
+            return suggest(as_own, own)
+    return suggest(name, found) or None
 
 
 def _parsed(text: str, source: str, is_resolved: bool) -> Config:

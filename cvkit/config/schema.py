@@ -73,7 +73,7 @@ SCHEMA: dict[str, Any] = {
     "TTA": Component("transform", "test-time augmentation: probabilities are averaged over an "
                      "image and what each of these makes of it", [], is_list=True),
     "WRITERS": Component("writer", "further logs besides metrics.jsonl", [], is_list=True),
-    "VISUALIZERS": Component("visualizer", "what tools/visualize.py draws", [], is_list=True),
+    "VISUALIZERS": Component("visualizer", "what is drawn of a run", [], is_list=True),
     "TRAIN": {
         "EPOCHS": Key(20, "passes over the training images", minimum=1),
         "PRECISION": Key("auto", "auto: bf16 where the hardware has it, else fp16 on a GPU",

@@ -19,6 +19,7 @@ from cvkit.data.scan import statistics
 from cvkit.data.splits import stratified_split
 from cvkit.errors import DataError
 from cvkit.registry import DATASETS
+from cvkit.system.command import command
 
 
 @DATASETS.register()
@@ -89,7 +90,7 @@ def _torchvision(name: str, root: str, download: bool, mean: tuple[float, ...],
             f"{name} {state} {root}/ {tried} ({reason})",
             hint=f"With a network it downloads by itself (DATA.DATASET.download true). Without "
                  f"one, put {by_hand} into {root}/\n  or point DATA.DATASET.root at a folder that "
-                 "has it.\n  This runs offline: python tools/train.py configs/resnet18_digits.yaml"
+                 f"has it.\n  This runs offline: {command('train')} resnet18_digits"
         ) from error
     classes = tuple(name.split(" - ")[-1] if name[0].isdigit() else name
                     for name in splits[0].classes)

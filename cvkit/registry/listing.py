@@ -1,4 +1,4 @@
-"""Registries in words, as `tools/registry.py` prints them."""
+"""Registries in words, as the command `registry` prints them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from cvkit.errors import ConfigError
 from cvkit.registry.registry import REGISTRIES, Registry
 from cvkit.registry.signatures import parameters_of, place_of, values_of
+from cvkit.system.command import command
 from cvkit.system.text import in_columns, suggest
 
 
@@ -23,8 +24,8 @@ def get_registry(kind: str) -> Registry:
         if kind.lower() in (registry.kind, registry.kinds):
             return registry
     owner = next((registry.kind for registry in REGISTRIES.values() if kind in registry), None)
-    hint = (f"It is {'an' if owner == 'optimizer' else 'a'} {owner}: python tools/registry.py "
-            f"{owner} {kind}" if owner else suggest(kind, REGISTRIES))
+    hint = (f"It is {'an' if owner == 'optimizer' else 'a'} {owner}: "
+            f"{command('registry')} {owner} {kind}" if owner else suggest(kind, REGISTRIES))
     raise ConfigError(f"no registry of {kind!r}", hint=hint)
 
 

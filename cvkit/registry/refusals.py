@@ -10,6 +10,7 @@ from typing import Any
 
 from cvkit.errors import ConfigError, where_in
 from cvkit.registry.signatures import NAME, NODES, Values, plain, values_of
+from cvkit.system.command import command
 from cvkit.system.text import correction, nearest, suggest
 
 # Functions of these kinds are mistaken for what a registered function has to return.
@@ -29,7 +30,7 @@ def no_entry(registry: Any, name: str, why: str, where: object) -> ConfigError:
 
 def no_node(registry: Any, item: Any, where: object) -> ConfigError:
     """Return what keeps a config's value from being a node: `Registry.refusal_of`."""
-    hint = f"See `python tools/registry.py {registry.kind}` for what can be named."
+    hint = f"See `{command('registry')} {registry.kind}` for what can be named."
     if not isinstance(item, Mapping):
         if isinstance(item, str) and item.isidentifier():
             hint = f"Write {{NAME: {item}}}."

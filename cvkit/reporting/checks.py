@@ -24,6 +24,7 @@ from cvkit.registry import NAME
 from cvkit.reporting.reporter import Reporter
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run
+from cvkit.system.command import command
 from cvkit.system.device import autocast
 from cvkit.system.files import write_whole
 from cvkit.system.log import LOG
@@ -379,7 +380,7 @@ def rising_at_chance(config: Config, data: ImageData, records: Sequence[Mapping[
         f"after epoch {record['epoch']} the {data.monitored} accuracy of {100 * accuracy:.2f}% is "
         f"that of guessing (the largest class has {100 * chance:.2f}%), and the train loss rises, "
         f"from {before:.4f} to {now:.4f}, at learning rates up to {rate:.3g}. Lower {key} "
-        "(tools/find_lr.py suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) or clip gradients "
+        f"({command('find-lr')} suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) or clip gradients "
         "(TRAIN.CLIP_GRAD_NORM 1)")}
 
 

@@ -21,6 +21,7 @@ from cvkit.runs.folder import Run
 from cvkit.runs.predictions import test_line
 from cvkit.runs.range_test import RULE
 from cvkit.system import distributed
+from cvkit.system.command import command
 from cvkit.system.device import describe
 from cvkit.system.log import FILE, LOG, SCREEN, screen
 from cvkit.system.text import and_more, duration, plural
@@ -172,8 +173,8 @@ def say_where(run: Run) -> None:
     folder = shlex.quote(str(run.folder))
     LOG.info(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
              "checkpoints/", extra=SCREEN)
-    LOG.info(f"Per class: python tools/evaluate.py --run {folder}", extra=SCREEN)
-    LOG.info(f"Pictures:  python tools/visualize.py --run {folder}", extra=SCREEN)
+    LOG.info(f"Per class: {command('evaluate')} --run {folder}", extra=SCREEN)
+    LOG.info(f"Pictures:  {command('visualize')} --run {folder}", extra=SCREEN)
 
 
 def say_finished(run: Run, config: Config, epoch: int) -> None:
@@ -190,10 +191,8 @@ def say_finished(run: Run, config: Config, epoch: int) -> None:
 
 
 def _resume_command(run: Run) -> str:
-    words = ["tools/train.py", str(run.folder / "config.yaml"), "--resume", str(run.folder)]
-    count = distributed.local_size()
-    start = f"torchrun --nproc-per-node={count}" if count > 1 else "python"
-    return f"{start} {shlex.join(words)}"
+    words = [str(run.folder / "config.yaml"), "--resume", str(run.folder)]
+    return f"{command('train', distributed.local_size())} {shlex.join(words)}"
 
 
 def _place(state: TrainingState) -> str:

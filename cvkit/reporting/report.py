@@ -34,6 +34,7 @@ from cvkit.reporting.report_format import (
 from cvkit.reporting.requirements import check_requirements, summary
 from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
+from cvkit.system.command import SOURCE, command
 from cvkit.system.environment import git_facts
 from cvkit.system.text import duration, escape_controls, plural
 from cvkit.visualizers.draw import draw_all, not_among
@@ -241,19 +242,29 @@ def _repeat(run: Run, facts: dict[str, str]) -> list[Block]:
         if facts.get("git"):
             lines.append(f"git checkout {facts['git'].removesuffix('-dirty')}")
     config = f"{run.config.name}.yaml"
-    lines += ["pip install -e .", f"python tools/train.py {shlex.quote(config)}"]
+    train = command("train")
+    is_clone = train.startswith("python") or _has_cvkit(facts)
+    lines += [f"pip install {'-e .' if is_clone else f'git+{SOURCE}'}",
+              f"{train} {shlex.quote(config)}"]
     own = ("" if not run.config.IMPORTS else " Set IMPORTS to where you keep "
            f"{', '.join(Path(name).name for name in run.config.IMPORTS)}.")
     return [Text(f"To repeat the run, save what follows as {config}.{own} Then:"),
             Code("\n".join(lines), "bash"), Code(_read(run, "config.yaml"), "yaml")]
 
 
+def _has_cvkit(facts: dict[str, str]) -> bool:
+    """Return whether a run was made in a clone of cvkit; it may have a repository of its own."""
+    root = Path(cvkit.__file__).resolve().parents[1]
+    # An installation may lie in a virtual environment within another repository.
+    own = git_facts(root).get("repository") if (root / "pyproject.toml").is_file() else None
+    return own is not None and own == facts.get("repository")
+
+
 def _handed_in(run: Run, facts: dict[str, str]) -> Table:
     """Return where each part of a hand-in is found."""
     repository, commit = facts.get("repository", ""), facts.get("git", "").removesuffix("-dirty")
     root = Path(cvkit.__file__).resolve().parents[1]
-    # The run may have been made in a repository of its own, with cvkit elsewhere.
-    has_cvkit = repository != "" and git_facts(root).get("repository") == repository
+    has_cvkit = _has_cvkit(facts)
 
     def place(path: Path, anchor: str) -> Link:
         inside = path.is_relative_to(root)
@@ -267,7 +278,7 @@ def _handed_in(run: Run, facts: dict[str, str]) -> Table:
     return Table(["part", "where"], [
         ["Model code", place(model_file, "#model")],
         ["Utilities", place(root / "cvkit", "#environment")],
-        ["Main code", place(root / "tools" / "train.py", "#config")],
+        ["Main code", place(root / "cvkit" / "cli" / "train.py", "#config")],
         ["Config", Link("config", "#config")],
         ["Training log", Link("log", "#training-log")],
         ["Misclassified images", Link("gallery", "#misclassified-images")],

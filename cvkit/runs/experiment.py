@@ -18,6 +18,7 @@ from cvkit.errors import RunError
 from cvkit.models import build_model
 from cvkit.models.probing import choose_layout, takes_layout
 from cvkit.registry import NAME, VISUALIZERS
+from cvkit.system.command import command
 from cvkit.system.device import choose_device, choose_precision
 from cvkit.system.seeds import seed_everything
 
@@ -26,7 +27,6 @@ _NEEDS = {"compared": "two or more runs", "range_test": "a run with SCHEDULER.ma
           "run": "one finished run", "runs": "a finished run",
           "predictions": "one finished run", "model": "one run or config",
           "loaders": "one run or config", "data": "a run or config", "config": "one run or config"}
-_ADVICE = {_NEEDS["range_test"]: "Without training: python tools/find_lr.py CONFIG."}
 
 
 class Drawable:
@@ -38,7 +38,7 @@ class Drawable:
     advice: str | None = None
 
     def visualize(self, name: str, **arguments: Any) -> Figure | list[Figure]:
-        """Draw one picture; `python tools/visualize.py --list` says which there are.
+        """Draw one picture; `cvkit visualize --list` says which there are.
 
         Args:
             name: of a visualizer.
@@ -57,8 +57,10 @@ class Drawable:
         VISUALIZERS.check(node)
         needed = self.missing(node)
         if needed:
-            raise RunError(f"{node[NAME]} needs {needed}; this is {self.label}",
-                           hint=_ADVICE.get(needed, self.advice))
+            advice = self.advice
+            if needed == _NEEDS["range_test"]:
+                advice = f"Without training: {command('find-lr')} CONFIG."
+            raise RunError(f"{node[NAME]} needs {needed}; this is {self.label}", hint=advice)
         facts = [fact for fact in VISUALIZERS.offers if VISUALIZERS.asks_for(node, fact)]
         return VISUALIZERS.build(node, **{fact: getattr(self, fact) for fact in facts})
 

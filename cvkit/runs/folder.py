@@ -30,6 +30,7 @@ from cvkit.runs.experiment import Experiment
 from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
 from cvkit.runs.predictions import Predictions, write_anew
 from cvkit.runs.range_test import RangeTest
+from cvkit.system.command import command
 from cvkit.system.files import lock_file, user_path, write_whole, writing
 from cvkit.system.text import escape_controls, suggest
 
@@ -425,7 +426,7 @@ class Run(Experiment):
 
 
 def _write_config(folder: Path, config: Config) -> None:
-    again = f"python tools/train.py {shlex.quote(str(folder / 'config.yaml'))}"
+    again = f"{command('train')} {shlex.quote(str(folder / 'config.yaml'))}"
     header = (f"# {escape_controls(config.name)}, {RESOLVED}\n"
               f"# Repeat it: {escape_controls(again)}\n")
     write_whole(folder / "config.yaml", header + config.dump())
@@ -530,5 +531,5 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
 def _newest_in(runs: Sequence[Path]) -> str:
     """Return what to do instead of opening a run that is not there."""
     if not runs:
-        return "Train one: python tools/train.py CONFIG"
+        return f"Train one: {command('train')} CONFIG"
     return "The newest runs, the last one first:\n    " + "\n    ".join(map(str, runs[:-6:-1]))

@@ -15,6 +15,7 @@ import numpy as np
 from cvkit.errors import RunError
 from cvkit.runs.checkpoint import moment_of
 from cvkit.runs.untrusted import is_text, verify_archive
+from cvkit.system.command import command
 from cvkit.system.files import replacing, writing
 from cvkit.system.text import escape_controls, in_columns, plural
 
@@ -155,7 +156,7 @@ def _read_array(path: Path, name: str) -> np.ndarray:
 
 
 def write_anew(path: Path) -> str:
-    return f"Write it anew: python tools/evaluate.py --run {shlex.quote(str(path.parent))}"
+    return f"Write it anew: {command('evaluate')} --run {shlex.quote(str(path.parent))}"
 
 
 def test_line(loss: float, correct: int, count: int) -> str:

@@ -18,6 +18,7 @@ from cvkit.config import SCHEMA, Config, read_config
 from cvkit.config.tree import in_words
 from cvkit.errors import RunError, UserError
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
+from cvkit.system.command import command
 from cvkit.system.files import write_whole, writing
 from cvkit.system.saving import with_each
 from cvkit.system.text import duration, escape_controls
@@ -231,7 +232,7 @@ def read_results(folder: Path) -> list[Result]:
             _ = result.name + result.sentence
         except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
             raise RunError(f"{path} is no file of results: {type(error).__name__} {error}",
-                           hint="Write it anew: python tools/compare.py RUN --results FOLDER"
+                           hint=f"Write it anew: {command('compare')} RUN --results FOLDER"
                            ) from error
         found.setdefault(key, []).append(content)
     results = [Result(sorted(contents, key=lambda content: content["seed"]))
@@ -260,7 +261,7 @@ def fill(page: Path) -> str:
         results = read_results(folder)
         if not results:
             raise RunError(f"no results in {folder}, which {page} is to show",
-                           hint=f"Keep some: python tools/compare.py RUN --results {folder}")
+                           hint=f"Keep some: {command('compare')} RUN --results {folder}")
         return f"{found[1]}{_tables(results, found[2])}{found[3]}"
 
     text = f"# Results\n\n<!-- results of {page.stem} -->\n<!-- end -->\n"

@@ -1,7 +1,8 @@
 """Several processes, as `torchrun` starts them. Where it did not, there is one, and all is simple.
 
-`torchrun --nproc-per-node=2 tools/train.py CONFIG` starts two that train one model together: each
-takes its part of every batch, gradients are averaged, and only the first process writes.
+`torchrun --nproc-per-node=2 tools/train.py CONFIG`, or `… -m cvkit train CONFIG`, starts two that
+train one model together: each takes its part of every batch, gradients are averaged, and only the
+first process writes.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from cvkit.errors import RunError
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.range_test import RangeTest
 from cvkit.system import distributed
+from cvkit.system.command import command
 from cvkit.system.log import ProgressBar
 from cvkit.system.seeds import random_numbers_kept, seed_epoch
 from cvkit.training.failures import explaining
@@ -132,6 +133,6 @@ def range_test(step: Callable[[float], float], lowest: float, highest: float,
                     f"{noise:.3f} from step to step")
         raise RunError(f"no learning rate can be suggested: from {lowest:g} to {highest:g} the "
                        f"loss {fall}",
-                       hint="Take more steps, python tools/find_lr.py CONFIG --steps 300, or a "
+                       hint=f"Take more steps, {command('find-lr')} CONFIG --steps 300, or a "
                             "larger DATA.BATCH_SIZE; or set the rate yourself.")
     return RangeTest(rates, losses, smoothed, float(f"{rates[best] / 2:.3g}"))

@@ -18,6 +18,7 @@ from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import MAY_CHANGE, Run, find_runs, is_among
 from cvkit.system import distributed
+from cvkit.system.command import command
 from cvkit.system.log import LOG
 from cvkit.system.saving import weights_of
 from cvkit.training.schedulers import depends_on_length, is_to_find, with_rate
@@ -167,7 +168,7 @@ def refuse_changes(config: Config, run: Run) -> None:
         if "TRAIN.EPOCHS" in changed:
             lines.append(f"{config.SCHEDULER.NAME} was planned for the old number")
         raise RunError(f"{run.folder} cannot be resumed with another config: {'; '.join(lines)}",
-                       hint=f"Resume with the run's own, python tools/train.py "
+                       hint=f"Resume with the run's own, {command('train')} "
                             f"{run.folder / 'config.yaml'} --resume {run.folder}, or start a new "
                             "run without --resume.")
 

@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler
 from cvkit.config import Config
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import NAME, SCHEDULERS
+from cvkit.system.command import command
 from cvkit.system.text import plural
 
 SCHEDULERS.add_library("torch.optim.lr_scheduler", lambda: {
@@ -59,7 +60,7 @@ def CyclicLR(optimizer, base_lr: float, max_lr: Rate,
 def _peak(max_lr: Rate) -> float:
     if max_lr == "find":
         raise ConfigError("max_lr find is looked for in SCHEDULER itself, not within another one",
-                          hint="Set a number; python tools/find_lr.py CONFIG suggests one.")
+                          hint=f"Set a number; {command('find-lr')} CONFIG suggests one.")
     return float(max_lr)
 
 

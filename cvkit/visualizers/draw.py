@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from cvkit.config import load_config
+from cvkit.config import load_config, shipped
 from cvkit.errors import ConfigError, RunError, UserError, raise_together
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import NAME, VISUALIZERS
@@ -43,7 +43,7 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Drawable:
 
     Args:
         runs: run folders.
-        words: a config file (YAML), if any, then KEY VALUE pairs.
+        words: a config, if any, then KEY VALUE pairs.
 
     Raises:
         UserError: it is not there, or wrong.
@@ -54,7 +54,9 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Drawable:
     if words and words[0].replace("-", "_") in VISUALIZERS.own:
         raise ConfigError(f"{words[0]} is a picture",
                           hint=f"Write --{words[0].replace('_', '-')}")
-    has_config = bool(words) and words[0].endswith((".yaml", ".yml"))
+    # One of cvkit's own goes by its name; keys begin with capital letters.
+    has_config = bool(words) and (shipped.is_config(words[0])
+                                  or re.fullmatch(r"[a-z]\w*", words[0]) is not None)
     if has_config and runs:
         raise ConfigError(f"both a run and the config {words[0]} are named",
                           hint="Name one of them.")

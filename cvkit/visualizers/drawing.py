@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 from cvkit.data import ImageSet
 from cvkit.errors import RunError
 from cvkit.runs.predictions import Predictions
+from cvkit.system.command import command
 from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import escape_controls
 
@@ -335,5 +336,5 @@ def positions_of(split: ImageSet, predictions: Predictions, rows: Iterable[int])
     if labels != predictions.true.tolist() or not is_same:
         raise RunError("predictions.npz is of other test images than the data now has",
                        hint="Put back what was there. If other images are meant to be tested, "
-                            "write it anew: python tools/evaluate.py --run RUN")
+                            f"write it anew: {command('evaluate')} --run RUN")
     return [found[row] for row in rows]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cvkit.config import COMMAND_LINE, Config
+from cvkit.config import COMMAND_LINE, Config, shipped
 from cvkit.config.command_line import unknown_flag
 from cvkit.config.parse import parse_value
 from cvkit.errors import ConfigError
@@ -145,8 +145,8 @@ def split_words(words: list[str], own: dict[str, int | None]) \
 
 
 def _is_value(word: str) -> bool:
-    """Whether a word after a flag is its value: not a config file, nor a key to override."""
-    return not (word.endswith((".yaml", ".yml")) or re.fullmatch(r"[A-Z_]{2,}(\.[\w.]+)?", word))
+    """Whether a word after a flag is its value: not a config, nor a key to override."""
+    return not (shipped.is_config(word) or re.fullmatch(r"[A-Z_]{2,}(\.[\w.]+)?", word))
 
 
 def _dashed(name: str) -> str:

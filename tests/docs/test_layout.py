@@ -18,12 +18,12 @@ FLOORS = [  # a part imports from lower floors only; within a floor only what is
     {"runs", "evaluation"},
     {"training", "reporting", "visualizers", "deployment"},
     {"session"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 WITHIN = {("system", "errors"), ("registry", "errors"), ("registry", "system"),
           ("config", "errors"), ("config", "system"), ("config", "registry"),
           ("evaluation", "runs"), ("reporting", "visualizers"), ("reporting", "training"),
-          ("deployment", "visualizers"), ("reporting", "deployment")}
+          ("deployment", "visualizers"), ("reporting", "deployment"), ("__main__", "cli")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 
 
@@ -104,7 +104,7 @@ path.read_text(encoding="utf-8"); path.open("rb"); open("x", mode="wb"); Image.o
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
 def test_tools_are_thin(path):
-    assert len(path.read_text().splitlines()) <= 60
+    assert len(path.read_text().splitlines()) <= (60 if path.stem == "benchmark" else 6)
 
 
 def test_each_part_is_tested_in_a_file_of_its_name():

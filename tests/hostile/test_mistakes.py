@@ -104,7 +104,7 @@ MISTAKES = {
                               ["cannot write a run folder into tiny.yaml/runs", "OUTPUT_DIR"]),
     "no network and no data": (lambda p: [CIFAR],
                                ["CIFAR10 is not in data/ and cannot be downloaded",
-                                "cifar-10-python.tar.gz", "configs/resnet18_digits.yaml"]),
+                                "cifar-10-python.tar.gz", "tools/train.py resnet18_digits"]),
     "truncated data file": (lambda p: (p / "data").mkdir() or ((
         p / "data" / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8bhalf") and [CIFAR]),
                             ["CIFAR10 is missing or damaged in data/"]),
@@ -226,7 +226,7 @@ def test_several_mistakes_are_told_at_once(tool, tmp_path):
     (["find_lr.py", "a.yaml", "--step", "3"],
      "no flag --step\n  Did you mean --steps? The flags are --lowest, --highest, --steps, --out."),
     (["train.py", "a.yaml", "--resum"],
-     "no flag --resum\n  Did you mean --resume? The flags are --resume, --check, --print-config."),
+     "no flag --resum\n  Did you mean --resume? The flags are --resume, --check, --print-config, --list."),
     (["train.py", "a.yaml", "--epochs=3"], "Did you mean TRAIN.EPOCHS? The flags are --resume, --check"),
     (["evaluate.py", "--ru", "x"], "no flag --ru\n  Did you mean --run?"),
     (["compare.py", "a", "b", "--cuont", "3"], "Did you mean --count? The flags are --count, --out, --results, --note."),

@@ -1,6 +1,5 @@
 """The commands, as a user types them."""
 
-import importlib.util
 import io
 import json
 import os
@@ -17,18 +16,12 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
+from cvkit.cli import train
 from cvkit.registry import REGISTRIES, VISUALIZERS
 from cvkit.runs.folder import Run, find_runs, open_run
 from cvkit.visualizers.flags import arguments_of
 
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.name)
@@ -238,11 +231,14 @@ def test_the_benchmark_measures_the_part_asked_for(tool, monkeypatch):
     (["a.yaml", "--resume", "runs/a/x"], "a.yaml", [], "runs/a/x", False),
     (["--resume", "runs/a/x"], "runs/a/x/config.yaml", [], "runs/a/x", False),
     (["--resume", "runs/a/x", "a.yaml", "SEED", "3"], "a.yaml", ["SEED", "3"], "runs/a/x", False),
+    (["resnet18_digits", "--resume"], "resnet18_digits", [], "", False),
+    (["--resume", "resnet18_digits", "SEED", "3"], "resnet18_digits", ["SEED", "3"], "", False),
+    (["resnet18_digits", "--resume", "runs/a/x"], "resnet18_digits", [], "runs/a/x", False),
     (["a.yaml", "OPTIMIZER.lr", "-1e-3"], "a.yaml", ["OPTIMIZER.lr", " -1e-3"], None, False),
     (["a.yaml", "OPTIMIZER.lr", "-1"], "a.yaml", ["OPTIMIZER.lr", " -1"], None, False),
 ])
 def test_flags_stand_before_after_and_between(words, config, overrides, resume, check):
-    args = load_tool("train").parse(list(words))
+    args = train.parse(list(words))
     assert (args.config, args.overrides, args.resume, args.check) == (
         config, overrides, resume, check)
 
@@ -258,7 +254,7 @@ def test_a_negative_number_is_a_value_to_every_tool(tool, name, words):
 @pytest.mark.parametrize("words", [[], ["--check"], ["--resume"]])
 def test_without_a_config_it_is_asked_for(tool, words):
     code, _, err = tool("train.py", *words)
-    assert code == 2 and "CONFIG is missing, a YAML file such as configs/resnet18_digits.yaml" in err
+    assert code == 2 and "CONFIG is missing, a YAML file or a name that --list shows, such as resnet18_digits" in err
 
 
 def test_resume_from_the_command_line(tool, tiny):

@@ -1,0 +1,20 @@
+"""Print one of cvkit's own configs, to start one's own from.
+
+    cvkit config resnet18_digits > mine.yaml
+    cvkit train mine.yaml
+"""
+
+import argparse
+
+from cvkit.cli.tool import new_parser, parse_words
+from cvkit.config import shipped
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = new_parser(__doc__, "config")
+    parser.add_argument("config", metavar="CONFIG", help="a name that `cvkit train --list` shows")
+    return parser
+
+
+def main(words: list[str]) -> None:
+    print(shipped.copy_of(parse_words(parser(), words).config), end="")

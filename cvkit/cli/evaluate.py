@@ -1,0 +1,41 @@
+"""Evaluate a run on its test images: prints accuracy per class and METRICS.
+
+    python tools/evaluate.py
+    python tools/evaluate.py --run runs/resnet18_cifar10/2026-01-31_12-00-00
+    python tools/evaluate.py --run runs/a/first runs/b/second
+    python tools/evaluate.py TTA "[{NAME: HorizontalFlip}]"
+    python tools/evaluate.py DATA.DATASET.root other_images METRICS "[{NAME: TopKAccuracy, k: 3}]"
+
+Of several runs the probabilities are averaged; with TTA those of each image and of what each
+transform makes of it. Without KEY VALUE the predictions.npz of one run is rewritten. Classes and
+normalisation are always those that the run was trained with. Another folder of classes is tested
+whole; DATA.DATASET.test_fraction tests a part of it.
+"""
+
+import argparse
+
+from cvkit.cli.tool import new_parser, parse_words
+from cvkit.config.command_line import split_pairs
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = new_parser(__doc__, "evaluate")
+    parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
+                        help="evaluate with other DATA or METRICS")
+    parser.add_argument("--run", metavar="RUN", nargs="+", action="extend",
+                        help="a run folder; default: the newest; of several the average")
+    return parser
+
+
+def main(words: list[str]) -> None:
+    args = parse_words(parser(), words)
+    from cvkit.evaluation.run_evaluation import evaluate
+    from cvkit.runs.folder import MAY_EVALUATE, open_run
+
+    # After --run, argparse takes all for runs.
+    names, pairs = split_pairs(args.run or [])
+    runs = [open_run(name, overrides=[*pairs, *args.overrides], may_change=MAY_EVALUATE)
+            for name in names or [None]]
+    for run in runs:
+        print(f"run {run.folder}")
+    print(evaluate(runs).table())
