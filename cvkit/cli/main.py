@@ -18,6 +18,7 @@ COMMANDS = (
     "find-lr",
     "registry",
     "config",
+    "completion",
 )
 
 

@@ -75,9 +75,10 @@ def copy_of(name: str) -> str:
     if name not in names():
         raise ConfigError(f"cvkit has no config named {name!r}",
                           hint=suggest(name, names(), listed=40))
-    text = re.sub(rf"^{BASE}:.*", lambda line: re.sub(r"[\w/]+\.yaml", rf"{SCHEME}\g<0>", line[0]),
-                  _text(name), flags=re.MULTILINE)
-    return as_called_here(text)
+    def with_scheme(line: re.Match) -> str:
+        return re.sub(r"[\w/]+\.yaml", rf"{SCHEME}\g<0>", line[0])
+
+    return as_called_here(re.sub(rf"^{BASE}:.*", with_scheme, _text(name), flags=re.MULTILINE))
 
 
 def _text(name: str) -> str:
