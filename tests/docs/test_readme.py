@@ -4,26 +4,49 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from PIL import Image
 
+from cvkit.cli.main import main
 from cvkit.config import SCHEMA, check_components, load_config
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.folder import open_run
+from cvkit.system.command import SOURCE
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
-          for kind in ("bash", "yaml", "python")}
+          for kind in ("bash", "yaml", "python", "sh")}
 
 
 def test_it_has_the_blocks_that_are_tested_here():
     assert {kind: len(blocks) for kind, blocks in BLOCKS.items()} == {
-        "bash": 7, "yaml": 2, "python": 3}
+        "bash": 7, "yaml": 2, "python": 3, "sh": 1}
     first, second = BLOCKS["bash"][:2]  # run by the continuous integration, to the letter
     assert first.startswith("pip install -e . && python tools/train.py configs/")
     assert second.startswith('pip install -e ".[dev]" && python -m pytest')
+
+
+def test_its_commands_without_a_clone_find_what_they_name(capsys, monkeypatch):
+    """In an empty folder; the continuous integration runs such with a wheel."""
+    first, *commands = BLOCKS["sh"][0].splitlines()
+    assert first == f"pip install git+{SOURCE}" and len(commands) == 5
+    for command in commands:
+        words, _, target = command.partition(" > ")
+        words = shlex.split(words)
+        if words[:2] == ["cvkit", "visualize"]:
+            continue  # needs a run
+        more = [] if "--list" in words or target else ["--print-config"]
+        monkeypatch.setattr(sys, "argv", [f"/venv/bin/{words[0]}", *words[1:], *more])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert not caught.value.code and not err
+        if target:
+            Path(target).write_text(out)
+    assert re.search("norm: layer +# command line$", out, re.MULTILINE) and "width: 16  " in out
 
 
 def test_files_it_names_exist():
