@@ -98,7 +98,7 @@ def test_without_network_and_data_the_message_says_all(tmp_path, monkeypatch, na
         DATASETS.build({"NAME": name, "root": "some/data"})
     text = str(caught.value)
     assert f"{name} is not in some/data/ and cannot be downloaded" in text
-    assert "gz" in text and "configs/resnet18_digits.yaml" in text
+    assert "gz" in text and "train.py resnet18_digits" in text
     assert not (tmp_path / "some" / "data").exists()  # nothing half-made stays
 
 

@@ -406,7 +406,7 @@ def test_guessing_while_the_loss_rises_is_told_once(tiny, capsys):
         "OPTIMIZER.lr": 5.0, "OPTIMIZER.maximize": True, "DATA.BATCH_SIZE": 6, "TRAIN.EPOCHS": 2})
     assert line.startswith("warning    after epoch 1 the test accuracy of 10.00% is that of guessing "
                            "(the largest class has 10.00%), and the train loss rises, from 2.3026 to ")
-    assert line.endswith("at learning rates up to 5. Lower OPTIMIZER.lr (tools/find_lr.py suggests one), warm up "
+    assert line.endswith("at learning rates up to 5. Lower OPTIMIZER.lr (python tools/find_lr.py suggests one), warm up "
                          "(TRAIN.WARMUP_EPOCHS 1) or clip gradients (TRAIN.CLIP_GRAD_NORM 1)")
 
 
