@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str]) -> None:
     if words[:1] == ["--"]:
-        print("\n".join(candidates(words[1:])))
+        print("\n".join(candidates(words[1:] or [""])))
     else:
         print(_SCRIPTS[parse_words(parser(), words).shell], end="")
 

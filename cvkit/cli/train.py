@@ -35,12 +35,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                                    or shipped.is_config(following)):
             arguments[place] = "--resume="
     args = parse_words(parser(), arguments)
+    if args.list:
+        if len(arguments) > 1:
+            parser().error("--list stands alone")
+        return args
     names_config = shipped.is_config(args.config or "")
     args.is_of_run = args.resume and args.resume != "auto" and not names_config
     if args.is_of_run:
         args.overrides[:0] = [args.config] if args.config else []
         args.config = os.path.join(args.resume, "config.yaml")
-    elif not args.list and (not args.config or (args.resume and not names_config)):
+    elif not args.config or (args.resume and not names_config):
         parser().error("CONFIG is missing, a YAML file or a name that --list shows, such as "
                        "resnet18_digits")
     return args

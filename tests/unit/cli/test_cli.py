@@ -48,6 +48,7 @@ def test_without_a_command_they_are_listed(cvkit_command):
     (["trian"], "error: no command 'trian'\n  Did you mean train? Allowed: train, "),
     (["find_lr"], "Did you mean find-lr?"), (["--list"], "no command '--list'"),
     (["train"], "usage: cvkit train [-h]"), (["train"], "such as resnet18_digits"),
+    (["train", "--list", "vit_cifar10"], "cvkit train: error: --list stands alone\n"),
     (["train", "resnt18_digits"], "Did you mean resnet18_digits?"),
     (["train", "resnet18_digits", "--lst"], "Did you mean --list?"),
     (["find-lr", "resnt18_digits"], "Did you mean resnet18_digits?"),
