@@ -1,56 +1,6 @@
-"""Name the class of pictures, with a run or a checkpoint file alone.
+"""The command `cvkit predict` in a clone; what it does is in cvkit/cli/predict.py."""
 
-    python tools/predict.py runs/resnet18_cifar10/2026-01-31_12-00-00 cat.jpg more_pictures
-    python tools/predict.py best.pt pictures --csv out.csv --top 3
-    python tools/predict.py best.pt pictures TTA "[{NAME: HorizontalFlip}]" DEVICE cpu
-    find pictures -name "*.jpg" | python tools/predict.py best.pt - --json
-
-Several runs or checkpoints are averaged. Files that cannot be read are told at the end, with exit
-code 1; the others are predicted all the same. Of a folder of class folders the accuracy is told.
-"""
-
-import contextlib
-import sys
-
-from cvkit.cli import new_parser, parse_words, run_tool, split_pairs
-from cvkit.system.files import user_path
-
-
-def main() -> int:
-    parser = new_parser(__doc__)
-    parser.add_argument("words", metavar="RUN|CHECKPOINT … PATH … [KEY VALUE …]", nargs="*",
-                        help="PATH is a file, a folder, or - for names on standard input")
-    parser.add_argument("--csv", metavar="FILE", type=user_path, help="write a table")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON for each")
-    parser.add_argument("--top", metavar="K", type=int, default=1, help="classes told; default 1")
-    parser.add_argument("--copy-to", metavar="FOLDER", type=user_path,
-                        help="copy files there, into a folder for each predicted class")
-    parser.add_argument("--cam", metavar="FOLDER", nargs="?", const="cam", type=user_path,
-                        help="draw where the model looked, of each file; FOLDER is cam/ by default")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
-    args = parse_words(parser, sys.argv[1:])
-    words, pairs = split_pairs(args.words)
-    # Lines of JSON stand alone on standard output.
-    screen = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr if args.json else screen):
-        from cvkit.deployment.predict_files import predict_files
-        from cvkit.evaluation.predictor import Predictor
-        from cvkit.runs.trained import is_trained
-
-        models = [word for place, word in enumerate(words) if not place or is_trained(word)]
-        paths = [word for word in words if word not in models]
-        if not paths:
-            parser.error("name a run or a checkpoint, and then files or folders to predict")
-        if "-" in paths:
-            paths = [path for path in paths if path != "-"] + sys.stdin.read().splitlines()
-        outcome = predict_files(
-            Predictor(models, pairs), paths, args.csv, screen if args.json else None, args.top,
-            args.copy_to, args.cam, args.overwrite)
-        for path in filter(None, (args.csv, args.copy_to, args.cam)):
-            print(f"written    {path}")
-        print(outcome)
-    return 1 if outcome.unreadable else 0
-
+from cvkit.cli import run_command
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_command("predict")

@@ -13,6 +13,7 @@ from cvkit.system.text import in_columns, suggest
 COMMANDS = (
     "train",
     "evaluate",
+    "predict",
     "visualize",
     "compare",
     "find-lr",
