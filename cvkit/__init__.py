@@ -39,6 +39,7 @@ _PUBLIC = {
     "evaluate": "cvkit.evaluation.run_evaluation",
     "Prediction": "cvkit.evaluation.predictor",
     "Predictor": "cvkit.evaluation.predictor",
+    "export": "cvkit.deployment.export",
     "runs_folder": "cvkit.system.environment",
     "Reporter": "cvkit.reporting.reporter",
     "Trainer": "cvkit.training.trainer",

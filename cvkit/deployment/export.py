@@ -1,0 +1,382 @@
+"""Writing a model with its preprocessing into one file, which counts once it was checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import cvkit
+from cvkit.config.tree import in_words
+from cvkit.data.images import IMAGE_ENDINGS, ImageFiles
+from cvkit.data.splits import evenly
+from cvkit.deployment.graph import InferenceGraph
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, UserError
+from cvkit.registry import DATASETS, NAME
+from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.folder import MAY_CHANGE, Run, open_run, refuse_links
+from cvkit.system.files import replacing, user_path, writing
+from cvkit.system.text import plural, suggest
+
+ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
+# The most that a probability of the file may differ from the model's own in fp32.
+#
+# fp16 has 11 binary digits. A logit of up to 32 is rounded by up to 2**-7, and softmax turns an
+# error of e in logits into one of e/2 at most, which makes 2**-8 for the last rounding alone. Five
+# times that leaves room for the layers before it.
+BOUNDS = {"fp32": 1e-4, "fp16": 0.02}
+# Batches that are checked: a graph may be right for the size alone that it was traced with.
+_BATCHES = (1, 2, 17, 20)
+_MOST_BYTES = {"onnx": 2**31 - 2**20}
+# The batch of the example that is traced; a batch of one would be fixed in the graph.
+_TRACED_BATCH = 3
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was checked.
+
+    Attributes:
+        path: of the file.
+        difference: the largest between a probability of the file and the model's own in fp32.
+        agreement: the share of images for which both name the same class.
+        images: how many were checked.
+    """
+
+    path: Path
+    difference: float
+    agreement: float
+    images: int
+
+    def __str__(self) -> str:
+        return (f"{self.path}, {self.path.stat().st_size / 1e6:.1f} MB: over "
+                f"{plural(self.images, 'image')} the largest difference from torch in fp32 is "
+                f"{self.difference:.1e}, {self.agreement:.1%} have the same class")
+
+
+def export(source: Run | str | Path | None = None, format: str = "onnx",
+           out: str | Path | None = None, precision: str = "fp32",
+           images: str | Path | None = None, overwrite: bool = False,
+           overrides: Sequence[str] | Mapping[str, Any] = ()) -> Exported:
+    """Write the model of a run, or of one checkpoint, into a file that runs without cvkit.
+
+    It takes uint8 images (N, height, width, channels) named `images`, normalises them, and returns
+    `probabilities`, float32 (N, classes). TEST_TRANSFORMS are not in it; its metadata name them.
+    The file is compared with the model on images first, and only one that agrees is kept.
+
+    Args:
+        source: a run, its path, or a checkpoint file; None for the newest run.
+        format: "onnx", or "torch_export" for a .pt2 file that `torch.export.load` reads.
+        out: the file; `model.onnx` in the run, or beside the checkpoint, by default.
+        precision: "fp32", or "fp16" for a file half as large.
+        images: a folder of images to check the file with; by default the test images of the run,
+            and noise where there are none.
+        overwrite: whether a file that is there may be replaced.
+        overrides: as `load_config` takes them, for where a run's images and code are now.
+
+    Raises:
+        UserError: no such run, a model that cannot be traced, a file that is there or cannot be
+            written, or one that does not say what the model says.
+    """
+    _choose("--format", format, ENDINGS)
+    _choose("--precision", precision, BOUNDS)
+    path, run = None if isinstance(source, (Run, type(None))) else user_path(source), None
+    if path is not None and path.is_file() and path.name != "config.yaml":
+        if overrides:
+            raise ConfigError("KEY VALUE says where the images and the code of a run are; "
+                              f"{path} is one file", hint="Name the run's folder.")
+        checkpoint = Checkpoint.load(path)
+        target = path.with_suffix(ENDINGS[format])
+        refuse_links([target, target.with_name(f"{target.name}.part")])
+        model = _model_without_code(checkpoint)
+    else:
+        run = source if isinstance(source, Run) else open_run(path, overrides=overrides)
+        run.refuse_links()
+        checkpoint = run.checkpoint()
+        target = run.folder / f"model{ENDINGS[format]}"
+        model = checkpoint.build_model(run.config.IMPORTS)
+    target = target if out is None else user_path(out)
+    refuse_target(target, format, overwrite)
+    taken, what = _images(checkpoint, run, images)
+    print(f"check      on {plural(len(taken), what)}")
+    return export_model(model, target, taken, mean=checkpoint.mean, std=checkpoint.std,
+                        metadata=describe(checkpoint, precision), format=format,
+                        precision=precision, overwrite=overwrite)
+
+
+def export_model(model: nn.Module, path: Path, images: np.ndarray, *, mean: Sequence[float],
+                 std: Sequence[float], metadata: Mapping[str, str], format: str = "onnx",
+                 precision: str = "fp32", overwrite: bool = False) -> Exported:
+    """Write a model with its preprocessing, check the file on images, and keep or refuse it.
+
+    Args:
+        model: of normalised images to logits, fp32; it is left alone.
+        path: of the file; nothing is there, or half written, unless the check is passed.
+        images: uint8 (N, H, W, C), of the size that the file will take.
+        mean, std, precision: see `InferenceGraph`.
+        metadata: texts by name, kept in the file.
+        format, overwrite: see `export`.
+
+    Raises:
+        UserError: see `export`.
+    """
+    refuse_target(path, format, overwrite)
+    _refuse_without_packages(format)
+    expected = InferenceGraph(model, mean, std)
+    graph = InferenceGraph(model, mean, std, precision) if precision != "fp32" else expected
+    size = sum(value.nbytes for value in graph.state_dict().values())
+    if size > _MOST_BYTES.get(format, size):
+        raise UserError(f"the weights are {size / 1e9:.1f} GB, and one ONNX file holds 2 GB",
+                        hint="--precision fp16 halves them; --format torch_export has no limit.")
+    with writing(path), replacing(path) as file:
+        file.write(WRITERS[format](trace(graph, images.shape[1:]), metadata))
+        file.flush()
+        difference, agreement = compare(_runner(file.name, format), expected, images)
+        # It may be no number, which is not larger.
+        if not difference <= BOUNDS[precision]:
+            raise UserError(
+                f"{path} is not kept: what it says differs from the model by up to "
+                f"{difference:.2g}, and {BOUNDS[precision]:g} is allowed in {precision}; "
+                f"{agreement:.1%} of {plural(len(images), 'image')} have the same class",
+                hint="Its numbers are too large for fp16: take fp32." if precision == "fp16" else
+                     "The exporter changed the model; "
+                     f"try --format {next(name for name in ENDINGS if name != format)}.")
+    return Exported(path, difference, agreement, len(images))
+
+
+def describe(checkpoint: Checkpoint, precision: str) -> dict[str, str]:
+    """Return the metadata of a checkpoint's file: texts by name, lists as JSON."""
+    channels, height, width = checkpoint.image_shape
+    kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    config = checkpoint.read_config()
+    return {
+        "cvkit_version": cvkit.__version__,
+        "input": f"images: uint8 (N, {height}, {width}, {channels}), {kind}, 0-255; normalised in "
+                 "the graph",
+        "output": f"probabilities: float32 (N, {len(checkpoint.classes)})",
+        "before": "not in the graph: " + in_words([
+            node for node in config.DATA.TEST_TRANSFORMS if node[NAME] != "Normalize"]),
+        "classes": json.dumps(checkpoint.classes),
+        "mean": json.dumps(checkpoint.mean),
+        "std": json.dumps(checkpoint.std),
+        "input_size": json.dumps([height, width, channels]),
+        "precision": precision,
+        "config": checkpoint.config,
+    }
+
+
+def refuse_target(path: Path, format: str, overwrite: bool) -> None:
+    """Refuse a file that cannot or may not be written, before any work.
+
+    Raises:
+        RunError: it exists, its folder does not, or its name is that of another format.
+    """
+    if path.suffix != ENDINGS[format]:
+        raise RunError(f"{path} is no name for --format {format}",
+                       hint=f"It ends in {ENDINGS[format]}.")
+    if not path.parent.is_dir():
+        raise RunError(f"cannot write {path}: there is no folder {path.parent}",
+                       hint="Make it first.")
+    if path.is_dir():
+        raise RunError(f"{path} is a folder", hint="Name a file in it.")
+    if path.exists() and not overwrite:
+        raise RunError(f"{path} is there already",
+                       hint="--overwrite replaces it, --out names another file.")
+
+
+def trace(graph: InferenceGraph, shape: Sequence[int]) -> torch.export.ExportedProgram:
+    """Return what torch.export makes of a graph for images (H, W, C), of any batch.
+
+    Raises:
+        UserError: it cannot follow the model.
+    """
+    example = torch.zeros(_TRACED_BATCH, *shape, dtype=torch.uint8)
+    hint = "It cannot follow branches that depend on values, or on the size of the batch."
+    with _explained("torch.export cannot trace the model", hint), torch.no_grad():
+        program = torch.export.export(graph, (example,), strict=False,
+                                      dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            # It tells where the model's code lies on this machine.
+            node.meta.pop("stack_trace", None)
+    return program
+
+
+def to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    """Return an ONNX file with all weights in it."""
+    with _explained("torch.onnx cannot write the model", "Try --format torch_export."):
+        made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"],
+                                 output_names=["probabilities"])
+        assert made is not None
+        made.model.metadata_props.update(metadata)
+        model = made.model_proto
+        # The exporter has a number for what is any batch.
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+            for dimension in value.type.tensor_type.shape.dim:
+                if batch and dimension.dim_param == batch:
+                    dimension.dim_param = "batch"
+        return model.SerializeToString()
+
+
+def to_pt2(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    """Return a file for `torch.export.load`."""
+    file = io.BytesIO()
+    with _explained("torch.export cannot save the model", "Try --format onnx."):
+        torch.export.save(program, file, extra_files=dict(metadata))
+    return file.getvalue()
+
+
+WRITERS: dict[str, Callable[[Any, Mapping[str, str]], bytes]] = {
+    "onnx": to_onnx, "torch_export": to_pt2}
+
+
+def compare(run: Callable[[np.ndarray], np.ndarray], graph: nn.Module,
+            images: np.ndarray) -> tuple[float, float]:
+    """Return the largest difference of probabilities, and the share of equal classes.
+
+    Args:
+        run: what is checked, images to probabilities.
+        graph: what it should say.
+        images: uint8 (N, H, W, C), given in batches of 1, 2, 17 and 20, again and again.
+    """
+    difference, equal, start, number = 0.0, 0, 0, 0
+    # All sizes have their turn, of few images too.
+    images = images[np.arange(max(len(images), sum(_BATCHES))) % len(images)]
+    while start < len(images):
+        batch = images[start:start + _BATCHES[number % len(_BATCHES)]]
+        found = run(batch)
+        with torch.no_grad():
+            expected = graph(torch.from_numpy(batch)).numpy()
+        if found.shape != expected.shape:
+            return float("inf"), 0.0
+        # Unlike Python's, NumPy's keeps what is no number.
+        difference = float(np.maximum(difference, np.abs(found - expected).max()))
+        equal += int((found.argmax(1) == expected.argmax(1)).sum())
+        start, number = start + len(batch), number + 1
+    return difference, equal / len(images)
+
+
+def _runner(path: str, format: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that runs a file as those who use it will."""
+    if format == "onnx":
+        import onnxruntime
+
+        with _explained("onnxruntime cannot read the file", "Try --format torch_export."):
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+        def run(images: np.ndarray) -> np.ndarray:
+            return session.run(["probabilities"], {"images": images})[0]
+    else:
+        with _explained("torch.export cannot load the file", "Try --format onnx."):
+            # By its name, which does not end in .pt2 yet, torch would not take it.
+            module = torch.export.load(io.BytesIO(Path(path).read_bytes())).module()
+
+        def run(images: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return module(torch.from_numpy(images)).numpy()
+
+    def explained(images: np.ndarray) -> np.ndarray:
+        with _explained(f"the file cannot be run on a batch of {len(images)}"):
+            return run(images)
+    return explained
+
+
+
+@contextmanager
+def _explained(problem: str, hint: str | None = None) -> Iterator[None]:
+    """Turn whatever is raised meanwhile into a `UserError`, and keep warnings from the screen."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        # Exporters and runtimes raise what they stumble over, and a model's own code anything.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines)[:300] or type(error).__name__
+        raise UserError(f"{problem}: {reason}", hint=hint) from error
+
+
+def _refuse_without_packages(format: str) -> None:
+    """Refuse to begin without what the format needs."""
+    if format == "onnx":
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"--format onnx needs a package that is not here: {error}",
+                            hint='pip install "cvkit[export]"') from None
+
+
+def _choose(flag: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{flag} {value} is not known", hint=suggest(value, allowed))
+
+
+def _model_without_code(checkpoint: Checkpoint) -> nn.Module:
+    """Build the model of a lone checkpoint, whose config's IMPORTS are not run."""
+    try:
+        return checkpoint.build_model([])
+    except ConfigError as error:
+        imports = checkpoint.read_config().IMPORTS
+        if imports:
+            error.hint = (f"Its config imports {', '.join(imports)}, and a lone checkpoint runs no "
+                          "code: name the folder of its run.")
+        raise
+
+
+def _images(checkpoint: Checkpoint, run: Run | None,
+            folder: str | Path | None) -> tuple[np.ndarray, str]:
+    """Return images to check a file with, uint8 (N, H, W, C), and what they are, in words."""
+    channels, height, width = checkpoint.image_shape
+    if folder is not None:
+        return _images_in(user_path(folder), checkpoint.image_shape), "image"
+    reason = "a lone checkpoint has no images"
+    if run is not None:
+        # Nothing is downloaded for a check.
+        if not run.changed and DATASETS.asks_for(run.config.DATA.DATASET, "download"):
+            run = Run(run.folder, {"DATA.DATASET.download": False}, MAY_CHANGE)
+        try:
+            loader = run.loaders.test
+            pixels, *_ = loader.source.take(evenly(range(len(loader.images)), sum(_BATCHES)), 0)
+            if tuple(pixels.shape[1:]) == (height, width, channels):
+                return pixels.cpu().numpy(), "test image"
+            reason = "the test images of the run have another size now"
+        except (CheckpointError, DataError) as error:
+            reason = error.problem
+    print(f"note       it is checked on noise only, which says less than images do: {reason}; "
+          "--images FOLDER gives some")
+    random = np.random.default_rng(0)
+    shape = (sum(_BATCHES), height, width, channels)
+    return random.integers(0, 256, shape, dtype=np.uint8), "image of noise"
+
+
+def _images_in(folder: Path, image_shape: Sequence[int]) -> np.ndarray:
+    """Return some images of a folder and those in it, uint8 (N, H, W, C), stretched to the size."""
+    channels, height, width = image_shape
+    paths = sorted(str(path) for path in folder.rglob("*")
+                   if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
+    if not paths:
+        raise DataError(f"no images in {folder}",
+                        hint=f"Their names end in {', '.join(IMAGE_ENDINGS)}.")
+    if channels not in (1, 3):
+        raise DataError(f"the model takes {channels} channels, which no image file has",
+                        hint="Without --images it is checked on noise.")
+    chosen = [paths[place] for place in evenly(range(len(paths)), sum(_BATCHES))]
+    files = ImageFiles(chosen, channels)
+    pictures = [Image.fromarray(files[place].squeeze()) for place in range(len(files))]
+    return np.stack([np.asarray(picture.resize((width, height))).reshape(height, width, channels)
+                     for picture in pictures])
