@@ -359,7 +359,7 @@ def _images(checkpoint: Checkpoint, run: Run | None,
           "--images FOLDER gives some")
     random = np.random.default_rng(0)
     shape = (sum(_BATCHES), height, width, channels)
-    return random.integers(0, 256, shape, dtype=np.uint8), "image of noise"
+    return random.integers(0, 256, shape, dtype=np.uint8), "noise image"
 
 
 def _images_in(folder: Path, image_shape: Sequence[int]) -> np.ndarray:
