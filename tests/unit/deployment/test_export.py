@@ -49,22 +49,27 @@ def pictures(side, channels=3, count=40):
 
 
 def awake(model, images):
-    """Return a model with random weights whose probabilities depend on the image."""
-    batch = torch.from_numpy(images[:16]).permute(0, 3, 1, 2).float() / 64 - 2
+    """Return a model with random weights whose probabilities depend on the image.
+
+    With any other statistics of BatchNorm the signal dies out within an EfficientNet, and a wrong
+    graph would say the same.
+    """
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 64 - 2
     norms = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1 and not weight.any():  # a head that starts at zero
                 nn.init.normal_(weight, 0, 0.02)
         for norm in norms:
-            norm.momentum = None  # the statistics become those of the batch
+            norm.momentum = None  # the statistics become the batch's own
         if norms:
             model.train()(batch)
         logits = model.eval()(batch)
         last = [layer for layer in model.modules()
                 if getattr(layer, "weight", None) is not None and layer.weight.ndim > 1][-1]
         last.weight.mul_(0.3 / logits.std(0).mean())
-        last.bias.sub_(model(batch).mean(0))
+        if last.bias is not None:
+            last.bias.sub_(model(batch).mean(0))
         assert model(batch).softmax(1).std(0).max() > 0.01
     return model
 
@@ -75,7 +80,7 @@ def built(name):
     node = {"NAME": name}
     if name in ("googlenet", "inception_v3"):
         node["init_weights"] = False  # takes them half a minute
-    for side in (32, 64, 96, 128, 224):
+    for side in (64, 96, 224):
         try:
             images = pictures(side)
             return awake(build_model(node, 10, (3, side, side)), images), images
@@ -246,7 +251,8 @@ def test_a_run_is_exported_with_its_metadata_and_says_what_its_predictions_say(r
     assert [(item.name, item.type, item.shape) for item in session.get_outputs()] == [
         ("probabilities", "tensor(float)", ["batch", 10])]
     images = run.loaders.test.source.take(range(30), 0)[0].numpy()
-    assert np.abs(run_onnx(path, images) - run.predictions.probabilities[:30]).max() < 1e-4
+    # Those were computed in the precision of the training.
+    assert np.abs(run_onnx(path, images) - run.predictions.probabilities[:30]).max() < 2e-3
     checkpoint, found = run.checkpoint(), session.get_modelmeta().custom_metadata_map
     assert {key: json.loads(found[key]) for key in ("classes", "mean", "std", "input_size")} == {
         "classes": list("0123456789"), "mean": checkpoint.mean, "std": checkpoint.std,
