@@ -146,8 +146,8 @@ def export_model(model: nn.Module, path: Path, images: np.ndarray, *, mean: Sequ
                 f"{path} is not kept: what it says differs from the model by up to "
                 f"{difference:.2g}, and {BOUNDS[precision]:g} is allowed in {precision}; "
                 f"{agreement:.1%} of {plural(len(images), 'image')} have the same class",
-                hint="Its numbers are too large for fp16: take fp32." if precision == "fp16" else
-                     "The exporter changed the model; "
+                hint="Its weights lose too much in fp16: take fp32." if precision == "fp16" else
+                     "The exporter changed the model, or rounding adds up in it; "
                      f"try --format {next(name for name in ENDINGS if name != format)}.")
     return Exported(path, difference, agreement, len(images))
 
