@@ -24,7 +24,7 @@ from cvkit.deployment.graph import InferenceGraph
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, UserError
 from cvkit.registry import DATASETS, NAME
 from cvkit.runs.checkpoint import Checkpoint
-from cvkit.runs.folder import MAY_CHANGE, Run, open_run, refuse_links
+from cvkit.runs.folder import Run, open_run, refuse_links
 from cvkit.system.files import replacing, user_path, writing
 from cvkit.system.text import plural, suggest
 
@@ -344,11 +344,14 @@ def _images(checkpoint: Checkpoint, run: Run | None,
         return _images_in(user_path(folder), checkpoint.image_shape), "image"
     reason = "a lone checkpoint has no images"
     if run is not None:
-        # Nothing is downloaded for a check.
-        if not run.changed and DATASETS.asks_for(run.config.DATA.DATASET, "download"):
-            run = Run(run.folder, {"DATA.DATASET.download": False}, MAY_CHANGE)
+        config = run.config.clone()
+        config.defrost()
+        node = config.DATA.DATASET
+        if DATASETS.asks_for(node, "download") and "DATA.DATASET.download" not in run.changed:
+            # Nothing is fetched for a check that nobody asked for.
+            node.download = False
         try:
-            loader = run.loaders.test
+            loader = run.with_config(config).loaders.test
             pixels, *_ = loader.source.take(evenly(range(len(loader.images)), sum(_BATCHES)), 0)
             if tuple(pixels.shape[1:]) == (height, width, channels):
                 return pixels.cpu().numpy(), "test image"

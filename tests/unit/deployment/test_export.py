@@ -18,9 +18,9 @@ from cvkit.config import load_config
 from cvkit.deployment import export as module
 from cvkit.deployment.export import ENDINGS, export, export_model
 from cvkit.deployment.graph import InferenceGraph
-from cvkit.errors import ConfigError, UserError
+from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.models import build_model
-from cvkit.registry import MODELS
+from cvkit.registry import DATASETS, MODELS
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run
 from cvkit.session import train
@@ -35,6 +35,7 @@ FAST = ["resnet18", "resnet9", "vit",
 SMALLEST = ["convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",
             "maxvit_t", "regnet_y_400mf", "resnext50_32x4d", "swin_t", "vgg11", "vit_b_32"]
 ALL = list(MODELS)
+TOO_LARGE = {"regnet_y_128gf", "vit_h_14"}  # for one ONNX file
 REST = [name for name in ALL if name not in FAST + SMALLEST]
 needs_time = pytest.mark.skipif("CVKIT_EXPORT_ALL" not in os.environ,
                                 reason="CVKIT_EXPORT_ALL is not set")
@@ -124,6 +125,10 @@ def test_every_model_is_in_one_of_the_lists():
     *(pytest.param(name, marks=[pytest.mark.slow, needs_time]) for name in REST)])
 def test_each_model_says_the_same_in_onnx(name, tmp_path):
     model, images = built(name)
+    if name in TOO_LARGE:
+        with pytest.raises(UserError, match=r"the weights are 2\.\d GB, and one ONNX file holds 2 GB"):
+            written(model, images, tmp_path / "model.onnx")
+        return
     done = written(model, images, tmp_path / "model.onnx")
     assert done.difference <= 1e-4 and done.agreement == 1 and done.images == len(images)
     assert os.listdir(tmp_path) == ["model.onnx"]
@@ -329,7 +334,18 @@ def test_a_run_whose_data_is_gone_is_checked_on_noise(painted, capsys):
     assert "checked on noise only, which says less than images do: " in capsys.readouterr().out
 
 
-def test_grey_images_of_another_size(tmp_path, quick):
+def test_nothing_is_downloaded_for_the_check(run, capsys):
+    @DATASETS.register()
+    def Fetched(download: bool = True):
+        raise DataError(f"download is {download}")
+
+    path = run.folder / "config.yaml"
+    path.write_text(path.read_text().replace("NAME: Digits", "NAME: Fetched"))
+    export(run.folder, "torch_export")
+    assert "less than images do: download is False; --images" in capsys.readouterr().out
+
+
+def test_grey_images_that_are_not_square(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 11, 3)).eval()
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 1), dtype=np.uint8)
     path = tmp_path / "model.onnx"
