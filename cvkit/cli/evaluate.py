@@ -34,8 +34,9 @@ def main(words: list[str]) -> None:
 
     # After --run, argparse takes all for runs.
     names, pairs = split_pairs(args.run or [])
+    newest: list[str | None] = [None]
     runs = [open_run(name, overrides=[*pairs, *args.overrides], may_change=MAY_EVALUATE)
-            for name in names or [None]]
+            for name in names or newest]
     for run in runs:
         print(f"run {run.folder}")
     print(evaluate(runs).table())

@@ -14,6 +14,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "export",
     "visualize",
     "compare",
     "find-lr",

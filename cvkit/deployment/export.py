@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 import cvkit
 from cvkit.config.tree import in_words
-from cvkit.data.images import IMAGE_ENDINGS, ImageFiles
+from cvkit.data.pictures import find_images
 from cvkit.data.splits import evenly
 from cvkit.deployment.graph import InferenceGraph
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, UserError
 from cvkit.registry import DATASETS, NAME
 from cvkit.runs.checkpoint import Checkpoint
-from cvkit.runs.folder import Run, open_run, refuse_links
+from cvkit.runs.folder import Run, refuse_links
+from cvkit.runs.trained import Trained, open_trained
 from cvkit.system.files import replacing, user_path, writing
 from cvkit.system.text import plural, suggest
 
@@ -80,7 +80,7 @@ def export(source: Run | str | Path | None = None, format: str = "onnx",
         images: a folder of images to check the file with; by default the test images of the run,
             and noise where there are none.
         overwrite: whether a file that is there may be replaced.
-        overrides: as `load_config` takes them, for where a run's images and code are now.
+        overrides: as `load_config` takes them: IMPORTS, for where your own code is now.
 
     Raises:
         UserError: no such run, a model that cannot be traced, a file that is there or cannot be
@@ -88,26 +88,19 @@ def export(source: Run | str | Path | None = None, format: str = "onnx",
     """
     _choose("--format", format, ENDINGS)
     _choose("--precision", precision, BOUNDS)
-    path, run = None if isinstance(source, (Run, type(None))) else user_path(source), None
-    if path is not None and path.is_file() and path.name != "config.yaml":
-        if overrides:
-            raise ConfigError("KEY VALUE says where the images and the code of a run are; "
-                              f"{path} is one file", hint="Name the run's folder.")
-        checkpoint = Checkpoint.load(path)
-        target = path.with_suffix(ENDINGS[format])
-        refuse_links([target, target.with_name(f"{target.name}.part")])
-        model = _model_without_code(checkpoint)
-    else:
-        run = source if isinstance(source, Run) else open_run(path, overrides=overrides)
+    trained = open_trained(source, overrides)
+    run, checkpoint = trained.trained_in, trained.checkpoint
+    if run is not None:
         run.refuse_links()
-        checkpoint = run.checkpoint()
         target = run.folder / f"model{ENDINGS[format]}"
-        model = checkpoint.build_model(run.config.IMPORTS)
+    else:
+        target = user_path(trained.source).with_suffix(ENDINGS[format])
+        refuse_links([target, target.with_name(f"{target.name}.part")])
     target = target if out is None else user_path(out)
     refuse_target(target, format, overwrite)
-    taken, what = _images(checkpoint, run, images)
+    taken, what = _images(trained, images)
     print(f"check      on {plural(len(taken), what)}")
-    return export_model(model, target, taken, mean=checkpoint.mean, std=checkpoint.std,
+    return export_model(trained.model, target, taken, mean=checkpoint.mean, std=checkpoint.std,
                         metadata=describe(checkpoint, precision), format=format,
                         precision=precision, overwrite=overwrite)
 
@@ -290,7 +283,6 @@ def _runner(path: str, format: str) -> Callable[[np.ndarray], np.ndarray]:
     return explained
 
 
-
 @contextmanager
 def _explained(problem: str, hint: str | None = None) -> Iterator[None]:
     """Turn whatever is raised meanwhile into a `UserError`, and keep warnings from the screen."""
@@ -324,32 +316,21 @@ def _choose(flag: str, value: str, allowed: Iterable[str]) -> None:
         raise ConfigError(f"{flag} {value} is not known", hint=suggest(value, allowed))
 
 
-def _model_without_code(checkpoint: Checkpoint) -> nn.Module:
-    """Build the model of a lone checkpoint, whose config's IMPORTS are not run."""
-    try:
-        return checkpoint.build_model([])
-    except ConfigError as error:
-        imports = checkpoint.read_config().IMPORTS
-        if imports:
-            error.hint = (f"Its config imports {', '.join(imports)}, and a lone checkpoint runs no "
-                          "code: name the folder of its run.")
-        raise
-
-
-def _images(checkpoint: Checkpoint, run: Run | None,
-            folder: str | Path | None) -> tuple[np.ndarray, str]:
+def _images(trained: Trained, folder: str | Path | None) -> tuple[np.ndarray, str]:
     """Return images to check a file with, uint8 (N, H, W, C), and what they are, in words."""
-    channels, height, width = checkpoint.image_shape
+    channels, height, width = trained.checkpoint.image_shape
     if folder is not None:
-        return _images_in(user_path(folder), checkpoint.image_shape), "image"
-    reason = "a lone checkpoint has no images"
+        paths = find_images([folder])
+        chosen = [paths[place] for place in evenly(range(len(paths)), sum(_BATCHES))]
+        prepared = [trained.prepared(trained.reader.read(path)[0]) for path in chosen]
+        return trained.augmented(prepared, 0), "image"
+    reason, run = "a lone checkpoint has no images", trained.trained_in
     if run is not None:
         config = run.config.clone()
         config.defrost()
-        node = config.DATA.DATASET
-        if DATASETS.asks_for(node, "download") and "DATA.DATASET.download" not in run.changed:
+        if DATASETS.asks_for(config.DATA.DATASET, "download"):
             # Nothing is fetched for a check that nobody asked for.
-            node.download = False
+            config.DATA.DATASET.download = False
         try:
             loader = run.with_config(config).loaders.test
             pixels, *_ = loader.source.take(evenly(range(len(loader.images)), sum(_BATCHES)), 0)
@@ -363,21 +344,3 @@ def _images(checkpoint: Checkpoint, run: Run | None,
     random = np.random.default_rng(0)
     shape = (sum(_BATCHES), height, width, channels)
     return random.integers(0, 256, shape, dtype=np.uint8), "noise image"
-
-
-def _images_in(folder: Path, image_shape: Sequence[int]) -> np.ndarray:
-    """Return some images of a folder and those in it, uint8 (N, H, W, C), stretched to the size."""
-    channels, height, width = image_shape
-    paths = sorted(str(path) for path in folder.rglob("*")
-                   if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
-    if not paths:
-        raise DataError(f"no images in {folder}",
-                        hint=f"Their names end in {', '.join(IMAGE_ENDINGS)}.")
-    if channels not in (1, 3):
-        raise DataError(f"the model takes {channels} channels, which no image file has",
-                        hint="Without --images it is checked on noise.")
-    chosen = [paths[place] for place in evenly(range(len(paths)), sum(_BATCHES))]
-    files = ImageFiles(chosen, channels)
-    pictures = [Image.fromarray(files[place].squeeze()) for place in range(len(files))]
-    return np.stack([np.asarray(picture.resize((width, height))).reshape(height, width, channels)
-                     for picture in pictures])

@@ -43,13 +43,13 @@ class Trained(Experiment):
 
     Args:
         checkpoint: of which it is made.
-        source: the file, for messages.
+        source: the file, or the folder of the run, for messages.
         overrides: as `load_config` takes them, of `MAY_PREDICT`.
-        imports: your own files to import, if the overrides name none.
+        run: that it is of, whose IMPORTS are imported; None for a lone file.
     """
 
     def __init__(self, checkpoint: Checkpoint, source: str,
-                 overrides: Sequence[str] | Mapping[str, Any] = (), imports: Sequence[str] = ()):
+                 overrides: Sequence[str] | Mapping[str, Any] = (), run: Run | None = None):
         super().__init__(read_config(checkpoint.config, source, overrides=overrides))
         self.checkpoint, self.source, self.classes = checkpoint, source, checkpoint.classes
         keys = list(overrides if isinstance(overrides, Mapping) else overrides[::2])
@@ -57,7 +57,10 @@ class Trained(Experiment):
             if not is_among(key, MAY_PREDICT):
                 raise ConfigError(f"{key} cannot be changed in a model that was trained",
                                   hint=f"What can be: {', '.join(MAY_PREDICT)}.")
-        self._imports = list(self.config.IMPORTS if "IMPORTS" in keys else imports)
+        # Whoever sent a lone file does not say what is run.
+        is_asked = "IMPORTS" in keys or run is not None
+        self._imports = list(self.config.IMPORTS) if is_asked else []
+        self.trained_in = run
         self._own, self._has_told = threading.local(), False
         # Pictures of another size are resized to it first.
         self._size_first: tuple[int, ...] | None = None
@@ -204,7 +207,7 @@ def open_trained(source: str | Path | Run | None = None,
             user_path(source).is_file() or str(source).endswith(".pt")):
         return Trained(Checkpoint.load(user_path(source)), str(source), overrides)
     run = source if isinstance(source, Run) else open_run(source)
-    return Trained(run.checkpoint(), str(run.folder), overrides, run.config.IMPORTS)
+    return Trained(run.checkpoint(), str(run.folder), overrides, run)
 
 
 def is_trained(path: str) -> bool:
