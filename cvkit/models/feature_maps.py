@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -128,8 +128,7 @@ def choose_layers(model: nn.Module, image: Tensor,
         chosen = [blocks[-1]] if layer == "auto" else _stages(model, blocks, sizes)
         return {name: sizes[name] for name in chosen}
     asked = [layer] if isinstance(layer, str) else list(layer)
-    modules = dict(model.named_modules())
-    outer = [name for name in blocks if any(modules[name].children())] or blocks
+    modules, outer = dict(model.named_modules()), whole_blocks(model, legal)
     for name in asked:
         if name not in modules or not name:
             raise ConfigError(f"the model has no layer {name!r}",
@@ -143,6 +142,17 @@ def choose_layers(model: nn.Module, image: Tensor,
                         else "No layer of this model has one that is large enough.")
             raise ConfigError(f"layer {name} {why}", hint=possible)
     return {name: size for name, size in legal.items() if name in asked}
+
+
+def whole_blocks(model: nn.Module, legal: Iterable[str]) -> list[str]:
+    """Return those of legal layers that one would choose from: whole steps of the network.
+
+    Args:
+        legal: names of layers, of maps that are large enough; their order is kept.
+    """
+    steps = _blocks(model)
+    blocks = [name for name in legal if name in steps]
+    return [name for name in blocks if any(model.get_submodule(name).children())] or blocks
 
 
 def _blocks(model: nn.Module) -> set[str]:

@@ -1,0 +1,196 @@
+"""What the demo page shows: the classes of a picture, and where the model looked."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from cvkit.data.images import ImageFiles
+from cvkit.errors import DataError, RunError, UserError
+from cvkit.evaluation.predictor import Prediction, Predictor
+from cvkit.models import parameters_in_words
+from cvkit.models.feature_maps import SMALLEST_MAP, choose_layers, map_sizes, whole_blocks
+from cvkit.registry import DATASETS, NAME
+from cvkit.registry.signatures import parameters_of
+from cvkit.runs.folder import Run, open_run
+from cvkit.system.files import user_path
+from cvkit.system.text import plural
+from cvkit.visualizers.cam import grey, is_empty, overlay, scaled_together
+from cvkit.visualizers.cam_maps import CLASS_FREE, Method
+from cvkit.visualizers.drawing import positions_of
+from cvkit.visualizers.explained import explain
+from cvkit.visualizers.misclassified import select_errors
+
+_COLORMAP, _SIDE = "turbo", 256
+# As CSS, the colours of that.
+SCALE = ", ".join(to_hex(matplotlib.colormaps[_COLORMAP](place / 8)) for place in range(9))
+
+
+class Demo:
+    """What the page shows, without the page.
+
+    Args:
+        sources: runs and checkpoint files, None for the newest run; several are averaged.
+        overrides: as a `Predictor` takes them.
+
+    Attributes:
+        predictor: of all of them.
+        run: the one, unless it is a lone file or several.
+        title, facts: its name, and sentences on what it is.
+        layers, layer: of which a CAM can be drawn, and the one to begin with.
+        why_no_map: where there is none.
+
+    Raises:
+        UserError: no such run or file, or a damaged one.
+    """
+
+    def __init__(self, sources: Sequence[str | None], overrides: Sequence[str] = ()):
+        opened = [_opened(source) for source in sources]
+        self.predictor = Predictor(opened, overrides)
+        names = [f"{source.config.name}/{source.folder.name}" if isinstance(source, Run)
+                 else os.path.basename(source) for source in opened]
+        self.title = names[0] if len(names) == 1 else f"{len(names)} models together"
+        self.run = opened[0] if len(opened) == 1 and isinstance(opened[0], Run) else None
+        self.facts = [f"{name}: {_described(member, source)}." for name, member, source
+                      in zip(names, self.predictor.members, opened)]
+        if len(names) == 1:
+            self.facts = [self.facts[0].removeprefix(f"{names[0]}: ")]
+        self.layers: list[str] = []
+        self.layer = self.why_no_map = ""
+        try:
+            self.layers, self.layer = self._choice_of_layers()
+        except UserError as error:
+            self.why_no_map = f"Where the model looked is not drawn: {error}"
+
+    def _choice_of_layers(self) -> tuple[list[str], str]:
+        """Return the layers to choose from, and the one to begin with."""
+        if len(self.predictor.members) > 1:
+            raise RunError("the probabilities are averaged over several models")
+        member = self.predictor.members[0]
+        size = member.facts["image_size"] or member.checkpoint.image_shape[1:]
+        noise = np.random.default_rng(0).integers(0, 256, (*size, member.reader.channels), np.uint8)
+        image = self.predictor.received([noise])
+        deepest, = choose_layers(member.model, image, "auto")
+        legal = [name for name, size in map_sizes(member.model, image).items()
+                 if min(size) >= SMALLEST_MAP]
+        return list(dict.fromkeys([*whole_blocks(member.model, legal), deepest])), deepest
+
+    def predict(self, path: str) -> Prediction:
+        """Return what the model says of an uploaded file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            if not os.path.isfile(path):
+                raise DataError(f"{path} is not kept any longer: drop it again")
+            return next(self.predictor.stream([path]))
+        except DataError as error:
+            # Where it lies is of no use to a visitor.
+            error.problem = error.problem.replace(path, os.path.basename(path))
+            raise
+
+    def explain(self, path: str, classes: Sequence[str], layer: str, method: Method) -> str:
+        """Return as HTML where the model sees evidence for classes, on one scale.
+
+        Raises:
+            DataError: the file cannot be read. ConfigError: the method cannot take the model.
+        """
+        self.predict(path)
+        found = explain(self.predictor, path, classes, layer, method)
+        factor = max(1, _SIDE // max(found.shown.shape[:2]))
+        shown = found.shown.repeat(factor, 0).repeat(factor, 1)
+        figures = []
+        for label, values, heat in zip(found.labels, found.maps,
+                                       scaled_together(found.maps, shown.shape[:2])):
+            picture = grey(shown).repeat(3, 2) if is_empty(values) else np.uint8(
+                255 * overlay(shown, heat, _COLORMAP))
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "PNG")
+            name = html.escape(self.predictor.classes[label])
+            empty = "<br>nothing here speaks for it" if is_empty(values) else ""
+            figures.append(
+                f'<figure><img alt="Where the model sees evidence for {name}" src="data:image/png;'
+                f'base64,{base64.b64encode(file.getvalue()).decode()}"><figcaption><strong>{name}'
+                f"</strong> {_number(found.prediction.probabilities[label])}{empty}</figcaption>"
+                "</figure>")
+        height, width = found.maps.shape[1:]
+        note = f"{method} does not look at the class. " if method in CLASS_FREE else ""
+        return (f'<div class="maps">{"".join(figures)}</div><div class="scale">no evidence<i></i>'
+                f"most</div><small>{note}Both maps share the scale. The picture is as the model "
+                f"receives it, the map of {html.escape(found.layer)} {height}×{width} pixels."
+                "</small>")
+
+
+def _opened(source: str | None) -> Run | str:
+    is_file = source is not None and (user_path(source).is_file() or source.endswith(".pt"))
+    return source if is_file and source else open_run(source)
+
+
+def _described(member: Any, source: Run | str) -> str:
+    channels, height, width = member.checkpoint.image_shape
+    words = [f"{member.config.MODEL[NAME]} with {parameters_in_words(member.model)}",
+             f"{len(member.classes)} classes",
+             f"pictures of {height}×{width} pixels, {'grey' if channels == 1 else 'in colour'}"]
+    try:
+        if isinstance(source, Run):
+            found = source.predictions
+            words.append(f"test accuracy {100 * found.accuracy:.2f} % ({found.correct:,} of "
+                         f"{plural(len(found.true), 'image')})")
+    except RunError:
+        # It was not evaluated.
+        return ", ".join(words)
+    return ", ".join(words)
+
+
+def _number(probability: float) -> str:
+    return f'<data value="{np.float32(probability)}">{100 * probability:.1f} %</data>'
+
+
+def bars(prediction: Prediction) -> str:
+    """Return as HTML the five most probable classes."""
+    return '<ol class="bars">' + "".join(
+        f"<li><span>{html.escape(name)}</span>{_number(probability)}"
+        f'<i><b style="width: {100 * probability:.2f}%"></b></i></li>'
+        for name, probability in prediction.top()) + "</ol>"
+
+
+def write_examples(run: Run, folder: Path, count: int = 12) -> list[tuple[str, str]]:
+    """Write test images of a run into a folder, and return each file with its true class.
+
+    The most confident mistakes come first, then some that are right. Nothing is downloaded.
+
+    Raises:
+        UserError: the images are not there, or others than those of the predictions.
+    """
+    entry = DATASETS.find(run.config.DATA.DATASET[NAME])
+    if entry is not None and "download" in parameters_of(entry)[0]:
+        run = open_run(run.folder, overrides={"DATA.DATASET.download": False})
+    predictions, split = run.predictions, run.data.test
+    right = np.flatnonzero(predictions.true == predictions.predicted)
+    rows = [*select_errors(predictions, count - 4, "confidence", None, None, 0)]
+    rows += [*np.random.default_rng(0).permutation(right)[:count - len(rows)]]
+    found = []
+    for row, position in zip(rows, positions_of(split, predictions, rows)):
+        true, predicted = (predictions.classes[labels[row]]
+                           for labels in (predictions.true, predictions.predicted))
+        suffix = Path(split.name(position)).suffix if isinstance(split.images, ImageFiles) else ""
+        path = folder / f"{len(found):02}{suffix or '.png'}"
+        if suffix:
+            shutil.copyfile(split.name(position), path)
+        else:
+            pixels = split.image(position)
+            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
+        found.append((str(path), true if true == predicted else f"{true}, taken for {predicted}"))
+    return found

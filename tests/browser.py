@@ -1,0 +1,93 @@
+"""A headless Chromium, driven through the DevTools protocol over pipes."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+
+BROWSER = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+class Browser:
+    """One tab that reaches 127.0.0.1 alone; `requests` has the address of all it asked for."""
+
+    def __init__(self, profile, width=1280, height=1000):
+        to_read, self._write = os.pipe()
+        self._read, to_write = os.pipe()
+        # Chromium reads commands at 3 and answers at 4.
+        self._process = subprocess.Popen(
+            ["sh", "-c", f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}', BROWSER, "--headless",
+             "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+             "--remote-debugging-pipe", f"--user-data-dir={profile}",
+             f"--window-size={width},{height}",
+             "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "about:blank"],
+            pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(to_read)
+        os.close(to_write)
+        self._rest, self._number, self._session, self.requests = b"", 0, None, []
+        target = next(item["targetId"] for item in self.call("Target.getTargets")["targetInfos"]
+                      if item["type"] == "page")
+        self._session = self.call("Target.attachToTarget", targetId=target,
+                                  flatten=True)["sessionId"]
+        self.call("Network.enable")
+        self.call("Page.enable")
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=1, mobile=width < 600)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.wait()
+        os.close(self._read)
+        os.close(self._write)
+
+    def call(self, method, **parameters):
+        """Send a command and return its result."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.requests.append(answer["params"]["request"]["url"])
+            elif answer.get("method") == "Network.webSocketCreated":
+                self.requests.append(answer["params"]["url"])
+            elif answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def _next(self):
+        while b"\0" not in self._rest:
+            part = os.read(self._read, 1 << 20)
+            assert part, "Chromium has ended"
+            self._rest += part
+        text, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(text)
+
+    def value(self, expression):
+        """Return what JavaScript makes of an expression."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True,
+                          awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def wait(self, expression, seconds=20):
+        """Return the value of an expression once it is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.value(expression)):
+            assert time.monotonic() < end, f"{expression} is not: {self.value('document.body.innerText')}"
+            time.sleep(0.05)
+        return value
+
+    def upload(self, selector, path):
+        """Give a file to the input that a selector finds."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
