@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -65,6 +66,7 @@ class Browser:
 
     def _next(self):
         while b"\0" not in self._rest:
+            assert select.select([self._read], [], [], 30)[0], "Chromium does not answer"
             part = os.read(self._read, 1 << 20)
             assert part, "Chromium has ended"
             self._rest += part
@@ -90,4 +92,4 @@ class Browser:
         """Give a file to the input that a selector finds."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+        self.call("DOM.setFileInputFiles", files=[os.path.abspath(path)], nodeId=node)

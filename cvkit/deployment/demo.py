@@ -7,7 +7,8 @@ import html
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,8 @@ class Demo:
         Raises:
             DataError: it cannot be read.
         """
-        try:
-            if not os.path.isfile(path):
-                raise DataError(f"{path} is not kept any longer: drop it again")
+        with _uploaded(path):
             return next(self.predictor.stream([path]))
-        except DataError as error:
-            # Where it lies is of no use to a visitor.
-            error.problem = error.problem.replace(path, os.path.basename(path))
-            raise
 
     def explain(self, path: str, classes: Sequence[str], layer: str, method: Method) -> str:
         """Return as HTML where the model sees evidence for classes, on one scale.
@@ -107,8 +102,8 @@ class Demo:
         Raises:
             DataError: the file cannot be read. ConfigError: the method cannot take the model.
         """
-        self.predict(path)
-        found = explain(self.predictor, path, classes, layer, method)
+        with _uploaded(path):
+            found = explain(self.predictor, path, classes, layer, method)
         factor = max(1, _SIDE // max(found.shown.shape[:2]))
         shown = found.shown.repeat(factor, 0).repeat(factor, 1)
         figures = []
@@ -131,6 +126,18 @@ class Demo:
                 f"most</div><small>{note}Both maps share the scale. The picture is as the model "
                 f"receives it, the map of {html.escape(found.layer)} {height}×{width} pixels."
                 "</small>")
+
+
+@contextmanager
+def _uploaded(path: str) -> Iterator[None]:
+    """Tell of an uploaded file by its name alone: where it lies is of no use to a visitor."""
+    try:
+        if not os.path.isfile(path):
+            raise DataError(f"{path} is not kept any longer: drop it again")
+        yield
+    except DataError as error:
+        error.problem = error.problem.replace(path, os.path.basename(path))
+        raise
 
 
 def _opened(source: str | None) -> Run | str:
@@ -192,5 +199,5 @@ def write_examples(run: Run, folder: Path, count: int = 12) -> list[tuple[str, s
         else:
             pixels = split.image(position)
             Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
-        found.append((str(path), true if true == predicted else f"{true}, taken for {predicted}"))
+        found.append((str(path), true if true == predicted else f"{true} → {predicted}"))
     return found

@@ -21,6 +21,7 @@ from cvkit.visualizers.cam_maps import Method
 # An uploaded picture lies on the disk for an hour, and no longer than the page is served.
 _EVERY, _KEPT = 60, 3600
 _CSS = f"""
+#picture img {{width: 100%; height: 100%; object-fit: contain}}
 .bars {{list-style: none; margin: 0; padding: 0}}
 .bars li {{display: flex; flex-wrap: wrap; justify-content: space-between; margin: 0 0 .6rem}}
 .bars li:first-child {{font-size: 1.25rem; font-weight: 600}}
@@ -29,8 +30,13 @@ _CSS = f"""
 .bars i b {{display: block; height: 100%; border-radius: .2rem; background: var(--color-accent)}}
 .maps {{display: flex; gap: 1rem}} .maps figure {{flex: 1; margin: 0}}
 .maps img {{width: 100%; border-radius: .25rem}}
-.scale {{display: flex; align-items: center; gap: .5rem; font-size: .85rem}}
+.scale {{display: flex; align-items: center; gap: .5rem; margin: .5rem 0}}
 .scale i {{flex: 1; height: .5rem; background: linear-gradient(90deg, {SCALE})}}
+#examples .grid-wrap {{min-height: 0}}
+#examples .grid-container {{
+    grid-template-columns: repeat(auto-fill, minmax(max(80px, 14%), 1fr))}}
+#examples .caption-label {{left: 0; right: 0; max-width: none; padding: .15rem .3rem;
+    white-space: normal; font-size: .75rem; line-height: 1.2}}
 """
 
 
@@ -99,15 +105,14 @@ def build_page(demo: Demo, examples: Sequence[tuple[str, str]] = ()) -> Any:
             f"<p>{html.escape(fact)}</p>" for fact in demo.facts))
         with gr.Row():
             with gr.Column(min_width=300):
-                image = gr.Image(type="filepath", image_mode=None, label="Picture", height=300,
-                                 sources=["upload", "clipboard", "webcam"], buttons=[])
+                image = gr.Image(type="filepath", label="Picture", height=320, elem_id="picture",
+                                 sources=["upload", "clipboard", "webcam"], buttons=[],
+                                 webcam_options=gr.WebcamOptions(mirror=False))
                 _takes_files_as_they_are(image)
-                if examples:
-                    gallery = gr.Gallery([*examples], label="Test images, mistakes first",
-                                         columns=4, allow_preview=False, buttons=[], height="auto",
-                                         interactive=False)
-            with gr.Column(min_width=300):
                 classes = gr.HTML(elem_id="classes")
+            with gr.Column(min_width=300):
+                if not demo.layers:
+                    gr.HTML(f"<p>{html.escape(demo.why_no_map)}</p>")
                 with gr.Column(visible=bool(demo.layers)):
                     with gr.Row():
                         first, second = (
@@ -116,11 +121,15 @@ def build_page(demo: Demo, examples: Sequence[tuple[str, str]] = ()) -> Any:
                     found = gr.HTML(elem_id="maps")
                     with gr.Row():
                         layer = gr.Dropdown(demo.layers, label="Layer", min_width=130,
-                                            value=demo.layer if demo.layers else None)
+                                            value=demo.layer or None)
                         method = gr.Dropdown(list(get_args(Method)), label="Method", min_width=130)
-                if not demo.layers:
-                    gr.HTML(f"<p>{html.escape(demo.why_no_map)}</p>")
-        image.change(look, [image, layer, method], [classes, first, second, found], **alone)
+        if examples:
+            gr.HTML("<p>Test images, mistakes first: true class → predicted</p>")
+            gallery = gr.Gallery([*examples], show_label=False, allow_preview=False, buttons=[],
+                                 interactive=False, height="auto", elem_id="examples")
+        look_at_it = {"fn": look, "inputs": [image, layer, method],
+                      "outputs": [classes, first, second, found], **alone}
+        image.input(**look_at_it)
         for choice in (first, second, layer, method):
             choice.input(maps, [image, first, second, layer, method], found, **alone)
         if examples:
@@ -129,7 +138,8 @@ def build_page(demo: Demo, examples: Sequence[tuple[str, str]] = ()) -> Any:
 
             # Gradio goes by this, and cannot look up a name in a function.
             choose.__annotations__["event"] = gr.SelectData
-            gallery.select(choose, None, image, api_visibility="private", show_progress="hidden")
+            gallery.select(choose, None, image, api_visibility="private",
+                           show_progress="hidden").then(**look_at_it)
     return page
 
 
@@ -178,7 +188,7 @@ def serve(sources: Sequence[str | None], overrides: Sequence[str] = (), host: st
 def _theme() -> Any:
     # The machine's own fonts: Gradio's default theme has some of Google's.
     gr = _gradio()
-    return gr.themes.Default(font=["system-ui", "sans-serif"],
+    return gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
                              font_mono=["ui-monospace", "monospace"])
 
 
