@@ -17,15 +17,19 @@ class Browser:
     def __init__(self, profile, width=1280, height=1000):
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        # Chromium reads commands at 3 and answers at 4.
+
+        def connect():
+            # Chromium reads commands at 3 and answers at 4.
+            os.dup2(to_read, 3)
+            os.dup2(to_write, 4)
+
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}', BROWSER, "--headless",
-             "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-             "--remote-debugging-pipe", f"--user-data-dir={profile}",
-             f"--window-size={width},{height}",
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             "--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={profile}",
              "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "about:blank"],
-            pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            pass_fds=(3, 4), preexec_fn=connect, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
         os.close(to_read)
         os.close(to_write)
         self._rest, self._number, self._session, self.requests = b"", 0, None, []
@@ -81,12 +85,11 @@ class Browser:
         return found["result"].get("value")
 
     def wait(self, expression, seconds=20):
-        """Return the value of an expression once it is true."""
+        """Wait until an expression is true."""
         end = time.monotonic() + seconds
-        while not (value := self.value(expression)):
+        while not self.value(f"!!({expression})"):
             assert time.monotonic() < end, f"{expression} is not: {self.value('document.body.innerText')}"
             time.sleep(0.05)
-        return value
 
     def upload(self, selector, path):
         """Give a file to the input that a selector finds."""

@@ -162,7 +162,7 @@ def _described(member: Any, source: Run | str) -> str:
 
 
 def _number(probability: float) -> str:
-    return f'<data value="{np.float32(probability)}">{100 * probability:.1f} %</data>'
+    return f'<data value="{np.float32(probability)!s}">{100 * probability:.1f} %</data>'
 
 
 def bars(prediction: Prediction) -> str:

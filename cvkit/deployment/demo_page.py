@@ -96,9 +96,9 @@ def build_page(demo: Demo, examples: Sequence[tuple[str, str]] = ()) -> Any:
         return (bars(found), first, second,
                 maps(path, first, second, layer, method) if demo.layers else "")
 
-    # One picture at a time goes through the model.
-    alone = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private",
-             "show_progress": "minimal"}
+    # One picture at a time goes through the model; of what a visitor asks for meanwhile, the last.
+    alone = {"concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "always_last",
+             "api_visibility": "private", "show_progress": "minimal"}
     with gr.Blocks(title=demo.title, analytics_enabled=False,
                    delete_cache=(_EVERY, _KEPT)) as page:
         gr.HTML(f"<h1>{html.escape(demo.title)}</h1>" + "".join(
@@ -138,8 +138,8 @@ def build_page(demo: Demo, examples: Sequence[tuple[str, str]] = ()) -> Any:
 
             # Gradio goes by this, and cannot look up a name in a function.
             choose.__annotations__["event"] = gr.SelectData
-            gallery.select(choose, None, image, api_visibility="private",
-                           show_progress="hidden").then(**look_at_it)
+            gallery.select(choose, None, image, trigger_mode="always_last",
+                           api_visibility="private", show_progress="hidden").then(**look_at_it)
     return page
 
 
