@@ -16,6 +16,7 @@ COMMANDS = (
     "predict",
     "export",
     "visualize",
+    "demo",
     "compare",
     "find-lr",
     "registry",

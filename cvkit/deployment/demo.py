@@ -109,8 +109,8 @@ class Demo:
         figures = []
         for label, values, heat in zip(found.labels, found.maps,
                                        scaled_together(found.maps, shown.shape[:2])):
-            picture = grey(shown).repeat(3, 2) if is_empty(values) else np.uint8(
-                255 * overlay(shown, heat, _COLORMAP))
+            picture = (grey(shown).repeat(3, 2) if is_empty(values)
+                       else (255 * overlay(shown, heat, _COLORMAP)).astype(np.uint8))
             file = io.BytesIO()
             Image.fromarray(picture).save(file, "PNG")
             name = html.escape(self.predictor.classes[label])
@@ -188,7 +188,7 @@ def write_examples(run: Run, folder: Path, count: int = 12) -> list[tuple[str, s
     right = np.flatnonzero(predictions.true == predictions.predicted)
     rows = [*select_errors(predictions, count - 4, "confidence", None, None, 0)]
     rows += [*np.random.default_rng(0).permutation(right)[:count - len(rows)]]
-    found = []
+    found: list[tuple[str, str]] = []
     for row, position in zip(rows, positions_of(split, predictions, rows)):
         true, predicted = (predictions.classes[labels[row]]
                            for labels in (predictions.true, predictions.predicted))

@@ -31,6 +31,7 @@ _CSS = f"""
 .maps {{display: flex; gap: 1rem}} .maps figure {{flex: 1; margin: 0}}
 .maps img {{width: 100%; border-radius: .25rem}}
 .scale {{display: flex; align-items: center; gap: .5rem; margin: .5rem 0}}
+.maps ~ small {{font-size: .85rem}}
 .scale i {{flex: 1; height: .5rem; background: linear-gradient(90deg, {SCALE})}}
 #examples .grid-wrap {{min-height: 0}}
 #examples .grid-container {{
@@ -164,21 +165,24 @@ def serve(sources: Sequence[str | None], overrides: Sequence[str] = (), host: st
     # What is stopped otherwise shall remove its files as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Gradio asks its own page whether it is there, which is no matter for a proxy.
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", host)))
+    for key in ("NO_PROXY", "no_proxy"):
+        os.environ[key] = ",".join(filter(None, (os.environ.get(key), "localhost", host)))
     # Of pictures the page speaks, not the terminal.
     logging.getLogger("cvkit").setLevel("WARNING")
     with tempfile.TemporaryDirectory(prefix="cvkit-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = os.path.join(folder, "uploads")
+        # An address of IPv6 stands in brackets where a port follows.
+        name = f"[{host}]" if ":" in host else host
         page = build_page(demo, _examples(demo, Path(folder)))
         try:
-            page.launch(server_name=host, server_port=port, share=False, quiet=True, inline=False,
+            page.launch(server_name=name, server_port=port, share=False, quiet=True, inline=False,
                         prevent_thread_lock=True, max_file_size=f"{max_mb}mb", footer_links=[],
                         run_history=False, enable_monitoring=False, mcp_server=False, pwa=False,
                         ssr_mode=False, theme=_theme(), css=_CSS)
         except OSError as error:
-            raise RunError(f"the page cannot be served at {host}:{port}: {error}") from None
-        print(f"Open http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            raise RunError(f"the page cannot be served at {name}:{port}: {error}") from None
+        is_everywhere = host in ("0.0.0.0", "::")
+        print(f"Open http://{socket.gethostname() if is_everywhere else name}:{port}", flush=True)
         try:
             threading.Event().wait()
         finally:
