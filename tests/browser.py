@@ -39,6 +39,7 @@ class Browser:
                                   flatten=True)["sessionId"]
         self.call("Network.enable")
         self.call("Page.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=width < 600)
 

@@ -141,7 +141,8 @@ def build_page(demo: Demo, examples: Sequence[tuple[str, str]] = ()) -> Any:
             choose.__annotations__["event"] = gr.SelectData
             gallery.select(choose, None, image, trigger_mode="always_last",
                            api_visibility="private", show_progress="hidden").then(**look_at_it)
-    return page
+    # No request goes past the queue.
+    return page.queue(api_open=False)
 
 
 def serve(sources: Sequence[str | None], overrides: Sequence[str] = (), host: str = "127.0.0.1",

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -284,9 +286,24 @@ def test_in_a_browser_a_dropped_file_has_the_probabilities_of_the_predictor(pain
                 browser.wait("!document.querySelector('#classes').innerText")
             browser.value("document.querySelector('#examples button').click()")
             browser.wait("document.querySelectorAll('#maps img').length === 2")
+            for label, choice, shown in (
+                    ("Layer", "layer2", "the map of layer2 16×16 pixels"),
+                    ("Method", "EigenCAM", "EigenCAM does not look at the class"),
+                    ("Why this class", "red", "red"), ("Why that one", "red", "red")):
+                browser.value(f"document.querySelector('input[aria-label=\"{label}\"]').focus()")
+                browser.wait(f"document.querySelector('li[aria-label=\"{choice}\"]')")
+                browser.value(f"document.querySelector('li[aria-label=\"{choice}\"]').dispatchEvent("
+                              "new MouseEvent('mousedown', {bubbles: true}))")
+                place = "#maps figure:last-child" if label == "Why that one" else "#maps"
+                browser.wait(f"document.querySelector('{place}').innerText.includes({shown!r})")
             strangers = [url for url in browser.requests
                          if not url.startswith((f"{address}/", "data:", f"blob:{address}/"))]
             assert len(browser.requests) > 20 and strangers == []
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with pytest.raises(urllib.error.HTTPError, match="404"):  # past the queue
+            opener.open(urllib.request.Request(
+                f"{address}/gradio_api/run/look", b'{"data": [null, "layer3", "GradCAM"]}',
+                {"Content-Type": "application/json"}))
         left = [path for path in folder.rglob("*") if path.name in good]
         assert len(left) == 3
         process.send_signal(signal.SIGINT)
