@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import albumentations as A
 import numpy as np
@@ -41,6 +42,11 @@ from cvkit.system.log import ProgressBar
 from cvkit.system.text import suggest
 from cvkit.training.trainer import Trainer
 from cvkit.visualizers.cam_maps import cam_maps
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from cvkit.runs.trained import Trained
 
 MAIN, DIGITS = "configs/resnet18_cifar10.yaml", "configs/resnet18_digits.yaml"
 Figures = dict[str, float]
@@ -296,6 +302,8 @@ def predict_pictures(configure: Configure) -> Figures:
         logging.getLogger("cvkit").setLevel(logging.WARNING)
         predictor, table = Predictor(Path(folder, "best.pt")), Path(folder, "out.csv")
         member = predictor.members[0]
+        session = exported_session(member, folder)
+        pixels = random.integers(0, 256, (256, 32, 32, 3), dtype=np.uint8)
         taken = in_turns({
             "cvkit": lambda: predict_files(predictor, [folder], table, overwrite=True),
             "plain": lambda: plain_predictions(
@@ -303,11 +311,29 @@ def predict_pictures(configure: Configure) -> Figures:
                 member.precision, table),
             "decoding": lambda: deque(in_threads(lambda place: member.reader.read(paths[place]),
                                                  range(len(paths)), "", usable_cores(), True), 0),
+            "torch": lambda: predictor(pixels),
+            "onnxruntime": lambda: session.run(None, {"images": pixels}),
         }, member.device)
     return {"cvkit predicts (files/s)": len(paths) / median(taken["cvkit"]),
             "cvkit / plain loop": speed(taken, "cvkit", "plain"),
             "decoding alone (files/s)": len(paths) / median(taken["decoding"]),
-            "cvkit, part of decoding alone (%)": 100 * speed(taken, "cvkit", "decoding")}
+            "cvkit, part of decoding alone (%)": 100 * speed(taken, "cvkit", "decoding"),
+            f"onnxruntime in fp32 on the CPU / torch in {member.precision}":
+                speed(taken, "onnxruntime", "torch")}
+
+
+def exported_session(member: Trained, folder: str) -> InferenceSession:
+    """Return onnxruntime's session of a model, with as many threads as torch has."""
+    from onnxruntime import InferenceSession, SessionOptions
+
+    from cvkit.deployment.export import export_model
+
+    path = Path(folder, "model.onnx")
+    noise_images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    export_model(member.model, path, noise_images, mean=MEAN, std=STD, metadata={})
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 PARTS = {"step": step, "growth": growth, "memory": memory, "start": start, "cam": cam,

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
 
 def test_it_has_the_blocks_that_are_tested_here():
     assert {kind: len(blocks) for kind, blocks in BLOCKS.items()} == {
-        "bash": 7, "yaml": 2, "python": 3, "sh": 1}
+        "bash": 8, "yaml": 2, "python": 3, "sh": 1}
     first, second = BLOCKS["bash"][:2]  # run by the continuous integration, to the letter
     assert first.startswith("pip install -e . && python tools/train.py configs/")
     assert second.startswith('pip install -e ".[dev]" && python -m pytest')
@@ -81,7 +82,7 @@ def test_its_config_for_own_images_takes_images_of_any_size(tmp_path, tool):
 
 def test_the_model_in_five_lines_trains(tmp_path, tool):
 
-    code, command = BLOCKS["python"][0], BLOCKS["bash"][6]
+    code, command = BLOCKS["python"][0], BLOCKS["bash"][7]
     assert len([line for line in code.splitlines() if line and not line.startswith("#")]) == 5
     (tmp_path / "my_model.py").write_text(code)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -100,6 +101,16 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
     trained, tested = map(float, capsys.readouterr().out.splitlines()[-1].split())
     run = open_run()
     assert (trained, tested) == (run.metrics[-1]["train/accuracy"], run.predictions.accuracy)
+
+
+def test_its_command_names_new_pictures(painted, tool, tmp_path):
+    shutil.copytree(Path(painted.config.DATA.DATASET.root) / "test", tmp_path / "my_pictures")
+    shutil.copy(painted.checkpoints / "last.pt", "best.pt")
+    words = shlex.split(BLOCKS["bash"][6])
+    assert words[:2] == ["python", "tools/predict.py"]
+    code, out, err = tool("predict.py", *words[2:])
+    assert code == 0 and f"Accuracy: {painted.predictions.correct}/36" in out, err
+    assert len(Path("out.csv").read_text().splitlines()) == 37
 
 
 def test_its_picture_of_one_s_own_is_drawn(run, tool, tmp_path):

@@ -44,7 +44,7 @@ def test_bash_completes_commands_flags_configs_and_keys_without_torch(complete):
 
 
 @pytest.mark.parametrize("words, expected", [
-    ([""], sorted(COMMANDS)), (["e"], ["evaluate"]), (["trian", ""], []),
+    ([""], sorted(COMMANDS)), (["e"], ["evaluate", "export"]), (["trian", ""], []),
     (["train", "--"], ["--check", "--help", "--list", "--print-config", "--resume"]),
     (["train", "--check", "vit"], ["vit_cifar10"]),
     (["train", ""], sorted([*names(), "my.yaml"])), (["train", "m"], ["mobilenet_v3_cifar10", "my.yaml"]),
