@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import sys
+import tarfile
 import tempfile
 import time
 from collections import OrderedDict
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 from cvkit.config import load_config
+from cvkit.deployment import page
 from cvkit.registry import MODELS, REGISTRIES
 from cvkit.runs.folder import Run
 from cvkit.session import train
@@ -159,6 +161,16 @@ def draws_only(monkeypatch):
         monkeypatch.setattr("cvkit.reporting.report.draw_all", lambda run, nodes: draw_all(
             run, [node for node in nodes if node["NAME"] in names]))
     return only
+
+
+@pytest.fixture
+def no_runtime(tmp_path, monkeypatch):
+    """Let a page with a model have no runtime, for what is not opened in a browser."""
+    archive = tmp_path / ".runtime.tgz"
+    with tarfile.open(archive, "w:gz") as file:
+        for name in page.RUNTIME_FILES.values():
+            file.addfile(tarfile.TarInfo(name))
+    monkeypatch.setattr(page, "fetch_runtime", lambda: archive)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from cvkit.cli.tool import new_parser
 from cvkit.system.files import user_path
 
 # Flags that are not of a picture take so many values; None stands for one or more.
-OWN = {"--run": None, "--list": 0, "--all": 0, "--report": 0, "--out": 1, "--format": 1, "--dpi": 1}
+OWN = {"--run": None, "--list": 0, "--all": 0, "--report": 0, "--with-model": 0, "--out": 1,
+       "--format": 1, "--dpi": 1}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the pictures and their flags")
     parser.add_argument("--all", action="store_true", help="draw everything there is")
     parser.add_argument("--report", action="store_true", help="write report.html and README.md")
+    parser.add_argument("--with-model", action="store_true",
+                        help="with --report: the model too, to name pictures in report.html")
     parser.add_argument("--out", metavar="FOLDER", type=user_path, help="default: visuals/ of RUN")
     parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png")
     parser.add_argument("--dpi", type=int, default=150, help="dots per inch of a png; default 150")
@@ -46,10 +49,12 @@ def main(words: list[str]) -> None:
         nodes = flags.read_flags(pictures, subject.config, OWN)
     if args.list:
         print(flags.listing())
+    elif args.with_model and not args.report:
+        parser().error("--with-model goes with --report")
     elif args.report:
         if args.all or args.format != "png" or args.dpi != 150:
             parser().error("--report draws its own pictures: no --all, --format or --dpi with it")
-        report.write_report(subject, nodes, args.out)
+        report.write_report(subject, nodes, args.out, args.with_model)
     else:
         nodes = draw.choose_nodes(subject, nodes, args.all)
         draw.save_all(subject, nodes, args.out, args.format, args.dpi)

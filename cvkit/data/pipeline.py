@@ -34,8 +34,8 @@ class _Function(A.ImageOnlyTransform):
         if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
             what = (f"an array of {plural(image.ndim, 'dimension')}"
                     if isinstance(image, np.ndarray) else type(image).__name__)
-            raise DataError(f"transform {_name(self)} returned {what}, not an image (H, W, C)",
-                            hint="Is a return missing?")
+            raise DataError(f"transform {transform_name(self)} returned {what}, not an image "
+                            "(H, W, C)", hint="Is a return missing?")
         return image
 
 
@@ -79,7 +79,7 @@ class Pipeline:
     @property
     def unbatched(self) -> list[str]:
         """The names of transforms that have no batched form, without the fixed ones."""
-        return [_name(transform) for transform in self.random
+        return [transform_name(transform) for transform in self.random
                 if getattr(transform, "batched", None) is None]
 
     def draw(self, seed: int, epoch: int, count: int,
@@ -115,7 +115,7 @@ def _apply(compose: A.Compose | None, image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 3 else image[:, :, None]
 
 
-def _name(transform: Any) -> str:
+def transform_name(transform: Any) -> str:
     """Return the name of a transform as a config has it, not that of what wraps it."""
     inner = getattr(transform, "function", getattr(transform, "augment", transform))
     return getattr(inner, "__name__", type(inner).__name__.removeprefix("_"))

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import cvkit
+from cvkit.deployment.page import PageModel, page_model
 from cvkit.errors import RunError, UserError
 from cvkit.evaluation.metrics import is_part
 from cvkit.models import parameters_in_words
@@ -24,6 +25,7 @@ from cvkit.reporting.report_format import (
     Code,
     Image,
     Link,
+    Model,
     Section,
     Table,
     Text,
@@ -36,7 +38,7 @@ from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
 from cvkit.system.command import SOURCE, command
 from cvkit.system.environment import git_facts
-from cvkit.system.text import duration, escape_controls, plural
+from cvkit.system.text import and_more, duration, escape_controls, plural
 from cvkit.visualizers.draw import draw_all, not_among
 from cvkit.visualizers.drawing import (
     DPI,
@@ -66,7 +68,7 @@ _TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}
 
 
 def write_report(run: Drawable, nodes: Sequence[Any] = (),
-                 folder: Path | None = None) -> list[Path]:
+                 folder: Path | None = None, with_model: bool = False) -> list[Path]:
     """Write `report.html`, which holds its pictures, and `README.md` with `images/`.
 
     What you write into `notes.md` in the run folder (Markdown) comes first in both.
@@ -75,13 +77,16 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
         run: a finished run.
         nodes: visualizers with arguments, before those of the run's config and the defaults.
         folder: where to; None for the run folder.
+        with_model: whether `report.html` holds the model too, and names pictures that are given to
+            it. Its runtime is downloaded once.
 
     Returns:
         The two files.
 
     Raises:
         UserError: no finished run; data, checkpoint or predictions are absent or damaged; the
-            folder cannot be written. A single picture that cannot be drawn is named in the report.
+            folder cannot be written; the model cannot run in a page. A single picture that cannot
+            be drawn is named in the report.
     """
     if not isinstance(run, Run):
         raise RunError(f"a report is of one finished run; this is {run.label}",
@@ -93,8 +98,9 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
     # If one of them is missing that is told now, before anything is drawn.
     run.predictions, run.model, run.data  # noqa: B018
     folder = folder or run.folder
+    model = page_model(run) if with_model else None
     pictures = _draw(run, _choose(run, nodes))
-    sections = _sections(run, pictures)
+    sections = _sections(run, pictures, model)
     title = f"{run.config.name}: {100 * run.predictions.accuracy:.2f} % test accuracy"
     paths = folder / "report.html", folder / "README.md"
     try:
@@ -155,7 +161,8 @@ def _picture(name: str, figure: Figure, visualizer: str, names: str) -> list[Blo
     return blocks
 
 
-def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
+def _sections(run: Run, pictures: dict[str, list[Block]],
+              model: PageModel | None) -> list[Section]:
     facts = _facts(run)
     known = {name for names in _PICTURES.values() for name in names}
     further = [name for name in pictures if name not in known]
@@ -163,11 +170,27 @@ def _sections(run: Run, pictures: dict[str, list[Block]]) -> list[Section]:
              for title, names in _PICTURES.items()}
     drawn["Model"] += _model_code(run)
     content: dict[str, Sequence[Block]] = {
-        "Notes": _notes(run), "Hand-in": [_handed_in(run, facts)],
+        "Notes": _notes(run), "Try it": [_model(run, model)] if model else [],
+        "Hand-in": [_handed_in(run, facts)],
         "Requirements": _requirements(run), "Results": _results(run), **drawn,
         "Training log": [Code(_read(run, "train.log"))], "Config": _repeat(run, facts),
         "Environment": [Code(_read(run, "environment.txt"))]}
     return [Section(title, blocks) for title, blocks in content.items() if blocks]
+
+
+def _model(run: Run, model: PageModel) -> Model:
+    """Return the model as a part of the page, with what is to be known about its answers."""
+    checked, classes = model.exported, model.facts["classes"]
+    return Model(
+        f"Ask the model yourself: {run.config.MODEL[NAME]} of "
+        f"{parameters_in_words(run.model)}, trained to tell {plural(len(classes), 'class')} "
+        f"apart; {100 * run.predictions.accuracy:.2f} % of the test images are named rightly.",
+        f"It knows these classes alone, and names one whatever the picture shows: "
+        f"{and_more(classes, 50)}. Weights are in {model.precision}: over "
+        f"{plural(checked.images, 'image')} the largest difference from a probability in fp32 is "
+        f"{checked.difference:.2g}. A picture that is resized first, here in "
+        "your browser, may be 0.01 off.",
+        model.facts, model.files, model.script)
 
 
 def _requirements(run: Run) -> list[Block]:

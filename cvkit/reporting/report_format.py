@@ -6,9 +6,11 @@ What they look like stands in `templates/`.
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -94,6 +96,31 @@ class Image(Block):
 
 
 @dataclass(frozen=True)
+class Model(Block):
+    """A model that the HTML page runs by itself.
+
+    Attributes:
+        what: a sentence or two on what it is.
+        exactness: how near its numbers are to the run's.
+        facts, files, script: see `cvkit.deployment.page.PageModel`.
+    """
+
+    what: str
+    exactness: str
+    facts: Mapping[str, Any]
+    files: Mapping[str, str]
+    script: str
+
+    @property
+    def policy(self) -> str:
+        """What the page may do: run this script alone, and load nothing from anywhere."""
+        digest = base64.b64encode(hashlib.sha256(self.script.encode()).digest()).decode()
+        return ("default-src 'none'; connect-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+                f"script-src 'sha256-{digest}' 'wasm-unsafe-eval' blob:; base-uri 'none'; "
+                "form-action 'none'")
+
+
+@dataclass(frozen=True)
 class Section:
     """A titled part of a report."""
 
@@ -136,7 +163,9 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
         title: what stands on top, and in the browser's tab.
         sections: in their order on the page.
     """
-    return _HTML.get_template("report.html.j2").render(title=title, sections=sections)
+    model = next((block for section in sections for block in section.blocks
+                  if isinstance(block, Model)), None)
+    return _HTML.get_template("report.html.j2").render(title=title, sections=sections, model=model)
 
 
 def render_markdown(title: str, sections: Sequence[Section]) -> str:

@@ -30,7 +30,7 @@ SMALL = {"DATA.LIMIT": "60", "TRAIN.EPOCHS": "2", "DATA.BATCH_SIZE": "16"}
 
 
 @pytest.fixture
-def clone(tmp_path, monkeypatch):
+def clone(tmp_path, monkeypatch, no_runtime):
     """A folder as a user has it: a clone and own images."""
     (tmp_path / "configs").mkdir()
     for path in (ROOT / "configs").iterdir():

@@ -81,7 +81,8 @@ def _text_without_encoding(path):
         given = {keyword.arg: keyword.value for keyword in node.keywords}
         mode = given.get("mode") or ([*node.args[name in ("open", "gzip.open"):], None])[0]
         is_file = name.endswith((".read_text", ".write_text", ".fdopen", "TextIOWrapper")) or (
-            name.split(".")[-1] == "open" and name not in ("Image.open", "archive.open", "os.open")
+            name.split(".")[-1] == "open"
+            and name not in ("Image.open", "archive.open", "os.open", "tarfile.open")
             and not (isinstance(mode, ast.Constant) and "b" in str(mode.value)))
         if (is_file or {"text", "universal_newlines"} & set(given)) and "encoding" not in given:
             yield node.lineno

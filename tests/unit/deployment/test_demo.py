@@ -262,11 +262,11 @@ def test_in_a_browser_a_dropped_file_has_the_probabilities_of_the_predictor(pain
     with served(folder, painted.folder, "--max-mb", "1") as (process, address, asked):
         with Browser(tmp_path / "profile") as browser:
             browser.call("Page.navigate", url=address)
-            browser.wait("document.querySelector('#picture input[type=file]')")
+            browser.wait("!!document.querySelector('#picture input[type=file]')")
             assert browser.value("document.title") == f"painted/{painted.folder.name}"
             # One after the other, so that each good one follows a bad one.
             for name in (good[0], *bad, "large.png", *good[1:]):
-                browser.upload("#picture input[type=file]", tmp_path / name)
+                browser.upload(tmp_path / name, "#picture input[type=file]")
                 if name in good:
                     expected = predictor(tmp_path / name)
                     first = f"{expected.label} {np.float32(expected.probability)!s}"
@@ -291,7 +291,7 @@ def test_in_a_browser_a_dropped_file_has_the_probabilities_of_the_predictor(pain
                     ("Method", "EigenCAM", "EigenCAM does not look at the class"),
                     ("Why this class", "red", "red"), ("Why that one", "red", "red")):
                 browser.value(f"document.querySelector('input[aria-label=\"{label}\"]').focus()")
-                browser.wait(f"document.querySelector('li[aria-label=\"{choice}\"]')")
+                browser.wait(f"!!document.querySelector('li[aria-label=\"{choice}\"]')")
                 browser.value(f"document.querySelector('li[aria-label=\"{choice}\"]').dispatchEvent("
                               "new MouseEvent('mousedown', {bubbles: true}))")
                 place = "#maps figure:last-child" if label == "Why that one" else "#maps"

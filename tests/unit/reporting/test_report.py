@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from browser import BROWSER
 from PIL import Image
 from test_report_format import Reader
 
@@ -21,8 +22,6 @@ from cvkit.reporting.report import write_report
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
 
-BROWSER = next(filter(None, map(shutil.which, (
-    "chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PICTURES = {"curves", "misclassified", "cam", "confusion", "dataset", "samples", "architecture",
             "summary"}
 

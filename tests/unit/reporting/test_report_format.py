@@ -1,3 +1,7 @@
+import base64
+import hashlib
+import json
+import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
@@ -9,6 +13,7 @@ from cvkit.reporting.report_format import (
     Code,
     Image,
     Link,
+    Model,
     Section,
     Table,
     Text,
@@ -54,6 +59,28 @@ def test_html_escapes_all_that_comes_from_a_run():
     ids = [attributes["id"] for tag, attributes in reader.tags if tag == "section"]
     assert [f"#{anchor}" for anchor in ids] == links[:2]
     assert any(attributes.get("name") == "viewport" for _, attributes in reader.tags)
+
+
+def test_a_model_brings_one_script_and_names_stay_text():
+    facts = {"classes": [HOSTILE, "</script><!--", "cat"]}
+    block = Model(HOSTILE, HOSTILE, facts, {"onnx": "H4sI+/="}, "answer('<' < 1)")
+    page = render_html("t", [Section("Try it", [block])])
+    reader = Reader()
+    reader.feed(page)
+    scripts = re.findall("<script(.*?)>(.*?)</script>", page)
+    assert [kind for kind, _ in scripts] == [
+        ' type="application/json" id="model-facts"',
+        ' type="application/gzip;base64" id="model-onnx"', ""]
+    assert json.loads(scripts[0][1]) == facts
+    assert [content for _, content in scripts[1:]] == ["H4sI+/=", "answer('<' < 1)"]
+    assert reader.words.count(HOSTILE) == 1  # of the paragraphs; the other has more in it
+    policy = next(attributes["content"] for tag, attributes in reader.tags
+                  if attributes.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(b"answer('<' < 1)").digest()).decode()
+    assert f"script-src 'sha256-{digest}' 'wasm-unsafe-eval' blob:;" in policy
+    assert policy.startswith("default-src 'none'; connect-src 'none'; img-src data:;")
+    assert "H4sI" not in render_markdown("t", [Section("Try it", [block])])
+    assert "Policy" not in render_html("t", SECTIONS)
 
 
 def test_a_picture_has_a_title_of_its_own_only_beside_others():
