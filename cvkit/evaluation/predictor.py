@@ -245,6 +245,10 @@ def _as_list(pictures: Any) -> Sequence[Picture]:
 
 def _pixels(picture: Picture, reader: ImageReader) -> np.ndarray:
     """Return the pixels of a picture, uint8 (H, W, C), with the channels of the training."""
+    is_pixels = not isinstance(picture, (str, os.PathLike, Image.Image))
+    if reader.channels not in (1, 3) and not is_pixels:
+        raise DataError(f"the model takes images of {reader.channels} channels, which no file has",
+                        hint="A Predictor takes pixels in Python: uint8 (H, W, C).")
     try:
         if isinstance(picture, (str, os.PathLike)):
             return reader.read(os.fspath(picture))[0]
@@ -259,8 +263,9 @@ def _pixels(picture: Picture, reader: ImageReader) -> np.ndarray:
     check_image(pixels)
     if pixels.shape[2] == reader.channels:
         return pixels
-    if pixels.shape[2] not in (1, 3, 4):
+    if pixels.shape[2] not in (1, 3, 4) or reader.channels not in (1, 3):
         raise DataError(f"pixels are {pixels.shape}, with {pixels.shape[2]} channels",
-                        hint="Grey ones have 1, colours 3 (RGB), with transparency 4 (RGBA).")
+                        hint="Grey ones have 1, colours 3 (RGB), with transparency 4 (RGBA)."
+                             if reader.channels in (1, 3) else f"They have {reader.channels}.")
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     return reader.convert(image, "the image")[0]

@@ -160,14 +160,19 @@ def _is_images(value: Any) -> bool:
     """Whether these are facts about the images of a data set."""
     if value is None:
         return True
-    if not isinstance(value, dict) or value.get("channels") not in (1, 3):
+    if not isinstance(value, dict) or not _is_channels(value.get("channels")):
         return False
     size, ground = value.get("image_size"), value.get("background")
+    grounds = ground if isinstance(ground, list) else [ground]
+    # With a Normalize in the config, nothing asks whether a data set has a mean for each channel.
     return ((size is None or (_is_sides(size) and len(size) == 2))
-            and all(_is_list(value.get(name), _is_number)
-                    and len(value[name]) == value["channels"] for name in ("mean", "std"))
-            and all(type(each) is int and 0 <= each < 256
-                    for each in (ground if isinstance(ground, list) else [ground])))
+            and all(_is_list(value.get(name), _is_number) for name in ("mean", "std"))
+            and len(grounds) in (1, value["channels"])
+            and all(type(each) is int and 0 <= each < 256 for each in grounds))
+
+
+def _is_channels(value: Any) -> bool:
+    return _is_count(value) and 0 < value < 2**12
 
 
 def _is_sides(value: Any) -> bool:
@@ -185,7 +190,7 @@ EXPECTED = {
     "std": ("a list of numbers from 0", lambda value: _is_list(
         value, lambda item: _is_number(item) and item >= 0)),
     "image_shape": ("channels, height and width", lambda value: _is_sides(value)
-                    and len(value) == 3 and value[0] < 2**12),
+                    and len(value) == 3 and _is_channels(value[0])),
     "epoch": ("a number from 0", _is_count),
     "metrics": ("values by name", lambda value: isinstance(value, dict)
                 and all(map(is_text, value))),

@@ -315,7 +315,8 @@ def test_a_file_that_is_no_checkpoint_is_refused(painted, tmp_path, wrong, messa
 
 
 @pytest.mark.parametrize("facts", [
-    {"channels": 2}, {"channels": "3"}, {"image_size": [32]}, {"image_size": [0, 32]}, {"mean": [0.5]},
+    {"channels": 0}, {"channels": "3"}, {"channels": 3.0}, {"image_size": [32]}, {"image_size": [0, 32]},
+    {"mean": []}, {"background": []}, {"background": [1, 2]},
     {"std": [float("nan")] * 3}, {"image_size": [10**6, 10**6]}, {"background": 300},
     {"background": [1, "2", 3]}, {"background": None}])
 def test_facts_about_images_that_cannot_be_are_refused(painted, tmp_path, facts):
@@ -325,6 +326,31 @@ def test_facts_about_images_that_cannot_be_are_refused(painted, tmp_path, facts)
     checkpoint.save(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="images is not what a data set's images are"):
         Predictor(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("channels, count", [(5, 5), (3, 1)])
+def test_own_data_of_many_channels_is_trained_on_and_predicted(channels, count, tiny, tmp_path):
+    """Five channels, or one mean for three, which a Normalize takes the place of."""
+    (tmp_path / "mine.py").write_text(f"""
+import numpy as np
+from cvkit import DATASETS, ImageData, ImageSet
+
+@DATASETS.register()
+def Mine():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, {channels}), np.uint8)
+    split = ImageSet.of(pixels, np.arange(20) % 2)
+    return ImageData(("a", "b"), split, split, {channels}, (16, 16), (0.5,) * {count}, (0.2,) * {count})
+""")
+    normalize = [{"NAME": "Normalize", "mean": [0.5] * channels, "std": [0.2] * channels}]
+    run = train(load_config(tiny, {
+        "IMPORTS": ["mine.py"], "DATA.DATASET": {"NAME": "Mine"}, "DATA.LIMIT": 0, "TRAIN.EPOCHS": 1,
+        "DATA.TRAIN_TRANSFORMS": normalize, "DATA.TEST_TRANSFORMS": normalize}))
+    predictor = Predictor(lonely(run, tmp_path))
+    pixels = np.stack([run.data.test.image(place) for place in range(20)])
+    assert np.array_equal(stacked(predictor(pixels)), run.predictions.probabilities)
+    if channels == 5:
+        with pytest.raises(DataError, match="the model takes images of 5 channels, which no file has"):
+            predictor(Image.new("RGB", (16, 16)))
 
 
 def test_a_checkpoint_without_facts_about_images_is_asked_by_what_its_config_says(painted, pictures, tmp_path):
