@@ -15,6 +15,7 @@ import sys
 
 from cvkit.cli.tool import new_parser, parse_words
 from cvkit.config.command_line import split_pairs
+from cvkit.errors import DataError
 from cvkit.system.files import user_path
 
 
@@ -48,7 +49,7 @@ def main(words: list[str]) -> int:
         if not paths:
             parser().error("name a run or a checkpoint, and then files or folders to predict")
         if "-" in paths:
-            paths = [path for path in paths if path != "-"] + sys.stdin.read().splitlines()
+            paths = [path for path in paths if path != "-"] + _named_on_standard_input()
         outcome = predict_files(
             Predictor(models, pairs), paths, args.csv, screen if args.json else None, args.top,
             args.copy_to, args.cam, args.overwrite)
@@ -56,3 +57,13 @@ def main(words: list[str]) -> int:
             print(f"written    {path}")
         print(outcome)
     return 1 if outcome.unreadable else 0
+
+
+def _named_on_standard_input() -> list[str]:
+    """Return the lines, of any characters but the end of one: names of files need not be UTF-8."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    found = [line for line in sys.stdin.read().split("\n") if line]
+    if not found:
+        raise DataError("standard input names no files", hint="It takes one a line.")
+    return found

@@ -37,8 +37,10 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 def _below(folder: str) -> Iterator[str]:
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
         seen.add(os.path.realpath(place))
-        folders[:] = sorted(name for name in folders if not name.startswith(".")
-                            and os.path.realpath(os.path.join(place, name)) not in seen)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(place, name) for name in sorted(names)
                     if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."))

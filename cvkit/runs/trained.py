@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -213,8 +214,9 @@ def open_trained(source: str | Path | Run | None = None,
 def is_trained(path: str) -> bool:
     """Tell whether a path is that of a run, of a folder of runs, or of a checkpoint file."""
     folder = user_path(path)
-    return path.endswith(".pt") or (folder / "config.yaml").is_file() or bool(
-        find_runs(folder.parent, folder.name))
+    # "." and "/" have no name.
+    return path.endswith(".pt") or os.path.isfile(folder / "config.yaml") or bool(
+        folder.name and find_runs(folder.parent, folder.name))
 
 
 def order_of(classes: Sequence[str], others: Sequence[str], *names: object) -> list[int]:

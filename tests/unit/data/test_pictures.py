@@ -33,6 +33,12 @@ def test_a_loop_of_links_is_walked_once(folder):
     assert len(find_images([folder])) == 4
 
 
+def test_two_links_to_a_folder_are_one(folder):
+    for name in ("one", "other"):
+        (folder / name).symlink_to("deep")
+    assert len(find_images([folder])) == 4
+
+
 def test_what_is_not_there_is_told(folder):
     with pytest.raises(DataError, match=r"no file or folder gone.jpg \(looked in "):
         find_images(["gone.jpg"])

@@ -213,3 +213,24 @@ def test_a_folder_that_is_called_like_a_key_is_a_folder(tool, painted, pictures)
     shutil.copytree(pictures, "DATA")
     code, _, _ = tool("predict.py", painted.folder, "DATA", "--csv", "out.csv", "DEVICE", "cpu")
     assert code == 0 and len(rows_of("out.csv")) == 36
+
+
+def test_names_on_standard_input_may_hold_anything_but_the_end_of_a_line(tool, painted, pictures, monkeypatch):
+    odd = [b"half\xff.png", "line\u2028.png".encode(), b"feed\x0c.png"]
+    for name in odd:
+        shutil.copy(pictures / "red" / "000.png", os.fsdecode(name))
+    stdin = io.TextIOWrapper(io.BytesIO(b"\n".join([*odd, b"", b""])), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    code, out, _ = tool("predict.py", painted.folder, "-", "--json")
+    assert code == 0
+    assert [json.loads(line)["file"] for line in out.splitlines()] == list(map(os.fsdecode, odd))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    code, _, err = tool("predict.py", painted.folder, "-")
+    assert code == 2 and err.startswith("error: standard input names no files\n")
+
+
+@pytest.mark.parametrize("folder", [".", "./", "red/.."])
+def test_the_folder_one_is_in_is_one_of_pictures(tool, painted, pictures, monkeypatch, folder):
+    monkeypatch.chdir(pictures)
+    code, out, err = tool("predict.py", painted.folder, folder)
+    assert code == 0 and "36 (" in out.replace("/36", " 36")
