@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cvkit.data.images import ImageReader, check_image
+from cvkit.data.images import ImageReader, UnreadableError, check_image
 from cvkit.data.pictures import find_images
 from cvkit.data.scan import in_threads, usable_cores
 from cvkit.errors import DataError, RunError
@@ -124,12 +124,15 @@ class Predictor:
 
         Raises:
             RunError: several models, or one whose logits come from no last layer.
+            DataError: there is no picture, or as of a call.
         """
         member, parts = self._only_member(), []
         for _, pixels, _ in self._batches(_as_list(pictures), None, True):
             images = member.normaliser.normalise(pixels[0].to(member.device))
             with self._asking(member), autocast(member.device, member.precision):
                 parts.append(penultimate_features(member.model, images).cpu().numpy())
+        if not parts:
+            raise DataError("there are no pictures to describe")
         return parts[0][0] if _is_one(pictures) else np.concatenate(parts)
 
     def received(self, pictures: Sequence[Picture]) -> Tensor:
@@ -175,7 +178,8 @@ class Predictor:
             with self._asking(member):
                 logits = averaged_logits(member.model, member.views.of(
                     images, number, member.normaliser), member.device, member.precision)
-            outputs.append(logits[:, order])
+            # Each is where its config says.
+            outputs.append(logits[:, order].to(self.members[0].device))
         return (outputs[0] if len(outputs) == 1 else mean_logits(outputs)).softmax(1)
 
     @contextmanager
@@ -190,6 +194,9 @@ class Predictor:
                  is_silent: bool) -> Iterator[tuple[list[int], list[Tensor], int]]:
         """Yield batches: places of their pictures, the pixels for each member, and a number."""
         size, number = self.members[0].batch_size, 0
+        for member in self.members:
+            # Made here, it is made once, and not by each of the threads.
+            _ = member.pipeline
         batch: list[tuple[int, list[np.ndarray]]] = []
 
         def read(place: int) -> list[np.ndarray] | DataError:
@@ -254,10 +261,15 @@ def _pixels(picture: Picture, reader: ImageReader) -> np.ndarray:
             return reader.read(os.fspath(picture))[0]
         if isinstance(picture, Image.Image):
             return reader.convert(picture, "the image")[0]
-    except DataError as error:
+    except UnreadableError as error:
         # It speaks of data sets.
         error.hint = None
         raise
+    except DataError:
+        raise
+    except Exception as error:
+        # Pillow decodes an image when it is asked for pixels, and raises what it stumbles over.
+        raise DataError(f"the image cannot be read: {str(error) or type(error).__name__}") from error
     pixels = np.asarray(picture)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     check_image(pixels)

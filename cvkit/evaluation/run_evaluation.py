@@ -44,6 +44,8 @@ def evaluate(run: Run | str | Path | Sequence[Run | str | Path] | None = None,
     """
     if isinstance(run, Sequence) and not isinstance(run, str):
         runs = [_opened(each, overrides) for each in run]
+        if not runs:
+            raise RunError("no run is named")
         if len(runs) > 1:
             return _together(runs)
         run, overrides = runs[0], ()

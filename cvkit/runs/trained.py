@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -160,12 +160,7 @@ class Trained(Experiment):
             self._has_told = True
             LOG.info(f"note       pictures are resized to {height_by_width(self._size_first)} "
                      "pixels (height×width), the size of the training's images", extra=SCREEN)
-        try:
-            return self._own.pipeline.prepare(image)
-        except Exception as error:
-            # Albumentations, OpenCV and NumPy may raise anything.
-            raise DataError(f"TEST_TRANSFORMS fail on an image of "
-                            f"{'×'.join(map(str, image.shape))}: {error}") from error
+        return _transformed(self._own.pipeline.prepare, image)
 
     def augmented(self, images: Sequence[np.ndarray], number: int) -> np.ndarray:
         """Return prepared images after the rest of the transforms, uint8 (N, H, W, C).
@@ -174,10 +169,10 @@ class Trained(Experiment):
             number: of the batch, on which what is random depends, as in an evaluation.
 
         Raises:
-            DataError: they have not the size that the model takes.
+            DataError: a transform cannot take one, or they have not the size that the model takes.
         """
         self.pipeline.seed(self.config.SEED, 0, number)
-        made = [self.pipeline.augment(image) for image in images]
+        made = [_transformed(self.pipeline.augment, image) for image in images]
         channels, height, width = self.checkpoint.image_shape
         other = next((image.shape for image in made if image.shape != (height, width, channels)),
                      None)
@@ -188,6 +183,15 @@ class Trained(Experiment):
                 hint=f"DATA.TEST_TRANSFORMS \"[{{NAME: Resize, height: {height}, "
                      f"width: {width}}}]\" makes them so.")
         return np.stack(made)
+
+
+def _transformed(transform: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    try:
+        return transform(image)
+    except Exception as error:
+        # Albumentations, OpenCV and NumPy may raise anything.
+        raise DataError(f"TEST_TRANSFORMS fail on an image of "
+                        f"{'×'.join(map(str, image.shape))}: {error}") from error
 
 
 def open_trained(source: str | Path | Run | None = None,

@@ -16,6 +16,7 @@ from cvkit.evaluation.predictor import Predictor
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import MODELS
 from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.trained import open_trained
 from cvkit.session import train
 
 FLIP = {"TTA": [{"NAME": "HorizontalFlip"}]}
@@ -233,6 +234,40 @@ def test_what_cannot_be_read_is_raised_or_collected(painted, pictures, tmp_path)
     found = list(predictor.stream(files, left_out))
     assert [item.file for item in found] == [str(good[0]), str(good[1])]
     assert [error.problem.split()[0] for error in left_out] == ["broken.png", "empty.jpg", "deep.png", "gone.png"]
+
+
+def test_an_image_of_pillow_s_that_is_cut_off_or_too_deep_is_refused(painted, pictures):
+    whole = sorted((pictures / "red").iterdir())[0].read_bytes()
+    Path("cut.png").write_bytes(whole[:len(whole) // 2])
+    predictor = Predictor(painted)
+    with Image.open("cut.png") as image, pytest.raises(DataError, match="the image cannot be read: "):
+        predictor(image)
+    with pytest.raises(DataError, match=r"(?s)more than 8 bits a channel.*Convert such images to 8 bits"):
+        predictor(Image.new("I;16", (32, 32)))
+
+
+def test_no_pictures_and_no_runs_are_told(painted):
+    predictor = Predictor(painted)
+    assert predictor([]) == []
+    with pytest.raises(DataError, match="there are no pictures"):
+        predictor.features([])
+    with pytest.raises(RunError, match="no run is named"):
+        evaluate([])
+
+
+def test_a_picture_that_a_random_transform_cannot_take_is_refused(painted):
+    crop = [{"NAME": "LongestMaxSize", "max_size": 32}, {"NAME": "RandomCrop", "size": 32}]
+    with pytest.raises(DataError, match="TEST_TRANSFORMS fail on an image of 8×32×3: "):
+        Predictor(painted, {"DATA.TEST_TRANSFORMS": crop})(np.zeros((16, 64, 3), np.uint8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_models_whose_configs_name_different_devices_are_averaged(painted, pictures):
+    by_device = [open_trained(painted.folder, {"DEVICE": name}) for name in ("cpu", "cuda")]
+    both = Predictor([painted, painted])
+    both.members = by_device
+    alone = Predictor(painted, {"DEVICE": "cpu"})
+    assert np.allclose(stacked(both(pictures)), stacked(alone(pictures)), atol=0.02)
 
 
 @pytest.mark.parametrize("pixels, message", [

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,20 @@ def test_maps_before_a_convolution_are_averaged():
     with torch.no_grad():
         features = penultimate_features(model, torch.randn(2, 3, 64, 64))
     assert features.shape == (2, 512)
+
+
+def test_no_more_is_kept_than_the_last_layer_is_given():
+    model, given, alive = nn.Sequential(*(nn.Linear(4, 4) for _ in range(9))), [], []
+
+    def note(module, inputs):
+        given.append(weakref.ref(inputs[0]))
+        alive.append(sum(item() is not None for item in given))
+
+    for layer in model:
+        layer.register_forward_pre_hook(note)
+    with torch.no_grad():
+        penultimate_features(model, torch.zeros(2, 4))
+    assert max(alive) <= 3
 
 
 def test_a_model_without_a_last_layer_is_refused():
