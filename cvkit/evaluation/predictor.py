@@ -269,7 +269,8 @@ def _pixels(picture: Picture, reader: ImageReader) -> np.ndarray:
         raise
     except Exception as error:
         # Pillow decodes an image when it is asked for pixels, and raises what it stumbles over.
-        raise DataError(f"the image cannot be read: {str(error) or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        raise DataError(f"the image cannot be read: {reason}") from error
     pixels = np.asarray(picture)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     check_image(pixels)

@@ -37,6 +37,7 @@ MAY_PREDICT = ("DEVICE", "IMPORTS", "TTA", "DATA.TEST_TRANSFORMS", "DATA.EVAL_BA
                "TRAIN.PRECISION", "TRAIN.CHANNELS_LAST")
 # A list that begins with one of these takes pictures of any size.
 _RESIZING = ("Resize", "SmallestMaxSize", "LongestMaxSize")
+_LARGE = 512
 
 
 class Trained(Experiment):
@@ -76,8 +77,11 @@ class Trained(Experiment):
         given = node.get("channels", channels)
         mean, std = (values if len(values) == given else [float(np.mean(values))] * given
                      for values in (self.checkpoint.mean, self.checkpoint.std))
-        return {"channels": given, "image_size": size, "mean": mean, "std": std,
-                "background": node.get("background", 255)}
+        # Nor what size a crop was made of.
+        transforms = self.checkpoint.read_config().DATA.TEST_TRANSFORMS
+        is_kept = all(item[NAME].split(".")[-1] == "Normalize" for item in transforms)
+        return {"channels": given, "image_size": size if is_kept else None, "mean": mean,
+                "std": std, "background": node.get("background", 255)}
 
     @cached_property
     def reader(self) -> ImageReader:
@@ -87,7 +91,9 @@ class Trained(Experiment):
     @cached_property
     def _stand_in(self) -> ImageData:
         """A data set of one black image, for what is built for a data set."""
-        size = self.facts["image_size"] or self.checkpoint.image_shape[1:]
+        # Images of mixed sizes may be larger than what a crop makes of them.
+        size, made = self.facts["image_size"], self.checkpoint.image_shape[1:]
+        size = size or (made if max(made) > _LARGE else (_LARGE, _LARGE))
         image = np.zeros((1, *size, self.facts["channels"]), dtype=np.uint8)
         blank = ImageSet.of(image, [0])
         return ImageData(tuple(self.classes), blank, blank, self.facts["channels"], None,

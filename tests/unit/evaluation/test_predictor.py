@@ -395,6 +395,30 @@ def test_a_checkpoint_without_facts_about_images_is_asked_by_what_its_config_say
     assert np.array_equal(stacked(Predictor(tmp_path / "x.pt")(pictures)), painted.predictions.probabilities)
 
 
+def test_a_checkpoint_without_facts_about_images_is_asked_by_the_crop_of_its_training(painted, pictures, tmp_path, quick):
+    crop = [{"NAME": "CenterCrop", "height": 24, "width": 24}]
+    run = train(load_config(quick, {
+        "DATA.DATASET": painted.config.DATA.DATASET, "DATA.TRAIN_TRANSFORMS": crop,
+        "DATA.TEST_TRANSFORMS": crop, "DATA.LIMIT": 0, "TRAIN.EPOCHS": 1}))
+    checkpoint = Checkpoint.load(run.checkpoints / "last.pt")
+    checkpoint.images = None
+    checkpoint.save(tmp_path / "x.pt")
+    assert np.array_equal(stacked(Predictor(tmp_path / "x.pt")(pictures)), run.predictions.probabilities)
+
+
+def test_a_crop_of_images_of_mixed_sizes_may_be_larger_than_what_the_model_takes(tmp_path, quick):
+    for split, count in (("train", 16), ("test", 4)):
+        paint(tmp_path / "data", split, count, np.random.default_rng(0))
+        for place, file in enumerate(sorted((tmp_path / "data" / split).rglob("*.png"))):
+            Image.open(file).resize((48 + place, 48)).save(file)
+    crop = [{"NAME": "CenterCrop", "height": 48, "width": 48}, {"NAME": "Resize", "height": 24, "width": 24}]
+    run = train(load_config(quick, {
+        "DATA.DATASET": {"NAME": "ImageFolder", "root": str(tmp_path / "data")},
+        "DATA.TRAIN_TRANSFORMS": crop, "DATA.TEST_TRANSFORMS": crop, "TRAIN.EPOCHS": 1}))
+    found = Predictor(lonely(run, tmp_path))(tmp_path / "data" / "test")
+    assert np.array_equal(stacked(found), run.predictions.probabilities)
+
+
 def test_a_model_is_left_as_it_was(painted, pictures):
     predictor = Predictor(painted)
     before = {name: value.clone() for name, value in predictor.members[0].model.state_dict().items()}
