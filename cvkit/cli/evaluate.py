@@ -16,6 +16,8 @@ import argparse
 
 from cvkit.cli.tool import new_parser, parse_words
 from cvkit.config.command_line import split_pairs
+from cvkit.errors import ConfigError
+from cvkit.system.command import command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +36,11 @@ def main(words: list[str]) -> None:
 
     # After --run, argparse takes all for runs.
     names, pairs = split_pairs(args.run or [])
+    files = [word for word in (*names, *args.overrides) if word.endswith(".pt")]
+    if files:
+        raise ConfigError(f"{files[0]} is a checkpoint file; runs are evaluated",
+                          hint=f"{command('predict')} {files[0]} FOLDER tells the accuracy on "
+                               "pictures in class folders.")
     newest: list[str | None] = [None]
     runs = [open_run(name, overrides=[*pairs, *args.overrides], may_change=MAY_EVALUATE)
             for name in names or newest]

@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="RUN|CHECKPOINT", help="a run folder, or a .pt file")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
                         help="where your own code is now: IMPORTS")
-    parser.add_argument("--format", required=True, help="onnx, or torch_export (.pt2)")
+    parser.add_argument("--format", help="onnx, or torch_export for .pt2; default: as FILE ends")
     parser.add_argument("--precision", default="fp32", help="fp32, or fp16 for half the size")
     parser.add_argument("--out", metavar="FILE",
                         help="default: model.onnx or .pt2 in the run, or beside the checkpoint")

@@ -11,11 +11,13 @@ code 1; the others are predicted all the same. Of a folder of class folders the 
 
 import argparse
 import contextlib
+import os
 import sys
+from pathlib import Path
 
 from cvkit.cli.tool import new_parser, parse_words
 from cvkit.config.command_line import split_pairs
-from cvkit.errors import DataError
+from cvkit.errors import ConfigError, DataError
 from cvkit.system.files import user_path
 
 
@@ -46,13 +48,21 @@ def main(words: list[str]) -> int:
 
         models = [word for place, word in enumerate(named) if not place or is_trained(word)]
         paths = [word for word in named if word not in models]
+        if models and not is_trained(models[0]) and (paths or os.path.exists(models[0])):
+            raise ConfigError(f"{models[0]} is no run and no checkpoint",
+                              hint="A run, or a best.pt, comes first; then files or folders.")
         if not paths:
-            parser().error("name a run or a checkpoint, and then files or folders to predict")
-        if "-" in paths:
-            paths = [path for path in paths if path != "-"] + _named_on_standard_input()
+            took = "" if args.cam in (None, Path("cam")) else f" (--cam took {args.cam})"
+            raise ConfigError(f"there is nothing to predict{took}",
+                              hint="Name a run or a best.pt, and then files or folders.")
+        names = _named_on_standard_input() if "-" in paths else []
+        predictor = Predictor(models, pairs)
+        for model, member in zip(models, predictor.members):
+            if member.trained_in is not None and member.trained_in.folder != user_path(model):
+                print(f"run {member.source}")
         outcome = predict_files(
-            Predictor(models, pairs), paths, args.csv, screen if args.json else None, args.top,
-            args.copy_to, args.cam, args.overwrite)
+            predictor, [path for path in paths if path != "-"], args.csv,
+            screen if args.json else None, args.top, args.copy_to, args.cam, args.overwrite, names)
         for path in filter(None, (args.csv, args.copy_to, args.cam)):
             print(f"written    {path}")
         print(outcome)

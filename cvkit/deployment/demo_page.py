@@ -49,7 +49,7 @@ def _gradio() -> Any:
         import gradio
     except ImportError as error:
         raise RunError("the page needs Gradio, which is not installed",
-                       hint='pip install "cvkit[demo]"') from error
+                       hint='pip install "gradio>=6.31,<7"') from error
     return gradio
 
 

@@ -26,7 +26,7 @@ from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run, refuse_links
 from cvkit.runs.trained import Trained, open_trained
 from cvkit.system.files import replacing, user_path, writing
-from cvkit.system.text import plural, suggest
+from cvkit.system.text import escape_controls, plural, suggest
 
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
 # The most that a probability of the file may differ from the model's own in fp32. In fp16 a weight
@@ -62,7 +62,7 @@ class Exported:
                 f"{self.difference:.1e}, {self.agreement:.1%} have the same class")
 
 
-def export(source: Run | str | Path | None = None, format: str = "onnx",
+def export(source: Run | str | Path | None = None, format: str | None = None,
            out: str | Path | None = None, precision: str = "fp32",
            images: str | Path | None = None, overwrite: bool = False,
            overrides: Sequence[str] | Mapping[str, Any] = ()) -> Exported:
@@ -74,7 +74,8 @@ def export(source: Run | str | Path | None = None, format: str = "onnx",
 
     Args:
         source: a run, its path, or a checkpoint file; None for the newest run.
-        format: "onnx", or "torch_export" for a .pt2 file that `torch.export.load` reads.
+        format: "onnx", or "torch_export" for a .pt2 file that `torch.export.load` reads; by
+            default what the ending of `out` says, else "onnx".
         out: the file; `model.onnx` in the run, or beside the checkpoint, by default.
         precision: "fp32", or "fp16" for a file half as large.
         images: a folder of images to check the file with; by default the test images of the run,
@@ -86,6 +87,9 @@ def export(source: Run | str | Path | None = None, format: str = "onnx",
         UserError: no such run, a model that cannot be traced, a file that is there or cannot be
             written, or one that does not say what the model says.
     """
+    if format is None:
+        is_pt2 = out is not None and Path(out).suffix == ENDINGS["torch_export"]
+        format = "torch_export" if is_pt2 else "onnx"
     _choose("--format", format, ENDINGS)
     _choose("--precision", precision, BOUNDS)
     trained = open_trained(source, overrides)
@@ -149,14 +153,12 @@ def describe(checkpoint: Checkpoint, precision: str) -> dict[str, str]:
     """Return the metadata of a checkpoint's file: texts by name, lists as JSON."""
     channels, height, width = checkpoint.image_shape
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    config = checkpoint.read_config()
     return {
         "cvkit_version": cvkit.__version__,
         "input": f"images: uint8 (N, {height}, {width}, {channels}), {kind}, 0-255; normalised in "
                  "the graph",
         "output": f"probabilities: float32 (N, {len(checkpoint.classes)})",
-        "before": "not in the graph: " + in_words([
-            node for node in config.DATA.TEST_TRANSFORMS if node[NAME] != "Normalize"]),
+        "before": "not in the graph: " + "; ".join(_before(checkpoint)),
         "classes": json.dumps(checkpoint.classes),
         "mean": json.dumps(checkpoint.mean),
         "std": json.dumps(checkpoint.std),
@@ -164,6 +166,18 @@ def describe(checkpoint: Checkpoint, precision: str) -> dict[str, str]:
         "precision": precision,
         "config": checkpoint.config,
     }
+
+
+def _before(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield what was done to a picture before it was an image of the training, in words."""
+    facts = checkpoint.images or {}
+    yield "turned as EXIF says"
+    yield f"transparent pixels laid on {facts.get('background', 255)}"
+    if facts.get("image_size"):
+        yield "another size than {}x{} resized to it, averaging over areas".format(
+            *facts["image_size"])
+    yield in_words([node for node in checkpoint.read_config().DATA.TEST_TRANSFORMS
+                    if node[NAME] != "Normalize"])
 
 
 def refuse_target(path: Path, format: str, overwrite: bool) -> None:
@@ -308,7 +322,7 @@ def _refuse_without_packages(format: str) -> None:
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise UserError(f"--format onnx needs a package that is not here: {error}",
-                            hint='pip install "cvkit[export]"') from None
+                            hint="pip install onnx onnxruntime onnxscript") from None
 
 
 def _choose(flag: str, value: str, allowed: Iterable[str]) -> None:
@@ -322,7 +336,14 @@ def _images(trained: Trained, folder: str | Path | None) -> tuple[np.ndarray, st
     if folder is not None:
         paths = find_images([folder])
         chosen = [paths[place] for place in evenly(range(len(paths)), sum(_BATCHES))]
-        prepared = [trained.prepared(trained.reader.read(path)[0]) for path in chosen]
+        prepared = []
+        for path in chosen:
+            try:
+                prepared.append(trained.prepared(trained.reader.read(path)[0]))
+            except DataError as error:
+                print(f"left out   {escape_controls(error.problem)}")
+        if not prepared:
+            raise DataError(f"none of the images in {folder} can be read")
         return trained.augmented(prepared, 0), "image"
     reason, run = "a lone checkpoint has no images", trained.trained_in
     if run is not None:

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from cvkit.data.class_folders import leads_to
 from cvkit.data.pictures import find_images
 from cvkit.errors import DataError, RunError
 from cvkit.evaluation.predictor import Prediction, Predictor
@@ -55,7 +56,8 @@ class Outcome:
 
 def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path | None = None,
                   lines: IO[str] | None = None, top: int = 1, copies: str | Path | None = None,
-                  pictures: str | Path | None = None, overwrite: bool = False) -> Outcome:
+                  pictures: str | Path | None = None, overwrite: bool = False,
+                  names: Iterable[str] = ()) -> Outcome:
     """Predict files and folders of them, writing each batch before the next one is read.
 
     Args:
@@ -69,15 +71,22 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
         pictures: a folder that gets a PNG of each: where the model looked, for the two most
             probable classes.
         overwrite: whether what is there already may be replaced.
+        names: of further files, which need not be there.
 
     Raises:
         DataError: no such file, or a folder without images.
         RunError: a file cannot be written, or is there already; what was written before is kept.
     """
-    if not 1 <= top <= len(predictor.classes):
-        raise RunError(f"there are {len(predictor.classes)} classes, and {top} cannot be told",
-                       hint=f"--top takes 1 to {len(predictor.classes)}.")
+    if top < 1:
+        raise RunError(f"{top} classes cannot be told", hint="--top is 1 or more.")
+    top = min(top, len(predictor.classes))
+    paths = list(paths)
     files, notes = _listed(paths, predictor.classes)
+    files |= {name: _File(os.path.basename(name), None) for name in names}
+    if table is not None and os.path.realpath(table) in map(os.path.realpath, files):
+        raise RunError(f"{table} is one of the pictures", hint="Name another file.")
+    for folder in filter(None, (copies, pictures)):
+        _refuse_within(folder, paths)
     outcome = Outcome(notes)
     with ExitStack() as stack:
         sinks: list[Any] = []
@@ -87,8 +96,11 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
         if lines is not None:
             sinks.append(_Lines(lines, top))
         if copies is not None:
-            sinks.append(_Copies(_new_folder(Path(copies), overwrite)))
+            sinks.append(_Copies(_new_folder(Path(copies), overwrite), predictor.classes))
         if pictures is not None:
+            if len(predictor.members) > 1:
+                raise RunError("where a model looked can be drawn of one, not of several together",
+                               hint="Name one of them, or leave out --cam.")
             sinks.append(_Pictures(_new_folder(Path(pictures), overwrite), predictor))
         if not sinks:
             sinks.append(_Screen(predictor.classes, top))
@@ -118,16 +130,25 @@ def _listed(paths: Iterable[str], classes: Sequence[str]) -> tuple[dict[str, _Fi
         found, is_folder = find_images([path]), os.path.isdir(path)
         below = [os.path.relpath(file, path) if is_folder else os.path.basename(file)
                  for file in found]
-        # Of a file that lies in the folder itself, that is its own name.
-        tops = [name.split(os.sep)[0] for name in below]
+        # The folder that a file lies in, below the one that is named; empty of that one's own.
+        tops = [name.split(os.sep)[0] if os.sep in name else "" for name in below]
         are_labels = is_folder and set(tops) <= set(classes)
         if is_folder and not are_labels and set(tops) & set(classes):
-            others = sorted(set(tops) - set(classes))
-            notes.append(f"accuracy in {path} is not counted: no class of the model is called "
-                         f"{and_more(others, 4)}")
+            others = sorted(set(tops) - set(classes) - {""})
+            reason = (f"no class of the model is called {and_more(others, 4)}" if others else
+                      "some of its pictures lie in no folder")
+            notes.append(f"accuracy in {path} is not counted: {reason}")
         for file, name, top in zip(found, below, tops):
             files[file] = _File(name.replace(os.sep, "_"), top if are_labels else None)
     return files, notes
+
+
+def _refuse_within(folder: str | Path, paths: Iterable[str]) -> None:
+    """Refuse a folder to write into where the next prediction would find what was written."""
+    inside = next((path for path in paths if os.path.isdir(path) and leads_to(path, folder)), None)
+    if inside is not None:
+        raise RunError(f"{folder} lies in {inside}, whose pictures are predicted",
+                       hint="Name a folder elsewhere.")
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
@@ -150,6 +171,7 @@ def _new_file(path: Path, overwrite: bool) -> IO[str]:
         raise RunError(f"{path} is a folder, not a file")
     _refuse_existing(path, overwrite)
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Names of files need not be UTF-8.
         return path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
 
@@ -211,12 +233,17 @@ def _file_name(text: str) -> str:
 class _Copies:
     """Copies files into folders of their classes; those of the same name get numbers."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, classes: Sequence[str]):
         self._folder, self._taken = folder, set[Path]()
+        self._classes = list(map(_file_name, classes))
 
     def add(self, prediction: Prediction, name: str) -> None:
         copy = _free(self._folder / _file_name(prediction.label) / name, self._taken)
         with writing(copy):
+            # One that an earlier model took for another class would stay beside it.
+            for other in {self._folder / label / copy.name for label in self._classes}:
+                if other not in self._taken:
+                    other.unlink(missing_ok=True)
             copy.parent.mkdir(exist_ok=True)
             shutil.copy2(prediction.file, copy)
 
@@ -235,8 +262,6 @@ class _Pictures:
     """Draws where the model looked, for the two most probable classes on one scale."""
 
     def __init__(self, folder: Path, predictor: Predictor):
-        if len(predictor.members) > 1:
-            raise RunError("where a model looked can be drawn of one, not of several together")
         self._folder, self._predictor, self._taken = folder, predictor, set[Path]()
 
     def add(self, prediction: Prediction, name: str) -> None:

@@ -113,7 +113,7 @@ class Predictor:
         Raises:
             DataError: one is not there, cannot be read or has another form.
         """
-        found = list(self.stream(_as_list(pictures)))
+        found = list(self.stream(pictures))
         return found[0] if _is_one(pictures) else found
 
     def features(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
@@ -152,18 +152,20 @@ class Predictor:
                            f"{len(self.members)}")
         return self.members[0]
 
-    def stream(self, pictures: Sequence[Picture], unreadable: list[DataError] | None = None,
+    def stream(self, pictures: Picture | Sequence[Picture],
+               unreadable: list[DataError] | None = None,
                is_silent: bool = True) -> Iterator[Prediction]:
         """Yield the prediction of each picture in order; files are read ahead by threads.
 
         Memory does not grow with the number of pictures.
 
         Args:
-            pictures: files, images of Pillow's or pixels.
+            pictures: as of a call.
             unreadable: takes the errors of pictures that cannot be read, which are then left out;
                 without it the first one is raised.
             is_silent: whether no bar is shown.
         """
+        pictures = _as_list(pictures)
         for places, pixels, number in self._batches(pictures, unreadable, is_silent):
             for place, row in zip(places, self._probabilities(pixels, number).cpu().numpy()):
                 picture = pictures[place]

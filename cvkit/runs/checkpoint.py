@@ -104,10 +104,11 @@ class Checkpoint:
             CheckpointError: it is not what cvkit writes.
         """
         foreign = f"{path} was not written by this version of cvkit"
+        hint = "It takes best.pt or last.pt of a run of its own, no weights of other tools."
         known = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING} | {"format"}
         if not isinstance(content, dict) or not needed <= set(content) <= known:
-            raise CheckpointError(foreign)
+            raise CheckpointError(foreign, hint=hint)
         if type(content["format"]) is not int or content["format"] != FORMAT:
             raise CheckpointError(foreign)
         for name, (meaning, is_that) in EXPECTED.items():

@@ -14,6 +14,7 @@ import torch
 
 from cvkit.errors import CheckpointError
 from cvkit.system.saving import EXTRA_STATE
+from cvkit.system.text import nearest
 
 
 def verify_archive(path: Path) -> None:
@@ -95,7 +96,9 @@ def read_verified(path: Path) -> Any:
         CheckpointError: absent, damaged, or holds anything else.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}")
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.pt")])
+        raise CheckpointError(f"no checkpoint {path}",
+                              hint=f"Did you mean {path.parent / near[0]}?" if near else None)
     try:
         verify_archive(path)
         _verify_storages(path)

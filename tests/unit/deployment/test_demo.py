@@ -212,7 +212,7 @@ def test_without_gradio_it_says_how_to_install_it(painted, tool, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, _, err = tool("demo.py", painted.folder)
     assert (code, err) == (2, "error: the page needs Gradio, which is not installed\n"
-                           "  pip install \"cvkit[demo]\"\n")
+                           "  pip install \"gradio>=6.31,<7\"\n")
 
 
 # A process that has this file on its path notes whom it asks for.

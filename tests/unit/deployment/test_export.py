@@ -238,7 +238,7 @@ def test_more_than_one_onnx_file_holds_is_refused(tiny_model, tmp_path, monkeypa
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_package_is_named(package, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf'{package} .*\n  pip install "cvkit\[export\]"'):
+    with pytest.raises(UserError, match=rf'{package} .*\n  pip install onnx onnxruntime onnxscript'):
         written(*tiny_model, tmp_path / "model.onnx")
     assert os.listdir(tmp_path) == []
 
@@ -266,7 +266,8 @@ def test_a_run_is_exported_with_its_metadata_and_says_what_its_predictions_say(r
     assert found["config"] == checkpoint.config and found["precision"] == "fp32"
     assert found["cvkit_version"] == cvkit.__version__
     assert found["input"] == "images: uint8 (N, 32, 32, 3), RGB, 0-255; normalised in the graph"
-    assert found["before"] == "not in the graph: []"
+    assert found["before"] == ("not in the graph: turned as EXIF says; transparent pixels laid on 255; another "
+                               "size than 32x32 resized to it, averaging over areas; []")
     assert not [tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer
                 if tensor.external_data]
     assert str(cvkit.__file__).encode() not in path.read_bytes()
@@ -325,6 +326,11 @@ def test_a_lone_checkpoint_is_checked_on_noise_or_on_given_images(painted, tmp_p
     given = painted.config.DATA.DATASET.root
     assert export(folder / "best.pt", images=given, overwrite=True).agreement == 1
     assert capsys.readouterr().out == "check      on 40 images\n"
+    (folder / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=f"none of the images in {folder} can be read"):
+        export(folder / "best.pt", images=folder, overwrite=True)
+    assert "left out   " in capsys.readouterr().out
+    (folder / "broken.png").unlink()
     with pytest.raises(UserError, match=f"{folder} holds no images"):
         export(folder / "best.pt", images=folder, overwrite=True)
 

@@ -143,8 +143,8 @@ def test_what_is_there_is_not_replaced_unless_asked(predictor, pictures):
 def test_nothing_is_written_where_nothing_can_be_predicted(predictor):
     with pytest.raises(DataError, match="no file or folder gone"):
         predict_files(predictor, ["gone"], table="out.csv")
-    with pytest.raises(RunError, match="--top takes 1 to 3"):
-        predict_files(predictor, ["gone"], top=4)
+    with pytest.raises(RunError, match="--top is 1 or more"):
+        predict_files(predictor, ["gone"], top=0)
     assert not Path("out.csv").exists()
 
 
@@ -194,19 +194,44 @@ def test_the_command(tool, painted, pictures, monkeypatch):
 
 @pytest.mark.parametrize("words, message", [
     (("gone.pt", "a.png"), "no checkpoint gone.pt"),
-    (("gone", "a.png"), "no run gone"),
-    (("RUN",), "name a run or a checkpoint, and then files or folders"),
+    (("gone", "a.png"), "gone is no run and no checkpoint"),
+    (("a.png", "RUN"), "a.png is no run and no checkpoint\n  A run, or a best.pt, comes first"),
+    (("RUN",), "there is nothing to predict\n  Name a run or a best.pt, and then files or folders"),
+    (("RUN", "--cam", "a.png"), "there is nothing to predict (--cam took a.png)"),
+    (("bset.pt", "a.png"), "no checkpoint bset.pt\n  Did you mean best.pt?"),
     (("RUN", "gone.png"), "no file or folder gone.png"),
     (("RUN", "empty"), "empty holds no images"),
     (("RUN", "a.png", "MODEL.width", "8"), "MODEL.width cannot be changed"),
     (("RUN", "a.png", "TTA", "[{NAME: Flip}]"), "no transform named 'Flip'"),
     (("RUN", "a.png", "--tops", "3"), "no flag --tops"),
-    (("RUN", "a.png", "--top", "9"), "--top takes 1 to 3")])
+    (("RUN", "a.png", "--top", "0"), "--top is 1 or more"),
+    (("RUN", "empty", "--copy-to", "empty/sorted"), "empty holds no images"),
+    (("RUN", ".", "--copy-to", "sorted"), "sorted lies in ., whose pictures are predicted"),
+    (("RUN", "a.png", "--csv", "a.png", "--overwrite"), "a.png is one of the pictures"),
+    (("RUN", "RUN", "a.png", "--cam"), "can be drawn of one, not of several together")])
 def test_mistakes_are_told(tool, painted, words, message):
     Path("empty").mkdir()
     Image.new("RGB", (32, 32)).save("a.png")
+    Path("best.pt").touch()
     code, _, err = tool("predict.py", *(painted.folder if word == "RUN" else word for word in words))
     assert code == 2 and message in err
+    assert sorted(path.name for path in Path().iterdir() if path.name not in (".cache", "runs")) == [
+        "a.png", "best.pt", "empty"] and Image.open("a.png").size == (32, 32)
+
+
+def test_a_copy_of_an_earlier_model_for_another_class_is_taken_away(predictor, pictures, monkeypatch):
+    predict_files(predictor, [str(pictures)], copies="sorted")
+    turned = Predictor(predictor.members[0].trained_in)
+    turned.classes = ["green", "red", "blue"]
+    predict_files(turned, [str(pictures)], copies="sorted", overwrite=True)
+    assert sum(1 for _ in Path("sorted").rglob("*.png")) == 36
+
+
+def test_names_that_are_not_there_are_told_at_the_end(predictor, pictures):
+    good = str(pictures / "red" / "000.png")
+    outcome = predict_files(predictor, [], table="new/folder/out.csv", names=["gone.png", good], top=9)
+    assert [row["file"] for row in rows_of("new/folder/out.csv")] == [good]
+    assert [error.problem for error in outcome.unreadable] == ["gone.png is gone since the folder was read"]
 
 
 def test_a_folder_that_is_called_like_a_key_is_a_folder(tool, painted, pictures):

@@ -303,6 +303,11 @@ def test_memory_does_not_grow_with_the_number_of_pictures(painted, pictures, mon
     assert max(most) < 120
 
 
+def test_a_folder_can_be_streamed(painted, pictures):
+    predictor = Predictor(painted)
+    assert [item.file for item in predictor.stream(str(pictures))] == [item.file for item in predictor(pictures)]
+
+
 def test_what_may_not_be_changed_is_refused(painted):
     for key, value in (("MODEL.width", 8), ("TRAIN.EPOCHS", 3), ("DATA.DATASET.root", "x")):
         with pytest.raises(ConfigError, match=f"{key} cannot be changed in a model that was trained"):
