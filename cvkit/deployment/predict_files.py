@@ -23,6 +23,9 @@ from cvkit.evaluation.predictor import Prediction, Predictor
 from cvkit.system.files import writing
 from cvkit.system.text import and_more, escape_controls, in_columns, plural
 
+# Bytes of a file's name; with an ending and a number, disks take 255.
+_LONGEST = 200
+
 
 @dataclass
 class Outcome:
@@ -90,18 +93,19 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
     outcome = Outcome(notes)
     with ExitStack() as stack:
         sinks: list[Any] = []
-        if table is not None:
-            sinks.append(_Table(_new_file(Path(table), overwrite), top))
-            stack.callback(sinks[0].close)
         if lines is not None:
             sinks.append(_Lines(lines, top))
-        if copies is not None:
-            sinks.append(_Copies(_new_folder(Path(copies), overwrite), predictor.classes))
         if pictures is not None:
             if len(predictor.members) > 1:
                 raise RunError("where a model looked can be drawn of one, not of several together",
                                hint="Name one of them, or leave out --cam.")
             sinks.append(_Pictures(_new_folder(Path(pictures), overwrite), predictor))
+        if copies is not None:
+            sinks.append(_Copies(_new_folder(Path(copies), overwrite), predictor.classes))
+        if table is not None:
+            # It comes last, as it would be there already after what refuses another.
+            sinks.append(_Table(_new_file(Path(table), overwrite), top))
+            stack.callback(sinks[-1].close)
         if not sinks:
             sinks.append(_Screen(predictor.classes, top))
         is_silent = table is None and copies is None and pictures is None
@@ -249,11 +253,15 @@ class _Copies:
 
 
 def _free(path: Path, taken: set[Path]) -> Path:
-    """Return a path that none of these has, and note it."""
-    free, number = path, 1
+    """Return a path that none of these has, of a name that disks take, and note it."""
+    stem = path.stem
+    while len(os.fsencode(stem)) > _LONGEST:
+        # The end of a name is the file's own.
+        stem = stem[1:]
+    free, number = path.with_stem(stem), 1
     while free in taken:
         number += 1
-        free = path.with_stem(f"{path.stem}_{number}")
+        free = path.with_stem(f"{stem}_{number}")
     taken.add(free)
     return free
 

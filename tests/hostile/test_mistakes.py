@@ -232,7 +232,7 @@ def test_several_mistakes_are_told_at_once(tool, tmp_path):
     (["compare.py", "a", "b", "--cuont", "3"], "Did you mean --count? The flags are --count, --out, --results, --note."),
     (["registry.py", "--imports", "x"], "Did you mean --import? The flags are --import."),
     (["benchmark.py", "--jsn"], "Did you mean --json? The flags are --json."),
-    (["evaluate.py", "x", "--run"], "expected one argument"),
+    (["evaluate.py", "x", "--run"], "expected at least one argument"),
     (["registry.py", "--import", "."], "'.' cannot be a module of yours"),
     (["registry.py", "SGD"], "It is an optimizer: python tools/registry.py optimizer SGD"),
     (["registry.py", "modell"], "Did you mean model?"),

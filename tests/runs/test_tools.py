@@ -52,7 +52,7 @@ def test_output_that_is_not_utf_8_lacks_letters_and_nothing_else(run, tool, monk
     assert code == 0 and f"layer1 (32{times}32 pixels)" in said, said
     predictions = run.predictions
     replace(predictions, classes=["日本", *predictions.classes[1:]]).save(run.folder / "predictions.npz")
-    monkeypatch.setattr("cvkit.evaluation.run_evaluation.evaluate", lambda run: run.predictions)
+    monkeypatch.setattr("cvkit.evaluation.run_evaluation.evaluate", lambda runs: runs[0].predictions)
     code, said = say("evaluate.py", "--run", run.folder)
     assert code == 0 and re.search(r"^\?\?  ", said, re.MULTILINE), said
     code, said = say("compare.py", run.folder, run.folder, "--out", "größe")

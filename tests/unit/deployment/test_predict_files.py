@@ -78,6 +78,16 @@ def test_copies_of_files_that_are_called_alike_get_numbers(predictor, pictures):
     assert len(copies) == 3 and set(copies) <= {"000.png", "000_2.png", "000_3.png"}
 
 
+def test_copies_from_far_below_have_names_that_disks_take(predictor, pictures):
+    deep = Path("in", *("é" * 50 + str(place) for place in range(4)))
+    deep.mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        shutil.copy(pictures / "red" / "000.png", deep / name)
+    predict_files(predictor, ["in"], copies="sorted")
+    names = sorted(path.name for path in Path("sorted").rglob("*.png"))
+    assert [name[-6:] for name in names] == ["_a.png", "_b.png"]
+
+
 def test_a_class_whose_name_leads_elsewhere_gets_a_folder_inside(painted, pictures, tmp_path):
     checkpoint = Checkpoint.load(painted.checkpoints / "last.pt")
     checkpoint.classes = ["../../up", "/etc", "a\x1b[31m\nb"]
@@ -96,6 +106,9 @@ def test_pictures_show_where_the_model_looked(predictor, pictures):
 
 
 def test_several_models_together_have_no_map(painted, pictures):
+    with pytest.raises(RunError):
+        predict_files(Predictor([painted, painted]), [str(pictures)], table="out.csv", pictures="cam")
+    assert not Path("out.csv").exists()
     with pytest.raises(RunError, match="where a model looked can be drawn of one"):
         predict_files(Predictor([painted, painted]), [str(pictures)], pictures="cam")
 
