@@ -69,7 +69,8 @@ def export(source: Run | str | Path | None = None, format: str | None = None,
     """Write the model of a run, or of one checkpoint, into a file that runs without cvkit.
 
     It takes uint8 images (N, height, width, channels) named `images`, normalises them, and returns
-    `probabilities`, float32 (N, classes). TEST_TRANSFORMS are not in it; its metadata name them.
+    `probabilities`, float32 (N, classes). TEST_TRANSFORMS are not in it, its metadata name them;
+    nor is TTA.
     The file is compared with the model on images first, and only one that agrees is kept.
 
     Args:
@@ -103,6 +104,8 @@ def export(source: Run | str | Path | None = None, format: str | None = None,
     target = target if out is None else user_path(out)
     refuse_target(target, format, overwrite)
     taken, what = _images(trained, images)
+    if trained.config.TTA:
+        print("note       TTA is not in the file: its probabilities are of the image as it is")
     print(f"check      on {plural(len(taken), what)}")
     return export_model(trained.model, target, taken, mean=checkpoint.mean, std=checkpoint.std,
                         metadata=describe(checkpoint, precision), format=format,

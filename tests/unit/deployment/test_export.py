@@ -331,6 +331,9 @@ def test_a_lone_checkpoint_is_checked_on_noise_or_on_given_images(painted, tmp_p
         export(folder / "best.pt", images=folder, overwrite=True)
     assert "left out   " in capsys.readouterr().out
     (folder / "broken.png").unlink()
+    flip = {"TTA": [{"NAME": "HorizontalFlip"}]}
+    export(folder / "best.pt", images=given, overwrite=True, overrides=flip)
+    assert capsys.readouterr().out.startswith("note       TTA is not in the file: ")
     with pytest.raises(UserError, match=f"{folder} holds no images"):
         export(folder / "best.pt", images=folder, overwrite=True)
 
