@@ -124,10 +124,11 @@ def draw_all(subject: Drawable, nodes: Iterable[Any]) -> Iterator[Drawn]:
     """
     nodes = list(nodes)
     count: Counter[str] = Counter()
+    are_of_tta = any(run.shown is not None for run in getattr(subject, "runs", []))
     for node in nodes:
         VISUALIZERS.check(node)
     for node in tqdm(nodes, desc="Drawing", unit="picture", delay=2, disable=None, leave=False):
-        name = file_name(node) + "_tta" * (getattr(subject, "shown", None) is not None)
+        name = file_name(node) + "_tta" * are_of_tta
         try:
             figures = figures_of(subject, node)
         except UserError as error:

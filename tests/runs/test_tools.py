@@ -197,6 +197,14 @@ def test_compare_two_runs(tool, run, painted, tmp_path):
     assert code == 2 and "--count is 1 or more, not 0" in err
 
 
+def test_runs_compared_with_tta_have_pictures_of_their_own(tool, painted):
+    for words in ([], ["TTA", "[{NAME: HorizontalFlip}]"]):
+        code, _, err = tool("visualize.py", "--run", painted.folder, painted.folder, "--disagreements",
+                            "--out", "x", *words)
+        assert code == 0, err
+    assert sorted(path.name for path in Path("x").glob("*.png")) == ["disagreements.png", "disagreements_tta.png"]
+
+
 def test_the_benchmark_measures_the_part_asked_for(tool, monkeypatch):
     from benchmarks import measure
 
