@@ -42,5 +42,7 @@ def _below(folder: str) -> Iterator[str]:
             continue
         seen.add(os.path.realpath(place))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(place, name) for name in sorted(names)
-                    if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."))
+        paths = (os.path.join(place, name) for name in sorted(names)
+                 if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."))
+        # Reading a pipe would wait for ever. What a link leads to may be gone, which is to be told.
+        yield from (path for path in paths if os.path.isfile(path) or not os.path.exists(path))

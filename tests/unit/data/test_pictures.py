@@ -39,6 +39,14 @@ def test_two_links_to_a_folder_are_one(folder):
     assert len(find_images([folder])) == 4
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such pipes")
+def test_a_pipe_that_is_called_as_an_image_is_none(folder):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.png").symlink_to("gone")
+    assert [os.path.basename(path) for path in find_images([folder])][:3] == ["a.PNG", "b.jpg", "link.png"]
+    assert len(find_images([folder])) == 5
+
+
 def test_what_is_not_there_is_told(folder):
     with pytest.raises(DataError, match=r"no file or folder gone.jpg \(looked in "):
         find_images(["gone.jpg"])
