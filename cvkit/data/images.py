@@ -44,6 +44,13 @@ class UnreadableError(DataError):
     """An image file that is gone, cut off or no image."""
 
 
+def _unreadable(path: str, error: Exception) -> UnreadableError:
+    reason = ("its content is no image" if isinstance(error, UnidentifiedImageError)
+              else str(error) or type(error).__name__)
+    return UnreadableError(f"{path} cannot be read as an image: {reason}",
+                           hint=f"Replace or remove it. {_SKIP_HINT}")
+
+
 class ImageReader:
     """Turns image files, and Pillow's images, into pixels: uint8 (H, W, C).
 
@@ -83,10 +90,20 @@ class ImageReader:
                                   hint=_SKIP_HINT) from None
         except Exception as error:
             # Pillow's readers of several formats raise whatever they stumble over.
-            reason = ("its content is no image" if isinstance(error, UnidentifiedImageError)
-                      else str(error) or type(error).__name__)
-            raise UnreadableError(f"{path} cannot be read as an image: {reason}",
-                                  hint=f"Replace or remove it. {_SKIP_HINT}") from error
+            raise _unreadable(path, error) from error
+
+    def size(self, path: str) -> tuple[int, int]:
+        """Return (height, width) of a file as its head says, without decoding it.
+
+        Raises:
+            UnreadableError: it is no image.
+        """
+        try:
+            with Image.open(path, formats=_FORMATS) as file:
+                return file.height, file.width
+        except Exception as error:
+            # As in `read`; a size beyond all bounds is an error of Pillow's too.
+            raise _unreadable(path, error) from error
 
     def convert(self, file: Image.Image, name: str) -> tuple[np.ndarray, bool]:
         """Return the same of an image of Pillow's, which messages call by a name."""

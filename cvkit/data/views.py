@@ -15,7 +15,8 @@ from cvkit.data.normaliser import Normaliser
 from cvkit.data.pipeline import Pipeline, build_pipeline
 from cvkit.data.transforms import Normalize, height_by_width
 from cvkit.errors import ConfigError, located, where_in
-from cvkit.registry import NAME
+from cvkit.registry import NAME, TRANSFORMS
+from cvkit.registry.signatures import parameters_of
 
 
 class Views:
@@ -71,7 +72,12 @@ def build_views(nodes: Sequence[Any], data: ImageData, shape: Sequence[int], see
             raise ConfigError(f"{node[NAME]} of TTA is applied by chance (p {node['p']})",
                               where=where_in(node, "p"),
                               hint="A view is made of each image: leave p out.")
-        pipeline, normalize = build_pipeline([node], data, tried_on=[image])
+        if "p" in parameters_of(TRANSFORMS.get(node[NAME], where_in(node, NAME)))[0]:
+            node = node.clone()
+            node.defrost()
+            node["p"] = 1.0
+        pipeline, normalize = build_pipeline([node], data, where=where_in(node, NAME) or "TTA",
+                                             tried_on=[image])
         with located(node, NAME):
             if isinstance(normalize, Normalize):
                 raise ConfigError("Normalize makes no view of an image", hint="Leave it out here.")

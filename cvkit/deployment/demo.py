@@ -7,7 +7,7 @@ import html
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from cvkit.data.images import ImageFiles
+from cvkit.data.images import ImageFiles, ImageReader, UnreadableError
 from cvkit.errors import DataError, RunError, UserError
 from cvkit.evaluation.predictor import Prediction, Predictor
 from cvkit.models import parameters_in_words
@@ -34,6 +34,8 @@ from cvkit.visualizers.explained import explain
 from cvkit.visualizers.misclassified import select_errors
 
 _COLORMAP, _SIDE = "turbo", 256
+# Of an uploaded picture; a small file may hold a thousand times as many.
+_MOST_PIXELS = 50_000_000
 # As CSS, the colours of that.
 SCALE = ", ".join(to_hex(matplotlib.colormaps[_COLORMAP](place / 8)) for place in range(9))
 
@@ -57,7 +59,9 @@ class Demo:
     """
 
     def __init__(self, sources: Sequence[str | None], overrides: Sequence[str] = ()):
-        opened = [_opened(source) for source in sources]
+        imports = {key: value for key, value in zip(overrides[::2], overrides[1::2])
+                   if key == "IMPORTS"}
+        opened = [_opened(source, imports) for source in sources]
         self.predictor = Predictor(opened, overrides)
         names = [f"{source.config.name}/{source.folder.name}" if isinstance(source, Run)
                  else os.path.basename(source) for source in opened]
@@ -93,7 +97,7 @@ class Demo:
         Raises:
             DataError: it cannot be read.
         """
-        with _uploaded(path):
+        with _uploaded(path, self.predictor.members[0].reader):
             return next(self.predictor.stream([path]))
 
     def explain(self, path: str, classes: Sequence[str], layer: str, method: Method) -> str:
@@ -102,7 +106,7 @@ class Demo:
         Raises:
             DataError: the file cannot be read. ConfigError: the method cannot take the model.
         """
-        with _uploaded(path):
+        with _uploaded(path, self.predictor.members[0].reader):
             found = explain(self.predictor, path, classes, layer, method)
         factor = max(1, _SIDE // max(found.shown.shape[:2]))
         shown = found.shown.repeat(factor, 0).repeat(factor, 1)
@@ -129,20 +133,31 @@ class Demo:
 
 
 @contextmanager
-def _uploaded(path: str) -> Iterator[None]:
-    """Tell of an uploaded file by its name alone: where it lies is of no use to a visitor."""
+def _uploaded(path: str, reader: ImageReader) -> Iterator[None]:
+    """Tell of an uploaded file by its name alone: where it lies is of no use to a visitor.
+
+    Raises:
+        DataError: it is gone, or so large that decoding it could take all memory.
+    """
     try:
         if not os.path.isfile(path):
             raise DataError(f"{path} is not kept any longer: drop it again")
+        height, width = reader.size(path)
+        if height * width > _MOST_PIXELS:
+            raise DataError(f"{path} has {height}×{width} pixels, more than "
+                            f"{_MOST_PIXELS / 1e6:.0f} million")
         yield
     except DataError as error:
         error.problem = error.problem.replace(path, os.path.basename(path))
+        if isinstance(error, UnreadableError):
+            # It speaks of data sets.
+            error.hint = None
         raise
 
 
-def _opened(source: str | None) -> Run | str:
+def _opened(source: str | None, imports: Mapping[str, str]) -> Run | str:
     is_file = source is not None and (user_path(source).is_file() or source.endswith(".pt"))
-    return source if is_file and source else open_run(source)
+    return source if is_file and source else open_run(source, overrides=imports)
 
 
 def _described(member: Any, source: Run | str) -> str:
@@ -183,7 +198,8 @@ def write_examples(run: Run, folder: Path, count: int = 12) -> list[tuple[str, s
     """
     entry = DATASETS.find(run.config.DATA.DATASET[NAME])
     if entry is not None and "download" in parameters_of(entry)[0]:
-        run = open_run(run.folder, overrides={"DATA.DATASET.download": False})
+        run = open_run(run.folder, overrides={"DATA.DATASET.download": False,
+                                              "IMPORTS": list(run.config.IMPORTS)})
     predictions, split = run.predictions, run.data.test
     right = np.flatnonzero(predictions.true == predictions.predicted)
     rows = [*select_errors(predictions, count - 4, "confidence", None, None, 0)]

@@ -88,8 +88,9 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
     files |= {name: _File(os.path.basename(name), None) for name in names}
     if table is not None and os.path.realpath(table) in map(os.path.realpath, files):
         raise RunError(f"{table} is one of the pictures", hint="Name another file.")
-    for folder in filter(None, (copies, pictures)):
-        _refuse_within(folder, paths)
+    for folder in (copies, pictures):
+        if folder is not None:
+            _refuse_within(folder, paths)
     outcome = Outcome(notes)
     with ExitStack() as stack:
         sinks: list[Any] = []

@@ -107,6 +107,15 @@ def _evaluated(run: Run, kept: Predictions | None) -> Predictions:
     return replace(predictions, batches=checkpoint.batches)
 
 
+def _evaluated_and_freed(run: Run) -> Predictions:
+    """Return what a run's model says, and let go of its images and its model."""
+    predictions = _evaluated(run, _kept(run.folder / "predictions.npz"))
+    run.loaders.close()
+    for part in ("data", "built_data", "loaders", "model", "_trained"):
+        vars(run).pop(part, None)
+    return predictions
+
+
 def _together(runs: Sequence[Run]) -> Predictions:
     """Return the mean of what several runs' models say of the same test images.
 
@@ -115,7 +124,7 @@ def _together(runs: Sequence[Run]) -> Predictions:
     Raises:
         CheckpointError: they have other classes. DataError: they are tested on other images.
     """
-    first, *others = (_evaluated(run, _kept(run.folder / "predictions.npz")) for run in runs)
+    first, *others = map(_evaluated_and_freed, runs)
     everything = [first.probabilities]
     for run, other in zip(runs[1:], others):
         order = order_of(first.classes, other.classes, runs[0].folder, run.folder)

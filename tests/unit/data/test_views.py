@@ -44,6 +44,8 @@ def test_what_is_random_depends_on_seed_and_batch_alone(views_of):
 @pytest.mark.parametrize("node, message", [
     ({"NAME": "HorizontalFlip", "p": 0.5}, r"TTA.0.p: HorizontalFlip of TTA is applied by chance \(p 0.5\)"),
     ({"NAME": "Resize", "height": 8, "width": 16}, r"Resize of TTA makes images of 8×16; the model takes 32×32"),
+    ({"NAME": "Sequential", "transforms": [{"NAME": "Resize", "height": 8, "width": 8}]},
+     r"TTA.0.NAME: Sequential of TTA makes images of 8×8"),
     ({"NAME": "MixUp"}, "MixUp mixes images, which is for training only"),
     ({"NAME": "Normalize"}, "Normalize makes no view"),
     ({"NAME": "ToFloat"}, "ToFloat turns images into float32"),

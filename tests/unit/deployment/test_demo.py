@@ -62,6 +62,14 @@ def test_it_says_what_the_model_is(painted):
     assert Demo([str(painted.checkpoints / "best.pt")]).run is None
 
 
+def test_a_small_file_of_too_many_pixels_is_not_decoded(painted, tmp_path):
+    Image.new("1", (8000, 7000)).save(tmp_path / "large.png")
+    demo = Demo([str(painted.folder)])
+    for ask in (demo.predict, lambda path: demo.explain(path, ["red"], "layer1", "GradCAM")):
+        with pytest.raises(DataError, match="^large.png has 7000×8000 pixels, more than 50 million$"):
+            ask(str(tmp_path / "large.png"))
+
+
 def test_both_maps_are_those_of_the_classes_on_one_scale(painted):
     demo, path = Demo([str(painted.folder)]), str(painted.data.test.images.paths[0])
     assert demo.layers == ["layer1.0", "layer1.1", "layer1", "layer2.0", "layer2.1", "layer2",
@@ -184,7 +192,7 @@ def test_what_is_no_picture_is_told_by_its_name_alone(painted, tmp_path):
                           "gone.png": "gone.png is not kept any longer: drop it again"}.items():
         with pytest.raises(DataError) as caught:
             demo.predict(str(tmp_path / name))
-        assert str(caught.value) == problem
+        assert caught.value.problem == problem and "DATA." not in str(caught.value)
     with pytest.raises(ConfigError, match="no class dog"):
         demo.explain(str(tmp_path / "turned.jpg"), ["dog", "red"], "layer3", "GradCAM")
 
