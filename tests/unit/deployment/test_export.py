@@ -130,6 +130,12 @@ def test_each_model_says_the_same_in_onnx(name, tmp_path):
         with pytest.raises(UserError, match=r"the weights are 2\.\d GB, and one ONNX file holds 2 GB"):
             written(model, images, tmp_path / "model.onnx")
         return
+    if name == "resnet9" and torch.__version__.startswith("2.8."):
+        # That exporter lacks its pooling, which is told, and what to do.
+        with pytest.raises(UserError, match=r"cannot write the model: [^\n]*\n  Try --format torch_export"):
+            written(model, images, tmp_path / "model.onnx")
+        assert os.listdir(tmp_path) == []
+        return
     done = written(model, images, tmp_path / "model.onnx")
     assert done.difference <= 1e-4 and done.agreement == 1 and done.images == len(images)
     assert os.listdir(tmp_path) == ["model.onnx"]
@@ -154,7 +160,7 @@ def test_the_batch_is_free(format, precision, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("format", ENDINGS)
 def test_fp16_halves_the_file(format, tmp_path):
-    model, images = built("resnet9")
+    model, images = built("resnet18")
     sizes = {}
     for precision in ("fp32", "fp16"):
         path = tmp_path / f"{precision}{ENDINGS[format]}"
