@@ -133,7 +133,7 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
         is_training: whether transforms that mix a batch are possible.
         where: the place of the list, for messages.
         size: (height, width) to advise where images come out in different sizes.
-        tried_on: images, instead of those of the data set.
+        tried_on: images, instead of those of the data set; none, if the list was tried before.
 
     Returns:
         The pipeline, and the `Normalize` at the end of the list if there is one.
@@ -143,7 +143,7 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
             return uint8, follows Normalize, or mixes images that are not for training.
     """
     transforms, mixing, normalize = [], [], None
-    extremes = tried_on or _extreme_images(data)
+    extremes = _extreme_images(data) if tried_on is None else tried_on
     for node in nodes:
         built = TRANSFORMS.build(node, data_mean=data.mean, data_std=data.std,
                                  num_classes=len(data.classes))
@@ -165,7 +165,7 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
                                       "cannot be called")
                 is_one = isinstance(built, (A.BasicTransform, A.BaseCompose))
                 transforms.append(built if is_one else _Function(built))
-                extremes = _after(transforms[-1], node, extremes)
+                extremes = _after(transforms[-1], node, extremes) if extremes else []
     shapes = sorted({image.shape for image in extremes})
     if len(shapes) > 1:
         raise ConfigError(

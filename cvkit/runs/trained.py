@@ -22,7 +22,7 @@ from cvkit.data.normaliser import Normaliser
 from cvkit.data.pipeline import Pipeline, build_pipeline
 from cvkit.data.transforms import height_by_width
 from cvkit.data.views import Views, build_views
-from cvkit.errors import CheckpointError, ConfigError, DataError
+from cvkit.errors import CheckpointError, ConfigError, DataError, UserError
 from cvkit.registry import NAME, TRANSFORMS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.checkpoint import Checkpoint
@@ -37,7 +37,6 @@ MAY_PREDICT = ("DEVICE", "IMPORTS", "TTA", "DATA.TEST_TRANSFORMS", "DATA.EVAL_BA
                "TRAIN.PRECISION", "TRAIN.CHANNELS_LAST")
 # A list that begins with one of these takes pictures of any size.
 _RESIZING = ("Resize", "SmallestMaxSize", "LongestMaxSize")
-_LARGE = 512
 
 
 class Trained(Experiment):
@@ -91,10 +90,7 @@ class Trained(Experiment):
     @cached_property
     def _stand_in(self) -> ImageData:
         """A data set of one black image, for what is built for a data set."""
-        # Images of mixed sizes may be larger than what a crop makes of them.
-        size, made = self.facts["image_size"], self.checkpoint.image_shape[1:]
-        size = size or (made if max(made) > _LARGE else (_LARGE, _LARGE))
-        image = np.zeros((1, *size, self.facts["channels"]), dtype=np.uint8)
+        image = np.zeros((1, 8, 8, self.facts["channels"]), dtype=np.uint8)
         blank = ImageSet.of(image, [0])
         return ImageData(tuple(self.classes), blank, blank, self.facts["channels"], None,
                          self.facts["mean"], self.facts["std"])
@@ -104,8 +100,8 @@ class Trained(Experiment):
         """TEST_TRANSFORMS, after a Resize to the training's images if those had one size."""
         node, size = self.config.DATA, self.facts["image_size"]
         with self._own_parts():
-            pipeline, _ = build_pipeline(node.TEST_TRANSFORMS, self._stand_in,
-                                         where=node.where("TEST_TRANSFORMS"))
+            # They were tried in the training, on images of which nothing else is known here.
+            pipeline, _ = build_pipeline(node.TEST_TRANSFORMS, self._stand_in, tried_on=[])
         first = next((item[NAME].split(".")[-1] for item in node.TEST_TRANSFORMS), None)
         if size and first not in _RESIZING:
             self._size_first = tuple(size)
@@ -193,11 +189,17 @@ class Trained(Experiment):
 
 def _transformed(transform: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
     try:
-        return transform(image)
+        made = transform(image)
+    except UserError:
+        raise
     except Exception as error:
         # Albumentations, OpenCV and NumPy may raise anything.
         raise DataError(f"TEST_TRANSFORMS fail on an image of "
                         f"{'×'.join(map(str, image.shape))}: {error}") from error
+    if made.dtype != np.uint8:
+        raise DataError(f"TEST_TRANSFORMS turn images into {made.dtype}",
+                        hint="They stay uint8; normalisation follows by itself.")
+    return made
 
 
 def open_trained(source: str | Path | Run | None = None,

@@ -138,6 +138,30 @@ def test_a_list_that_resizes_takes_pictures_as_they_are(tmp_path, quick):
         other(large)
 
 
+def test_a_crop_of_what_a_resize_leaves_takes_pictures_that_are_as_long(tmp_path, quick):
+    """A square one would be too small for it; nothing square is tried."""
+    random = np.random.default_rng(0)
+    for number in range(12):
+        for name in "ab":
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (40, 50 + number, 3), dtype=np.uint8)).save(
+                tmp_path / "data" / name / f"{number:02}.png")
+    crops = [{"NAME": "SmallestMaxSize", "max_size": 36}, {"NAME": "CenterCrop", "height": 32, "width": 40}]
+    run = train(load_config(quick, {
+        "DATA.DATASET": {"NAME": "ImageFolder", "root": "data"}, "TRAIN.EPOCHS": 1,
+        "DATA.TRAIN_TRANSFORMS": crops, "DATA.TEST_TRANSFORMS": crops}))
+    files = [run.data.test.name(place) for place in range(len(run.data.test))]
+    predictor = Predictor(lonely(run, tmp_path))
+    assert np.array_equal(stacked(predictor(files)), run.predictions.probabilities)
+    with pytest.raises(DataError, match="TEST_TRANSFORMS fail on an image of 40×40×3"):
+        predictor(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_transforms_that_leave_no_pixels_are_refused(painted, pictures):
+    with pytest.raises(DataError, match="TEST_TRANSFORMS turn images into float32"):
+        Predictor(painted, {"DATA.TEST_TRANSFORMS": [{"NAME": "ToFloat"}]})(pictures)
+
+
 def test_views_are_averaged_as_probabilities(painted, pictures):
     files = sorted(pictures.rglob("*.png"))
     mirrored = [np.asarray(Image.open(file))[:, ::-1] for file in files]
