@@ -37,13 +37,18 @@ def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argpar
     raise unknown_flag(flag, re.findall(r"--[\w-]+", usage), "KEY VALUE" in usage)
 
 
+def is_key(word: str) -> bool:
+    """Whether a word of a command line looks like a key of a config."""
+    return re.fullmatch(r"[A-Z_]{2,}(\.[\w.]+)?", word) is not None
+
+
 def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the words before the first key of a config, and KEY VALUE … from there on.
 
     What there is as a file or folder is no key, even if it is called DATA.
     """
     first = next((place for place, word in enumerate(words)
-                  if re.fullmatch(r"[A-Z_]{2,}(\.[\w.]+)?", word) and not os.path.exists(word)),
+                  if is_key(word) and not os.path.exists(word)),
                  len(words))
     return list(words[:first]), list(words[first:])
 

@@ -7,13 +7,13 @@ import html
 import io
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -25,7 +25,7 @@ from cvkit.models.feature_maps import SMALLEST_MAP, choose_layers, map_sizes, wh
 from cvkit.registry import DATASETS, NAME
 from cvkit.registry.signatures import parameters_of
 from cvkit.runs.folder import Run, open_run
-from cvkit.system.files import user_path
+from cvkit.runs.trained import Trained
 from cvkit.system.text import plural
 from cvkit.visualizers.cam import grey, is_empty, overlay, scaled_together
 from cvkit.visualizers.cam_maps import CLASS_FREE, Method
@@ -59,18 +59,13 @@ class Demo:
     """
 
     def __init__(self, sources: Sequence[str | None], overrides: Sequence[str] = ()):
-        imports = {key: value for key, value in zip(overrides[::2], overrides[1::2])
-                   if key == "IMPORTS"}
-        opened = [_opened(source, imports) for source in sources]
-        self.predictor = Predictor(opened, overrides)
-        names = [f"{source.config.name}/{source.folder.name}" if isinstance(source, Run)
-                 else os.path.basename(source) for source in opened]
+        self.predictor = Predictor([*filter(None, sources)] or None, overrides)
+        members = self.predictor.members
+        names = list(map(_name_of, members))
         self.title = names[0] if len(names) == 1 else f"{len(names)} models together"
-        self.run = opened[0] if len(opened) == 1 and isinstance(opened[0], Run) else None
-        self.facts = [f"{name}: {_described(member, source)}." for name, member, source
-                      in zip(names, self.predictor.members, opened)]
-        if len(names) == 1:
-            self.facts = [self.facts[0].removeprefix(f"{names[0]}: ")]
+        self.run = members[0].trained_in if len(members) == 1 else None
+        self.facts = [f"{name}: " * (len(names) > 1) + f"{_described(member)}."
+                      for name, member in zip(names, members)]
         self.layers: list[str] = []
         self.layer = self.why_no_map = ""
         try:
@@ -83,9 +78,10 @@ class Demo:
         if len(self.predictor.members) > 1:
             raise RunError("the probabilities are averaged over several models")
         member = self.predictor.members[0]
-        size = member.facts["image_size"] or member.checkpoint.image_shape[1:]
-        noise = np.random.default_rng(0).integers(0, 256, (*size, member.reader.channels), np.uint8)
-        image = self.predictor.received([noise])
+        channels, *size = member.checkpoint.image_shape
+        noise = torch.randint(256, (1, *size, channels), dtype=torch.uint8,
+                              generator=torch.Generator().manual_seed(0))
+        image = member.normaliser.normalise(noise.to(member.device))
         deepest, = choose_layers(member.model, image, "auto")
         legal = [name for name, size in map_sizes(member.model, image).items()
                  if min(size) >= SMALLEST_MAP]
@@ -155,19 +151,21 @@ def _uploaded(path: str, reader: ImageReader) -> Iterator[None]:
         raise
 
 
-def _opened(source: str | None, imports: Mapping[str, str]) -> Run | str:
-    is_file = source is not None and (user_path(source).is_file() or source.endswith(".pt"))
-    return source if is_file and source else open_run(source, overrides=imports)
+def _name_of(member: Trained) -> str:
+    run = member.trained_in
+    if run is None:
+        return os.path.basename(member.source)
+    return f"{run.config.name}/{run.folder.name}"
 
 
-def _described(member: Any, source: Run | str) -> str:
+def _described(member: Trained) -> str:
     channels, height, width = member.checkpoint.image_shape
     words = [f"{member.config.MODEL[NAME]} with {parameters_in_words(member.model)}",
              f"{len(member.classes)} classes",
              f"pictures of {height}×{width} pixels, {'grey' if channels == 1 else 'in colour'}"]
     try:
-        if isinstance(source, Run):
-            found = source.predictions
+        if member.trained_in is not None:
+            found = member.trained_in.predictions
             words.append(f"test accuracy {100 * found.accuracy:.2f} % ({found.correct:,} of "
                          f"{plural(len(found.true), 'image')})")
     except RunError:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.client
 import os
+import re
 import tarfile
 import tempfile
 import urllib.request
@@ -131,8 +132,10 @@ def fetch_runtime() -> Path:
     named = filter(None, map(os.environ.get, ("npm_config_registry", "NPM_CONFIG_REGISTRY")))
     registry = next(named, _REGISTRY)
     url = f"{registry.rstrip('/')}/onnxruntime-web/-/{_RUNTIME}"
-    hint = f"Download {url} yourself and put it there: {path}"
-    print(f"download   {url}, 33 MB, once")
+    # A registry's address may have a password in it.
+    shown = re.sub(r"//[^/@]*@", "//", url)
+    hint = f"Download {shown} yourself and put it there: {path}"
+    print(f"download   {shown}, 33 MB, once")
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
@@ -140,7 +143,7 @@ def fetch_runtime() -> Path:
         raise RunError(f"the runtime of the page cannot be downloaded: {error}",
                        hint=hint) from None
     if hashlib.sha512(content).hexdigest() != _SHA512:
-        raise RunError(f"{url} is not the file that it should be: its SHA-512 differs", hint=hint)
+        raise RunError(f"{shown} is not the file that it should be: its SHA-512 differs", hint=hint)
     part = path.with_suffix(f".{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -102,7 +102,8 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
                                hint="Name one of them, or leave out --cam.")
             sinks.append(_Pictures(_new_folder(Path(pictures), overwrite), predictor))
         if copies is not None:
-            sinks.append(_Copies(_new_folder(Path(copies), overwrite), predictor.classes))
+            folder = _new_folder(Path(copies), overwrite)
+            sinks.append(_Copies(folder, predictor.classes if any(folder.iterdir()) else ()))
         if table is not None:
             # It comes last, as it would be there already after what refuses another.
             sinks.append(_Table(_new_file(Path(table), overwrite), top))
@@ -236,17 +237,22 @@ def _file_name(text: str) -> str:
 
 
 class _Copies:
-    """Copies files into folders of their classes; those of the same name get numbers."""
+    """Copies files into folders of their classes; those of the same name get numbers.
 
-    def __init__(self, folder: Path, classes: Sequence[str]):
+    Args:
+        folder: that the folders are in.
+        before: classes whose folders may hold copies of the same files.
+    """
+
+    def __init__(self, folder: Path, before: Sequence[str]):
         self._folder, self._taken = folder, set[Path]()
-        self._classes = list(map(_file_name, classes))
+        self._before = list(map(_file_name, before))
 
     def add(self, prediction: Prediction, name: str) -> None:
         copy = _free(self._folder / _file_name(prediction.label) / name, self._taken)
         with writing(copy):
             # One that an earlier model took for another class would stay beside it.
-            for other in {self._folder / label / copy.name for label in self._classes}:
+            for other in {self._folder / label / copy.name for label in self._before}:
                 if other not in self._taken:
                     other.unlink(missing_ok=True)
             copy.parent.mkdir(exist_ok=True)
@@ -278,6 +284,6 @@ class _Pictures:
 
         path = _free(self._folder / f"{name}.png", self._taken)
         figure = explained(self._predictor, prediction.file,
-                           [name for name, _ in prediction.top(2)])
+                           prediction=prediction)
         with writing(path):
             figure.savefig(path, dpi=150)

@@ -229,12 +229,13 @@ class Predictor:
     def _prepared(self, picture: Picture) -> list[np.ndarray]:
         """Return a picture as each member takes it; what two read alike is read once."""
         read: dict[tuple, np.ndarray] = {}
-        for reader in (member.reader for member in self.members):
-            key = reader.channels, str(reader.background)
+        prepared = []
+        for member in self.members:
+            key = member.reader.channels, str(member.reader.background)
             if key not in read:
-                read[key] = _pixels(picture, reader)
-        return [member.prepared(read[member.reader.channels, str(member.reader.background)])
-                for member in self.members]
+                read[key] = _pixels(picture, member.reader)
+            prepared.append(member.prepared(read[key]))
+        return prepared
 
 
 def _is_one(pictures: Any) -> bool:

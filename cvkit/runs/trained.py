@@ -140,8 +140,9 @@ class Trained(Experiment):
         except ConfigError as error:
             named = self.checkpoint.read_config().IMPORTS
             if named and not self._imports:
-                error.hint = (f"{self.source} was trained with code of its author's: IMPORTS "
-                              f"\"[{', '.join(named)}]\" imports it, if you trust it.")
+                error.hint = "\n  ".join(filter(None, [
+                    f"{self.source} was trained with code of its author's: IMPORTS "
+                    f"\"[{', '.join(named)}]\" imports it, if you trust it.", error.hint]))
             raise
 
     @property
@@ -216,11 +217,22 @@ def open_trained(source: str | Path | Run | None = None,
     Raises:
         UserError: it is not there, damaged, or of another kind.
     """
-    if isinstance(source, (str, Path)) and (
-            user_path(source).is_file() or str(source).endswith(".pt")):
+    if isinstance(source, (str, Path)) and _is_file(source):
         return Trained(Checkpoint.load(user_path(source)), str(source), overrides)
-    run = source if isinstance(source, Run) else open_run(source)
+    # A run's images may be of the same code as its model.
+    imports: Mapping[str, Any] | list[str]
+    if isinstance(overrides, Mapping):
+        imports = {key: value for key, value in overrides.items() if key == "IMPORTS"}
+    else:
+        imports = [word for pair in zip(overrides[::2], overrides[1::2]) if pair[0] == "IMPORTS"
+                   for word in pair]
+    run = source if isinstance(source, Run) else open_run(source, overrides=imports)
     return Trained(run.checkpoint(), str(run.folder), overrides, run)
+
+
+def _is_file(path: str | Path) -> bool:
+    """Whether a path is to be read as a checkpoint file; it need not be there."""
+    return user_path(path).is_file() or str(path).endswith(".pt")
 
 
 def is_trained(path: str) -> bool:

@@ -14,7 +14,15 @@ from cvkit.models.feature_maps import choose_layers
 from cvkit.system.text import suggest
 from cvkit.visualizers.cam import Colormap, grey, map_page, overlay, scaled_together, show_map
 from cvkit.visualizers.cam_maps import CLASS_FREE, Method, cam_maps
-from cvkit.visualizers.drawing import Picture, aspect_of, drawn_names, percent, show_image, styled
+from cvkit.visualizers.drawing import (
+    Picture,
+    aspect_of,
+    drawn_names,
+    percent,
+    shorten,
+    show_image,
+    styled,
+)
 
 _SIZE = 1.6
 
@@ -39,9 +47,10 @@ class Explanation:
 
 
 def explain(predictor: Predictor, image: Given, classes: Sequence[str] | None = None,
-            layer: str = "auto", method: Method = "GradCAM") -> Explanation:
+            layer: str = "auto", method: Method = "GradCAM",
+            prediction: Prediction | None = None) -> Explanation:
     """Return where the model sees evidence for classes; arguments and errors as of `explained`."""
-    prediction = next(predictor.stream([image]))
+    prediction = prediction or next(predictor.stream([image]))
     classes = [name for name, _ in prediction.top(2)] if classes is None else list(classes)
     for name in classes:
         if name not in predictor.classes:
@@ -58,7 +67,7 @@ def explain(predictor: Predictor, image: Given, classes: Sequence[str] | None = 
 @styled
 def explained(predictor: Predictor, image: Given, classes: Sequence[str] | None = None,
               layer: str = "auto", method: Method = "GradCAM",
-              colormap: Colormap = "turbo") -> Picture:
+              colormap: Colormap = "turbo", prediction: Prediction | None = None) -> Picture:
     """Draw an image and, on one scale for all classes, where the model sees evidence for each.
 
     Args:
@@ -66,24 +75,25 @@ def explained(predictor: Predictor, image: Given, classes: Sequence[str] | None 
         image: as a predictor takes it; it is shown as the model receives it.
         classes: names; by default the two most probable ones.
         layer, method, colormap: as of the visualizer `cam`, of one layer.
+        prediction: of the image, if it is known.
 
     Raises:
         ConfigError: no such class, or no such layer, or its map is smaller than 5×5.
         DataError: the image cannot be read.
     """
-    found = explain(predictor, image, classes, layer, method)
+    found = explain(predictor, image, classes, layer, method, prediction)
     prediction, shown, (height, width) = found.prediction, found.shown, found.maps.shape[1:]
     names = drawn_names(predictor.classes)
 
     def draw(figure: Picture, axes: np.ndarray, number: int) -> None:
         first, *others = axes[0]
-        show_image(first, shown, f"{names[predictor.classes.index(prediction.label)]}\n"
-                                 f"({percent(prediction.probability)})")
+        top = names[predictor.classes.index(prediction.label)]
+        show_image(first, shown, f"{shorten(top, _SIZE)}\n({percent(prediction.probability)})")
         for axis, values, heat, label in zip(
                 others, found.maps, scaled_together(found.maps, shown.shape[:2]), found.labels):
             what = "of any class" if method in CLASS_FREE else f"for {names[label]}"
             show_map(axis, values, overlay(shown, heat, colormap), grey(shown),
-                     f"{what}\n({percent(prediction.probabilities[label])})")
+                     f"{shorten(what, _SIZE)}\n({percent(prediction.probabilities[label])})")
 
     return map_page(
         draw, range(1), "Where the model looked",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cvkit.config import COMMAND_LINE, Config, shipped
-from cvkit.config.command_line import unknown_flag
+from cvkit.config.command_line import is_key, unknown_flag
 from cvkit.config.parse import parse_value
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME, VISUALIZERS
@@ -146,7 +145,7 @@ def split_words(words: list[str], own: dict[str, int | None]) \
 
 def _is_value(word: str) -> bool:
     """Whether a word after a flag is its value: not a config, nor a key to override."""
-    return not (shipped.is_config(word) or re.fullmatch(r"[A-Z_]{2,}(\.[\w.]+)?", word))
+    return not (shipped.is_config(word) or is_key(word))
 
 
 def _dashed(name: str) -> str:

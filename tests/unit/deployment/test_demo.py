@@ -26,7 +26,8 @@ from cvkit.config import load_config
 from cvkit.deployment.demo import Demo, bars, write_examples
 from cvkit.errors import ConfigError, DataError
 from cvkit.evaluation.predictor import Prediction
-from cvkit.registry import MODELS
+from cvkit.registry import DATASETS, MODELS
+from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run
 from cvkit.session import train
 from cvkit.visualizers.cam import grey, is_empty, overlay, scaled_together
@@ -60,6 +61,25 @@ def test_it_says_what_the_model_is(painted):
         assert Demo([str(source)]).facts[0].endswith("32×32 pixels, in colour.")
     assert Demo([str(painted.checkpoints / "best.pt")]).title == "best.pt"
     assert Demo([str(painted.checkpoints / "best.pt")]).run is None
+
+
+def test_layers_are_told_of_a_model_whose_transforms_take_larger_pictures(painted, tmp_path):
+    checkpoint = Checkpoint.load(painted.checkpoints / "last.pt")
+    checkpoint.images["image_size"] = None
+    checkpoint.save(tmp_path / "best.pt")
+    demo = Demo([str(tmp_path / "best.pt")], ["DATA.TEST_TRANSFORMS", "[{NAME: CenterCrop, height: 48, width: 48}, {NAME: Resize, height: 32, width: 32}]"])
+    assert demo.why_no_map == "" and demo.layer == "layer3" and "layer1" in demo.layers
+
+
+def test_a_run_is_opened_with_the_code_that_is_named(quick, tmp_path):
+    code = "from cvkit import DATASETS\n\n@DATASETS.register()\ndef Mine():\n    return DATASETS.build({'NAME': 'Digits'})\n"
+    (tmp_path / "mine.py").write_text(code)
+    run = train(load_config(quick, {"IMPORTS": ["mine.py"], "DATA.DATASET": {"NAME": "Mine"}, "TRAIN.EPOCHS": 1}))
+    (tmp_path / "moved").mkdir()
+    moved = shutil.move(tmp_path / "mine.py", tmp_path / "moved")
+    del DATASETS._entries["Mine"]  # as in a new process
+    demo = Demo([str(run.folder)], ["IMPORTS", f"[{moved}]"])
+    assert len(write_examples(demo.run, tmp_path)) == 12
 
 
 def test_a_small_file_of_too_many_pixels_is_not_decoded(painted, tmp_path):

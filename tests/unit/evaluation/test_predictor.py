@@ -363,6 +363,7 @@ def test_code_that_a_lone_checkpoint_names_is_not_run(own_model, tmp_path):
         with pytest.raises(ConfigError, match=r"no model named 'mine'") as caught:
             Predictor(alone)(images)
         assert 'was trained with code of its author\'s: IMPORTS "[' in str(caught.value)
+        assert "Allowed: " in str(caught.value)
     assert np.array_equal(stacked(Predictor(alone)(images)), expected)
 
 

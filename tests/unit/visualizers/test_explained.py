@@ -1,10 +1,13 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cvkit.errors import ConfigError, DataError, RunError
 from cvkit.evaluation.predictor import Predictor
+from cvkit.runs.checkpoint import Checkpoint
 from cvkit.visualizers.cam import overlay, scaled_together
 from cvkit.visualizers.cam_maps import cam_maps
 from cvkit.visualizers.explained import explained
@@ -36,6 +39,16 @@ def test_maps_of_classes_share_one_scale(painted, image):
     found = predictor(image)
     assert titles[0].startswith(found.label) and titles[1].startswith("for red") and titles[2].startswith("for blue")
     assert "layer2 (16×16 pixels)" in figure.caption
+
+
+def test_long_names_of_classes_do_not_overlap(painted, image, tmp_path):
+    checkpoint = Checkpoint.load(painted.checkpoints / "last.pt")
+    checkpoint.classes = [f"{name} with a name that is longer than its picture is wide" for name in "abc"]
+    checkpoint.save(tmp_path / "long.pt")
+    figure = explained(Predictor(tmp_path / "long.pt"), image, layer="layer2")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes if axes.get_title()]
+    assert len(boxes) == 3 and all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_by_default_the_two_most_probable_classes_are_explained(painted, image):
