@@ -93,6 +93,7 @@ def export(source: Run | str | Path | None = None, format: str | None = None,
         format = "torch_export" if is_pt2 else "onnx"
     _choose("--format", format, ENDINGS)
     _choose("--precision", precision, BOUNDS)
+    _refuse_without_packages(format)
     trained = open_trained(source, overrides)
     run, checkpoint = trained.trained_in, trained.checkpoint
     if run is not None:

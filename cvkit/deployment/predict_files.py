@@ -282,7 +282,7 @@ class _Pictures:
     def add(self, prediction: Prediction, name: str) -> None:
         from cvkit.visualizers.explained import explained
 
-        path = _free(self._folder / f"{name}.png", self._taken)
+        path = _free((self._folder / name).with_suffix(".png"), self._taken)
         figure = explained(self._predictor, prediction.file,
                            prediction=prediction)
         with writing(path):

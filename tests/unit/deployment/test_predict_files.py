@@ -100,8 +100,8 @@ def test_a_class_whose_name_leads_elsewhere_gets_a_folder_inside(painted, pictur
 
 def test_pictures_show_where_the_model_looked(predictor, pictures):
     predict_files(predictor, [str(pictures / "red" / "000.png"), str(pictures / "blue" / "000.png")], pictures="cam")
-    assert sorted(path.name for path in Path("cam").iterdir()) == ["000.png.png", "000.png_2.png"]
-    width, height = Image.open("cam/000.png.png").size
+    assert sorted(path.name for path in Path("cam").iterdir()) == ["000.png", "000_2.png"]
+    width, height = Image.open("cam/000.png").size
     assert width > 500 and height > 300
 
 
