@@ -236,7 +236,7 @@ def _find_rate(state: TrainingState, parts: Experiment) -> RangeTest | None:
     LOG.info("finding    max_lr, on a copy of the model", extra=SCREEN)
     found = find_rate(state, parts)
     parts.config = with_rate(parts.config, found.suggestion)
-    state.set_optimizer(*optimizer_builder(parts)(state.model, state.loss))
+    state.set_optimizer(*optimizer_builder(parts, state.freezing)(state.model, state.loss))
     return found
 
 

@@ -125,6 +125,8 @@ class _Reader:
 
     def key(self, node: yaml.Node, path: str, config: Config) -> str:
         key = plain(self.value(node, path))
+        # Epochs and classes may be numbers.
+        key = str(key) if type(key) is int else key
         if not isinstance(key, str):
             fix = f'Write "{node.value}" if the string is meant, [1, 2] for a list.'
             raise self.refusal(f"keys are strings, not {key!r}", node, path,

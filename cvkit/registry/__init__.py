@@ -10,7 +10,10 @@ TRANSFORMS = Registry("transform", "cvkit.data",
 MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"))
 LOSSES = Registry("loss", "cvkit.training.losses", offers=("num_classes",))
 OPTIMIZERS = Registry("optimizer", "cvkit.training.optimizers", offers=("params", "fused"),
-                      reserved=("params",), required=("lr",))
+                      reserved=("params",), required=("lr",), beside={
+    "groups": (list[dict], "parameters with their own lr_mult and other arguments, see "
+                           "docs/fine_tune.md"),
+    "layer_decay": (float, "what the rate of each stage is multiplied by, from the last one down")})
 SCHEDULERS = Registry("scheduler", "cvkit.training.schedulers", offers=(
     "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max", "max_lr"),
                       reserved=("optimizer",))

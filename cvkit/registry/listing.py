@@ -61,6 +61,8 @@ def describe(registry: Registry, name: str) -> str:
         lines.append("  and others, unchecked")
     elif not parameters:
         lines.append("  none")
+    lines += [f"  {key} ({values_of(kind, registry.makes)}): {doc}"
+              for key, (kind, doc) in registry.beside.items()]
     lines += ["", inspect.getdoc(entry) or "No docstring."]
     returned = inspect.signature(entry).return_annotation
     if inspect.isfunction(entry) and entry.__module__.startswith("cvkit.") and returned:

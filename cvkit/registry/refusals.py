@@ -51,12 +51,16 @@ def no_node(registry: Any, item: Any, where: object) -> ConfigError:
 
 
 def no_argument(registry: Any, node: Mapping[str, Any], key: str,
-                parameters: Mapping[str, inspect.Parameter]) -> ConfigError:
-    """Return the message on a key that is no argument of what a node names."""
-    settable = [name for name in parameters if name not in registry.reserved]
+                kinds: Mapping[str, Any]) -> ConfigError:
+    """Return the message on a key that is no argument of what a node names.
+
+    Args:
+        kinds: the annotations of those that are, by name.
+    """
+    settable = [name for name in kinds if name not in registry.reserved]
     hint = suggest(key, settable) or f"{node[NAME]} takes no arguments."
     for meant in nearest(key, settable)[:1]:
-        values = values_of(parameters[meant].annotation, registry.makes)
+        values = values_of(kinds[meant], registry.makes)
         if not values.fit(node[key]):
             hint = hint.replace("? ", f"? It takes {values}. ", 1)
     return ConfigError(f"{registry.kind} {node[NAME]} has no argument {key!r}",

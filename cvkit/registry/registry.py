@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cvkit.errors import ConfigError, UserError, raise_together, where_in
@@ -27,6 +27,8 @@ class Registry:
         offers: facts a run passes to constructors that have a parameter of that name.
         reserved: those of them that a config cannot set.
         required: arguments a config must set even where the constructor has a default.
+        beside: keys that any node may have besides its constructor's arguments, read by whoever
+            builds from it: by name their type and meaning.
 
     A name not registered is looked up in the library that `module` adds with
     `add_library`; the library's own path ("torchvision.models.resnet18") reaches an
@@ -34,13 +36,17 @@ class Registry:
 
     Attributes:
         way_to: given a name that is no entry, returns a hint of how it could be one, or None.
+        further: given a node whose name is known, yields what is wrong with it besides.
     """
 
     def __init__(self, kind: str, module: str, offers: tuple[str, ...] = (),
-                 reserved: tuple[str, ...] = (), required: tuple[str, ...] = ()):
+                 reserved: tuple[str, ...] = (), required: tuple[str, ...] = (),
+                 beside: Mapping[str, tuple[Any, str]] | None = None):
         self.kind, self.module, self.required = kind, module, required
+        self.beside = beside or {}
         self.offers, self.reserved = offers, reserved
         self.way_to: Callable[[str], str | None] = lambda name: None
+        self.further: Callable[[Mapping[str, Any]], Iterable[ConfigError]] = lambda node: ()
         self._entries: dict[str, Callable] = {}
         self.add_library("", dict)
         REGISTRIES[kind] = self
@@ -209,13 +215,15 @@ class Registry:
             yield error
             return
         parameters, is_open = parameters_of(entry)
+        kinds = {key: kind for key, (kind, _) in self.beside.items()} | {
+            key: parameter.annotation for key, parameter in parameters.items()}
         for key, value in node.items():
             if key == NAME:
                 continue
-            if key in self.reserved or (key not in parameters and not is_open):
-                yield refusals.no_argument(self, node, key, parameters)
-            elif key in parameters:
-                values = values_of(parameters[key].annotation, self.makes)
+            if key in self.reserved or (key not in kinds and not is_open):
+                yield refusals.no_argument(self, node, key, kinds)
+            elif key in kinds:
+                values = values_of(kinds[key], self.makes)
                 if not values.fit(value):
                     yield refusals.wrong_value(self, node, key, values)
             for nested in filter(is_node, value if isinstance(value, (list, tuple)) else [value]):
@@ -230,6 +238,7 @@ class Registry:
             key in self.required or parameter.default is parameter.empty)]
         if missing := [key for key in needed if key not in node and key not in self.offers]:
             yield refusals.missing(self, node, missing)
+        yield from self.further(node)
 
     # -- building it -----------------------------------------------------------------
 
@@ -253,7 +262,7 @@ class Registry:
         entry = self.get(node[NAME])
         parameters, _ = parameters_of(entry)
         arguments = {key: as_tensor(self._build_nested(value, offered), parameters.get(key))
-                     for key, value in node.items() if key != NAME}
+                     for key, value in node.items() if key not in (NAME, *self.beside)}
         facts = {key: value for key, value in offered.items()
                  if key in parameters and key not in arguments}
         try:

@@ -281,8 +281,9 @@ def idle_plan(config: Config, steps_per_epoch: int) -> dict[str, str]:
     rates = [schedule.rate]
     # Torch expects a step of the optimizer before those of its scheduler.
     twin.step()
+    schedule.after_step()
     for _ in range(epochs - 1):
-        schedule.scheduler.step()
+        schedule.after_epoch(1.0, 0.5)
         rates.append(schedule.rate)
     return _idle(config, rates) if epochs > 1 else {}
 

@@ -25,9 +25,14 @@ from cvkit.system.command import command
 from cvkit.system.device import describe
 from cvkit.system.log import FILE, LOG, SCREEN, screen
 from cvkit.system.text import and_more, duration, plural
+from cvkit.training.freezing import learning_in_words
+from cvkit.training.groups import table_of
 from cvkit.training.schedulers import depends_on_length, is_to_find
 from cvkit.training.signals import Interrupted
 from cvkit.training.state import TrainingState
+
+# Groups of parameters whose rates are told in a line.
+_MOST_GROUPS = 6
 
 
 class Console(Reporter):
@@ -82,6 +87,8 @@ class Console(Reporter):
         weights = getattr(state.model, "weights_loaded", None)
         if not self.is_resumed and isinstance(weights, str):
             LOG.info(f"weights    {weights}")
+        for line in self._words_for_groups(state):
+            LOG.info(line)
         averaged = f", EMA {config.TRAIN.EMA_DECAY:g} of the weights is tested" if state.ema else ""
         LOG.info(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
                  f"{plural(len(loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
@@ -94,6 +101,23 @@ class Console(Reporter):
             if found is not None and not self.is_resumed:
                 LOG.info(f"found      max_lr {found.suggestion:g}: {RULE}")
             LOG.info(f"run        {self.run.folder}", extra=SCREEN)
+
+    def _words_for_groups(self, state: TrainingState) -> list[str]:
+        """Return what learns when, and with which rates; all groups where nothing is trained."""
+        words, groups = [], state.optimizer.param_groups
+        if state.freezing is not None:
+            learning = learning_in_words(state.model, state.freezing,
+                                         self.parts.config.TRAIN.EPOCHS)
+            words.append(f"learning   {learning}")
+        if "lr_mult" in groups[0]:
+            rates = [group["lr_mult"] for group in groups]
+            few = ", ".join(f"{group['name']} × {group['lr_mult']:.4g}" for group in groups)
+            words.append(f"rates      {few}" if len(groups) <= _MOST_GROUPS else
+                         f"rates      {len(groups)} groups, × {min(rates):.3g} to × "
+                         f"{max(rates):.3g}; --check lists them")
+            if self.run is None:
+                words += [f"           {line}" for line in table_of(groups)]
+        return words
 
     def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:
         split, epochs = self.parts.data.monitored, self.parts.config.TRAIN.EPOCHS

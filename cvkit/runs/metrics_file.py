@@ -79,6 +79,8 @@ def _is_metric(name: str, value: Any) -> bool:
             and all(map(_is_plottable, pair)) for pair in value)
     if name == "lower_is_better":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if name == "lr_mult":
+        return isinstance(value, dict) and all(map(_is_plottable, value.values()))
     # No float holds an integer as large as that.
     if isinstance(value, int) and abs(value) >= 2**1023:
         return False

@@ -7,6 +7,8 @@ from torch import nn
 
 from cvkit.errors import located
 from cvkit.runs.experiment import Experiment
+from cvkit.training.freezing import Freezing, build_freezing
+from cvkit.training.groups import parameter_groups
 from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import Schedule, build_schedule
 from cvkit.training.state import BuildOptimizer, TrainingState
@@ -23,24 +25,32 @@ def build_state(parts: Experiment, model: nn.Module, loss: nn.Module) -> Trainin
         ConfigError: a part cannot be built.
     """
     config = parts.config
-    optimizer, schedule = optimizer_builder(parts, is_tried=True)(model, loss)
+    freezing = build_freezing(config, model, parts.loaders.image_shape)
+    optimizer, schedule = optimizer_builder(parts, freezing, is_tried=True)(model, loss)
     with located(config.TRAIN, "EMA_DECAY"):
         return TrainingState(model, loss, optimizer, schedule, parts.device, parts.precision,
-                             config.TRAIN.EMA_DECAY, config.TRAIN.CLIP_GRAD_NORM)
+                             config.TRAIN.EMA_DECAY, config.TRAIN.CLIP_GRAD_NORM, freezing)
 
 
-def optimizer_builder(parts: Experiment, is_tried: bool = False) -> BuildOptimizer:
+def optimizer_builder(parts: Experiment, freezing: Freezing | None = None, is_tried: bool = False,
+                      has_schedule: bool = True) -> BuildOptimizer:
     """Return what builds the config's optimizer and schedule of a model and its loss.
 
     Args:
         parts: whose config it is.
+        freezing: which parameters do not learn at first, or ever.
         is_tried: whether steps of the optimizer are tried; False for another of the same kind.
+        has_schedule: False leaves the rate to whoever sets it at each step.
     """
     def build(model: nn.Module, loss: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
         config = parts.config
         is_scheduled = config.SCHEDULER is not None or config.TRAIN.WARMUP_EPOCHS > 0
-        optimizer = build_optimizer(config.OPTIMIZER, model, config.TRAIN.DECAY_NORM_AND_BIAS,
-                                    loss, is_tried, is_scheduled)
+        groups = parameter_groups(config.OPTIMIZER, model, loss, parts.loaders.image_shape,
+                                  config.TRAIN.DECAY_NORM_AND_BIAS, freezing)
+        optimizer = build_optimizer(config.OPTIMIZER, groups, is_tried,
+                                    is_scheduled or not has_schedule)
+        if not has_schedule:
+            return optimizer, Schedule(optimizer)
         return optimizer, build_schedule(config.SCHEDULER, optimizer, config.TRAIN.EPOCHS,
                                          parts.loaders.train.plan.steps,
                                          config.TRAIN.WARMUP_EPOCHS)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Generator
 
 import torch
-from torch import nn
 
 from cvkit.data.loaders import Batch
 from cvkit.errors import RunError
@@ -22,9 +21,8 @@ from cvkit.system import distributed
 from cvkit.system.command import command
 from cvkit.system.log import ProgressBar
 from cvkit.system.seeds import random_numbers_kept, seed_epoch
+from cvkit.training.build import optimizer_builder
 from cvkit.training.failures import explaining
-from cvkit.training.optimizers import build_optimizer
-from cvkit.training.schedulers import Schedule
 from cvkit.training.state import TrainingState
 from cvkit.training.step import train_step
 
@@ -52,15 +50,10 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
     config, loader = parts.config, parts.loaders.train
     accumulate = loader.plan.accumulate
 
-    def build(model: nn.Module, loss: nn.Module) -> tuple[torch.optim.Optimizer, Schedule]:
-        # Tried as one whose rate will be changed, which the state's own may not have been.
-        optimizer = build_optimizer(config.OPTIMIZER, model, config.TRAIN.DECAY_NORM_AND_BIAS,
-                                    loss, is_scheduled=True)
-        # The rate is set here, at each step.
-        return optimizer, Schedule(optimizer)
-
+    # Tried as one whose rate will be changed, which the state's own may not have been.
+    build = optimizer_builder(parts, state.freezing, is_tried=True, has_schedule=False)
     twin = state.copy(build, has_averages=False)
-    twin.model.train()
+    twin.train_mode()
     bar = ProgressBar("Finding the learning rate", steps, unit="step")
 
     def batches() -> Generator[Batch]:
@@ -69,8 +62,7 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
             yield from loader
 
     def step(rate: float) -> float:
-        for group in twin.optimizer.param_groups:
-            group["lr"] = rate
+        twin.schedule.set_rate(rate)
         losses = []
         for number in range(accumulate):
             # Steps of so many batches each, over the ends of epochs as well.

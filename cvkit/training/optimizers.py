@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from torch import nn
 
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import NAME, OPTIMIZERS
-from cvkit.registry.signatures import parameters_of, place_of
+from cvkit.registry.signatures import parameters_of, place_of, values_of
+from cvkit.registry.signatures import plain as plain_values
 from cvkit.system.saving import plain, reread
 from cvkit.system.seeds import random_numbers_kept
+from cvkit.system.text import suggest
 
 # Of a trial: some optimizers move slow weights only every 5 or 10 steps, or gather gradients.
 _STEPS_BEFORE, _STEPS_AFTER, _MOST_STEPS = 3, 20, 200
@@ -27,17 +29,14 @@ OPTIMIZERS.add_library("torch.optim", lambda: {
               "SparseAdam": "takes sparse gradients only"})
 
 
-def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = True,
-                    loss: nn.Module | None = None, is_tried: bool = True,
+def build_optimizer(node: Any, groups: list[dict[str, Any]], is_tried: bool = True,
                     is_scheduled: bool = False) -> torch.optim.Optimizer:
     """Build an optimizer of a model's weights.
 
     Args:
         node: the config's OPTIMIZER.
-        model: what is trained.
-        decay_norm_and_bias: False spares parameters of one dimension (norms and biases) the
-            node's weight_decay (He et al., 2019, "Bag of Tricks").
-        loss: its parameters, if it has some, are trained as well, without weight decay.
+        groups: of what is trained, as `torch.optim` takes them; see
+            `cvkit.training.groups.parameter_groups`.
         is_tried: whether steps are tried; not for one that is as another.
         is_scheduled: whether its learning rate will be changed.
 
@@ -45,24 +44,56 @@ def build_optimizer(node: Any, model: nn.Module, decay_norm_and_bias: bool = Tru
         ConfigError: it cannot be built, take a step on such parameters, change them by the rate of
             their group, or be resumed.
     """
-    trained = trained_in(model)
-    groups: list[dict[str, Any]] = [{"params": trained}]
-    if not decay_norm_and_bias:
-        groups = [{"params": [parameter for parameter in trained if parameter.ndim > 1]},
-                  {"params": [parameter for parameter in trained if parameter.ndim <= 1],
-                   "weight_decay": 0.0}]
-    of_loss = trained_in(loss)
-    groups.append({"params": of_loss, "weight_decay": 0.0})
-    groups = [group for group in groups if group["params"]]
     # Torch's annotations would allow several.
     if isinstance(node.get("lr"), (list, tuple)):
         raise ConfigError(f"lr of optimizer {node[NAME]} takes one number, not {list(node['lr'])}",
-                          where=where_in(node, "lr"))
+                          where=where_in(node, "lr"),
+                          hint="OPTIMIZER.groups has an lr_mult for each group of parameters.")
     with located(node, NAME):
         if groups and is_tried:
             _try_steps(node, groups, is_scheduled)
-        is_fused = _can_be_fused(node, [*trained, *of_loss])
+        is_fused = _can_be_fused(node, [each for group in groups for each in group["params"]])
         return _build(node, groups, **({"fused": True} if is_fused else {}))
+
+
+# Arguments that are one for all groups, or that the training sets.
+_OF_ALL = ("params", "lr", "foreach", "fused", "capturable", "differentiable", "maximize")
+
+
+def _group_problems(node: Any) -> Iterator[ConfigError]:
+    """Yield what is wrong with the `groups` and the `layer_decay` of an OPTIMIZER."""
+    decay = node.get("layer_decay")
+    if isinstance(decay, (int, float)) and not 0 < decay <= 1:
+        yield ConfigError(f"layer_decay lies above 0 and up to 1, not {decay}",
+                          where_in(node, "layer_decay"))
+    parameters = {key: parameter for key, parameter in parameters_of(
+        OPTIMIZERS.get(node[NAME]))[0].items() if key not in _OF_ALL}
+    kinds = {"match": values_of(str | list[str]), "lr_mult": values_of(float), **{
+        key: values_of(parameter.annotation) for key, parameter in parameters.items()}}
+    groups = node.get("groups", ())
+    for number, group in enumerate(groups if isinstance(groups, (list, tuple)) else ()):
+        if not isinstance(group, Mapping) or "match" not in group:
+            where = where_in(group) if isinstance(group, Mapping) and group else None
+            yield ConfigError(f"group {number} of OPTIMIZER.groups has no match",
+                              where or where_in(node, "groups"),
+                              "It says whose parameters these are: {match: 'layer1*', lr_mult: "
+                              "0.1}")
+            continue
+        for key, value in group.items():
+            if key == "lr":
+                yield ConfigError("a group has no lr of its own", where_in(group, key),
+                                  "lr_mult multiplies the optimizer's, as schedules change it.")
+            elif key not in kinds:
+                yield ConfigError(f"groups of optimizer {node[NAME]} have no argument {key!r}",
+                                  where_in(group, key), suggest(key, kinds))
+            elif not kinds[key].fit(value):
+                yield ConfigError(f"{key} of a group takes {kinds[key]}, not "
+                                  f"{plain_values(value)!r}", where_in(group, key))
+            elif key == "lr_mult" and value < 0:
+                yield ConfigError(f"lr_mult is 0 or more, not {value}", where_in(group, key))
+
+
+OPTIMIZERS.further = _group_problems
 
 
 def _build(node: Any, groups: list[dict[str, Any]], **offered: Any) -> torch.optim.Optimizer:
@@ -97,7 +128,7 @@ def trained_in(module: nn.Module | None) -> list[nn.Parameter]:
 
 
 def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give a fused SGD its buffers, once it is known whether it has a momentum.
+    """Give a fused SGD the buffers of what learns, once it is known whether it has a momentum.
 
     Torch would begin with uninitialised memory if GradScaler skips the first step.
     """
@@ -105,7 +136,7 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         if group["fused"] and group["momentum"]:
-            for parameter in group["params"]:
+            for parameter in filter(lambda each: each.requires_grad, group["params"]):
                 optimizer.state[parameter].setdefault("momentum_buffer",
                                                       torch.zeros_like(parameter))
 

@@ -178,6 +178,9 @@ def _with(node: Any, arguments: dict[str, Any]) -> Any:
 class Schedule:
     """A linear warm-up, then a scheduler in its unit; either may be absent.
 
+    All groups of parameters have the same rate for them; what a group takes its steps with is that
+    times its `lr_mult`, if it has one, so that ratios stay as they are.
+
     Args:
         optimizer: whose rate it changes.
         scheduler: one of torch's or alike, or None for a constant rate. Its steps are counted by
@@ -192,21 +195,27 @@ class Schedule:
         self.unit = unit_of(scheduler) if scheduler is not None else None
         self.steps = self.scheduler_steps = 0
         self._first_rates = [group["lr"] for group in optimizer.param_groups]
+        self._set_rates(self._first_rates)
         self._warm_up()
 
     @property
     def rate(self) -> float:
-        """The learning rate of the first group, as the next step will use it."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The learning rate as the next step will use it, without any group's `lr_mult`."""
+        return float(self._rates[0])
+
+    def set_rate(self, rate: float) -> None:
+        """Let the next step use another rate, until this is called once more."""
+        self._set_rates([rate] * len(self._rates))
+
+    def _set_rates(self, rates: list[float]) -> None:
+        self._rates = list(rates)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * group.get("lr_mult", 1.0)
 
     def _warm_up(self) -> None:
-        if self.steps < self.warmup_steps:
-            part = (self.steps + 1) / (self.warmup_steps + 1)
-            for group, rate in zip(self.optimizer.param_groups, self._first_rates, strict=True):
-                group["lr"] = rate * part
-        elif self.steps == self.warmup_steps > 0:
-            for group, rate in zip(self.optimizer.param_groups, self._first_rates, strict=True):
-                group["lr"] = rate
+        if self.steps <= self.warmup_steps > 0:
+            part = min((self.steps + 1) / (self.warmup_steps + 1), 1.0)
+            self._set_rates([rate * part for rate in self._first_rates])
 
     def after_step(self) -> None:
         """Call after each optimizer step."""
@@ -228,22 +237,28 @@ class Schedule:
             self._step(accuracy if is_max else loss)
 
     def _step(self, *metric: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
         with warnings.catch_warnings():
             # The first step may be of a run before, or one that a gradient scaler skipped.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.scheduler.step(*metric)
+        self._set_rates([group["lr"] for group in self.optimizer.param_groups])
         self.scheduler_steps += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training goes on with, and how the scheduler was stepped."""
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
         return {"steps": self.steps, "scheduler_steps": self.scheduler_steps, "unit": self.unit,
-                "first_rates": self._first_rates, "scheduler": scheduler}
+                "first_rates": self._first_rates, "rates": self._rates, "scheduler": scheduler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.steps, self.scheduler_steps = state["steps"], state["scheduler_steps"]
         self._first_rates = state["first_rates"]
+        # Older versions had the same for all, in the optimizer.
+        self._set_rates(state.get("rates") or [group["lr"]
+                                               for group in self.optimizer.param_groups])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 

@@ -16,6 +16,7 @@ from cvkit.system import distributed
 from cvkit.system.device import compile_model, is_out_of_memory
 from cvkit.system.saving import load_weights, plain, weights_of
 from cvkit.training.ema import EMA
+from cvkit.training.freezing import Freezing
 from cvkit.training.optimizers import begin_momentum
 from cvkit.training.progress import EpochProgress
 from cvkit.training.schedulers import Schedule
@@ -39,6 +40,7 @@ class TrainingState:
         precision: fp32, bf16 or fp16.
         ema_decay: of averages of the weights, which are evaluated instead; 0 for none.
         clip_grad_norm: largest norm of all gradients together; 0 for any.
+        freezing: which parameters do not learn at first, or ever; None if all do.
 
     Attributes:
         forward: the model as training calls it: compiled, and with gradients that are averaged
@@ -58,8 +60,12 @@ class TrainingState:
 
     def __init__(self, model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer,
                  schedule: Schedule, device: torch.device, precision: str = "fp32",
-                 ema_decay: float = 0.0, clip_grad_norm: float = 0.0):
+                 ema_decay: float = 0.0, clip_grad_norm: float = 0.0,
+                 freezing: Freezing | None = None):
         self.model, self.loss, self.forward = model, loss, model
+        self.epoch, self.freezing, self._is_wrapped = 0, freezing, False
+        if freezing is not None:
+            freezing.apply(model, 1)
         self.set_optimizer(optimizer, schedule)
         self.device, self.precision = device, precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -67,7 +73,6 @@ class TrainingState:
         self.ema = self._averages()
         self._has_unused = self._is_compiled = False
         self.progress = EpochProgress(device)
-        self.epoch = 0
         self.values: dict[str, float] = {}
         self.best: dict[str, float] | None = None
         self.predictions: Predictions | None = None
@@ -97,12 +102,31 @@ class TrainingState:
         Raises:
             ConfigError: torch cannot compile on this machine.
         """
-        self._has_unused, self._is_compiled = has_unused, is_compiled
-        model = compile_model(self.model, self.device) if is_compiled else self.model
-        self.forward = distributed.average_gradients(model, self.device, has_unused)
+        self._has_unused, self._is_compiled, self._is_wrapped = has_unused, is_compiled, True
+        self._wrap()
         # That gave the model the first process's weights, which averages have to begin with too.
         if distributed.size() > 1:
             self.ema = self._averages()
+
+    def _wrap(self) -> None:
+        model = compile_model(self.model, self.device) if self._is_compiled else self.model
+        self.forward = distributed.average_gradients(model, self.device, self._has_unused)
+
+    def _let_learn(self) -> None:
+        """Let the parameters take gradients that learn in the coming epoch."""
+        if self.freezing is None or not self.freezing.apply(self.model, self.epoch + 1):
+            return
+        begin_momentum(self.optimizer)
+        # What averages gradients goes by those that there were when it was made.
+        if self._is_wrapped:
+            self._wrap()
+
+    def train_mode(self) -> None:
+        """Put the model into training mode for the coming epoch, all but what is frozen then."""
+        self._let_learn()
+        self.model.train()
+        if self.freezing is not None:
+            self.freezing.hold(self.model, self.epoch + 1)
 
     # -- copies ------------------------------------------------------------------------
 
@@ -138,7 +162,7 @@ class TrainingState:
         model, loss = self.copied_modules()
         twin = TrainingState(model, loss, *build_optimizer(model, loss), self.device,
                              self.precision, self.ema_decay if has_averages else 0.0,
-                             self.clip_grad_norm)
+                             self.clip_grad_norm, self.freezing)
         twin.wrap(self._has_unused, may_compile and self._is_compiled)
         return twin
 
@@ -205,6 +229,7 @@ class TrainingState:
                     part.load_state_dict(state)
             self.epoch, self.values = states["epoch"], states["values"]
             self.best = states["best"]
+            self._let_learn()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError("the checkpoint's training state does not fit: "
                                   f"{type(error).__name__}: {error}") from error

@@ -101,7 +101,7 @@ class Trainer:
         progress.begin(state.schedule.rate)
         begun = progress.batches
         loader.set_epoch(state.epoch, begun)
-        state.model.train()
+        state.train_mode()
         every = math.ceil(loader.plan.steps / _RATES_PER_EPOCH)
         bar = ProgressBar("Train", len(loader), begun, place=self.place,
                           header=f"{self.place}  lr {state.schedule.rate:.4g}")
@@ -167,7 +167,8 @@ class Trainer:
                   "images_per_second": round(len(self.data.train) / progress.seconds, 1),
                   **{f"train/{name}": value for name, value in train_values.items()},
                   **{f"{split}/{name}": value for name, value in values.items()},
-                  "lower_is_better": self.monitor.lower, "rates": progress.rates}
+                  "lower_is_better": self.monitor.lower, "rates": progress.rates,
+                  **_multipliers(state)}
         state.left_out |= self.loaders.left_out()
         if self.run is not None:
             self.run.add_metrics(record)
@@ -258,3 +259,10 @@ class Trainer:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+
+def _multipliers(state: TrainingState) -> dict[str, dict[str, float]]:
+    """Return what the rate of each group of parameters is multiplied by, where they differ."""
+    groups = state.optimizer.param_groups
+    return {"lr_mult": {group["name"]: group["lr_mult"] for group in groups}} if (
+        "lr_mult" in groups[0]) else {}

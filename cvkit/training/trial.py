@@ -73,7 +73,7 @@ def try_training(state: TrainingState, parts: Experiment, is_whole: bool = True,
     with random_numbers_kept(state.device):
         batch = _first_batch(parts.loaders.train, is_whole)
         evaluated = _FirstBatch(parts.loaders.monitored, is_whole)
-        build = optimizer_builder(parts)
+        build = optimizer_builder(parts, state.freezing)
         twin = state.copy(build, may_compile=is_whole)
         refuse_modules(twin, config)
         words, is_finite = _step(twin, config, batch, len(parts.data.classes))
@@ -239,7 +239,7 @@ def _first_batch(loader: BatchLoader, is_whole: bool) -> Batch:
 def _step(state: TrainingState, config: Config, batch: Batch,
           num_classes: int) -> tuple[str, bool]:
     """Train on one batch; return in words what came of it, and whether it is finite."""
-    state.model.train()
+    state.train_mode()
     batch = batch._replace(ends_step=False)
     with forms_checked(state.model, state.loss, config, num_classes):
         loss, logits = train_step(state, batch)
@@ -334,7 +334,7 @@ def _said(state: TrainingState, config: Config, evaluated: Batch,
     for model, batch in ((state.evaluated_model, evaluated), (state.model, trained)):
         # For one that draws.
         seed_epoch(config.SEED, 0, config.DETERMINISTIC)
-        model.train(batch is trained)
+        state.train_mode() if batch is trained else model.eval()
         with autocast(state.device, state.precision), same_kernels():
             found.append(model(batch.images))
     return [*found, state.loss(found[-1].float(), trained.targets)]
@@ -410,6 +410,9 @@ def leaves_parameters_out(state: TrainingState, parts: Experiment) -> bool:
 
     def leaves_some_out(size: int) -> bool:
         model, loss = state.copied_modules()
+        if state.freezing is not None:
+            # Those that learn later, too.
+            state.freezing.apply(model, math.inf)
         with forms_checked(model, loss, parts.config, num_classes):
             push(model, loss, state, (size, *parts.loaders.train_shape))
         return any(parameter.requires_grad and parameter.grad is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib
@@ -15,6 +15,7 @@ from cvkit.errors import RunError
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.compare import run_names
 from cvkit.runs.folder import Run
+from cvkit.system.text import and_more
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled, whole_numbers
 
 
@@ -66,7 +67,9 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
                 axes.plot(best["epoch"], scale * best[f"{name}/{quantity}"], "*", color=colour,
                           markersize=10, markeredgecolor="white", label="best")
         rates = [pair for epoch in history for pair in epoch.get("rates", [])]
-        if rates:
+        if rates and len(runs) == 1 and len(set(history[-1].get("lr_mult", {}).values())) > 1:
+            _draw_groups(rate_panel, rates, history[-1]["lr_mult"])
+        elif rates:
             rate_panel.plot(*zip(*rates), color=colours[number % len(colours)], linewidth=1.5,
                             marker="." if len(rates) < 3 else None, drawstyle="steps-post")
     held_out = runs[0].monitored if len({run.monitored for run in runs}) == 1 else "held-out"
@@ -100,6 +103,26 @@ def _best_in_words(runs: Sequence[Run]) -> str:
     best, split = runs[0].best, runs[0].monitored
     return (f"best epoch{by}, {best['epoch']}: loss {best[f'{split}/loss']:.4f}, accuracy "
             f"{100 * best[f'{split}/accuracy']:.2f} %")
+
+
+def _draw_groups(axes: Axes, rates: Sequence[Sequence[float]],
+                 multipliers: Mapping[str, float]) -> None:
+    """Draw the rate of each group of parameters, those with the same one as one line."""
+    names: dict[float, list[str]] = {}
+    for name, multiplier in multipliers.items():
+        names.setdefault(multiplier, []).append(name)
+    steps, values = map(np.array, zip(*rates))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names)))
+    for shade, multiplier in zip(shades, sorted(names, reverse=True)):
+        words = shorten(and_more(names[multiplier], 2), 2.4, 7)
+        axes.plot(steps, multiplier * values, color=shade, linewidth=1.5,
+                  marker="." if len(rates) < 3 else None, drawstyle="steps-post",
+                  label=f"× {multiplier:.3g}: {words}")
+    lines, labels = axes.get_legend_handles_labels()
+    # Of many, those at the ends and in the middle tell the others.
+    shown = sorted({round(place) for place in np.linspace(0, len(lines) - 1, min(len(lines), 6))})
+    axes.legend([lines[place] for place in shown], [labels[place] for place in shown],
+                fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _finish_rates(axes: Axes) -> None:

@@ -50,6 +50,7 @@ from cvkit.registry.signatures import parameters_of
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.predictions import Predictions
 from cvkit.session import check
+from cvkit.training.groups import parameter_groups
 from cvkit.training.losses import build_loss
 from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import build_schedule
@@ -473,7 +474,7 @@ def use_loss(node, data):
 
 def use_optimizer(node, data):
     model = torch.nn.Linear(3, 2, bias=False)
-    optimizer = build_optimizer(node, model)
+    optimizer = build_optimizer(node, parameter_groups(node, model))
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
 

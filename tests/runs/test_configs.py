@@ -16,6 +16,7 @@ from cvkit.registry import REGISTRIES
 from cvkit.reporting.requirements import check_requirements, norm_counts
 from cvkit.runs.experiment import Experiment
 from cvkit.session import check, train
+from cvkit.training.groups import parameter_groups
 from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import build_schedule
 from cvkit.visualizers.draw import file_name
@@ -209,7 +210,8 @@ def test_the_layer_norm_one_follows_the_test_loss():
     config = config_of("resnet18_ln_cifar10")
     model = build_model(config.MODEL, 10, (3, 32, 32))
     assert norm_counts(model) == {"layer": 20}
-    schedule = build_schedule(config.SCHEDULER, build_optimizer(config.OPTIMIZER, model), 40, 391)
+    optimizer = build_optimizer(config.OPTIMIZER, parameter_groups(config.OPTIMIZER, model))
+    schedule = build_schedule(config.SCHEDULER, optimizer, 40, 391)
     assert schedule.unit == "metric" and schedule.scheduler.mode == "min"
 
 

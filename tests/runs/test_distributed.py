@@ -113,7 +113,8 @@ def agree(ours: Run, theirs: Run, tolerance=1e-5) -> None:
     for one, several in zip(ours.metrics, theirs.metrics):
         assert one.keys() == several.keys()
         assert np.allclose(one["rates"], several["rates"])
-        for name in one.keys() - {"seconds", "images_per_second", "rates"}:
+        assert one.get("lr_mult") == several.get("lr_mult")
+        for name in one.keys() - {"seconds", "images_per_second", "rates", "lr_mult"}:
             assert several[name] == pytest.approx(one[name], abs=tolerance, nan_ok=True), name
     for part in ("index", "true"):
         assert np.array_equal(getattr(ours.predictions, part), getattr(theirs.predictions, part))
@@ -143,6 +144,9 @@ VARIANTS = {
     "one left": (3, {"DATA.LIMIT": 129, "DATA.TRAIN_TRANSFORMS": [{"NAME": "CutMix"}]}),
     "a loss that learns": (2, {"LOSS": {"NAME": "Scaled"}, "IMPORTS": ["../own_loss.py"],
                                "TRAIN.ACCUMULATE": 2}),
+    "unfrozen in the second epoch": (2, {
+        "TRAIN.FREEZE": ["backbone"], "TRAIN.UNFREEZE": {"2": ["layer4"], "3": "all"}, "TRAIN.EPOCHS": 3,
+        "TRAIN.EMA_DECAY": 0.9, "OPTIMIZER.groups": [{"match": "layer*", "lr_mult": 0.3}]}),
     "workers": (2, {"DATA.PIPELINE": "albumentations", "DATA.WORKERS": 1,
                     "DATA.TRAIN_TRANSFORMS": []}),
 }

@@ -169,7 +169,11 @@ OPTIONS = {
         {"NAME": "Adamax", "lr": 0.01},
         {"NAME": "Adafactor", "lr": 0.01},
         {"NAME": "ASGD", "lr": 0.01, "t0": 3},
-        {"NAME": "Rprop", "lr": 0.001}],
+        {"NAME": "Rprop", "lr": 0.001},
+        {"NAME": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.01, "groups": [
+            {"match": "*bias", "lr_mult": 0.1, "weight_decay": 0.0}]},
+        {"NAME": "AdamW", "lr": 0.01, "layer_decay": 0.5, "groups": [
+            {"match": ["all", "!*bias"], "lr_mult": 0.3}]}],
     "LOSS": [
         {"NAME": "CrossEntropyLoss"},
         {"NAME": "CrossEntropyLoss", "label_smoothing": 0.1},
@@ -196,6 +200,7 @@ OPTIONS = {
     "TRAIN.ACCUMULATE": [1, 2, 3],
     "TRAIN.CLIP_GRAD_NORM": [0.0, 1.0],
     "TRAIN.DECAY_NORM_AND_BIAS": [True, False],
+    "TRAIN.FREEZE": [[], [], ["*bias"]],
     "TRAIN.MONITOR": ["accuracy", "loss", "luck"],
     "TRAIN.EARLY_STOP": [0, 0, 1],
     "TRAIN.CHECKPOINT_EVERY": ["epoch", "1 step", "2 steps"],
@@ -301,6 +306,8 @@ def drawn(number):
     settings = {key: dealt(key, options) for key, options in OPTIONS.items()}
     if settings["DATA.WORKERS"]:
         settings["DATA.PIPELINE"] = "albumentations"
+    if settings["TRAIN.FREEZE"]:
+        settings["TRAIN.UNFREEZE"] = [None, {"2": "all"}, {"3": ["*bias"]}][number % 3]
     places = random.Random(number)
     return settings, [(places.random(), how) for how in dealt("stops", STOPS)]
 

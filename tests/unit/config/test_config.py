@@ -492,7 +492,7 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("OUTPUT_DIR: \x07\n", "a.yaml:4: not valid YAML: the character U+0007 is not allowed"),
     ("TRAIN: {EPOCHS: null}\n", "expected a whole number, not null"),
     ("? [a]\n: b\n", "keys are strings"),
-    ("1: b\n", 'Write "1" if the string is meant'),
+    ("1.5: b\n", 'Write "1.5" if the string is meant'), ("1: b\n", "unknown key 1"),
     ("LOSS: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ("LOSS: {NAME: X, a: !new tag}\n", "not valid YAML"),
     ("LOSS: &x {NAME: X, a: *x}\n", "an alias that contains itself"),

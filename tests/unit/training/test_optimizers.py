@@ -5,9 +5,14 @@ from torch import nn
 from cvkit.errors import ConfigError
 from cvkit.models import build_model
 from cvkit.registry import OPTIMIZERS
+from cvkit.training.groups import parameter_groups
 from cvkit.training.optimizers import build_optimizer
 
 SGD = torch.optim.SGD
+
+
+def built(node, model, **arguments):
+    return build_optimizer(node, parameter_groups(node, model, **arguments))
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -15,7 +20,7 @@ def test_every_optimizer_of_torch_lowers_a_loss(name):
     torch.manual_seed(0)
     model = nn.Linear(4, 4, bias=False)  # Muon takes matrices only
     x, y = torch.randn(64, 4), torch.randn(64, 4)
-    optimizer = build_optimizer({"NAME": name, "lr": 0.01}, model)
+    optimizer = built({"NAME": name, "lr": 0.01}, model)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
@@ -33,7 +38,7 @@ def test_the_number_of_optimizers():
 @pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
 def test_those_that_need_more_than_gradients_are_not_offered(name):
     with pytest.raises(ConfigError, match=f"no optimizer named '{name}'"):
-        build_optimizer({"NAME": name, "lr": 1}, nn.Linear(2, 2))
+        built({"NAME": name, "lr": 1}, nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
@@ -41,21 +46,21 @@ def test_weight_decay_spares_norms_and_biases_where_asked(norm):
     model = build_model({"NAME": "resnet18", "width": 32, "norm": norm}, 10, (3, 32, 32))
     node = {"NAME": "SGD", "lr": 0.1, "weight_decay": 5e-4}
     decay = {id(parameter): group["weight_decay"]
-             for group in build_optimizer(node, model, False).param_groups
+             for group in built(node, model, decay_norm_and_bias=False).param_groups
              for parameter in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
             is_weight = isinstance(module, (nn.Conv2d, nn.Linear)) and key == "weight"
             assert decay[id(parameter)] == (5e-4 if is_weight else 0.0)
-    groups = build_optimizer(node, model).param_groups
+    groups = built(node, model).param_groups
     assert len(groups) == 1 and groups[0]["weight_decay"] == 5e-4
 
 
 def test_frozen_parameters_are_left_out():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    assert len(build_optimizer({"NAME": "SGD", "lr": 1}, model).param_groups[0]["params"]) == 1
+    assert len(built({"NAME": "SGD", "lr": 1}, model).param_groups[0]["params"]) == 1
 
 
 @pytest.mark.parametrize("arguments", [
@@ -63,20 +68,20 @@ def test_frozen_parameters_are_left_out():
     {"NAME": "AdamW", "capturable": True}])
 def test_what_cannot_take_a_step_is_refused_before_training(arguments):
     with pytest.raises(ConfigError, match=f"optimizer {arguments['NAME']} cannot take a step: "):
-        build_optimizer({"lr": 0.1, **arguments}, nn.Linear(2, 2))
+        built({"lr": 0.1, **arguments}, nn.Linear(2, 2))
 
 
 def test_several_rates_are_told_what_is_taken():
     with pytest.raises(ConfigError, match=r"lr of optimizer SGD takes one number, not \[0.1, 0.01\]"):
-        build_optimizer({"NAME": "SGD", "lr": [0.1, 0.01]}, nn.Linear(2, 2))
+        built({"NAME": "SGD", "lr": [0.1, 0.01]}, nn.Linear(2, 2))
 
 
 @pytest.mark.skipif("Muon" not in OPTIMIZERS, reason="this torch has no Muon")
 def test_an_optimizer_of_matrices_is_tried_on_the_model_s_own_parameters():
     node = {"NAME": "Muon", "lr": 0.01}
-    build_optimizer(node, nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False)))
+    built(node, nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False)))
     with pytest.raises(ConfigError, match="optimizer Muon cannot be built: .*2D"):
-        build_optimizer(node, nn.Linear(2, 2))
+        built(node, nn.Linear(2, 2))
 
 
 @pytest.fixture
@@ -203,7 +208,7 @@ MODEL = nn.Linear(3, 2)
 @pytest.mark.parametrize("name", ["NeedsClosure", "AsksForClosure"])
 def test_an_optimizer_that_needs_a_closure_is_refused_before_training(own, name):
     with pytest.raises(ConfigError, match=f"optimizer {name} cannot take a step: ") as caught:
-        build_optimizer({"NAME": name, "lr": 0.1}, MODEL)
+        built({"NAME": name, "lr": 0.1}, MODEL)
     assert "calls step() without a closure" in caught.value.hint
     assert "test_optimizers.py:" in caught.value.hint
 
@@ -211,7 +216,7 @@ def test_an_optimizer_that_needs_a_closure_is_refused_before_training(own, name)
 @pytest.mark.parametrize("name", ["KeepsInner", "KeepsSlow", "Noise", "MatricesAndVectors"])
 def test_own_optimizers_that_can_be_resumed_are_taken(own, name):
     weights, random = MODEL.weight.detach().clone(), torch.get_rng_state()
-    optimizer = build_optimizer({"NAME": name, "lr": 0.1}, MODEL)
+    optimizer = built({"NAME": name, "lr": 0.1}, MODEL)
     assert type(optimizer).__name__ == name and MODEL.weight.grad is None
     assert torch.equal(MODEL.weight, weights) and torch.equal(torch.get_rng_state(), random)
 
@@ -221,7 +226,7 @@ def test_own_optimizers_that_can_be_resumed_are_taken(own, name):
 def test_an_optimizer_that_would_lose_state_at_a_resumption_is_refused(own, name, steps, kept):
     with pytest.raises(ConfigError, match=f"optimizer {name} could not be resumed: {steps} steps "
                                           "after") as caught:
-        build_optimizer({"NAME": name, "lr": 0.1}, MODEL)
+        built({"NAME": name, "lr": 0.1}, MODEL)
     assert f"not in attributes: {kept}." in caught.value.hint
 
 
@@ -230,4 +235,4 @@ def test_an_optimizer_that_would_lose_state_at_a_resumption_is_refused(own, name
 def test_a_state_that_cannot_be_read_again_is_told_before_training(own, name, reason):
     with pytest.raises(ConfigError, match=f"the state of optimizer {name} cannot be saved and taken "
                                           f"up again: .*{reason}"):
-        build_optimizer({"NAME": name, "lr": 0.1}, MODEL)
+        built({"NAME": name, "lr": 0.1}, MODEL)

@@ -1,0 +1,125 @@
+"""Which parameters learn in which epoch, by TRAIN.FREEZE and TRAIN.UNFREEZE."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from cvkit.config import Config
+from cvkit.errors import ConfigError, located
+from cvkit.models.features import head_of
+from cvkit.models.parts import matching
+
+
+class Freezing:
+    """Parameters that do not learn, at first or ever; norms among them keep their statistics.
+
+    Args:
+        until: for each of them by name the epoch, counted from 1, from which on it learns;
+            `math.inf` for never.
+    """
+
+    def __init__(self, until: Mapping[str, float]):
+        self.until = dict(until)
+
+    def apply(self, model: nn.Module, epoch: float) -> bool:
+        """Let parameters take gradients as in an epoch; return whether any did otherwise."""
+        has_changed = False
+        for name, parameter in model.named_parameters():
+            learns = self.until.get(name, 0) <= epoch
+            if name in self.until and parameter.requires_grad != learns:
+                parameter.requires_grad_(learns)
+                has_changed = True
+        return has_changed
+
+    def hold(self, model: nn.Module, epoch: float) -> None:
+        """Put layers of frozen parameters that keep statistics (BatchNorm) into evaluation mode.
+
+        One without parameters is frozen where all parameters of what is around it are.
+        """
+        modules = dict(model.named_modules())
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        frozen = {id(parameters[name]) for name, until in self.until.items() if epoch < until}
+        for name, module in modules.items():
+            if any(module.children()) or not any(True for _ in module.buffers(recurse=False)):
+                continue
+            while name and not any(True for _ in modules[name].parameters()):
+                name = name.rpartition(".")[0]
+            if all(id(parameter) in frozen for parameter in modules[name].parameters()):
+                module.eval()
+
+
+def build_freezing(config: Config, model: nn.Module, image_shape: Sequence[int]) -> Freezing | None:
+    """Return what a config freezes of a model, or None.
+
+    Args:
+        config: its TRAIN is used. Patterns are those of `cvkit.models.parts.matching`.
+        model: of the config.
+        image_shape: (channels, height, width) of what it takes.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing that is frozen; an epoch that is none;
+            nothing would learn at the beginning.
+    """
+    node = config.TRAIN
+    if not node.FREEZE:
+        if node.UNFREEZE:
+            raise ConfigError("there is nothing to unfreeze: TRAIN.FREEZE is empty",
+                              where=node.where("UNFREEZE"))
+        return None
+    head = functools.cache(lambda: head_of(model, image_shape))
+    with located(node, "FREEZE"):
+        until = dict.fromkeys(matching(model, node.FREEZE, head), math.inf)
+        learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if not until:
+            raise ConfigError(f"{list(node.FREEZE)} freezes nothing")
+        if learning <= set(until):
+            raise ConfigError("nothing is left to learn in epoch 1",
+                              hint="FREEZE [backbone] leaves the last layer.")
+    steps = {_epoch(node.UNFREEZE, key): key for key in node.UNFREEZE or ()}
+    for epoch, key in sorted(steps.items()):
+        patterns = node.UNFREEZE[key]
+        with located(node.UNFREEZE, key):
+            if isinstance(patterns, str):
+                patterns = [patterns]
+            if not isinstance(patterns, (list, tuple)) or not all(
+                    isinstance(pattern, str) for pattern in patterns):
+                raise ConfigError(f"expected names of parameters, such as [layer4] or all, not "
+                                  f"{patterns!r}")
+            frozen = [name for name in matching(model, patterns, head)
+                      if until.get(name, 0) == math.inf]
+            if not frozen:
+                raise ConfigError(f"{', '.join(patterns)} matches nothing that is frozen then")
+            until |= dict.fromkeys(frozen, epoch)
+    return Freezing(until)
+
+
+def _epoch(node: Config, key: str) -> int:
+    if not key.isdecimal() or int(key) < 2:
+        raise ConfigError(f"{key!r} is no epoch in which something can be unfrozen",
+                          where=node.where(key),
+                          hint="Epochs count from 1, as in the log: {5: [layer4], 8: all}")
+    return int(key)
+
+
+def learning_in_words(model: nn.Module, freezing: Freezing, epochs: int) -> str:
+    """Return how many numbers learn: in epoch 1, and from which epoch on how many more do.
+
+    Args:
+        epochs: of the training; those after it are told as such.
+    """
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    total = sum(sizes.values())
+
+    def learning(epoch: float) -> str:
+        count = sum(size for name, size in sizes.items() if freezing.until.get(name, 0) <= epoch)
+        return "all" if count == total else f"{count:,}"
+
+    later = sorted({until for until in freezing.until.values() if until < math.inf})
+    words = [f"{learning(1)} of {total:,} parameters", *(
+        f"from epoch {epoch} on {learning(epoch)}"
+        + (f" (there are {epochs} epochs)" if epoch > epochs else "") for epoch in later)]
+    return "; ".join(words)

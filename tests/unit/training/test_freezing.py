@@ -1,0 +1,167 @@
+import copy
+import math
+import re
+
+import pytest
+import torch
+from helpers import equal, train_until
+from torch import nn
+
+from cvkit.config import load_config
+from cvkit.errors import ConfigError
+from cvkit.models import build_model
+from cvkit.models.torchvision_models import smallest_image
+from cvkit.registry import MODELS
+from cvkit.session import build_trainer, check, train
+from cvkit.training.freezing import Freezing, build_freezing, learning_in_words
+from cvkit.training.trainer import Trainer
+
+HEAD = {"TRAIN.FREEZE": ["backbone"]}
+OFTEN = {"resnet18", "resnet9", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5"}
+TORCHVISION = [f"torchvision.models.{name}" if name in MODELS.own else name
+               for name in [*MODELS.library[1], "resnet18", "resnet34"]]
+EVERY = [*MODELS.own, *TORCHVISION]
+
+
+def has_statistics(model):
+    return any(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules())
+
+
+@pytest.fixture(scope="module")
+def with_batchnorm():
+    """The models of the registry that have a BatchNorm, found without drawing their weights."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in dir(nn.init):
+            if re.fullmatch(r"[a-z]\w+_", name):
+                patched.setattr(nn.init, name, lambda tensor, *arguments, **options: tensor)
+        return {name for name in EVERY if has_statistics(MODELS.build(name, num_classes=3))}
+
+
+def test_the_number_of_models_with_statistics(with_batchnorm):
+    assert len(with_batchnorm) >= 55
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in EVERY])
+def test_frozen_is_frozen_in_every_model_with_statistics(name, with_batchnorm):
+    """No parameter and no buffer moves but those of the head, in two steps of training."""
+    if name not in with_batchnorm:
+        pytest.skip("it has no statistics")
+    torch.manual_seed(0)
+    side = 32 if name in MODELS.own else max(64, *smallest_image(name))
+    model = build_model(name, 3, (3, side, side))
+    config = load_config("resnet18_cifar10", HEAD)
+    freezing = build_freezing(config, model, (3, side, side))
+    freezing.apply(model, 1)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.1, momentum=0.9)
+    for _ in range(2):
+        freezing.hold(model.train(), 1)
+        nn.functional.cross_entropy(model(torch.randn(2, 3, side, side)), torch.tensor([0, 2])).backward()
+        optimizer.step()
+    after = model.state_dict()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    learning = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert moved == learning and len(moved) == len({key.rpartition(".")[0] for key in moved}) + sum(
+        key.endswith("bias") for key in moved)
+    assert {id(parameter) for parameter in optimizer.state} == {
+        id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+def test_without_freezing_statistics_move():
+    model = build_model({"NAME": "resnet18", "width": 4}, 3, (3, 32, 32))
+    Freezing({}).hold(model, 1)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_norm_without_parameters_is_frozen_with_what_is_around_it():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Dropout()),
+                          nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    freezing = Freezing({"0.0.weight": math.inf, "0.0.bias": 3})
+    freezing.hold(model.train(), 1)
+    assert not model[0][1].training and model[1].training and model[0][2].training
+    freezing.hold(model.train(), 3)
+    assert model[0][1].training
+
+
+UNFREEZING = {"TRAIN.FREEZE": ["backbone"], "TRAIN.UNFREEZE": {"2": ["norm"], "3": "all"}, "TRAIN.EPOCHS": 4}
+
+
+def test_parts_learn_from_their_epoch_on(quick):
+    config, seen = load_config(quick, {**UNFREEZING, "TRAIN.EMA_DECAY": 0.9}), []
+    trainer = build_trainer(config)
+    start = copy.deepcopy(trainer.state.model.state_dict())
+    epoch = Trainer.train_epoch
+
+    def noted(trainer):
+        values = epoch(trainer)
+        state = trainer.state.model.state_dict()
+        seen.append({key.partition(".")[0] for key in state if not torch.equal(state[key], start[key])})
+        return values
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "train_epoch", noted)
+        trainer.train()
+    everything = {"conv", "norm", "fc"}
+    assert seen == [{"fc"}, {"norm", "fc"}, everything, everything]
+
+
+@pytest.mark.parametrize("optimizer", [{"NAME": "SGD", "lr": 0.02, "momentum": 0.9}, {"NAME": "AdamW", "lr": 0.01}])
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_run_that_is_resumed_where_something_is_unfrozen_ends_the_same(quick, optimizer, epoch):
+    config = load_config(quick, {**UNFREEZING, "OPTIMIZER": optimizer, "SCHEDULER": {"NAME": "OneCycleLR"}})
+    whole = train(config)
+    again = train(config, resume=train_until(config, epoch).folder)
+    assert len(again.metrics) == 4
+    ours, theirs = whole.checkpoint("last"), again.checkpoint("last")
+    assert equal(ours.model, theirs.model) and equal(ours.training["optimizer"], theirs.training["optimizer"])
+
+
+def test_what_is_frozen_has_no_state_and_what_never_learns_no_place_in_the_optimizer(quick):
+    config = load_config(quick, {"TRAIN.FREEZE": ["conv", "norm"], "TRAIN.UNFREEZE": {"3": ["norm"]},
+                                 "TRAIN.EPOCHS": 2})
+    state = train(config).checkpoint("last").training["optimizer"]
+    assert [len(group["params"]) for group in state["param_groups"]] == [4]  # norm and fc
+    assert set(state["state"]) == {2, 3}
+
+
+def test_what_learns_is_said(quick, capsys):
+    train(load_config(quick, {**UNFREEZING, "TRAIN.EPOCHS": 2}))
+    out = capsys.readouterr().out
+    assert "model      small, 1,530 parameters (1,290 trained)\n" in out
+    assert "learning   1,290 of 1,530 parameters; from epoch 2 on 1,306; from epoch 3 on all " \
+           "(there are 2 epochs)\n" in out
+
+
+def test_words_for_what_never_learns():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert learning_in_words(model, Freezing({"0.weight": math.inf}), 3) == "8 of 12 parameters"
+
+
+@pytest.mark.parametrize("settings, where, message", [
+    ({"TRAIN.FREEZE": ["layer1"]}, "TRAIN.FREEZE", "no parameter of the model matches 'layer1'\n  Its parts are conv, norm, fc"),
+    ({"TRAIN.FREEZE": ["cnov"]}, "TRAIN.FREEZE", "Did you mean conv?"),
+    ({"TRAIN.FREEZE": ["all"]}, "TRAIN.FREEZE", "nothing is left to learn in epoch 1\n  FREEZE [backbone]"),
+    ({"TRAIN.FREEZE": ["conv", "!conv"]}, "TRAIN.FREEZE", "freezes nothing"),
+    ({"TRAIN.UNFREEZE": {"2": "all"}}, "TRAIN.UNFREEZE", "there is nothing to unfreeze: TRAIN.FREEZE is empty"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"1": "all"}}, "TRAIN.UNFREEZE.1", "'1' is no epoch in which something can be unfrozen"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"two": "all"}}, "TRAIN.UNFREEZE.two", "'two' is no epoch"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"2": ["fc"]}}, "TRAIN.UNFREEZE.2", "fc matches nothing that is frozen then"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"2": "all", "3": ["conv"]}}, "TRAIN.UNFREEZE.3", "conv matches nothing that is frozen then"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"2": 5}}, "TRAIN.UNFREEZE.2", "expected names of parameters, such as"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"2": ["norn"]}}, "TRAIN.UNFREEZE.2", "Did you mean norm?"),
+])
+def test_mistakes_are_told_before_training(quick, settings, where, message):
+    with pytest.raises(ConfigError) as caught:
+        train(load_config(quick, settings))
+    assert message in str(caught.value) and str(caught.value.where).endswith(f" {where}")
+
+
+def test_epochs_are_numbers_in_a_file_too(quick, tool):
+    quick.write_text(quick.read_text().replace(
+        "TRAIN: {EPOCHS: 2}", "TRAIN:\n  EPOCHS: 2\n  FREEZE: [backbone, '!norm']\n  UNFREEZE: {2: [conv]}"))
+    config = load_config(quick)
+    assert config.TRAIN.UNFREEZE["2"] == ("conv",) and config.TRAIN.where("FREEZE").startswith(f"{quick}:13")
+    code, _, err = tool("train.py", quick, "TRAIN.UNFREEZE", "{2: [norm]}")
+    assert code == 2 and "norm matches nothing that is frozen then" in err
+    check(config)
