@@ -48,9 +48,9 @@ def _matched(model: nn.Module, pattern: str, names: Sequence[str],
     if pattern in (BACKBONE, HEAD) and not is_module:
         inner = f"{head()}."
         return [name for name in names if name.startswith(inner) == (pattern == HEAD)]
-    found = [name for name in names if any(fnmatchcase(path, pattern) for path in _paths(name))]
+    found = [name for name in names if any(fnmatchcase(path, pattern) for path in paths_of(name))]
     if not found:
-        known = dict.fromkeys(path for name in names for path in _paths(name))
+        known = dict.fromkeys(path for name in names for path in paths_of(name))
         outer = [path for path in known if "." not in path]
         near = suggest(pattern, known, listed=1).split(" Allowed")[0]
         raise ConfigError(f"no parameter of the model matches {pattern!r}",
@@ -60,7 +60,7 @@ def _matched(model: nn.Module, pattern: str, names: Sequence[str],
     return found
 
 
-def _paths(name: str) -> Iterator[str]:
+def paths_of(name: str) -> Iterator[str]:
     """Yield the names of the modules around a parameter, the outermost first, and its own."""
     words = name.split(".")
     return (".".join(words[:end]) for end in range(1, len(words) + 1))

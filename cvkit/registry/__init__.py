@@ -7,7 +7,10 @@ DATASETS = Registry("dataset", "cvkit.data", offers=("seed",))
 TRANSFORMS = Registry("transform", "cvkit.data",
                       offers=("data_mean", "data_std", "num_classes"),
                       reserved=("data_mean", "data_std", "num_classes"))
-MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"))
+MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"),
+                  beside={
+    "INIT_FROM": (str, "weights to begin with: a run, its config, or a file"),
+    "INIT_NEW": (list[str], "parts, besides the head, that may begin anew")})
 LOSSES = Registry("loss", "cvkit.training.losses", offers=("num_classes",))
 OPTIMIZERS = Registry("optimizer", "cvkit.training.optimizers", offers=("params", "fused"),
                       reserved=("params",), required=("lr",), beside={

@@ -86,7 +86,8 @@ class Console(Reporter):
                      "it gets; flatten(1) or reshape() in its place would be faster")
         weights = getattr(state.model, "weights_loaded", None)
         if not self.is_resumed and isinstance(weights, str):
-            LOG.info(f"weights    {weights}")
+            for number, line in enumerate(weights.splitlines()):
+                LOG.info(f"{'' if number else 'weights':<11}{line}")
         for line in self._words_for_groups(state):
             LOG.info(line)
         averaged = f", EMA {config.TRAIN.EMA_DECAY:g} of the weights is tested" if state.ema else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,16 @@ class Checkpoint:
             # It is a flag, though torch annotates what a module is given as modules and tensors.
             model.transform_input = True  # type: ignore[assignment]
         return model.eval()
+
+
+def counting(load: Callable[[str], Checkpoint]) -> Checkpoint:
+    """Return the checkpoint of a run whose results count, of those that are loaded by name.
+
+    That is best where it was chosen on validation data. Chosen on the test set itself, best would
+    flatter the test accuracy, so it is last then.
+    """
+    last = load("last")
+    return last if last.monitored == "test" else load("best")
 
 
 def moment_of(epoch: int, batches: int) -> str:

@@ -18,6 +18,7 @@ from cvkit.errors import RunError
 from cvkit.models import build_model
 from cvkit.models.probing import choose_layout, takes_layout
 from cvkit.registry import NAME, VISUALIZERS
+from cvkit.runs.initial_weights import initialise
 from cvkit.system.command import command
 from cvkit.system.device import choose_device, choose_precision
 from cvkit.system.seeds import seed_everything
@@ -128,11 +129,13 @@ class Experiment(Drawable):
     @cached_property
     def model(self) -> nn.Module:
         """The network on the device, with the weights that training begins with."""
-        loaders = self.loaders
+        loaders, node = self.loaders, self.config.MODEL
         seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
-        return self._placed(build_model(self.config.MODEL, len(self.data.classes),
-                                        loaders.image_shape, self._takes_weights),
-                            loaders.image_shape)
+        model = build_model(node, len(self.data.classes), loaders.image_shape,
+                            self._takes_weights)
+        if self._takes_weights and "INIT_FROM" in node:
+            initialise(model, self.config, self.data.classes, loaders.image_shape)
+        return self._placed(model, loaders.image_shape)
 
     def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
         """Return the model on the device; it and all batches in the layout that suits it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 import platform
@@ -25,14 +24,15 @@ from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.evaluation.metrics import is_lower_better
 from cvkit.models.probing import choose_layout
 from cvkit.registry.user_code import edited_since, take_no_code_from
-from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.checkpoint import Checkpoint, counting
 from cvkit.runs.experiment import Experiment
+from cvkit.runs.finding import UTC, find_run
 from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
 from cvkit.runs.predictions import Predictions, write_anew
 from cvkit.runs.range_test import RangeTest
 from cvkit.system.command import command
 from cvkit.system.files import lock_file, user_path, write_whole, writing
-from cvkit.system.text import escape_controls, suggest
+from cvkit.system.text import escape_controls
 
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
@@ -49,7 +49,6 @@ def is_among(key: str, names: Sequence[str]) -> bool:
 # An evaluation may also be of other images or by other metrics.
 MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TTA", "TRAIN.PRECISION")
 _RANGE_TEST = "lr_finder.json"
-_UTC = "%Y-%m-%dT%H:%M:%S"
 # Files are written into a run folder, and into these in it.
 WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")
 # This process trains in these folders.
@@ -121,7 +120,7 @@ class Run(Experiment):
                 except FileExistsError:
                     continue
             (folder / "checkpoints").mkdir()
-            begun = datetime.now(timezone.utc).strftime(_UTC)
+            begun = datetime.now(timezone.utc).strftime(UTC)
             (folder / "environment.txt").write_text(f"{environment}begun: {begun}Z\n",
                                                     encoding="utf-8")
             _write_config(folder, config)
@@ -314,14 +313,9 @@ class Run(Experiment):
         return self.checkpoint()
 
     def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Return "last", "previous", "best", or the one whose results count.
-
-        By default that is best where it was chosen on validation data. Chosen on the test set
-        itself, best would flatter the test accuracy, so it is last then.
-        """
+        """Return "last", "previous", "best", or the one whose results count, by default."""
         if name is None:
-            last = self.checkpoint("last")
-            return last if last.monitored == "test" else self.checkpoint("best")
+            return counting(self.checkpoint)
         path = self.checkpoints / f"{name}.pt"
         try:
             return Checkpoint.load(path)
@@ -451,37 +445,6 @@ def refuse_links(paths: Iterable[Path]) -> None:
             raise RunError(f"{path} is neither a file nor a folder", hint="Remove it.")
 
 
-def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:
-    """Return the run folders that hold a checkpoint, oldest first."""
-    name = config_name if config_name == "*" else glob.escape(config_name)
-    found = {path.parent.parent for path in Path(output_dir).glob(f"{name}/*/checkpoints/*.pt")
-             if path.name in ("last.pt", "previous.pt")}
-    return sorted(found, key=lambda path: (_begun(path), *_in_order(path.name), path))
-
-
-def _begun(folder: Path) -> str:
-    """Return when a run was begun, in UTC: local time, in its name, may be set back."""
-    try:
-        text = (folder / "environment.txt").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    found = re.search(r"^begun: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)Z$", text, re.MULTILINE)
-    if found:
-        return found[1]
-    # It may be of an older version, or named by hand.
-    try:
-        local = datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S")
-        return local.astimezone(timezone.utc).strftime(_UTC)
-    except (ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(folder.stat().st_mtime, timezone.utc).strftime(_UTC)
-
-
-def _in_order(name: str) -> tuple[str, int]:
-    """Split a folder's name so that the tenth run of a second comes after the ninth."""
-    number = re.fullmatch(r"(.{19})_(\d{1,9})", name)
-    return (number[1], int(number[2])) if number else (name, 1)
-
-
 def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
              config_name: str = "*", overrides: Sequence[str] | Mapping[str, Any] = (),
              may_change: tuple[str, ...] = MAY_CHANGE) -> Run:
@@ -497,39 +460,4 @@ def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",
     Raises:
         RunError: there is none.
     """
-    output_dir = user_path(output_dir)
-    if run is None:
-        runs = find_runs(output_dir, config_name)
-        if not runs:
-            of = "" if config_name == "*" else f" of {config_name}"
-            begin = "" if config_name == "*" else "Without --resume a run is begun. "
-            raise RunError(f"no run{of} with a checkpoint in {output_dir}/",
-                           hint=begin + _newest_in(find_runs(output_dir)))
-        return Run(runs[-1], overrides, may_change)
-    path = user_path(run)
-    path = path.parent if path.name == "config.yaml" else path
-    for folder in (path, output_dir / path):
-        # Unlike a method of Path, this takes what no path can be as well.
-        if os.path.isfile(folder / "config.yaml"):
-            return Run(folder, overrides, may_change)
-        if not folder.name or not os.path.isdir(folder):
-            continue
-        if of_config := find_runs(folder.parent, folder.name):
-            return Run(of_config[-1], overrides, may_change)
-        if kept := next(folder.glob("checkpoints/*.pt"), None):
-            code = ("from cvkit.runs.checkpoint import Checkpoint; "
-                    f"print(Checkpoint.load({str(kept)!r}).config)")
-            raise RunError(f"{folder} has no config.yaml any more", hint=(
-                f"Its checkpoints hold it: python -c {shlex.quote(code)} > "
-                f"{shlex.quote(str(folder / 'config.yaml'))}"))
-    places = [place for place in path.parents[1::-1] if place != Path()]
-    there = next(filter(None, map(find_runs, (*places, output_dir))), [])
-    near = suggest(run, map(str, there)).partition("Allowed")[0]
-    raise RunError(f"no run {run}", hint=f"{near}{_newest_in(there)}")
-
-
-def _newest_in(runs: Sequence[Path]) -> str:
-    """Return what to do instead of opening a run that is not there."""
-    if not runs:
-        return f"Train one: {command('train')} CONFIG"
-    return "The newest runs, the last one first:\n    " + "\n    ".join(map(str, runs[:-6:-1]))
+    return Run(find_run(run, output_dir, config_name), overrides, may_change)

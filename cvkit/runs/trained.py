@@ -27,7 +27,8 @@ from cvkit.registry import NAME, TRANSFORMS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
-from cvkit.runs.folder import Run, find_runs, is_among, open_run
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import Run, is_among, open_run
 from cvkit.system.files import user_path
 from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import and_more

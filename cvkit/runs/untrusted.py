@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cvkit.errors import CheckpointError
@@ -66,6 +69,9 @@ class _Nothing(dict):
     def __init__(self, *_: Any):
         super().__init__()
 
+    def __setstate__(self, state: Any) -> None:
+        """Forget it."""
+
 
 def _verify_storages(path: Path) -> None:
     """Refuse a file that holds less of a storage than its pickle says.
@@ -110,6 +116,35 @@ def read_verified(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}",
                               hint="Take another checkpoint of the run, or an earlier copy of it."
                               ) from error
+
+
+# Plain values that training programs keep beside weights; making one runs nothing.
+_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, type(np.dtype("f8")), type(np.dtype("f4")),
+             type(np.dtype("i8")), type(np.float64(0)).__reduce__(np.float64(0))[0]]
+
+
+def read_weights(path: Path) -> Any:
+    """Return what another tool wrote with `torch.save`. No code in it is run.
+
+    Raises:
+        CheckpointError: it is damaged, no such file, or holds more than tensors and plain values.
+    """
+    try:
+        # Files of torch before 1.6 are no archives.
+        if zipfile.is_zipfile(path):
+            verify_archive(path)
+            _verify_storages(path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # What torch raises depends on where a file is wrong.
+    except Exception as error:
+        held = re.search(r"Unsupported (?:global|class|operand)[^\n]*?([\w]+\.[\w.]+)", str(error))
+        if held:
+            raise CheckpointError(f"{path} holds {held[1]}, and reading that would run code",
+                                  hint="Where it was made, torch.save(model.state_dict(), file) "
+                                       "writes the weights alone.") from error
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} is damaged or no file of weights: {reason}") from error
 
 
 def _is_count(value: Any) -> bool:

@@ -16,7 +16,8 @@ from cvkit.evaluation.monitor import Monitor
 from cvkit.registry.user_code import edited_since, user_code
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
-from cvkit.runs.folder import MAY_CHANGE, Run, find_runs, is_among
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import MAY_CHANGE, Run, is_among
 from cvkit.system import distributed
 from cvkit.system.command import command
 from cvkit.system.log import LOG

@@ -12,7 +12,8 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from PIL import Image
 
-from cvkit.runs.folder import find_runs, open_run
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import open_run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = '''CONFIG = "configs/resnet18_digits.yaml"

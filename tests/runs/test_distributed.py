@@ -21,7 +21,8 @@ from PIL import Image
 from cvkit.config import load_config
 from cvkit.errors import ConfigError
 from cvkit.evaluation.run_evaluation import evaluate
-from cvkit.runs.folder import Run, find_runs
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import Run
 from cvkit.session import build_trainer, train
 from cvkit.system import distributed
 from cvkit.training.trainer import Trainer

@@ -26,7 +26,8 @@ from cvkit.config import load_config
 from cvkit.data import build_data
 from cvkit.errors import CheckpointError, DataError, RunError
 from cvkit.runs.checkpoint import Checkpoint
-from cvkit.runs.folder import Run, find_runs
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import Run
 from cvkit.session import build_trainer, train
 from cvkit.training.failures import largest_that_fits
 from cvkit.training.resume import CheckpointInterval

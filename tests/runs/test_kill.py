@@ -22,7 +22,8 @@ from cvkit.errors import RunError
 from cvkit.registry import MODELS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.checkpoint import Checkpoint
-from cvkit.runs.folder import Run, find_runs
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import Run
 from cvkit.session import train
 from cvkit.training.signals import Interrupted, StopSignals
 from cvkit.training.trainer import Trainer

@@ -10,7 +10,8 @@ from conftest import ROOT
 from cvkit.config import load_config
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.reporting.report import write_report
-from cvkit.runs.folder import Run, find_runs, open_run
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import Run, open_run
 from cvkit.session import train
 
 OLD = ROOT / "tests" / "fixtures" / "old"

@@ -23,7 +23,8 @@ from cvkit.config import load_config
 from cvkit.errors import CheckpointError, RunError
 from cvkit.models.resnet import BasicBlock
 from cvkit.registry import LOSSES, METRICS, MODELS, SCHEDULERS
-from cvkit.runs.folder import Run, find_runs
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import Run
 from cvkit.session import train
 from cvkit.training.resume import newest_run_of
 from cvkit.training.trainer import Trainer

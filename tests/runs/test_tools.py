@@ -18,7 +18,8 @@ from conftest import ROOT, TINY
 
 from cvkit.cli import train
 from cvkit.registry import REGISTRIES, VISUALIZERS
-from cvkit.runs.folder import Run, find_runs, open_run
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import Run, open_run
 from cvkit.visualizers.flags import arguments_of
 
 TOOLS = sorted((ROOT / "tools").glob("*.py"))

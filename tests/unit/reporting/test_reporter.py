@@ -6,7 +6,8 @@ from cvkit import WRITERS, Reporter
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, DataError
 from cvkit.runs.experiment import Experiment
-from cvkit.runs.folder import Run, find_runs
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import Run
 from cvkit.session import train
 
 CALLS = []

@@ -16,7 +16,8 @@ from cvkit.config import load_config
 from cvkit.config.tree import in_words
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.runs.compare import Runs, run_names
-from cvkit.runs.folder import MAY_CHANGE, Run, find_runs, is_among, open_run
+from cvkit.runs.finding import find_runs
+from cvkit.runs.folder import MAY_CHANGE, Run, is_among, open_run
 from cvkit.runs.predictions import Predictions
 from cvkit.runs.predictions import test_line as line_of
 from cvkit.system.text import duration

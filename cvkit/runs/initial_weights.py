@@ -1,0 +1,152 @@
+"""MODEL.INIT_FROM: the weights of a run, a checkpoint or another tool's file, to begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvkit.config import Config, load_config
+from cvkit.errors import CheckpointError, ConfigError, DataError, located
+from cvkit.models.features import head_of
+from cvkit.models.weights import fit_weights, load_fit
+from cvkit.runs.checkpoint import Checkpoint, counting
+from cvkit.runs.finding import find_run
+from cvkit.runs.untrusted import read_weights
+from cvkit.system.files import user_path
+from cvkit.system.text import nearest, plural
+
+# Under these names training programs keep weights; averages of them are what they evaluate.
+_AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict",
+             "model_ema_state_dict")
+_WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights",
+            "params")
+_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
+
+
+@dataclass
+class InitialWeights:
+    """Weights, and what is known of what they were trained on.
+
+    Attributes:
+        words: where they are from.
+        weights: by name.
+        checkpoint: that they are of, without its weights; None of another tool's file.
+    """
+
+    words: str
+    weights: dict[str, torch.Tensor]
+    checkpoint: Checkpoint | None = None
+
+
+def read_initial_weights(config: Config) -> InitialWeights:
+    """Read what MODEL.INIT_FROM names. No code in it is run.
+
+    It is a run folder, a folder of runs (the newest counts), a config (its newest run), or a file:
+    a checkpoint of cvkit's, what `torch.save` wrote of a state_dict alone or within a dict, or
+    safetensors. Averaged weights (EMA) are preferred where a file has both.
+
+    Raises:
+        UserError: it is not there, damaged, or holds no weights.
+    """
+    named = config.MODEL.INIT_FROM
+    path = user_path(named)
+    with located(config.MODEL, "INIT_FROM"):
+        if path.suffix in (".yaml", ".yml") and path.name != "config.yaml":
+            return _of_run(find_run(None, config.OUTPUT_DIR, load_config(path).name))
+        if not path.is_file() and path.suffix not in (*_ENDINGS, ".safetensors"):
+            return _of_run(find_run(named, config.OUTPUT_DIR))
+        return _of_file(path)
+
+
+def _of_run(folder: Path) -> InitialWeights:
+    return _of_checkpoint(counting(lambda name: Checkpoint.load(
+        folder / "checkpoints" / f"{name}.pt")), folder)
+
+
+def _of_checkpoint(checkpoint: Checkpoint, place: object) -> InitialWeights:
+    return InitialWeights(f"{place}, {checkpoint.place}", checkpoint.model, checkpoint)
+
+
+def _of_file(path: Path) -> InitialWeights:
+    if not path.is_file():
+        near = nearest(path.name, [other.name for other in path.parent.glob("*")
+                                   if other.suffix in (*_ENDINGS, ".safetensors")])
+        raise CheckpointError(f"no file {path}",
+                              hint=f"Did you mean {path.parent / near[0]}?" if near else None)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path)
+    if isinstance(content, dict) and {"model", "config", "classes", "format"} <= set(content):
+        return _of_checkpoint(Checkpoint.of(content, path), path)
+    found, words = content, []
+    while not _is_weights(found):
+        inner = {key: found[key] for key in (*_AVERAGES, *_WEIGHTS)
+                 if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)}
+        if not inner:
+            kinds = (f"it has {', '.join(map(str, list(content)[:6]))}"
+                     if isinstance(content, Mapping) else f"it is {type(content).__name__}")
+            raise CheckpointError(f"{path} holds no weights by name: {kinds}",
+                                  hint="torch.save(model.state_dict(), file) writes such ones.")
+        key = next(iter(inner))
+        words.append(f"averaged weights ({key})" if key in _AVERAGES else key)
+        found = inner[key]
+    weights = {str(name): value for name, value in found.items()
+               if isinstance(value, torch.Tensor)}
+    return InitialWeights(", ".join([str(path), *words]), weights)
+
+
+def _is_weights(value: Any) -> bool:
+    """Whether this is a state_dict: most of it are tensors."""
+    if not isinstance(value, Mapping):
+        return False
+    tensors = sum(isinstance(item, torch.Tensor) for item in value.values())
+    return 2 * tensors > len(value)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ModuleNotFoundError:
+        raise DataError("safetensors is not installed, which reads such files",
+                        hint="pip install safetensors") from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def initialise(model: nn.Module, config: Config, classes: Sequence[str], image_shape: Any,
+               found: InitialWeights | None = None) -> None:
+    """Load into a model what MODEL.INIT_FROM names and fits; its `weights_loaded` says what.
+
+    Args:
+        model: of the config.
+        config: its MODEL is used; INIT_NEW names what may begin anew besides the head.
+        classes: of the data. The head of other classes is not taken over.
+        image_shape: (channels, height, width) of what the model takes.
+        found: what `read_initial_weights` returned.
+
+    Raises:
+        UserError: it cannot be read, or does not fit.
+    """
+    node = config.MODEL
+    found = read_initial_weights(config) if found is None else found
+    if node.get("weights") is not None or node.get("pretrained"):
+        raise ConfigError("two things to begin with, INIT_FROM and pretrained weights",
+                          where=node.where("INIT_FROM"), hint="Leave one of them out.")
+    head = head_of(model, image_shape)
+    old = None if found.checkpoint is None else found.checkpoint.classes
+    fit = fit_weights(model, found.weights, head, old is not None and old != list(classes))
+    with located(node, "INIT_NEW" if "INIT_NEW" in node else "INIT_FROM"):
+        load_fit(model, fit, head, node.get("INIT_NEW", ()), found.words)
+    if found.checkpoint is not None and found.checkpoint.transform_input:
+        model.transform_input = True  # type: ignore[assignment]
+    lines = fit.lines(model)
+    if old is not None and old != list(classes):
+        lines.append(f"           trained on {plural(len(old), 'other class')}")
+    # A word for the attribute that all models with others' weights have.
+    model.weights_loaded = "\n".join([found.words, *lines])  # type: ignore[assignment]
