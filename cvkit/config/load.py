@@ -9,6 +9,7 @@ from typing import Any
 
 from cvkit.config import shipped
 from cvkit.config.check import conform
+from cvkit.config.fine_tune import expand_fine_tune
 from cvkit.config.merge import absolute_imports, merge, override
 from cvkit.config.parse import MOST_TEXT, parse_value
 from cvkit.config.schema import BASE, RENAMED, SCHEMA
@@ -59,6 +60,7 @@ def _finished(config: Config, overrides: Iterable[str] | Mapping[str, Any], sour
               name: str) -> Config:
     config = conform(override(config, overrides), SCHEMA, "", source)
     config.__dict__["name"] = name
+    expand_fine_tune(config)
     config.freeze()
     return config
 

@@ -99,6 +99,8 @@ SCHEMA: dict[str, Any] = {
                                  "parameters by chance, as stochastic depth does"),
         "EARLY_STOP": Key(0, "stop after so many epochs without a better MONITOR; 0: never"),
     },
+    "FINE_TUNE": Key(None, "for a pretrained model, {epochs_frozen: 1, backbone_lr: 0.1}: sets "
+                     "TRAIN.FREEZE and UNFREEZE, and OPTIMIZER.groups"),
     "REQUIRE": Key(None, "what an assignment demands of the keys above and of the results"),
 }
 

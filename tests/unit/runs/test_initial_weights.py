@@ -1,6 +1,7 @@
 import argparse
 import dataclasses
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_safetensors_are_read(tiny, weights):
     safetensors.save_file({name: value.contiguous() for name, value in weights.items()}, "file.safetensors")
     assert_taken(weights, begun(tiny, **{"MODEL.INIT_FROM": "file.safetensors"}))
     with open("cut.safetensors", "wb") as file:
-        file.write(open("file.safetensors", "rb").read()[:1000])
+        file.write(Path("file.safetensors").read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cut.safetensors is damaged or no safetensors file"):
         begun(tiny, **{"MODEL.INIT_FROM": "cut.safetensors"})
 

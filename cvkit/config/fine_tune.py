@@ -1,0 +1,55 @@
+"""FINE_TUNE: a short word for the keys with which a pretrained model is usually trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cvkit.config.tree import Config, adopt
+from cvkit.errors import ConfigError
+from cvkit.registry.signatures import plain
+from cvkit.system.text import suggest
+
+# Each key: its default, and whether a value is possible.
+_KEYS: dict[str, tuple[Any, Any]] = {
+    "epochs_frozen": (1, lambda value: type(value) is int and value >= 0),
+    "backbone_lr": (0.1, lambda value: type(value) in (int, float) and value >= 0)}
+
+
+def expand_fine_tune(config: Config) -> None:
+    """Set what FINE_TUNE stands for, and take it out, in a config that is not frozen.
+
+    `{epochs_frozen: 1, backbone_lr: 0.1}`: in the first epochs only the last layer learns, later
+    all does, the backbone at that part of the learning rate (Howard & Ruder, 2018; fastai's
+    `fine_tune`). These are the defaults.
+
+    Raises:
+        ConfigError: another key or value; TRAIN.FREEZE or UNFREEZE is set as well.
+    """
+    node = config.FINE_TUNE
+    if node is None:
+        return
+    for key, value in node.items():
+        if key not in _KEYS:
+            raise ConfigError(f"FINE_TUNE has no {key!r}", where=node.where(key),
+                              hint=suggest(key, _KEYS))
+        if not _KEYS[key][1](value):
+            kind = "a whole number" if key == "epochs_frozen" else "a number"
+            raise ConfigError(f"{key} is {kind}, 0 or more, not {plain(value)!r}",
+                              where=node.where(key))
+    train, optimizer = config.TRAIN, config.OPTIMIZER
+    origin = f"{config.origin('FINE_TUNE')} (FINE_TUNE)"
+    epochs, factor = (node.get(key, default) for key, (default, _) in _KEYS.items())
+    for key in ("FREEZE", "UNFREEZE"):
+        if train[key]:
+            raise ConfigError(f"FINE_TUNE sets TRAIN.{key} itself", where=train.where(key),
+                              hint="Leave one of them out.")
+    if epochs:
+        train.put("FREEZE", ["backbone"], origin)
+        train.put("UNFREEZE", adopt({str(epochs + 1): "all"}, origin, "TRAIN.UNFREEZE"), origin)
+    groups = optimizer.get("groups", [])
+    # What is no list is refused with the rest of the optimizer.
+    if factor != 1 and isinstance(groups, (list, tuple)):
+        group = {"match": "backbone", "lr_mult": float(factor)}
+        optimizer.put("groups", [*groups, adopt(group, origin, f"OPTIMIZER.groups.{len(groups)}")],
+                      origin)
+    config.put("FINE_TUNE", None, config.origin("FINE_TUNE"))
