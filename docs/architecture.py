@@ -15,7 +15,7 @@ BEGIN, END = "<!-- drawn by docs/architecture.py -->\n", "<!-- end -->"
 # What of a folder others build upon, and its rest upon them.
 BELOW = {"evaluation.metrics": "evaluation.metrics",
          **dict.fromkeys((f"training.{name}" for name in (
-             "losses", "optimizers", "schedulers", "ema", "signals")), "parts of training")}
+             "losses", "muon", "optimizers", "schedulers", "ema", "signals")), "parts of training")}
 
 
 def part_of(module: str) -> str:

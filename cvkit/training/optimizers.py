@@ -18,6 +18,7 @@ from cvkit.registry.signatures import plain as plain_values
 from cvkit.system.saving import plain, reread
 from cvkit.system.seeds import random_numbers_kept
 from cvkit.system.text import suggest
+from cvkit.training import muon  # noqa: F401  it registers its optimizer
 
 # Of a trial: some optimizers move slow weights only every 5 or 10 steps, or gather gradients.
 _STEPS_BEFORE, _STEPS_AFTER, _MOST_STEPS = 3, 20, 200
@@ -26,7 +27,8 @@ OPTIMIZERS.add_library("torch.optim", lambda: {
     if inspect.isclass(entry) and issubclass(entry, torch.optim.Optimizer)},
     left_out={"Optimizer": "is what optimizers are derived from",
               "LBFGS": "calls the loss again within a step",
-              "SparseAdam": "takes sparse gradients only"})
+              "SparseAdam": "takes sparse gradients only",
+              **({} if hasattr(torch.optim, "Muon") else {"Muon": "is in torch 2.9 and later"})})
 
 
 def build_optimizer(node: Any, groups: list[dict[str, Any]], is_tried: bool = True,

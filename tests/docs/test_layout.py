@@ -13,7 +13,7 @@ import cvkit
 
 FLOORS = [  # a part imports from lower floors only; within a floor only what is listed below
     {"errors", "system", "registry", "config"},
-    {"data", "models", "training.losses", "training.optimizers", "training.schedulers",
+    {"data", "models", "training.losses", "training.muon", "training.optimizers", "training.schedulers",
      "training.ema", "training.signals", "evaluation.metrics"},
     {"runs", "evaluation"},
     {"training", "reporting", "visualizers", "deployment"},
@@ -22,7 +22,7 @@ FLOORS = [  # a part imports from lower floors only; within a floor only what is
 ]
 WITHIN = {("system", "errors"), ("registry", "errors"), ("registry", "system"),
           ("config", "errors"), ("config", "system"), ("config", "registry"),
-          ("evaluation", "runs"), ("reporting", "visualizers"), ("reporting", "training"),
+          ("evaluation", "runs"), ("training.optimizers", "training.muon"), ("reporting", "visualizers"), ("reporting", "training"),
           ("deployment", "visualizers"), ("reporting", "deployment"), ("__main__", "cli")}
 MODULES = sorted((ROOT / "cvkit").rglob("*.py"))
 

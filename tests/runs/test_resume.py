@@ -171,6 +171,7 @@ OPTIONS = {
         {"NAME": "Adafactor", "lr": 0.01},
         {"NAME": "ASGD", "lr": 0.01, "t0": 3},
         {"NAME": "Rprop", "lr": 0.001},
+        *([{"NAME": "Muon", "lr": 0.02}] if hasattr(torch.optim, "Muon") else []),
         {"NAME": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.01, "groups": [
             {"match": "*bias", "lr_mult": 0.1, "weight_decay": 0.0}]},
         {"NAME": "AdamW", "lr": 0.01, "layer_decay": 0.5, "groups": [

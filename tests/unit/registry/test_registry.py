@@ -36,7 +36,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
                  "RandomCrop", "Rotate", "TrivialAugmentWide"],
     MODELS: ["resnet18", "resnet34", "resnet9", "vit"],
     LOSSES: [],
-    OPTIMIZERS: [],
+    OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
     SCHEDULERS: ["CyclicLR", "OneCycleLR"],
     METRICS: ["Accuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "tensorboard"],

@@ -76,11 +76,11 @@ def test_several_rates_are_told_what_is_taken():
         built({"NAME": "SGD", "lr": [0.1, 0.01]}, nn.Linear(2, 2))
 
 
-@pytest.mark.skipif("Muon" not in OPTIMIZERS, reason="this torch has no Muon")
+@pytest.mark.skipif("torch.optim.Muon" not in OPTIMIZERS, reason="this torch has no Muon")
 def test_an_optimizer_of_matrices_is_tried_on_the_model_s_own_parameters():
-    node = {"NAME": "Muon", "lr": 0.01}
+    node = {"NAME": "torch.optim.Muon", "lr": 0.01}
     built(node, nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False)))
-    with pytest.raises(ConfigError, match="optimizer Muon cannot be built: .*2D"):
+    with pytest.raises(ConfigError, match="optimizer torch.optim.Muon cannot be built: .*2D"):
         built(node, nn.Linear(2, 2))
 
 
