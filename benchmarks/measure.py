@@ -142,6 +142,19 @@ def step(configure: Configure) -> Figures:
     return figures
 
 
+def freezing(configure: Configure) -> Figures:
+    """Training of the last layer alone, and of the last stage with it, against that of all."""
+    frozen = {"all": "[]", "head": "[backbone]", "head and last stage": "[backbone, '!layer4']"}
+    trainers = {}
+    for name, patterns in frozen.items():
+        config = configure("TRAIN.EPOCHS", "20", "TRAIN.FREEZE", patterns)
+        count = config.DATA.BATCH_SIZE * (3 if Experiment(config).device.type == "cpu" else 390)
+        trainers[name] = trainer_of(config, noise(count, count))
+    taken = in_turns({name: trainer.train_epoch for name, trainer in trainers.items()},
+                     trainers["all"].state.device)
+    return {f"{name} / all": speed(taken, name, "all") for name in frozen if name != "all"}
+
+
 def growth(configure: Configure) -> Figures:
     """Time and memory for twice as many images."""
     config = configure("MODEL.width", "8", "TRAIN.EPOCHS", "20")
@@ -336,8 +349,8 @@ def exported_session(member: Trained, folder: str) -> InferenceSession:
     return InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-PARTS = {"step": step, "growth": growth, "memory": memory, "start": start, "cam": cam,
-         "predict": predict_pictures}
+PARTS = {"step": step, "freezing": freezing, "growth": growth, "memory": memory, "start": start,
+         "cam": cam, "predict": predict_pictures}
 
 
 def measure(names: Sequence[str] = (),

@@ -18,7 +18,8 @@ from cvkit.system.text import in_columns
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("words", metavar="PART | KEY VALUE", nargs="*",
-                        help="step: training, evaluation and input; growth: twice the images; "
+                        help="step: training, evaluation and input; freezing: the head alone; "
+                             "growth: twice the images; "
                              "memory; start; cam: class activation maps; predict: files to a CSV. "
                              "All, if none is named. "
                              "Keys of configs/resnet18_cifar10.yaml hold for step and growth")
