@@ -68,9 +68,8 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         if run is not None:
             run.refuse_links()
             stack.enter_context(run.lock())
-        # What a run was begun with is in its checkpoint; the file may be out of reach by now.
-        parts = parts or Experiment(config, takes_weights=run is None)
-        state, parts, monitor, requirements, is_resumed = prepare(config, parts, run)
+        state, parts, monitor, requirements, is_resumed = prepare(
+            config, parts or Experiment(config), run)
         if is_resumed and is_finished(config, state.epoch, state.best):
             return _finished(run, state, parts)
         checks = Checks(parts)
@@ -180,6 +179,10 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     if is_resumed and is_to_find(config.SCHEDULER):
         config = distributed.broadcast_from_main(
             lambda: None if run is None else with_found_rate(config, run))
+    if is_resumed:
+        # What it was begun with is in its checkpoint; a file may be out of reach by now.
+        parts = parts.as_resumed(distributed.broadcast_from_main(
+            lambda: None if run is None else run.normalisation))
     # Which downloads what is not there.
     with distributed.first_on_each_machine():
         data, loaders, model = parts.data, parts.loaders, parts.model

@@ -3,13 +3,14 @@
     python tools/registry.py
     python tools/registry.py model
     python tools/registry.py transform CutOut
+    python tools/registry.py model timm
 """
 
 import argparse
 
 from cvkit.cli.tool import new_parser, parse_words
 from cvkit.registry import REGISTRIES
-from cvkit.registry.listing import describe, get_registry, overview
+from cvkit.registry.listing import describe, get_registry, names_of, overview
 from cvkit.registry.user_code import import_user_code
 
 
@@ -26,7 +27,9 @@ def main(words: list[str]) -> None:
     args = parse_words(parser(), words)
     import_user_code(args.imports)
     registries = [get_registry(args.kind)] if args.kind else list(REGISTRIES.values())
-    if args.name:
+    if args.name in registries[0].prefixes:
+        print(names_of(registries[0], args.name))
+    elif args.name:
         print(describe(registries[0], args.name))
     else:
         print("\n\n".join(overview(registry) for registry in registries))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import albumentations as A
 import numpy as np
@@ -59,7 +60,8 @@ def build_data(config: Config) -> ImageData:
 
 
 def build_loaders(config: Config, data: ImageData, device: torch.device,
-                  normalisation: tuple[list[float], list[float]] | None = None) -> Loaders:
+                  normalisation: tuple[list[float], list[float]] | None = None,
+                  usual: tuple[Sequence[float], Sequence[float]] | None = None) -> Loaders:
     """Build both pipelines and the loaders of all splits.
 
     Args:
@@ -68,6 +70,9 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
         device: where batches go.
         normalisation: mean and standard deviation per channel, instead of the config's and
             the data's; those that a checkpoint was trained with.
+        usual: the same, of what the model's weights were trained on; they hold where the config
+            has no Normalize and sets no mean or std of the data set. Of images with other
+            channels, each has their mean.
 
     Raises:
         ConfigError: see `build_pipeline`; the two pipelines differ in channels or in Normalize.
@@ -82,8 +87,13 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
     if train_shape[2] != test_shape[2]:
         raise ConfigError(f"training images have {plural(train_shape[2], 'channel')}, test images "
                           f"{test_shape[2]}", where=node.where("TEST_TRANSFORMS"))
-    normalize = train_normalize or test_normalize or Normalize(data_mean=data.mean,
-                                                              data_std=data.std)
+    normalize = train_normalize or test_normalize
+    is_usual = usual is not None and normalize is None and not {"mean", "std"} & set(node.DATASET)
+    if is_usual and usual is not None:
+        normalize = Normalize(*(
+            list(values) if len(values) == train_shape[2] else
+            [float(np.mean(values))] * train_shape[2] for values in usual))
+    normalize = normalize or Normalize(data_mean=data.mean, data_std=data.std)
     if train_normalize and test_normalize and train_normalize != test_normalize:
         raise ConfigError("training and test images are normalised differently",
                           where=where_in(node.TEST_TRANSFORMS[-1], "NAME"),
@@ -107,7 +117,7 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
     for loader in filter(None, (test, val)):
         loader.views = build_views(config.TTA, data, test_shape, config.SEED)
     return Loaders(train, test, val, mean, std, (test_shape[2], *test_shape[:2]),
-                   (train_shape[2], *train_shape[:2]), train.words)
+                   (train_shape[2], *train_shape[:2]), train.words, is_usual)
 
 
 class _Builder:

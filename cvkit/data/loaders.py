@@ -176,6 +176,7 @@ class Loaders:
         image_shape: (channels, height, width) of test images after the pipeline.
         train_shape: the same of training images; other sizes are possible, rarely meant.
         input: in words, how training batches are made.
+        is_usual: whether images are normalised as those that the model's weights were trained on.
     """
 
     train: BatchLoader
@@ -186,6 +187,7 @@ class Loaders:
     image_shape: tuple[int, int, int]
     train_shape: tuple[int, int, int]
     input: str
+    is_usual: bool = False
 
     @property
     def monitored(self) -> BatchLoader:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cvkit.errors import DataError
+from cvkit.models.pretrained import TrainedOn
 from cvkit.registry.signatures import parameters_of
 from cvkit.system.text import and_more
 
@@ -76,7 +77,20 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
     # Here `inspect.signature` looks first; to a type checker functions have no such attribute.
     vars(build)["__signature__"] = inspect.Signature(
         [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
+    vars(build)["trained_on"] = functools.partial(_trained_on, name)
     return build
+
+
+def _trained_on(name: str, node: Mapping[str, Any]) -> TrainedOn | None:
+    import torchvision.models
+
+    choices = torchvision.models.get_model_weights(name).__members__
+    if node.get("weights") not in choices:
+        return None
+    weights = choices[node["weights"]]
+    preset = weights.transforms()
+    size, = preset.crop_size
+    return TrainedOn(weights.name, tuple(preset.mean), tuple(preset.std), (size, size))
 
 
 def add_reshape(model: nn.Module) -> None:

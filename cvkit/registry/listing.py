@@ -37,7 +37,20 @@ def overview(registry: Registry) -> str:
         module, names = registry.library
         lines += textwrap.wrap(f"from {module}: {', '.join(names)}", 98, initial_indent="  ",
                                subsequent_indent="    ", break_long_words=False)
+    lines += [f"  from {prefix}, if it is installed: {prefix}.NAME; "
+              f"{command('registry')} {registry.kind} {prefix} lists them"
+              for prefix in registry.prefixes]
     return "\n".join(lines)
+
+
+def names_of(registry: Registry, prefix: str) -> str:
+    """Return all names of a further library of a registry."""
+    names = registry.names_like(f"{prefix}.")
+    if not names:
+        raise ConfigError(f"{prefix} is not installed", hint=registry.way_to(f"{prefix}."))
+    return "\n".join([f"{len(names):,} {registry.kinds} from {prefix}:", *textwrap.wrap(
+        ", ".join(names), 98, initial_indent="  ", subsequent_indent="  ",
+        break_long_words=False)])
 
 
 def first_line(entry: Any) -> str:

@@ -48,6 +48,7 @@ class Registry:
         self.way_to: Callable[[str], str | None] = lambda name: None
         self.further: Callable[[Mapping[str, Any]], Iterable[ConfigError]] = lambda node: ()
         self._entries: dict[str, Callable] = {}
+        self._prefixed: dict[str, tuple[Callable, Callable]] = {}
         self.add_library("", dict)
         REGISTRIES[kind] = self
 
@@ -102,6 +103,18 @@ class Registry:
         self._from_library = functools.cache(lambda: {
             name: entry for name, entry in read().items() if name not in self._left_out})
 
+    def add_prefixed(self, prefix: str, find: Callable[[str], Callable | None],
+                     names: Callable[[], list[str]]) -> None:
+        """Look names that begin with `prefix.` up in a further library, which has many.
+
+        They are not among those that the registry lists and counts.
+
+        Args:
+            find: given the rest of a name, returns a constructor, or None.
+            names: returns what follows the prefix.
+        """
+        self._prefixed[prefix] = find, names
+
     def _short(self, name: str) -> str:
         """Return the name that an entry has within the library."""
         return str(name).removeprefix(f"{self._module_of_library}.")
@@ -118,6 +131,12 @@ class Registry:
         return sorted(self._entries)
 
     @property
+    def prefixes(self) -> list[str]:
+        """The prefixes of further libraries, see `add_prefixed`."""
+        self._fill()
+        return list(self._prefixed)
+
+    @property
     def library(self) -> tuple[str, list[str]] | None:
         """The library's module path and its names that no registered name hides."""
         own = set(self.own)
@@ -129,7 +148,17 @@ class Registry:
         self._fill()
         if name in self._entries:
             return self._entries[name]
+        prefix, _, rest = str(name).partition(".")
+        if prefix in self._prefixed:
+            return self._prefixed[prefix][0](rest)
         return self._from_library().get(self._short(name))
+
+    def names_like(self, name: str) -> list[str]:
+        """Return the names among which one that is no entry may be meant."""
+        prefix = str(name).partition(".")[0]
+        if prefix not in self._prefixed:
+            return list(self)
+        return [f"{prefix}.{each}" for each in self._prefixed[prefix][1]()]
 
     def get(self, name: str, where: object = None) -> Callable:
         """Return the entry of that name.

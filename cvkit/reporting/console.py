@@ -33,6 +33,8 @@ from cvkit.training.state import TrainingState
 
 # Groups of parameters whose rates are told in a line.
 _MOST_GROUPS = 6
+# Times as large as what weights were trained on, or as small.
+_FAR = 1.5
 
 
 class Console(Reporter):
@@ -88,7 +90,7 @@ class Console(Reporter):
         if not self.is_resumed and isinstance(weights, str):
             for number, line in enumerate(weights.splitlines()):
                 LOG.info(f"{'' if number else 'weights':<11}{line}")
-        for line in self._words_for_groups(state):
+        for line in [*self._words_for_images(), *self._words_for_groups(state)]:
             LOG.info(line)
         averaged = f", EMA {config.TRAIN.EMA_DECAY:g} of the weights is tested" if state.ema else ""
         LOG.info(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
@@ -102,6 +104,28 @@ class Console(Reporter):
             if found is not None and not self.is_resumed:
                 LOG.info(f"found      max_lr {found.suggestion:g}: {RULE}")
             LOG.info(f"run        {self.run.folder}", extra=SCREEN)
+
+    def _words_for_images(self) -> list[str]:
+        """Return how the images differ from those that the weights were trained on."""
+        known, loaders = self.parts.trained_on, self.parts.loaders
+        if known is None:
+            return []
+        words = []
+        if loaders.is_usual:
+            mean, std = (" ".join(f"{value:.4g}" for value in values)
+                         for values in (loaders.mean, loaders.std))
+            words.append(f"images     normalised with mean {mean} and std {std}, as those that the "
+                         "weights were trained on")
+        own = loaders.image_shape[1:]
+        if known.size is not None:
+            factor = max(max(a / b, b / a) for a, b in zip(own, known.size))
+            height, width = known.size
+            if factor >= _FAR:
+                words.append(
+                    f"note       the weights were trained on {height}×{width} pixels, these images "
+                    f"have {own[0]}×{own[1]}: {{NAME: Resize, height: {height}, width: {width}}} "
+                    "in both lists of transforms makes them alike")
+        return words
 
     def _words_for_groups(self, state: TrainingState) -> list[str]:
         """Return what learns when, and with which rates; all groups where nothing is trained."""

@@ -16,9 +16,10 @@ from cvkit.config import Config, check_components
 from cvkit.data import ImageData, Loaders, build_data, build_loaders
 from cvkit.errors import RunError
 from cvkit.models import build_model
+from cvkit.models.pretrained import TrainedOn, has_pretrained, trained_on
 from cvkit.models.probing import choose_layout, takes_layout
 from cvkit.registry import NAME, VISUALIZERS
-from cvkit.runs.initial_weights import initialise
+from cvkit.runs.initial_weights import InitialWeights, initialise, read_initial_weights
 from cvkit.system.command import command
 from cvkit.system.device import choose_device, choose_precision
 from cvkit.system.seeds import seed_everything
@@ -78,6 +79,8 @@ class Experiment(Drawable):
     Args:
         config: from `load_config`.
         takes_weights: whether the model begins with the pretrained ones that the config names.
+        normalisation: mean and standard deviation per channel, where they are known: of a run that
+            goes on.
 
     Each part is built when it is first asked for, and raises `UserError` if something in the
     config or the data is wrong.
@@ -94,13 +97,27 @@ class Experiment(Drawable):
     is_viewed = False
     layout: torch.memory_format | None = None
 
-    def __init__(self, config: Config, takes_weights: bool = True):
+    def __init__(self, config: Config, takes_weights: bool = True,
+                 normalisation: tuple[list[float], list[float]] | None = None):
         self.config, self._takes_weights = config, takes_weights
+        self._normalisation = normalisation
 
     def with_config(self, config: Config) -> Experiment:
         """Return these parts, as far as they are built, under another config."""
         other = copy.copy(self)
         other.config = config
+        return other
+
+    def as_resumed(self, normalisation: tuple[list[float], list[float]] | None) -> Experiment:
+        """Return these parts for a run that goes on, with the weights of its checkpoint.
+
+        Args:
+            normalisation: mean and standard deviation of that checkpoint.
+        """
+        other = copy.copy(self)
+        other._takes_weights = False
+        if has_pretrained(self.config.MODEL) or "INIT_FROM" in self.config.MODEL:
+            other._normalisation = normalisation
         return other
 
     @cached_property
@@ -124,7 +141,23 @@ class Experiment(Drawable):
     @cached_property
     def loaders(self) -> Loaders:
         """Batches of the splits, through the pipelines, on the device."""
-        return build_loaders(self.config, self.data, self.device)
+        known = self.trained_on
+        return build_loaders(self.config, self.data, self.device, self._normalisation,
+                             known and (known.mean, known.std))
+
+    @cached_property
+    def initial_weights(self) -> InitialWeights | None:
+        """What MODEL.INIT_FROM names, if the model begins with it."""
+        has_some = self._takes_weights and "INIT_FROM" in self.config.MODEL
+        return read_initial_weights(self.config) if has_some else None
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """What the weights that the model begins with were trained on, if that is known."""
+        if not self._takes_weights:
+            return None
+        found = self.initial_weights
+        return trained_on(self.config.MODEL) if found is None else found.trained_on
 
     @cached_property
     def model(self) -> nn.Module:
@@ -133,8 +166,9 @@ class Experiment(Drawable):
         seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
         model = build_model(node, len(self.data.classes), loaders.image_shape,
                             self._takes_weights)
-        if self._takes_weights and "INIT_FROM" in node:
-            initialise(model, self.config, self.data.classes, loaders.image_shape)
+        if self.initial_weights is not None:
+            initialise(model, self.config, self.data.classes, loaders.image_shape,
+                       self.initial_weights)
         return self._placed(model, loaders.image_shape)
 
     def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:

@@ -327,6 +327,12 @@ class Run(Experiment):
                               f"cp {shlex.quote(str(other))} {shlex.quote(str(path))}")
             raise
 
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel with which it was trained."""
+        checkpoint = self.last_whole_checkpoint()
+        return checkpoint.mean, checkpoint.std
+
     def last_whole_checkpoint(self) -> Checkpoint:
         """Return the last checkpoint; if it is damaged, the one before it, which takes its place.
 

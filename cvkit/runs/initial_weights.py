@@ -13,6 +13,7 @@ from torch import nn
 from cvkit.config import Config, load_config
 from cvkit.errors import CheckpointError, ConfigError, DataError, located
 from cvkit.models.features import head_of
+from cvkit.models.pretrained import TrainedOn, has_pretrained
 from cvkit.models.weights import fit_weights, load_fit
 from cvkit.runs.checkpoint import Checkpoint, counting
 from cvkit.runs.finding import find_run
@@ -41,6 +42,15 @@ class InitialWeights:
     words: str
     weights: dict[str, torch.Tensor]
     checkpoint: Checkpoint | None = None
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """The images that they were trained on, if that is known."""
+        if self.checkpoint is None:
+            return None
+        _, height, width = self.checkpoint.image_shape
+        return TrainedOn(self.words, tuple(self.checkpoint.mean), tuple(self.checkpoint.std),
+                         (height, width))
 
 
 def read_initial_weights(config: Config) -> InitialWeights:
@@ -120,8 +130,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def initialise(model: nn.Module, config: Config, classes: Sequence[str], image_shape: Any,
-               found: InitialWeights | None = None) -> None:
-    """Load into a model what MODEL.INIT_FROM names and fits; its `weights_loaded` says what.
+               found: InitialWeights) -> None:
+    """Load into a model what fits of MODEL.INIT_FROM; its `weights_loaded` says what.
 
     Args:
         model: of the config.
@@ -134,8 +144,7 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str], image_s
         UserError: it cannot be read, or does not fit.
     """
     node = config.MODEL
-    found = read_initial_weights(config) if found is None else found
-    if node.get("weights") is not None or node.get("pretrained"):
+    if has_pretrained(node):
         raise ConfigError("two things to begin with, INIT_FROM and pretrained weights",
                           where=node.where("INIT_FROM"), hint="Leave one of them out.")
     head = head_of(model, image_shape)
