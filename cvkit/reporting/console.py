@@ -32,7 +32,7 @@ from cvkit.training.signals import Interrupted
 from cvkit.training.state import TrainingState
 
 # Groups of parameters whose rates are told in a line.
-_MOST_GROUPS = 6
+_MOST_GROUPS = 4
 # Times as large as what weights were trained on, or as small.
 _FAR = 1.5
 
@@ -134,14 +134,15 @@ class Console(Reporter):
             learning = learning_in_words(state.model, state.freezing,
                                          self.parts.config.TRAIN.EPOCHS)
             words.append(f"learning   {learning}")
-        if "lr_mult" in groups[0]:
+        if "lr_mult" in groups[0] and self.run is None:
+            words += [f"{'' if number else 'groups':<11}{line}"
+                      for number, line in enumerate(table_of(groups))]
+        elif "lr_mult" in groups[0]:
             rates = [group["lr_mult"] for group in groups]
             few = ", ".join(f"{group['name']} × {group['lr_mult']:.4g}" for group in groups)
             words.append(f"rates      {few}" if len(groups) <= _MOST_GROUPS else
                          f"rates      {len(groups)} groups, × {min(rates):.3g} to × "
                          f"{max(rates):.3g}; --check lists them")
-            if self.run is None:
-                words += [f"           {line}" for line in table_of(groups)]
         return words
 
     def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from cvkit.runs.checkpoint import Checkpoint, counting
 from cvkit.runs.finding import find_run
 from cvkit.runs.untrusted import read_weights
 from cvkit.system.files import user_path
-from cvkit.system.text import nearest, plural
+from cvkit.system.text import nearest
 
 # Under these names training programs keep weights; averages of them are what they evaluate.
 _AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict",
@@ -154,8 +154,6 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str], image_s
         load_fit(model, fit, head, node.get("INIT_NEW", ()), found.words)
     if found.checkpoint is not None and found.checkpoint.transform_input:
         model.transform_input = True  # type: ignore[assignment]
-    lines = fit.lines(model)
-    if old is not None and old != list(classes):
-        lines.append(f"           trained on {plural(len(old), 'other class')}")
-    # A word for the attribute that all models with others' weights have.
-    model.weights_loaded = "\n".join([found.words, *lines])  # type: ignore[assignment]
+    # The attribute that all models with others' weights have.
+    model.weights_loaded = "\n".join(  # type: ignore[assignment]
+        [found.words, *fit.lines(model)])

@@ -88,7 +88,7 @@ def _chosen(node: Mapping[str, Any], model: nn.Module,
 
 def table_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each group of an optimizer: its name, rate, weight decay and size."""
-    rows = [("group", "lr", "weight decay", "tensors", "numbers")]
+    rows = [("parameters", "lr", "weight decay", "tensors", "numbers")]
     rows += [(group.get("name", "all"), f"× {group.get('lr_mult', 1.0):.4g}",
               f"{group['weight_decay']:g}" if "weight_decay" in group else "-",
               f"{len(group['params']):,}",

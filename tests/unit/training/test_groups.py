@@ -166,11 +166,10 @@ def test_a_group_without_a_rate_does_not_move_and_all_is_told(quick, capsys):
 def test_the_check_lists_all_groups(quick, capsys):
     check(load_config(quick, {"OPTIMIZER": {**SGD, "groups": GROUPS}}))
     assert (
-        "rates      conv × 0.1, *bias × 1, the rest × 1\n"
-        "           group     lr     weight decay  tensors  numbers\n"
-        "           conv      × 0.1          0.01        2      224\n"
-        "           *bias     × 1               0        2       18\n"
-        "           the rest  × 1            0.01        2    1,288\n") in capsys.readouterr().out
+        "groups     parameters  lr     weight decay  tensors  numbers\n"
+        "           conv        × 0.1          0.01        2      224\n"
+        "           *bias       × 1               0        2       18\n"
+        "           the rest    × 1            0.01        2    1,288\n") in capsys.readouterr().out
 
 
 def test_a_table_of_plain_groups():
