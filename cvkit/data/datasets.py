@@ -10,10 +10,10 @@ import re
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from cvkit.data.assembly import check_choice, check_fraction
 from cvkit.data.images import ImageData, ImageSet
 from cvkit.data.scan import statistics
 from cvkit.data.splits import stratified_split
@@ -161,13 +161,3 @@ def _grey_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
     images = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
               for image in small]
     return np.stack(images), table[:, -1].astype(np.int64)
-
-
-def check_choice(name: str, value: Any, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {' or '.join(map(str, allowed))}, not {value}")
-
-
-def check_fraction(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} lies between 0 and 1, not {value}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvkit.data.image_folder import folders_are_for_testing
+from cvkit.data.assembly import images_are_for_testing
 from cvkit.errors import CheckpointError, DataError, RunError
 from cvkit.evaluation.metrics import build_metrics, together, values_of
 from cvkit.evaluation.predict import predict
@@ -200,7 +200,7 @@ def _take_all_of_another_folder(run: Run, tested: str) -> list[str]:
     if takes_all:
         for part in ("data", "loaders"):
             vars(run).pop(part, None)
-        with folders_are_for_testing():
+        with images_are_for_testing():
             count = plural(len(run.data.test), "image")
         limit = f" (DATA.LIMIT {run.config.DATA.LIMIT})" if run.config.DATA.LIMIT else ""
         return [f"{count} of {escape_controls(node.root)} are tested{limit}, none is set aside: "
