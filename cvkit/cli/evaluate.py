@@ -8,8 +8,8 @@
 
 Of several runs the probabilities are averaged; with TTA those of each image and of what each
 transform makes of it. Without KEY VALUE the predictions.npz of one run is rewritten. Classes and
-normalisation are always those that the run was trained with. Another folder of classes is tested
-whole; DATA.DATASET.test_fraction tests a part of it.
+normalisation are always those that the run was trained with. Another folder of classes, or
+table (DATA.DATASET.path), is tested whole; DATA.DATASET.test_fraction tests a part of it.
 """
 
 import argparse

@@ -17,6 +17,8 @@ from cvkit.data.splits import stratified_split
 from cvkit.errors import DataError
 from cvkit.system.text import escape_controls, plural
 
+# Of the data sets of one's own images, the argument that says where they are.
+PLACES = {"CSVDataset": "path", "ImageFolder": "root"}
 _all_is_test: ContextVar[bool] = ContextVar("all_is_test", default=False)
 
 

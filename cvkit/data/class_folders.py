@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cvkit.data.images import IMAGE_ENDINGS
+from cvkit.data.tables import TABLE_ENDINGS
 from cvkit.errors import DataError
 from cvkit.system.text import and_more, escape_controls, plural
 
@@ -136,8 +137,7 @@ def refuse_alike(what: str, names: Sequence[str]) -> None:
         if other != name:
             raise DataError(f"{what} {other}", hint=(
                 f"{other} and {name} look the same and are not: {other!a} and {name!a}. Accents "
-                "can be written in two ways (NFC and NFD). Rename one of the folders as the other "
-                "is called."))
+                "can be written in two ways (NFC and NFD). Rename one as the other is called."))
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:
@@ -186,8 +186,11 @@ def leads_to(outer: str | Path, path: str | Path) -> bool:
 
 def way_for_flat(folder: Path) -> str:
     """Return what to do with images that lie in no class folders."""
-    tables = [path.name for place in (folder, folder.parent) for path in sorted(place.glob("*"))
-              if path.suffix.lower() in (".csv", ".tsv", ".json") and path.is_file()]
-    labels = f"{and_more(tables, 3)} has" if tables else "a table or their names have"
-    return (f"Images lie in one folder per class; is root one folder too low? If {labels} the "
-            "labels, an own data set of 10 lines reads them: docs/add_a_dataset.md")
+    tables = [path for place in (folder, folder.parent) for path in sorted(place.glob("*"))
+              if path.suffix.lower() in TABLE_ENDINGS and path.is_file()]
+    node = f"{{NAME: CSVDataset, path: {tables[0] if tables else 'labels.csv'}"
+    if not tables or tables[0].parent != folder:
+        node += f", root: {folder}"
+    return ("Images lie in one folder per class; is root one folder too low? If "
+            f"{tables[0].name if tables else 'a table'} has the labels: {node}}}. Of other labels "
+            "see docs/add_a_dataset.md")

@@ -11,9 +11,9 @@ from cvkit.data.class_folders import ClassFolders, folders_in, leads_to, way_for
 from cvkit.errors import DataError
 from cvkit.system.text import and_more, suggest
 
-_SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
+SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
                 "test": ("test", "testing")}
-_ALL_SPLIT_WORDS = {word for words in _SPLIT_WORDS.values() for word in words}
+_ALL_SPLIT_WORDS = {word for words in SPLIT_WORDS.values() for word in words}
 # Words that names of split folders have besides, as in training_set and images-test.
 _WORDS_BESIDE = {"set", "data", "dataset", "split", "folder", "image", "images", "img", "imgs",
                  "picture", "pictures", "photo", "photos"}
@@ -33,7 +33,7 @@ def split_folders(folder: Path, given: dict[str, str], needs_train: bool) -> dic
     names, found = folders_in(folder), {}
     free = [name for name in names if not any(leads_to(folder / name, folder / other)
                                               for other in given.values())]
-    for split, words in _SPLIT_WORDS.items():
+    for split, words in SPLIT_WORDS.items():
         spelled = [name for name in free if name.lower() in words]
         if split in given:
             if not given[split] or not os.path.isdir(folder / given[split]):
@@ -81,7 +81,7 @@ def _down_to_classes(folder: Path, name: str) -> str | None:
 
 def _splits_in(name: str) -> list[str]:
     """Return the splits that a folder is called after: of training_set, train."""
-    return [split for split, words in _SPLIT_WORDS.items() if set(words) & set(_words_of(name))]
+    return [split for split, words in SPLIT_WORDS.items() if set(words) & set(_words_of(name))]
 
 
 def _rest_of(name: str) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ def _splits_as_classes(folder: Path, splits: Sequence[str]) -> tuple[str, str]:
                               for name in splits)
         return "of several classes", ("Splits come first, then classes: "
                                       f"{and_more(list(meant), 8)}.")
-    named = {split: path for split in _SPLIT_WORDS
+    named = {split: path for split in SPLIT_WORDS
              if split in flat and (path := _down_to_classes(folder, flat[split]))}
     if not named:
         return "and hold images without class folders", way_for_flat(folder)
@@ -169,7 +169,7 @@ def _say_which(folder: Path, named: dict[str, str], others: Sequence[str] = ()) 
 
     needed = ["train"] if {"val", "test"} & set(named) else ["train", "test"]
     names = {split: named.get(split) or likely(split)
-             for split in _SPLIT_WORDS if split in named or split in needed}
+             for split in SPLIT_WORDS if split in named or split in needed}
     words = "".join(f", {split}: {name}" for split, name in names.items())
     return f"Say which is which: {{NAME: ImageFolder, root: {folder}{words}}}"
 

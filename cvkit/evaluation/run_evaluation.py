@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvkit.data.assembly import images_are_for_testing
+from cvkit.data.assembly import PLACES, images_are_for_testing
 from cvkit.errors import CheckpointError, DataError, RunError
 from cvkit.evaluation.metrics import build_metrics, together, values_of
 from cvkit.evaluation.predict import predict
@@ -30,7 +30,8 @@ def evaluate(run: Run | str | Path | Sequence[Run | str | Path] | None = None,
 
     That file is left as it is where other images, transforms, metrics or another precision are
     asked for, or the data set has other training images than it had; a line says so. Another
-    `ImageFolder` than the run's needs no train/, and one without splits is tested whole.
+    `ImageFolder` or `CSVDataset` than the run's needs no train split, and one without splits is
+    tested whole.
 
     Args:
         run: a run, its path, or None for the newest; or a list of several, whose probabilities are
@@ -171,19 +172,20 @@ def _build_data(run: Run, tested: str) -> None:
 
 
 def _take_all_of_another_folder(run: Run, tested: str) -> list[str]:
-    """Build the images of another folder than the run's; return in words which are tested.
+    """Build the images of another folder, or table, than the run's; return in words which.
 
     Args:
         tested: the fingerprint of the images that the run was tested on; empty if not known.
     """
     node, own = run.config.DATA.DATASET, Run(run.folder).config.DATA.DATASET
-    if node.NAME != "ImageFolder":
+    if node.NAME not in PLACES:
         return []
+    place = node[PLACES[node.NAME]]
     fraction = node.get("test_fraction")
     is_chosen = "DATA.DATASET.test_fraction" in run.changed or (
         fraction not in (None, own.get("test_fraction")))
     is_same = own.NAME == node.NAME and (
-        user_path(own.root).resolve() == user_path(node.root).resolve())
+        user_path(own[PLACES[own.NAME]]).resolve() == user_path(place).resolve())
     takes_all = is_chosen and fraction == 1
     if not takes_all:
         if is_same:
@@ -203,10 +205,10 @@ def _take_all_of_another_folder(run: Run, tested: str) -> list[str]:
         with images_are_for_testing():
             count = plural(len(run.data.test), "image")
         limit = f" (DATA.LIMIT {run.config.DATA.LIMIT})" if run.config.DATA.LIMIT else ""
-        return [f"{count} of {escape_controls(node.root)} are tested{limit}, none is set aside: "
+        return [f"{count} of {escape_controls(place)} are tested{limit}, none is set aside: "
                 "leave out those that the run was trained on"]
     every = sum(map(len, run.data.splits.values()))
-    return [f"{len(run.data.test):,} of {every:,} images of {escape_controls(node.root)} are "
+    return [f"{len(run.data.test):,} of {every:,} images of {escape_controls(place)} are "
             "tested, as test_fraction sets them aside; DATA.DATASET.test_fraction 1 tests all"]
 
 

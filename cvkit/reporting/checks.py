@@ -15,6 +15,7 @@ from torch import nn
 
 from cvkit.config import Config
 from cvkit.data import ImageData, ImageFiles, Loaders
+from cvkit.data.assembly import PLACES
 from cvkit.data.duplicates import DUPLICATES, duplicates
 from cvkit.data.loaders import Batch
 from cvkit.data.scan import statistics
@@ -388,8 +389,8 @@ def rising_at_chance(config: Config, data: ImageData, records: Sequence[Mapping[
 
 def _dataset(config: Config) -> str:
     node = config.DATA.DATASET
-    root = f", DATA.DATASET.root {node.root}" if "root" in node else ""
-    return f"DATA.DATASET {node.NAME}{root}"
+    key = next((key for key in PLACES.values() if key in node), None)
+    return f"DATA.DATASET {node.NAME}" + (f", DATA.DATASET.{key} {node[key]}" if key else "")
 
 
 def _words(values: Any) -> str:

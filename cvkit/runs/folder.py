@@ -20,6 +20,7 @@ from cvkit.config import Config, read_config
 from cvkit.config.load import RESOLVED
 from cvkit.config.tree import in_words
 from cvkit.data import ImageData, Loaders, build_loaders
+from cvkit.data.assembly import PLACES
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.evaluation.metrics import is_lower_better
 from cvkit.models.probing import choose_layout
@@ -34,11 +35,12 @@ from cvkit.system.command import command
 from cvkit.system.files import lock_file, user_path, write_whole, writing
 from cvkit.system.text import escape_controls
 
+_IMAGES = tuple(f"DATA.DATASET.{key}" for key in PLACES.values())
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
-              "DATA.PIPELINE", "DATA.WORKERS", "DATA.CACHE_GB", "DATA.DATASET.root",
-              "DATA.DATASET.download", "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE",
-              "TRAIN.CHECKPOINT_EVERY", "TRAIN.UNUSED_PARAMETERS")
+              "DATA.PIPELINE", "DATA.WORKERS", "DATA.CACHE_GB", *_IMAGES, "DATA.DATASET.download",
+              "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE", "TRAIN.CHECKPOINT_EVERY",
+              "TRAIN.UNUSED_PARAMETERS")
 
 
 def is_among(key: str, names: Sequence[str]) -> bool:
@@ -273,7 +275,7 @@ class Run(Experiment):
         except CheckpointError:
             return False, []
         training = noted.training or {}
-        where_it_runs = [key for key in MAY_CHANGE if key != "DATA.DATASET.root"]
+        where_it_runs = [key for key in MAY_CHANGE if key not in _IMAGES]
         are_chosen = any(is_among(key, ["DATA"]) and not is_among(key, where_it_runs)
                          for key in self.changed)
         images = training.get("images", {}).get("training")

@@ -16,6 +16,7 @@ import numpy as np
 
 from cvkit.config import SCHEMA, Config, read_config
 from cvkit.config.tree import in_words
+from cvkit.data.assembly import PLACES
 from cvkit.errors import RunError, UserError
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
 from cvkit.system.command import command
@@ -79,8 +80,9 @@ def _config_of(run: Run) -> Config:
     config = run.config.clone()
     config.defrost()
     config.OUTPUT_DIR = SCHEMA["OUTPUT_DIR"].default
-    if "root" in config.DATA.DATASET:
-        config.DATA.DATASET.root = Path(config.DATA.DATASET.root).name
+    node = config.DATA.DATASET
+    for key in set(PLACES.values()) & set(node):
+        node[key] = node[key] and Path(node[key]).name
     return config
 
 

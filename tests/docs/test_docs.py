@@ -43,10 +43,11 @@ def clone(tmp_path, monkeypatch, no_runtime):
         for size in range(32, 40):
             Image.radial_gradient("L").resize((size, 32)).save(tmp_path / "mixed_images" / name / f"{size}.png")
     (tmp_path / "labelled_images").mkdir()
-    for number in range(20):
-        Image.new("RGB", (32, 32), (9 * number, number, 90 - number)).save(tmp_path / "labelled_images" / f"{number}.png")
-    (tmp_path / "labelled_images" / "labels.csv").write_text("file,label\n" + "".join(
-        f"{number}.png,{'dark' if number < 10 else 'light'}\n" for number in range(20)))
+    rows = [(f"{label}_{number}.png", label) for number, label in enumerate(["dark"] * 10 + ["light"] * 10)]
+    for number, (name, _) in enumerate(rows):
+        Image.new("RGB", (32, 32), (9 * number, number, 90 - number)).save(tmp_path / "labelled_images" / name)
+    (tmp_path / "labelled_images" / "labels.csv").write_text("".join(
+        f"{name},{label}\n" for name, label in [("file", "label"), *rows]))
     for part in measure.PARTS:  # which take minutes, and are tested by themselves
         monkeypatch.setitem(measure.PARTS, part, lambda configure: {"cvkit / bare": 1.0})
     return tmp_path

@@ -551,16 +551,17 @@ def test_links_that_go_in_a_circle_or_to_another_class_are_refused(tmp_path, lin
         DATASETS.build({"NAME": "ImageFolder", "root": "x"})
 
 
-@pytest.mark.parametrize("layout, table", [
-    ({".": {".": 5}}, "labels.csv"), ({".": {"images": 5}}, "labels.csv"),
-    ({".": {"train": 5, "test": 5}}, "train.csv"), ({"train": {".": 5}, "test": {"a": 2, "b": 2}}, "train.csv")])
-def test_images_with_a_table_of_labels_are_told_the_way(tmp_path, layout, table):
+@pytest.mark.parametrize("layout, table, root", [
+    ({".": {".": 5}}, "labels.csv", ""), ({".": {"images": 5}}, "labels.tsv", ", root: x/images"),
+    ({".": {"train": 5, "test": 5}}, "train.csv", ""),
+    ({"train": {".": 5}, "test": {"a": 2, "b": 2}}, "train.csv", ", root: x/train")])
+def test_images_with_a_table_of_labels_are_told_the_way(tmp_path, layout, table, root):
     for split, counts in layout.items():
         fill(tmp_path / "x" / split, counts)
     (tmp_path / "x" / table).write_text("file,label\n")
     with pytest.raises(DataError) as caught:
         DATASETS.build({"NAME": "ImageFolder", "root": "x"})
-    assert f"If {table} has the labels, an own data set of 10 lines" in str(caught.value)
+    assert f"If {table} has the labels: {{NAME: CSVDataset, path: x/{table}{root}}}. Of other" in str(caught.value)
     assert "docs/add_a_dataset.md" in str(caught.value)
 
 
