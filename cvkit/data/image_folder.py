@@ -15,7 +15,12 @@ from cvkit.data.assembly import (
 )
 from cvkit.data.class_folders import ClassFolders, folders_in, leads_to, refuse_other_classes
 from cvkit.data.images import ImageData, ImageFiles, ImageSet
-from cvkit.data.split_folders import no_splits_among, split_folders, way_without_labels
+from cvkit.data.split_folders import (
+    SPLIT_WORDS,
+    no_splits_among,
+    split_folders,
+    way_without_labels,
+)
 from cvkit.errors import DataError
 from cvkit.registry import DATASETS
 from cvkit.system.text import and_more
@@ -26,7 +31,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
                 mean: list[float] | None = None, std: list[float] | None = None,
                 skip_unreadable: bool = False, background: int | list[int] = 255, seed: int = 0,
                 train: str | None = None, val: str | None = None, test: str | None = None,
-                unsplit: bool = False) -> ImageData:
+                unsplit: bool = False, splits: dict[str, str] | None = None) -> ImageData:
     """Your own images, a folder for each class.
 
     `root` holds `train/` and `test/` or `val/`, each with one folder per class; or only the
@@ -46,6 +51,7 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         seed: of the split; DATA.SPLIT_SEED by default.
         train, val, test: folders of the splits in `root`, where they have other names.
         unsplit: the folders in `root` are classes, even if they are called as splits are.
+        splits: train, val and test as one mapping, {train: training_set, test: test_set}.
 
     Raises:
         DataError: no such folder, no images, classes that differ between splits, or files
@@ -57,6 +63,12 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
     folder = _existing_folder(root)
     given = {split: name for split, name in (("train", train), ("val", val), ("test", test))
              if name is not None}
+    if splits:
+        if given or not set(splits) <= set(SPLIT_WORDS) or not all(
+                isinstance(name, str) for name in splits.values()):
+            raise ValueError(f"splits is {{train: FOLDER, val: FOLDER, test: FOLDER}}, not "
+                             f"{dict(splits)}" + " beside train, val or test" * bool(given))
+        given = dict(splits)
     if unsplit and given:
         raise ValueError("unsplit says that root has no splits; leave out train, val and test")
     names = {} if unsplit else split_folders(folder, given, needs_train=not all_is_test())
@@ -80,15 +92,15 @@ def ImageFolder(root: str, test_fraction: float = 0.2, channels: int = 3,
         if not unsplit:
             notes += no_splits_among(listings["whole"])
     classes = tuple(next(iter(listings.values())).classes)
-    splits = {name: _image_set(listing, channels, skip_unreadable, background)
+    images = {name: _image_set(listing, channels, skip_unreadable, background)
               for name, listing in listings.items()}
     if not names:
-        splits = set_aside(splits["whole"], test_fraction, seed,
+        images = set_aside(images["whole"], test_fraction, seed,
                            [f"in {folder / name}" for name in classes])
-    elif "test" not in splits:
-        splits["test"] = splits.pop("val")
+    elif "test" not in images:
+        images["test"] = images.pop("val")
     notes += filter(None, (listing.note for listing in listings.values()))
-    return assemble(classes, splits, mean, std, notes)
+    return assemble(classes, images, mean, std, notes)
 
 
 def _existing_folder(root: str) -> Path:

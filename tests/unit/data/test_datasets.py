@@ -435,6 +435,29 @@ def test_splits_whose_classes_lie_one_folder_deeper_keep_their_test_images(tmp_p
     assert (len(data.train), len(data.test), data.notes) == (8, 4, ())
 
 
+def test_splits_are_named_in_one_mapping_as_well(tmp_path, tiny):
+    for split in ("training_set", "test_set", "more"):
+        fill(tmp_path / "x" / split, {"cat": 3, "dog": 3})
+    node = "{NAME: ImageFolder, root: x, splits: {train: training_set, test: test_set}}"
+    data = build_data(load_config(tiny, ["DATA.DATASET", node, "DATA.DATASET.splits.val", "more", "DATA.LIMIT", "0"]))
+    same = DATASETS.build({"NAME": "ImageFolder", "root": "x", "train": "training_set", "test": "test_set", "val": "more"})
+    assert data.train.name(0) == "x/training_set/cat/000.png" and data.notes == same.notes == ()
+    assert [split.fingerprint for split in data.splits.values()] == [split.fingerprint for split in same.splits.values()]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ("splits: {train: a, tset: b}", "not {'train': 'a', 'tset': 'b'}"), ("splits: {train: 3}", "not {'train': 3}"),
+    ("splits: {train: a}, test: b", "not {'train': 'a'} beside train, val or test"),
+    ("splits: [a, b]", "splits of dataset ImageFolder takes mapping or null, not ['a', 'b']"),
+    ("splits: {train: a, test: c}", "no folder c in x"), ("splits: {train: a, test: b}, unsplit: true", "unsplit says")])
+def test_a_mapping_that_is_none_of_splits_is_refused(tmp_path, tiny, arguments, said):
+    for split in ("a", "b"):
+        fill(tmp_path / "x" / split, {"cat": 3, "dog": 3})
+    with pytest.raises(UserError) as caught:
+        build_data(load_config(tiny, ["DATA.DATASET", f"{{NAME: ImageFolder, root: x, {arguments}}}"]))
+    assert said in str(caught.value) and str(caught.value).startswith("command line DATA.DATASET.")
+
+
 @pytest.mark.parametrize("train, test", [("{}/x/a", "{}/x/b"), ("./a", "b/"), ("{}/x/a", "b")])
 def test_folders_of_splits_are_not_said_to_be_ignored_however_they_are_written(tmp_path, train, test):
     for split in ("a", "b", "c"):
