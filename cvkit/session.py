@@ -194,7 +194,8 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     if config.TRAIN.SYNC_BATCHNORM and distributed.size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     loss = build_loss(config.LOSS, len(data.classes),
-                      takes_shares=bool(loaders.train.pipeline.mixing)).to(parts.device)
+                      bool(loaders.train.pipeline.mixing), data.classes,
+                      data.class_counts).to(parts.device)
     state = build_state(parts, model, loss)
     has_unused = leaves_parameters_out(state, parts)
     with located(config.TRAIN, "COMPILE"):

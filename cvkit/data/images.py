@@ -408,11 +408,17 @@ class ImageData:
         return "test" if self.val is None else "val"
 
     @property
+    def class_counts(self) -> list[int]:
+        """How many training images each class has."""
+        return np.bincount(self.train.labels, minlength=len(self.classes)).tolist()
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What its images are, in plain values, by which others can be brought to the same form."""
         ground = getattr(self.train.images, "background", 255)
         return {"channels": self.channels, "mean": list(self.mean), "std": list(self.std),
                 "image_size": self.image_size and list(self.image_size),
+                "class_counts": self.class_counts,
                 "background": list(map(int, ground)) if np.iterable(ground) else int(ground)}
 
     def with_splits(self, **splits: ImageSet | None) -> ImageData:

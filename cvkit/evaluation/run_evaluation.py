@@ -97,7 +97,9 @@ def _evaluated(run: Run, kept: Predictions | None) -> Predictions:
     _build_data(run, kept.images if kept else "")
     classes, loader = run.data.classes, run.loaders.test
     checkpoint = run.checkpoint()
-    loss = build_loss(run.config.LOSS, len(classes))
+    # Those of the training, whatever images there are now.
+    counts = (checkpoint.images or {}).get("class_counts")
+    loss = build_loss(run.config.LOSS, len(classes), classes=classes, class_counts=counts)
     if checkpoint.loss is not None:
         load_weights(loss, checkpoint.loss, "the checkpoint", "loss")
     loss.to(run.device)

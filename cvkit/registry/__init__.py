@@ -11,7 +11,8 @@ MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels",
                   beside={
     "INIT_FROM": (str, "weights to begin with: a run, its config, or a file"),
     "INIT_NEW": (list[str], "parts, besides the head, that may begin anew")})
-LOSSES = Registry("loss", "cvkit.training.losses", offers=("num_classes",))
+LOSSES = Registry("loss", "cvkit.training.losses",
+                  offers=("num_classes", "classes", "class_counts"))
 OPTIMIZERS = Registry("optimizer", "cvkit.training.optimizers", offers=("params", "fused"),
                       reserved=("params",), required=("lr",), beside={
     "groups": (list[dict], "parameters with their own lr_mult and other arguments, see "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cvkit import __version__
@@ -24,7 +24,7 @@ from cvkit.system import distributed
 from cvkit.system.command import command
 from cvkit.system.device import describe
 from cvkit.system.log import FILE, LOG, SCREEN, screen
-from cvkit.system.text import and_more, duration, plural
+from cvkit.system.text import and_more, duration, escape_controls, plural
 from cvkit.training.freezing import learning_in_words
 from cvkit.training.groups import table_of
 from cvkit.training.schedulers import depends_on_length, is_to_find
@@ -97,6 +97,8 @@ class Console(Reporter):
                  f"{plural(len(loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
                  f"{config.LOSS.NAME}, {_words_for_rate(config, state)}, seed {config.SEED}"
                  f"{averaged}")
+        if config.LOSS.get("weight") == "balanced":
+            LOG.info(f"loss       weight balanced: {_words_for_weights(state, data.classes)}")
         LOG.info(f"device     {describe(state.device)}, {state.precision}")
         LOG.info(f"input      {loaders.input}")
         if self.run is not None:
@@ -247,6 +249,14 @@ def _resume_command(run: Run) -> str:
 
 def _place(state: TrainingState) -> str:
     return moment_of(state.epoch, state.progress.batches)
+
+
+def _words_for_weights(state: TrainingState, classes: Sequence[str]) -> str:
+    # Of each loss that takes the word.
+    weights = state.loss.criterion.weight.tolist()  # type: ignore[union-attr, operator]
+    low, high = weights.index(min(weights)), weights.index(max(weights))
+    return (f"{weights[low]:.3g} ({escape_controls(classes[low])}) to {weights[high]:.3g} "
+            f"({escape_controls(classes[high])})")
 
 
 def _words_for_rate(config: Config, state: TrainingState) -> str:

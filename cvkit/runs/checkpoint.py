@@ -38,8 +38,8 @@ class Checkpoint:
             it has "within", what was reached in that epoch.
         loss: parameters and buffers of a loss that has some; else None.
         images: what those of the data set are: "channels", "image_size" (None where sizes are
-            mixed), "mean" and "std", and the "background" of transparent ones. None of older
-            versions.
+            mixed), "mean" and "std", the "background" of transparent ones, and the "class_counts"
+            of the training. None, or without the counts, of older versions.
         transform_input: whether the model is one of torchvision's that map their input to what
             their weights expect; no weights say so.
     """
@@ -118,6 +118,10 @@ class Checkpoint:
         if not len(content["mean"]) == len(content["std"]) == channels:
             raise CheckpointError(f"{foreign}: mean and std do not have a value for each of its "
                                   f"{channels} channels")
+        counts = (content.get("images") or {}).get("class_counts")
+        if counts is not None and len(counts) != len(content["classes"]):
+            raise CheckpointError(f"{foreign}: class_counts do not have a value for each of its "
+                                  f"{len(content['classes'])} classes")
         return cls(**content)
 
     @property

@@ -205,6 +205,7 @@ def _is_images(value: Any) -> bool:
     # With a Normalize in the config, nothing asks whether a data set has a mean for each channel.
     return ((size is None or (_is_sides(size) and len(size) == 2))
             and all(_is_list(value.get(name), _is_number) for name in ("mean", "std"))
+            and _is_list(value.get("class_counts", [0]), _is_count)
             and len(grounds) in (1, value["channels"])
             and all(type(each) is int and 0 <= each < 256 for each in grounds))
 

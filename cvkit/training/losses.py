@@ -2,22 +2,27 @@
 
 Each is fed what it is defined on, so that none is silently wrong: `NLLLoss` gets log
 probabilities (on raw logits it would turn negative), `MSELoss` probabilities and one-hot
-targets, and so on. Your own are called as `loss(logits, targets)`.
+targets, and so on. Your own are called as `loss(logits, targets)`. The `weight` of classes, where
+torch takes one, can also be given by name, or be `balanced`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import UninitializedParameter
 
-from cvkit.errors import ConfigError, located
+from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import LOSSES, NAME
-from cvkit.system.text import plural
+from cvkit.registry.signatures import parameters_of
+from cvkit.system.text import and_more, plural, suggest
 
 # What torch's losses take: the form of the model's output, and of the targets.
 _FORMS = {
@@ -35,9 +40,99 @@ _FORMS = {
     "HuberLoss": ("probabilities", "one-hot"),
 }
 _NO_FORM = "is not a loss of logits and classes"
-LOSSES.add_library("torch.nn", lambda: {name: getattr(nn, name) for name in _FORMS},
+LOSSES.add_library("torch.nn", lambda: {name: _adapt(getattr(nn, name)) for name in _FORMS},
                    left_out={name: _NO_FORM for name in vars(nn)
                              if "Loss" in name and name not in _FORMS})
+# What a config may say of the weights of classes.
+ClassWeights = list[float] | Literal["balanced"] | dict[str, float] | None
+
+
+def class_weights(weight: ClassWeights, classes: Sequence[str] | None,
+                  class_counts: Sequence[int] | None) -> Tensor | None:
+    """Return what a config's `weight` means: numbers of the classes, float32 (C,), or None.
+
+    Args:
+        weight: a number for each class; numbers by the names of some, the others having 1; or
+            "balanced", n / (C · n_c) for a class with n_c of all n training images, as
+            scikit-learn has it.
+        classes: their names.
+        class_counts: training images of each.
+
+    Raises:
+        ConfigError: a name is no class's, a value no number, or a class has no training images.
+    """
+    if weight is None:
+        return None
+    if isinstance(weight, Mapping):
+        names = list(classes or ())
+        for name, value in weight.items():
+            where = where_in(weight, name) or "weight"
+            if name not in names:
+                raise ConfigError(f"no class named {name!r}", where, suggest(name, names, 20))
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"the weight of class {name} is a number, not {value!r}", where)
+        weight = [weight.get(name, 1.0) for name in names]
+    elif weight == "balanced":
+        if class_counts is None:
+            raise ConfigError("how many training images each class has is not known", "weight",
+                              "Give a number for each class.")
+        if empty := [name for name, count in zip(classes or (), class_counts) if not count]:
+            raise ConfigError(
+                f"{plural(len(empty), 'class')} without training images: {and_more(empty, 5)}; "
+                "balanced weights divide by their number", "weight",
+                "Add images, or give weights by name: weight: {CLASS: 2.0}.")
+        share = sum(class_counts) / len(class_counts)
+        weight = [share / count for count in class_counts]
+    return torch.tensor(weight, dtype=torch.float32)
+
+
+def _adapt(kind: type[nn.Module]) -> Callable[..., nn.Module]:
+    """Return a loss of torch whose `weight`, if it has one, is as `class_weights` takes it."""
+    parameters, _ = parameters_of(kind)
+    if "weight" not in parameters:
+        return kind
+
+    @functools.wraps(kind, updated=())
+    def build(weight: ClassWeights = None, classes: Sequence[str] | None = None,
+              class_counts: Sequence[int] | None = None, **arguments: Any) -> nn.Module:
+        return kind(weight=class_weights(weight, classes, class_counts), **arguments)
+
+    own, _ = parameters_of(class_weights)
+    parameters |= {key: value.replace(default=None) for key, value in own.items()}
+    # Here `inspect.signature` looks first; to a type checker functions have no such attribute.
+    vars(build)["__signature__"] = inspect.Signature(
+        [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
+    return build
+
+
+@LOSSES.register()
+class FocalLoss(nn.CrossEntropyLoss):
+    """Cross entropy that counts images less the surer they are right (Lin et al., 2017).
+
+    (1 - p)^gamma times the cross entropy, where p is the probability of the image's class; of a
+    mixed image the sum over its classes, each times its share.
+
+    Args:
+        gamma: 0 is cross entropy; the higher, the less those images count.
+        weight: of the classes, as CrossEntropyLoss takes it.
+    """
+
+    def __init__(self, gamma: float = 2.0, weight: ClassWeights = None,
+                 classes: Sequence[str] | None = None, class_counts: Sequence[int] | None = None):
+        if not gamma >= 0:
+            raise ValueError(f"gamma is 0 or above, not {gamma:g}")
+        super().__init__(class_weights(weight, classes, class_counts))
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logs = logits.log_softmax(1)
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, logits.shape[1])
+        # A power may have no gradient at 0.
+        wrong = (-torch.expm1(logs)).clamp_min(1e-7)
+        each = -targets * wrong ** self.gamma * logs
+        losses = (each if self.weight is None else each * self.weight).sum(1)
+        return losses if self.reduction == "none" else losses.mean()
 
 
 class _Function(nn.Module):
@@ -52,8 +147,9 @@ class _Function(nn.Module):
 
 
 class ClassificationLoss(nn.Module):
-    """One of torch's losses on logits (N, C) and targets: classes (N,), or shares of them (N, C).
+    """A loss of `torch.nn`, or FocalLoss, on logits (N, C) and targets.
 
+    Targets are classes (N,), or shares of them (N, C).
     Where its classes weigh differently, it is the sum of the images' weighted losses over N, in
     units of the mean weight of the classes: the same however images are batched, which torch's own
     mean over the weights of a batch is not.
@@ -109,20 +205,24 @@ def torch_form(loss: nn.Module) -> tuple[str, str] | None:
                  if isinstance(criterion, getattr(nn, name))), None)
 
 
-def build_loss(node: Any, num_classes: int, takes_shares: bool = False) -> nn.Module:
+def build_loss(node: Any, num_classes: int, takes_shares: bool = False,
+               classes: Sequence[str] | None = None,
+               class_counts: Sequence[int] | None = None) -> nn.Module:
     """Build a loss whose value is a mean over the images of a batch.
 
     Args:
         node: the config's LOSS.
         num_classes: of the data.
         takes_shares: whether targets may be shares of the classes, of mixed images.
+        classes: their names.
+        class_counts: how many images of each the training has; None where that is not known.
 
     Raises:
         ConfigError: the loss is not one of classification, its weights do not fit the classes,
             or it cannot take shares.
     """
     with located(node, NAME):
-        loss = _build_loss(node, num_classes)
+        loss = _build_loss(node, num_classes, classes, class_counts)
         if takes_shares:
             _refuse_without_shares(loss, node[NAME], num_classes)
     return loss
@@ -138,14 +238,17 @@ def _refuse_without_shares(loss: nn.Module, name: str, num_classes: int) -> None
                           hint="Take CrossEntropyLoss, or leave MixUp and CutMix out.") from error
 
 
-def _build_loss(node: Any, num_classes: int) -> nn.Module:
-    criterion = LOSSES.build(node, num_classes=num_classes)
+def _build_loss(node: Any, num_classes: int, classes: Sequence[str] | None,
+                class_counts: Sequence[int] | None) -> nn.Module:
+    criterion = LOSSES.build(node, num_classes=num_classes, classes=classes,
+                             class_counts=class_counts)
     if not isinstance(criterion, nn.Module):
         if not callable(criterion):
             raise ConfigError(f"loss {node[NAME]} is {type(criterion).__name__}, which cannot be "
                               "called as loss(logits, targets)")
         return _Function(criterion)
-    if not type(criterion).__module__.startswith("torch.nn"):
+    is_torch_s = type(criterion).__module__.startswith("torch.nn")
+    if not (is_torch_s or type(criterion) is FocalLoss):
         if any(isinstance(weight, UninitializedParameter) for weight in criterion.parameters()):
             # A LazyLinear gets its weights by that.
             criterion(torch.zeros(2, num_classes), torch.arange(2) % num_classes)
@@ -155,7 +258,8 @@ def _build_loss(node: Any, num_classes: int) -> nn.Module:
 
 def _torch_loss(node: Any, criterion: Any, num_classes: int) -> ClassificationLoss:
     name = type(criterion).__name__
-    if name not in _FORMS:
+    form = _FORMS.get("CrossEntropyLoss" if isinstance(criterion, FocalLoss) else name)
+    if form is None:
         raise ConfigError(f"{name} {_NO_FORM}", hint=f"Those are {', '.join(_FORMS)}.")
     with located(node, "reduction"):
         if criterion.reduction not in ("mean", "batchmean"):
@@ -174,14 +278,16 @@ def _torch_loss(node: Any, criterion: Any, num_classes: int) -> ClassificationLo
             if weight is not None and len(weight) != num_classes:
                 raise ConfigError(f"{key} has {plural(len(weight), 'number')} for "
                                   f"{plural(num_classes, 'class')}")
-    weights = _class_weights(criterion, num_classes) if _FORMS[name][1] == "classes" else None
+    weights = _class_weights(criterion, num_classes) if form[1] == "classes" else None
     if weights is not None:
         with located(node, "weight"):
-            if weights.min() < 0 or not weights.any():
-                problem = "a weight is below 0" if weights.min() < 0 else "no class has a weight"
+            if not (weights.min() >= 0 and 0 < weights.sum() < math.inf):
+                problem = ("a weight is below 0" if weights.min() < 0 else
+                           "no class has a weight" if not weights.any() else
+                           "a weight is no finite number")
                 raise ConfigError(f"{problem} in {name}")
         criterion.reduction = "none"
-    loss = ClassificationLoss(criterion, *_FORMS[name], weights)
+    loss = ClassificationLoss(criterion, *form, weights)
     try:
         loss(torch.zeros(2, num_classes), torch.arange(2) % num_classes)
     except Exception as error:

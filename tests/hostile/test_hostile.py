@@ -160,6 +160,9 @@ WRONG = [
                   "best": {"epoch": "a"}}),
     ("training", {"optimizer": {"state": {}, "param_groups": [{}]}, "schedule": {}, "scaler": {},
                   "ema": {"steps": 1, "model": {"a": 1}}}),
+    *(("images", {"channels": 3, "image_size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3,
+                  "background": 255, "class_counts": counts})
+      for counts in ([], [1] * 9, [-1] * 10, [1.0] * 10, None)),
     ("transform_input", 1), ("more", 1), (3, 1)]
 
 

@@ -1,5 +1,6 @@
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,8 +77,6 @@ def test_the_newest_run_is_evaluated_by_default(run):
 
 
 def test_test_images_are_normalised_as_in_training_even_if_the_training_images_changed(tiny):
-    from pathlib import Path
-
     for split in ("train", "test"):
         fill(Path("x") / split, {"a": 20, "b": 20}, size=(32, 32))
     before = train(load_config(tiny, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: x}",
@@ -89,12 +88,30 @@ def test_test_images_are_normalised_as_in_training_even_if_the_training_images_c
     assert np.array_equal(evaluate(before).probabilities, expected)
 
 
+def test_balanced_weights_are_those_of_the_training_whatever_images_are_there_now(tiny, capsys):
+    for split, counts in (("x/train", {"a": 30, "b": 6, "c": 12}), ("x/test", {"a": 5, "b": 5, "c": 2}),
+                          ("other/train", {"a": 3, "b": 9, "c": 9}), ("other/test", {"a": 5, "b": 5, "c": 2})):
+        fill(Path(split), counts, size=(32, 32))
+    run = train(load_config(tiny, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.LIMIT", "0",
+                                   "LOSS", "{NAME: CrossEntropyLoss, weight: balanced}", "TRAIN.EPOCHS", "1"]))
+    assert "loss       weight balanced: 0.533 (a) to 2.67 (b)" in capsys.readouterr().out
+    weights = 48 / 3 / np.array([30, 6, 12])
+    said = run.predictions
+    own = weights[said.true]
+    losses = -np.log(said.probabilities[np.arange(12), said.true].astype(float))
+    expected = (own * losses).sum() / own.sum()  # as torch's CrossEntropyLoss has it
+    assert said.loss == pytest.approx(expected, rel=1e-5)
+    assert run.metrics[-1]["test/loss"] == said.loss
+    for size in (1, 5):
+        again = evaluate(run, {"DATA.DATASET.root": "other", "DATA.EVAL_BATCH_SIZE": size})
+        assert again.loss == pytest.approx(expected, rel=1e-5)
+    assert run.checkpoint().images["class_counts"] == [30, 6, 12]
+
+
 def test_data_that_changed_its_classes_is_refused(run):
     path = run.folder / "config.yaml"
     text = path.read_text().replace("NAME: Digits", "NAME: ImageFolder\n    root: x")
     path.write_text(text)
-    from pathlib import Path
-
     fill(Path("x"), {name: 80 for name in "ab"}, size=(32, 32))
     with pytest.raises(CheckpointError, match="was trained on the classes 0, 1, 2"):
         evaluate(run.folder)
@@ -150,8 +167,6 @@ def test_the_run_s_own_images_in_another_place_are_written(painted, tmp_path, ca
 @pytest.fixture
 def of_classes(tiny):
     """A run on class folders without splits, as the painted one; of 15 images 3 are tested."""
-    from pathlib import Path
-
     fill(Path("own"), dict.fromkeys(("blue", "green", "red"), 5), (32, 32))
     return train(load_config(tiny, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: own}", "DATA.LIMIT", "0",
                                     "TRAIN.EPOCHS", "1"]))

@@ -35,7 +35,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     TRANSFORMS: ["CutMix", "CutOut", "HorizontalFlip", "MixUp", "Normalize", "RandAugment",
                  "RandomCrop", "Rotate", "TrivialAugmentWide"],
     MODELS: ["resnet18", "resnet34", "resnet9", "vit"],
-    LOSSES: [],
+    LOSSES: ["FocalLoss"],
     OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
     SCHEDULERS: ["CyclicLR", "OneCycleLR"],
     METRICS: ["Accuracy", "PerClassAccuracy", "TopKAccuracy"],
@@ -238,7 +238,8 @@ def test_all_that_is_wrong_with_a_node_is_told_with_its_place(tmp_path):
     (VISUALIZERS, {"NAME": "cam_matrix", "methods": "GradCAM"}, "takes list[one of GradCAM, "),
     (SCHEDULERS, {"NAME": "OneCycleLR", "max_lr": 1, "anneal_strategy": ["cos"]},
      "takes one of cos, linear, not ['cos']"),
-    (LOSSES, {"NAME": "CrossEntropyLoss", "weight": 3}, "takes list[float] or null, not 3\n  Write [3]."),
+    (LOSSES, {"NAME": "CrossEntropyLoss", "weight": 3},
+     "takes list[float] or balanced or mapping or null, not 3\n  Write [3]."),
     (VISUALIZERS, {"NAME": "cam", "model": 3}, "has no argument 'model'"),
     (VISUALIZERS, {"NAME": "cam_matrix", "target": True}, "takes one of predicted_class, true_class, not True"),
 ])

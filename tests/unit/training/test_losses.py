@@ -1,8 +1,14 @@
+import inspect
+import json
+
+import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional as F
 
+from cvkit.config import load_config
 from cvkit.errors import ConfigError
 from cvkit.evaluation.metrics import Mean
 from cvkit.registry import LOSSES
@@ -11,10 +17,15 @@ from cvkit.training.losses import build_loss, torch_form, weight_of
 LOGITS = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * 4
 LABELS = torch.arange(64) % 10
 FITTING = sorted(LOSSES)
+NAMES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+COUNTS = [50, 5, 40, 1, 30, 20, 10, 5, 30, 9]
+WEIGHTED = ["BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "MultiLabelSoftMarginLoss",
+            "MultiMarginLoss", "NLLLoss"]
 
 
-def loss_of(name, **arguments):
-    return build_loss({"NAME": name, **arguments}, num_classes=10)
+def loss_of(name, counts=None, **arguments):
+    return build_loss({"NAME": name, **arguments}, num_classes=10, classes=NAMES,
+                      class_counts=counts)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in vars(nn) if name.endswith("Loss")))
@@ -34,15 +45,15 @@ def test_every_loss_of_torch_works_on_logits_and_classes_or_is_refused(name):
 
 
 def test_the_number_of_losses_that_fit():
-    assert len(FITTING) == 12
+    assert len(FITTING) == 13
 
 
 @pytest.mark.parametrize("name", ["CrossEntropyLos", "CTCLoss", "crossentropy", "nonsense"])
 def test_a_mistyped_loss_lists_only_those_that_can_be_taken(name):
     with pytest.raises(ConfigError, match=f"no loss named '{name}'") as caught:
         loss_of(name)
-    listed = caught.value.hint.split("Allowed: ")[1].split("\n")[0].rstrip(".").split(", ")
-    assert sorted(listed) == FITTING
+    listed = caught.value.hint.split("Allowed: ")[1].split("\n")[0].removesuffix(" and 1 more.")
+    assert set(listed.split(", ")) < set(FITTING) and len(listed.split(", ")) == 12
 
 
 def test_nll_on_logits_equals_cross_entropy_and_is_never_negative():
@@ -90,6 +101,93 @@ def test_class_weights_are_a_list_in_the_config():
             loss_of("CrossEntropyLoss", weight=weights)
 
 
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_are_balanced_by_the_training_images_or_given_by_name(name):
+    numbers = compute_class_weight("balanced", classes=np.arange(10),
+                                   y=np.repeat(np.arange(10), COUNTS))
+    for weight, expected in (("balanced", numbers), (
+            {"cat": 2.0, "ship": 3}, [1, 1, 1, 2, 1, 1, 1, 1, 3, 1])):
+        loss = loss_of(name, COUNTS, weight=weight)
+        assert np.allclose(loss.criterion.weight, expected)
+        listed = loss_of(name, weight=[float(number) for number in expected])
+        assert torch.allclose(loss(LOGITS, LABELS), listed(LOGITS, LABELS))
+
+
+def test_the_losses_of_torch_with_weights_of_classes_are_all_of_these():
+    assert WEIGHTED == [name for name in FITTING if name != "FocalLoss" and
+                        "weight" in inspect.signature(getattr(nn, name)).parameters]
+
+
+@pytest.mark.parametrize("weight, problem, hint", [
+    ({"cta": 2.0}, "no class named 'cta'", "Did you mean cat? Allowed: plane, car, bird, cat, "),
+    ({"cat": "2"}, "the weight of class cat is a number, not '2'", None),
+    ({"cat": True}, "the weight of class cat is a number, not True", None),
+    ({"cat": float("nan")}, "a weight is no finite number in CrossEntropyLoss", None),
+    ("balancd", "weight of loss CrossEntropyLoss takes list[float] or balanced or mapping or null, "
+     "not 'balancd'", "Did you mean balanced?"),
+    ("balanced", "2 classes without training images: car, cat; balanced weights divide by their "
+     "number", "Add images, or give weights by name: weight: {CLASS: 2.0}.")])
+def test_weights_that_fit_no_class_are_refused_with_their_place(tmp_path, weight, problem, hint):
+    path = tmp_path / "a.yaml"
+    path.write_text("_BASE_: cvkit://resnet18_digits.yaml\nLOSS:\n  NAME: CrossEntropyLoss\n"
+                    f"  weight: {json.dumps(weight).replace('NaN', '.nan')}\n")
+    node, counts = load_config(path).LOSS, [9, 0, 9, 0, *[9] * 6]
+    with pytest.raises(ConfigError) as caught:
+        build_loss(node, 10, classes=NAMES, class_counts=counts)
+    assert caught.value.problem == problem and (caught.value.hint or "").startswith(hint or "")
+    name = f".{next(iter(weight))}" if isinstance(weight, dict) and "nan" not in str(weight) else ""
+    assert caught.value.where == f"{path}:4 LOSS.weight{name}"
+
+
+def test_an_own_loss_is_given_the_classes_and_their_counts():
+    @LOSSES.register()
+    class BalancedSoftmax(nn.Module):
+        def __init__(self, classes, class_counts):
+            super().__init__()
+            self.register_buffer("shift", torch.tensor(class_counts).log())
+            self.classes = classes
+
+        def forward(self, logits, targets):
+            return F.cross_entropy(logits + self.shift, targets)
+
+    loss = loss_of("BalancedSoftmax", COUNTS)
+    assert loss.classes == NAMES and torch.equal(loss.shift, torch.tensor(COUNTS).log())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("weight", [None, {"cat": 3.0}, "balanced"])
+def test_the_focal_loss_is_that_of_the_paper(gamma, weight):
+    numbers = sum(COUNTS) / 10 / np.array(COUNTS) if weight == "balanced" else np.ones(10)
+    numbers[3] = 3.0 if isinstance(weight, dict) else numbers[3]
+    loss = loss_of("FocalLoss", COUNTS, gamma=gamma, weight=weight)
+    shares = np.random.default_rng(0).dirichlet(np.ones(10), 64)
+    p = LOGITS.double().softmax(1).numpy()
+    each = -(1 - p) ** gamma * np.log(p) * numbers  # equations 4 and 5, of each class
+    for targets, hot in ((LABELS, np.eye(10)[LABELS]), (torch.tensor(shares).float(), shares)):
+        mean = Mean()
+        for part, of_part in zip(LOGITS.split([40, 24]), targets.split([40, 24]), strict=True):
+            mean.update(loss(part, of_part), len(of_part), weight_of(loss, of_part))
+        expected = (hot * each).sum() / (hot * numbers).sum()
+        assert mean.compute() == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_gamma_0_the_focal_loss_is_cross_entropy_and_2_is_its_default():
+    for weight in (None, [1.0] * 9 + [3.0]):
+        ours = loss_of("FocalLoss", gamma=0.0, weight=weight)
+        theirs = loss_of("CrossEntropyLoss", weight=weight)
+        assert torch.allclose(ours(LOGITS, LABELS), theirs(LOGITS, LABELS), rtol=1e-6)
+    assert loss_of("FocalLoss")(LOGITS, LABELS) == loss_of("FocalLoss", gamma=2.0)(LOGITS, LABELS)
+    with pytest.raises(ConfigError, match="gamma is 0 or above, not -1"):
+        loss_of("FocalLoss", gamma=-1.0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_focal_loss_has_a_gradient_where_an_image_is_surely_right_or_wrong(gamma):
+    sure = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
+    build_loss({"NAME": "FocalLoss", "gamma": gamma}, 2)(sure, torch.tensor([0, 0])).backward()
+    assert torch.allclose(sure.grad, torch.tensor([[0.0, 0.0], [-0.5, 0.5]]), atol=1e-5)
+
+
 UNEVEN = torch.tensor([0] * 40 + [1] * 20 + [9] * 4)  # far from the classes' mean weight
 
 
@@ -127,7 +225,7 @@ def test_of_mixed_images_the_shares_are_weighed():
 @pytest.mark.parametrize("name, arguments, expected", [
     ("CrossEntropyLoss", {"label_smoothing": 2}, "cannot be used"),
     ("HuberLoss", {"delta": -1}, "cannot be used"),
-    ("CrossEntropyLoss", {"weight": ["a"] * 10}, r"takes list\[float\] or null"),
+    ("CrossEntropyLoss", {"weight": ["a"] * 10}, r"takes list\[float\] or balanced or mapping or null"),
     ("KLDivLoss", {"log_target": True}, "targets are probabilities here")])
 def test_values_that_torch_refuses_only_when_it_computes(name, arguments, expected):
     with pytest.raises(ConfigError, match=expected):
