@@ -18,6 +18,7 @@ _PUBLIC = {
     "Registry": "cvkit.registry",
     "DATASETS": "cvkit.registry",
     "TRANSFORMS": "cvkit.registry",
+    "SAMPLERS": "cvkit.registry",
     "MODELS": "cvkit.registry",
     "LOSSES": "cvkit.registry",
     "OPTIMIZERS": "cvkit.registry",

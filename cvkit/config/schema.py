@@ -57,6 +57,7 @@ SCHEMA: dict[str, Any] = {
         "SPLIT_SEED": Key(0, "seeds what is held out and what LIMIT takes, whatever SEED is"),
         "VAL_FRACTION": Key(0.0, "part of train held out and monitored; 0: test is monitored",
                             maximum=0.9),
+        "SAMPLER": Component("sampler", "which training images an epoch has; null: every one once"),
         "PIPELINE": Key("auto", "auto: whole batches at once where every transform can and images "
                        "fit in memory, else image by image",
                        choices=("auto", "albumentations", "batched")),

@@ -21,7 +21,7 @@ from cvkit.data.splits import balanced_subset, stratified_split
 from cvkit.data.transforms import Normalize
 from cvkit.data.views import build_views
 from cvkit.errors import ConfigError, located, where_in
-from cvkit.registry import DATASETS, NAME
+from cvkit.registry import DATASETS, NAME, SAMPLERS
 from cvkit.system import distributed
 from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
 from cvkit.system.text import plural
@@ -148,9 +148,7 @@ class _Builder:
             self.left -= cache.bytes
         backend, reason = self.config.DATA.PIPELINE, self._why_not_batched(pipeline, cache)
         is_batched = reason is None and backend != "albumentations"
-        plan = EpochPlan(len(images), self._batch_size(is_training, is_batched), is_training,
-                         self.config.SEED, distributed.rank(), distributed.size(),
-                         self.config.TRAIN.ACCUMULATE if is_training else 1)
+        plan = self._plan(images, is_training, is_batched)
         if backend == "batched" and reason:
             raise ConfigError(f"batched is not possible: {reason}",
                               where=self.config.DATA.where("PIPELINE"),
@@ -174,6 +172,23 @@ class _Builder:
                                     pin_memory=self.device.type == "cuda",
                                     imports=self.config.IMPORTS)
         return BatchLoader(images, pipeline, self.mean, self.std, source, plan, self.device, words)
+
+    def _plan(self, images: ImageSet, is_training: bool, is_batched: bool) -> EpochPlan:
+        config, node = self.config, self.config.DATA.SAMPLER if is_training else None
+        with located(node, NAME):
+            sampler = None
+            if node is not None:
+                classes = list(self.data.classes)
+                sampler = SAMPLERS.build(node, labels=images.labels, classes=classes,
+                                         num_classes=len(classes))
+                SAMPLERS.refuse_without(node, sampler, "positions(epoch, random)")
+            plan = EpochPlan(len(images), self._batch_size(is_training, is_batched), is_training,
+                             config.SEED, distributed.rank(), distributed.size(),
+                             config.TRAIN.ACCUMULATE if is_training else 1, sampler)
+            # cvkit's own are known to draw as they have to.
+            if node is not None and SAMPLERS.is_own(node):
+                plan.try_sampler()
+        return plan
 
     def _workers(self, pipeline: Pipeline, images: ImageSet,
                  cache: ImageCache) -> tuple[int, str | None]:

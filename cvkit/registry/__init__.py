@@ -7,6 +7,8 @@ DATASETS = Registry("dataset", "cvkit.data", offers=("seed",))
 TRANSFORMS = Registry("transform", "cvkit.data",
                       offers=("data_mean", "data_std", "num_classes"),
                       reserved=("data_mean", "data_std", "num_classes"))
+_OF_SPLIT = ("labels", "classes", "num_classes")
+SAMPLERS = Registry("sampler", "cvkit.data.samplers", offers=_OF_SPLIT, reserved=_OF_SPLIT)
 MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"),
                   beside={
     "INIT_FROM": (str, "weights to begin with: a run, its config, or a file"),
@@ -30,4 +32,4 @@ _SHOWN = ("compared", "range_test", "run", "runs", "predictions", "model", "load
 VISUALIZERS = Registry("visualizer", "cvkit.visualizers", offers=_SHOWN, reserved=_SHOWN)
 
 __all__ = ["DATASETS", "LOSSES", "METRICS", "MODELS", "NAME", "OPTIMIZERS", "REGISTRIES",
-           "SCHEDULERS", "TRANSFORMS", "VISUALIZERS", "WRITERS", "Registry"]
+           "SAMPLERS", "SCHEDULERS", "TRANSFORMS", "VISUALIZERS", "WRITERS", "Registry"]

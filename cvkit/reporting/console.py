@@ -8,8 +8,12 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from cvkit import __version__
 from cvkit.config import Config
+from cvkit.data import ImageData
+from cvkit.data.plan import EpochPlan
 from cvkit.errors import DivergenceError, RunError, UserError
 from cvkit.evaluation.metrics import is_part
 from cvkit.evaluation.monitor import Monitor
@@ -97,6 +101,9 @@ class Console(Reporter):
                  f"{plural(len(loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
                  f"{config.LOSS.NAME}, {_words_for_rate(config, state)}, seed {config.SEED}"
                  f"{averaged}")
+        if config.DATA.SAMPLER is not None:
+            LOG.info(f"sampler    {config.DATA.SAMPLER.NAME}: "
+                     f"{_words_for_sampler(loaders.train.plan, data)}")
         if config.LOSS.get("weight") == "balanced":
             LOG.info(f"loss       weight balanced: {_words_for_weights(state, data.classes)}")
         LOG.info(f"device     {describe(state.device)}, {state.precision}")
@@ -249,6 +256,19 @@ def _resume_command(run: Run) -> str:
 
 def _place(state: TrainingState) -> str:
     return moment_of(state.epoch, state.progress.batches)
+
+
+def _words_for_sampler(plan: EpochPlan, data: ImageData) -> str:
+    drawn = np.bincount(data.train.labels[plan.positions(0)], minlength=len(data.classes))
+    known = np.flatnonzero(data.class_counts)
+    low, high = known[drawn[known].argmin()], known[drawn[known].argmax()]
+    least, most = int(drawn[low]), int(drawn[high])
+    words = f"{plural(plan.count, 'image')} an epoch, "
+    if most - least > 1:
+        return (f"{words}in the first from {least:,} ({escape_controls(data.classes[low])}) to "
+                f"{most:,} ({escape_controls(data.classes[high])}) of a class")
+    times = f"{least:,} or {plural(most, 'time')}" if least < most else plural(most, "time")
+    return f"{words}each of {plural(len(known), 'class')} {times}"
 
 
 def _words_for_weights(state: TrainingState, classes: Sequence[str]) -> str:

@@ -92,7 +92,7 @@ class Trainer:
             self.loaders.close()
 
     def train_epoch(self) -> dict[str, float]:
-        """Train on every image once; return loss and accuracy as means over those images.
+        """Train on the images of an epoch; return loss and accuracy as means over those images.
 
         In an epoch that was resumed, on those that it had not come to.
         """
@@ -164,7 +164,8 @@ class Trainer:
         state.values, state.predictions = values, predictions
         progress.finish()
         record = {"epoch": epoch, "lr": progress.rate, "seconds": round(progress.seconds, 3),
-                  "images_per_second": round(len(self.data.train) / progress.seconds, 1),
+                  "images_per_second": round(
+                      self.loaders.train.plan.count / progress.seconds, 1),
                   **{f"train/{name}": value for name, value in train_values.items()},
                   **{f"{split}/{name}": value for name, value in values.items()},
                   "lower_is_better": self.monitor.lower, "rates": progress.rates,

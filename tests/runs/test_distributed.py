@@ -189,6 +189,20 @@ def test_several_processes_train_what_one_does(processes, noisy, variant):
     assert (many - one).norm() < 0.01 * (one - first).norm()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [
+    {"DATA.SAMPLER": {"NAME": "balanced"}, "DATA.PIPELINE": "albumentations"},
+    {"DATA.SAMPLER": {"NAME": "repeat_factor", "threshold": 0.9}},
+    {"LOSS": {"NAME": "FocalLoss", "weight": "balanced"}}], ids=str)
+def test_several_processes_train_on_uneven_classes_what_one_does(processes, noisy, settings):
+    for path in sorted(Path("painted/train/red").iterdir())[5:]:
+        path.unlink()
+    settings = {**GROUPS, "DATA.TRAIN_TRANSFORMS": [], **settings}
+    started = begin(processes, 2, settings)
+    whole = alone(settings)
+    agree(whole, end(started))
+
+
 def _meet(rank, ports) -> None:
     for port in ports:
         os.environ.update(variables_of(rank, 2, port))

@@ -194,6 +194,7 @@ OPTIONS = {
     "DATA.VAL_FRACTION": [0.0, 0.25],
     "DATA.PIPELINE": ["auto", "albumentations"],
     "DATA.WORKERS": [0] * 14 + [1],
+    "DATA.SAMPLER": [None, None, {"NAME": "balanced"}, {"NAME": "repeat_factor", "threshold": 0.5}],
     "TRAIN.EPOCHS": [2, 3],
     "TRAIN.PRECISION": ["fp32", "fp32", "fp32", "bf16"],
     "TRAIN.CHANNELS_LAST": [True, False],

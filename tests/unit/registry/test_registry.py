@@ -20,6 +20,7 @@ from cvkit.registry import (
     MODELS,
     OPTIMIZERS,
     REGISTRIES,
+    SAMPLERS,
     SCHEDULERS,
     TRANSFORMS,
     VISUALIZERS,
@@ -34,6 +35,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     DATASETS: ["CIFAR10", "CIFAR100", "CSVDataset", "Digits", "FashionMNIST", "ImageFolder", "MNIST"],
     TRANSFORMS: ["CutMix", "CutOut", "HorizontalFlip", "MixUp", "Normalize", "RandAugment",
                  "RandomCrop", "Rotate", "TrivialAugmentWide"],
+    SAMPLERS: ["balanced", "repeat_factor"],
     MODELS: ["resnet18", "resnet34", "resnet9", "vit"],
     LOSSES: ["FocalLoss"],
     OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
@@ -58,8 +60,8 @@ def registry():
 
 
 def test_all_registries_are_listed():
-    assert list(REGISTRIES.values()) == [DATASETS, TRANSFORMS, MODELS, LOSSES, OPTIMIZERS,
-                                         SCHEDULERS, METRICS, WRITERS, VISUALIZERS]
+    assert list(REGISTRIES.values()) == [DATASETS, TRANSFORMS, SAMPLERS, MODELS, LOSSES,
+                                         OPTIMIZERS, SCHEDULERS, METRICS, WRITERS, VISUALIZERS]
 
 
 @pytest.mark.parametrize("kind", OWN, ids=lambda kind: kind.kind)
@@ -79,8 +81,8 @@ def test_library_names(kind):
 
 
 @pytest.mark.parametrize("kind, name", [
-    (kind, name) for kind in (DATASETS, TRANSFORMS, MODELS, LOSSES, OPTIMIZERS, SCHEDULERS,
-                              METRICS, WRITERS, VISUALIZERS) for name in kind])
+    (kind, name) for kind in (DATASETS, TRANSFORMS, SAMPLERS, MODELS, LOSSES, OPTIMIZERS,
+                              SCHEDULERS, METRICS, WRITERS, VISUALIZERS) for name in kind])
 def test_every_entry_can_be_described_and_accepts_its_own_defaults(monkeypatch, kind, name):
     # Python parses a whole module to find the line of a class.
     monkeypatch.setattr("cvkit.registry.listing.place_of", lambda entry: f"{entry.__module__}:1")
