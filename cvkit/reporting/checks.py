@@ -22,10 +22,11 @@ from cvkit.data.scan import statistics
 from cvkit.data.splits import evenly
 from cvkit.models.pretrained import has_pretrained
 from cvkit.models.probing import in_evaluation_mode, same_kernels, state_kept
-from cvkit.registry import NAME
+from cvkit.registry import LOSSES, NAME
 from cvkit.reporting.reporter import Reporter
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run
+from cvkit.runs.predictions import Predictions
 from cvkit.system.command import command
 from cvkit.system.device import autocast
 from cvkit.system.files import write_whole
@@ -70,8 +71,12 @@ class Checks(Reporter):
 
     def epoch(self, state: TrainingState, values: dict[str, Any]) -> None:
         records = self.run.metrics if self.run else [values]
-        self._say(after_epoch(self.parts.config, self.parts.data, state.loss, records,
-                              state.progress.loss.batches()))
+        found = after_epoch(self.parts.config, self.parts.data, state.loss, records,
+                            state.progress.loss.batches())
+        # A model that guesses while its loss rises mostly names one class, and has its own advice.
+        if "chance" not in self._said | set(found) and state.predictions is not None:
+            found |= one_class_alone(self.parts.data.monitored, state.epoch, state.predictions)
+        self._say(found)
 
     def end(self, state: TrainingState, run: Run) -> None:
         self._say(idle_scheduler(self.parts.config, state.schedule, run.metrics))
@@ -86,7 +91,8 @@ class Checks(Reporter):
 def before_training(config: Config, data: ImageData, loaders: Loaders,
                     steps_per_epoch: int) -> dict[str, str]:
     """Return what is wrong with the classes, the normalisation and the plan of the rate."""
-    return {**missing_classes(config, data), **odd_normalisation(config, data, loaders),
+    return {**missing_classes(config, data), **uneven_classes(config, data),
+            **odd_normalisation(config, data, loaders),
             **short_warmup(config, steps_per_epoch), **idle_plan(config, steps_per_epoch)}
 
 
@@ -143,6 +149,29 @@ def missing_classes(config: Config, data: ImageData) -> dict[str, str]:
                 f"images: {and_more(names, 5)}; {effect}. Add images to "
                 f"{_dataset(config)}, or take what has none out of its classes")
     return found
+
+
+def uneven_classes(config: Config, data: ImageData) -> dict[str, str]:
+    """Warn of a class with a tenth of another's training images or less, if nothing is done for it.
+
+    What does something are weights of classes, a sampler, and a loss for such data.
+    """
+    counts, loss = np.array(data.class_counts), config.LOSS
+    known = np.flatnonzero(counts)
+    rare, frequent = known[counts[known].argmin()], known[counts[known].argmax()]
+    may_weigh = LOSSES.asks_for(loss, "class_counts")
+    is_seen_to = (config.DATA.SAMPLER is not None or loss[NAME] == "FocalLoss"
+                  or any(loss.get(key) is not None for key in ("weight", "pos_weight"))
+                  or (LOSSES.is_own(loss) and may_weigh))
+    if counts[frequent] < 10 * counts[rare] or is_seen_to:
+        return {}
+    weigh = f'weigh them by LOSS "{{NAME: {loss[NAME]}, weight: balanced}}", or ' * may_weigh
+    return {"uneven": (
+        f"train has {counts[frequent]:,} images of class {escape_controls(data.classes[frequent])} "
+        f"and {counts[rare]:,} of {escape_controls(data.classes[rare])}: the model may come to "
+        f"neglect rare classes. If they matter as much, {weigh}draw as many of each by "
+        'DATA.SAMPLER "{NAME: balanced}"; METRICS "[{NAME: BalancedAccuracy}]" tells how it is '
+        "with each counted alike")}
 
 
 def odd_normalisation(config: Config, data: ImageData, loaders: Loaders) -> dict[str, str]:
@@ -385,6 +414,19 @@ def rising_at_chance(config: Config, data: ImageData, records: Sequence[Mapping[
         f"from {before:.4f} to {now:.4f}, at learning rates up to {rate:.3g}. Lower {key} "
         f"({command('find-lr')} suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) or clip gradients "
         "(TRAIN.CLIP_GRAD_NORM 1)")}
+
+
+def one_class_alone(split: str, epoch: int, predictions: Predictions) -> dict[str, str]:
+    """Warn of an epoch after which all images of the monitored split are taken for one class."""
+    classes = len(np.unique(predictions.true))
+    if classes < 2 or len(np.unique(predictions.predicted)) > 1:
+        return {}
+    name = escape_controls(predictions.classes[predictions.predicted[0]])
+    return {"one class": (
+        f"after epoch {epoch} all {len(predictions.true):,} {split} images are taken for {name}, "
+        f"though they are of {classes} classes. If that stays so, lower "
+        "OPTIMIZER.lr, warm up (TRAIN.WARMUP_EPOCHS 1) or, where most images are of that class, "
+        'draw as many of each (DATA.SAMPLER "{NAME: balanced}")')}
 
 
 def _dataset(config: Config) -> str:

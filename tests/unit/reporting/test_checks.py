@@ -1,10 +1,12 @@
 """What is silently wrong is told, by its figures and its fix; what is right or usual is not."""
 
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, paint
 from PIL import Image
 from torch import nn
@@ -13,6 +15,7 @@ from cvkit.config import load_config
 from cvkit.data import ImageData, ImageFiles, ImageSet, build_data, build_loaders, duplicates
 from cvkit.registry import DATASETS, LOSSES, MODELS, SCHEDULERS
 from cvkit.reporting import checks
+from cvkit.runs.predictions import Predictions
 from cvkit.session import check, train
 from cvkit.training.losses import build_loss
 from cvkit.training.schedulers import build_schedule
@@ -40,8 +43,12 @@ def tiny(quick):
     return quick
 
 
-def warnings_of(text):
-    return [line for line in text.splitlines() if line.startswith("warning    ")]
+ONE_CLASS = "images are taken for"  # as after a few steps they may be
+
+
+def warnings_of(text, besides=ONE_CLASS):
+    return [line for line in text.splitlines() if line.startswith("warning    ")
+            and (besides is None or besides not in line)]
 
 
 def trained(tiny, capsys, **overrides):
@@ -51,6 +58,70 @@ def trained(tiny, capsys, **overrides):
     in_log = warnings_of((run.folder / "train.log").read_text())
     assert warnings_of(capsys.readouterr().out) == in_log
     return in_log
+
+
+# -- uneven classes ----------------------------------------------------------------------------
+
+
+def uneven(counts=(60, 6, 30), classes=("ant", "bee", "cat")):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return data_of((pixels(len(labels), 0), labels), (pixels(6, 1), np.arange(6) % 3), classes=classes)
+
+
+def test_a_class_much_rarer_than_another_is_told_once_before_training(tiny, capsys):
+    DATASETS.register("rare")(uneven)
+    overrides = {"DATA.DATASET": {"NAME": "rare"}, "DATA.LIMIT": 0, "DATA.TRAIN_TRANSFORMS": []}
+    line, = trained(tiny, capsys, **overrides, **{"TRAIN.EPOCHS": 2})
+    assert line == ('warning    train has 60 images of class ant and 6 of bee: the model may come to neglect rare '
+                    'classes. If they matter as much, weigh them by LOSS "{NAME: CrossEntropyLoss, weight: balanced}", '
+                    'or draw as many of each by DATA.SAMPLER "{NAME: balanced}"; METRICS "[{NAME: BalancedAccuracy}]" '
+                    'tells how it is with each counted alike')
+    check(load_config(tiny, overrides))
+    assert warnings_of(capsys.readouterr().out) == [line]
+    for loss in re.findall(r'LOSS "(.*?)"', line):
+        assert trained(tiny, capsys, **overrides, LOSS=yaml.safe_load(loss)) == []
+
+
+@pytest.mark.parametrize("counts, overrides, tells", [
+    ((60, 6, 30), {}, True), ((60, 7, 30), {}, False), ((60, 0, 30), {}, False), ((60, 1, 0), {}, True),
+    ((60, 6, 30), {"DATA.SAMPLER": {"NAME": "balanced"}}, False),
+    ((60, 6, 30), {"LOSS": {"NAME": "CrossEntropyLoss", "weight": [1, 2, 3]}}, False),
+    ((60, 6, 30), {"LOSS": {"NAME": "BCEWithLogitsLoss", "pos_weight": [1, 2, 3]}}, False),
+    ((60, 6, 30), {"LOSS": {"NAME": "CrossEntropyLoss", "weight": None}}, True),
+    ((60, 6, 30), {"LOSS": {"NAME": "FocalLoss"}}, False), ((60, 6, 30), {"LOSS": {"NAME": "MSELoss"}}, True),
+    ((60, 6, 30), {"LOSS": {"NAME": "counted"}}, False), ((60, 6, 30), {"LOSS": {"NAME": "other"}}, True)])
+def test_whether_something_is_done_for_rare_classes(tiny, counts, overrides, tells):
+    LOSSES.register("counted")(lambda class_counts: nn.CrossEntropyLoss())
+    LOSSES.register("other")(lambda: nn.CrossEntropyLoss())
+    config = load_config(tiny, overrides)
+    found = checks.uneven_classes(config, uneven(counts))
+    assert bool(found) == tells
+    if tells:
+        may_weigh = config.LOSS.NAME == "CrossEntropyLoss"
+        assert (f'LOSS "{{NAME: {config.LOSS.NAME}, weight: balanced}}"' in found["uneven"]) == may_weigh
+
+
+def test_that_all_images_are_taken_for_one_class_is_told_once(tiny, capsys):
+    @MODELS.register()
+    def biased(num_classes):
+        last = nn.Linear(3072, num_classes)
+        nn.init.constant_(last.bias, 0)
+        last.bias.data[3] = 99
+        return nn.Sequential(nn.Flatten(), last)
+
+    capsys.readouterr()
+    train(load_config(tiny, {"MODEL": {"NAME": "biased"}, "OPTIMIZER.lr": 1e-6}))
+    line, = warnings_of(capsys.readouterr().out, besides=None)
+    assert line == ('warning    after epoch 1 all 150 test images are taken for 3, though they are of 10 classes. If '
+                    'that stays so, lower OPTIMIZER.lr, warm up (TRAIN.WARMUP_EPOCHS 1) or, where most images are of '
+                    'that class, draw as many of each (DATA.SAMPLER "{NAME: balanced}")')
+
+
+@pytest.mark.parametrize("true, predicted", [([0, 1], [0, 1]), ([1, 1], [1, 1]), ([1, 1], [0, 0])])
+def test_several_predicted_classes_or_images_of_one_alone_are_not_told(true, predicted):
+    found = Predictions(np.arange(2), np.array(true), np.array(predicted), np.eye(2, dtype=np.float32),
+                        ["a", "b"], 1, 0.5)
+    assert checks.one_class_alone("test", 1, found) == {}
 
 
 # -- images in two splits ------------------------------------------------------------------
