@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-import pickle
-import re
-import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +12,9 @@ from cvkit.data.assembly import check_choice, check_fraction
 from cvkit.data.images import ImageData, ImageSet
 from cvkit.data.scan import statistics
 from cvkit.data.splits import stratified_split
+from cvkit.data.torchvision_datasets import torchvision_data
 from cvkit.errors import DataError
 from cvkit.registry import DATASETS
-from cvkit.system.command import command
 
 
 @DATASETS.register()
@@ -33,9 +28,8 @@ def CIFAR10(root: str = "data", download: bool = True) -> ImageData:
     Raises:
         DataError: it is absent or damaged, and cannot be downloaded.
     """
-    return _torchvision("CIFAR10", root, download, (0.4914, 0.4822, 0.4465),
-                        (0.2470, 0.2435, 0.2616),
-                        "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html")
+    return torchvision_data("CIFAR10", root, download, mean=[0.4914, 0.4822, 0.4465],
+                            std=[0.2470, 0.2435, 0.2616])
 
 
 @DATASETS.register()
@@ -44,9 +38,8 @@ def CIFAR100(root: str = "data", download: bool = True) -> ImageData:
 
     Arguments and errors as `CIFAR10`.
     """
-    return _torchvision("CIFAR100", root, download, (0.5071, 0.4865, 0.4409),
-                        (0.2673, 0.2564, 0.2762),
-                        "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html")
+    return torchvision_data("CIFAR100", root, download, mean=[0.5071, 0.4865, 0.4409],
+                            std=[0.2673, 0.2564, 0.2762])
 
 
 @DATASETS.register()
@@ -55,8 +48,7 @@ def MNIST(root: str = "data", download: bool = True) -> ImageData:
 
     Arguments and errors as `CIFAR10`.
     """
-    return _torchvision("MNIST", root, download, (0.1307,), (0.3081,),
-                        "the four *-ubyte.gz files of MNIST, in MNIST/raw,")
+    return torchvision_data("MNIST", root, download, mean=[0.1307], std=[0.3081])
 
 
 @DATASETS.register()
@@ -65,63 +57,7 @@ def FashionMNIST(root: str = "data", download: bool = True) -> ImageData:
 
     Arguments and errors as `CIFAR10`.
     """
-    return _torchvision("FashionMNIST", root, download, (0.2860,), (0.3530,),
-                        "the four *-ubyte.gz files of Fashion-MNIST, in FashionMNIST/raw,")
-
-
-def _torchvision(name: str, root: str, download: bool, mean: tuple[float, ...],
-                 std: tuple[float, ...], by_hand: str) -> ImageData:
-    """Return one of torchvision's data sets that fit in memory."""
-    import torchvision.datasets
-
-    existed = os.path.exists(root)
-    try:
-        splits = [getattr(torchvision.datasets, name)(root, train=train, download=download)
-                  for train in (True, False)]
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, tarfile.TarError,
-            zlib.error) as error:
-        if not existed:
-            _remove_empty_folders(Path(root))
-        found = [path.name for path in Path(root).glob("*")] if existed else []
-        state = "is missing or damaged in" if found else "is not in"
-        tried = "and cannot be downloaded" if download else "and download is false"
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(
-            f"{name} {state} {root}/ {tried} ({reason})",
-            hint=f"With a network it downloads by itself (DATA.DATASET.download true). Without "
-                 f"one, put {by_hand} into {root}/\n  or point DATA.DATASET.root at a folder that "
-                 f"has it.\n  This runs offline: {command('train')} resnet18_digits"
-        ) from error
-    classes = tuple(name.split(" - ")[-1] if name[0].isdigit() else name
-                    for name in splits[0].classes)
-    height, width = splits[0].data.shape[1:3]
-    # Of grey images torchvision leaves out the axis of the one channel.
-    train, test = (ImageSet.of(np.asarray(split.data).reshape(-1, height, width, len(mean)),
-                               split.targets) for split in splits)
-    return ImageData(classes, train, test, len(mean), (height, width), mean, std)
-
-
-def _way_to_torchvision(name: str) -> str | None:
-    """Return how to get a data set that torchvision has and cvkit does not."""
-    import torchvision.datasets
-
-    def key(name: str) -> str:
-        return re.sub(r"[\W_]", "", name.removeprefix("torchvision.datasets.")).lower()
-
-    known = {key(each): each for each in torchvision.datasets.__all__}
-    if key(name) not in known or key(name) in map(key, DATASETS.own):
-        return None
-    return (f"torchvision.datasets has {known[key(name)]}: an own data set of 10 lines reads it, "
-            "see docs/add_a_dataset.md")
-
-
-DATASETS.way_to = _way_to_torchvision
-
-
-def _remove_empty_folders(root: Path) -> None:
-    for folder in sorted([root, *root.rglob("*")], reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    return torchvision_data("FashionMNIST", root, download, mean=[0.2860], std=[0.3530])
 
 
 @DATASETS.register()

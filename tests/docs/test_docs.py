@@ -14,7 +14,7 @@ from PIL import Image
 import cvkit.registry as registries
 from benchmarks import measure
 from cvkit.config import SCHEMA, components, load_config
-from cvkit.registry import DATASETS, LOSSES, METRICS, OPTIMIZERS, REGISTRIES, WRITERS
+from cvkit.registry import LOSSES, METRICS, OPTIMIZERS, REGISTRIES, WRITERS
 from cvkit.reporting.requirements import FACTS
 from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
 from cvkit.session import train
@@ -131,25 +131,6 @@ def test_files_commands_and_output_are_as_the_page_says(path, clone, tool):
         elif kind == "yaml":
             raise AssertionError(f"a config without a name in {path.name}")
     assert commands >= 2
-
-
-def test_the_page_on_data_sets_reads_one_of_torchvision(clone, monkeypatch):
-    """With made-up pixels: the data set itself has to be downloaded."""
-    class Made:
-        def __init__(self, root, split, download):
-            count = {"train": 20, "test": 10}[split]
-            self.data = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), np.uint8)
-            self.labels = np.arange(count) % 10
-
-    monkeypatch.setattr("torchvision.datasets.SVHN", Made)
-    code = next(content for _, content in BLOCK.findall((DOCS / "add_a_dataset.md").read_text())
-                if content.startswith("# svhn_data.py"))
-    exec(compile(code, "svhn_data.py", "exec"), {"__name__": "svhn_data"})
-    data = DATASETS.build({"NAME": "SVHN"})
-    pixels = Made("data", "train", True).data
-    assert data.classes == tuple("0123456789") and data.test.labels.tolist() == list(range(10))
-    assert np.array_equal(data.train.images, pixels.transpose(0, 2, 3, 1))
-    assert np.allclose(data.mean, pixels.mean((0, 2, 3)) / 255)
 
 
 def test_the_page_on_configs_names_every_fact_that_can_be_required():

@@ -588,18 +588,6 @@ def test_images_with_a_table_of_labels_are_told_the_way(tmp_path, layout, table,
     assert "docs/add_a_dataset.md" in str(caught.value)
 
 
-@pytest.mark.parametrize("name, known", [
-    ("SVHN", "SVHN"), ("gtsrb", "GTSRB"), ("flowers_102", "Flowers102"),
-    ("torchvision.datasets.Food101", "Food101")])
-def test_a_data_set_of_torchvision_is_told_the_way(name, known):
-    with pytest.raises(ConfigError) as caught:
-        DATASETS.build({"NAME": name})
-    assert f"torchvision.datasets has {known}" in str(caught.value)
-    assert "docs/add_a_dataset.md" in str(caught.value)
-    with pytest.raises(ConfigError, match="Did you mean CIFAR10?"):
-        DATASETS.build({"NAME": "cifar-10"})
-
-
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_names_that_look_the_same_are_said_to(tmp_path, split):
     """On a file system that tells them apart."""

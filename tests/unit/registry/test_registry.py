@@ -49,7 +49,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
 LIBRARIES = {  # how many names each library lends at least, and one of them
     TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"),
     LOSSES: (12, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (11, "StepLR"),
-    METRICS: (13, "F1Score")}
+    METRICS: (13, "F1Score"), DATASETS: (20, "SVHN")}
 
 
 @pytest.fixture
