@@ -175,6 +175,10 @@ def torchvision_data(name: str, root: str = "data", download: bool = True,
     source, notes = _SOURCES[name], []
     parts = _parts(name, root, download, options)
     read = {split: _content(part, source.pairs) for split, part in parts.items()}
+    if name == "EMNIST":
+        # Its files have rows and columns exchanged, as those of NIST, and torchvision leaves it so.
+        read = {split: (pixels.transpose(0, 2, 1, 3), labels)
+                for split, (pixels, labels) in read.items()}
     names = _class_names(parts["train"])
     # EMNIST's letters are numbered from 1 and CLEVR's objects from 3, these without names.
     used = np.array([number for number, each in enumerate(names) if each != "N/A"]) if names else (

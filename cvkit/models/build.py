@@ -10,16 +10,13 @@ from torch import nn
 
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.models.probing import in_evaluation_mode
-from cvkit.models.timm_models import find_timm, is_installed, timm_names
+from cvkit.models.timm_models import find_timm, timm_names
 from cvkit.models.torchvision_models import read_torchvision, smallest_image
 from cvkit.registry import MODELS, NAME
 from cvkit.registry.signatures import place_of
 
 MODELS.add_library("torchvision.models", read_torchvision)
 MODELS.add_prefixed("timm", find_timm, timm_names)
-MODELS.way_to = lambda name: (
-    None if not name.startswith("timm.") or is_installed() else
-    'timm is not installed: pip install "cvkit[timm]"')
 
 
 def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],

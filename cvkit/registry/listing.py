@@ -8,6 +8,7 @@ import textwrap
 from typing import Any
 
 from cvkit.errors import ConfigError
+from cvkit.registry.refusals import way_to_install
 from cvkit.registry.registry import REGISTRIES, Registry
 from cvkit.registry.signatures import parameters_of, place_of, values_of
 from cvkit.system.command import command
@@ -47,7 +48,7 @@ def names_of(registry: Registry, prefix: str) -> str:
     """Return all names of a further library of a registry."""
     names = registry.names_like(f"{prefix}.")
     if not names:
-        raise ConfigError(f"{prefix} is not installed", hint=registry.way_to(f"{prefix}."))
+        raise ConfigError(way_to_install(prefix))
     return "\n".join([f"{len(names):,} {registry.kinds} from {prefix}:", *textwrap.wrap(
         ", ".join(names), 98, initial_indent="  ", subsequent_indent="  ",
         break_long_words=False)])

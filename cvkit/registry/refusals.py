@@ -22,11 +22,16 @@ _RETURNED = {"loss": "register a function that returns it, or a torch.nn.Module"
 def no_entry(registry: Any, name: str, why: str, where: object) -> ConfigError:
     """Return the message on a name that no entry has; `why` says so of one that was left out."""
     known = registry.names_like(name)
-    hint = why + (registry.way_to(str(name)) or suggest(name, known))
+    hint = why + (suggest(name, known) or way_to_install(str(name).partition(".")[0]))
     if not difflib.get_close_matches(str(name).lower(), map(str.lower, known), 1, 0.75):
         hint += ("\n  One of your own: register() above it, and its file in IMPORTS; see "
                  "docs/add_your_own.md")
     return ConfigError(f"no {registry.kind} named {name!r}", where, hint)
+
+
+def way_to_install(extra: str) -> str:
+    """Return how to install a library that lends names under its prefix."""
+    return f'{extra} is not installed: pip install "cvkit[{extra}]"'
 
 
 def no_node(registry: Any, item: Any, where: object) -> ConfigError:

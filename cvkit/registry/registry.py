@@ -35,7 +35,6 @@ class Registry:
     entry that a registered name hides.
 
     Attributes:
-        way_to: given a name that is no entry, returns a hint of how it could be one, or None.
         further: given a node whose name is known, yields what is wrong with it besides.
     """
 
@@ -45,7 +44,6 @@ class Registry:
         self.kind, self.module, self.required = kind, module, required
         self.beside = beside or {}
         self.offers, self.reserved = offers, reserved
-        self.way_to: Callable[[str], str | None] = lambda name: None
         self.further: Callable[[Mapping[str, Any]], Iterable[ConfigError]] = lambda node: ()
         self._entries: dict[str, Callable] = {}
         self._prefixed: dict[str, tuple[Callable, Callable]] = {}

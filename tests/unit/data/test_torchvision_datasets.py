@@ -152,7 +152,8 @@ def usps():
 def emnist():
     images, labels = pixels(30, 28, 28, 1), np.arange(30) % 26
     for split in ("train", "test"):
-        idx(ROOT / f"EMNIST/raw/emnist-letters-{split}-images-idx3-ubyte", images[..., 0])
+        # Rows and columns are exchanged in the file.
+        idx(ROOT / f"EMNIST/raw/emnist-letters-{split}-images-idx3-ubyte", images[..., 0].transpose(0, 2, 1))
         idx(ROOT / f"EMNIST/raw/emnist-letters-{split}-labels-idx1-ubyte", (labels + 1).astype(np.uint8))
     return images, labels, tuple("abcdefghijklmnopqrstuvwxyz")
 

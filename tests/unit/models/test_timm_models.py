@@ -95,7 +95,7 @@ def test_without_timm_its_installation_is_told(monkeypatch, tool):
     module.find_timm.cache_clear()
     assert code == 2 and 'timm is not installed: pip install "cvkit[timm]"' in err
     code, _, err = tool("registry.py", "model", "timm")
-    assert code == 2 and 'timm is not installed\n  timm is not installed: pip install "cvkit[timm]"' in err
+    assert code == 2 and err == 'error: timm is not installed: pip install "cvkit[timm]"\n'
 
 
 def test_the_images_of_weights_are_known_without_them():
