@@ -1,4 +1,4 @@
-"""Evaluate a run on its test images: prints accuracy per class and METRICS.
+"""Evaluate a run on its test images: prints precision, recall and F1 per class, and METRICS.
 
     python tools/evaluate.py
     python tools/evaluate.py --run runs/resnet18_cifar10/2026-01-31_12-00-00

@@ -56,7 +56,7 @@ def is_lower_better(name: str, record: Mapping[str, Any]) -> bool:
 
 def is_part(name: str) -> bool:
     """Tell whether a value is a part of one, by what cvkit's own metrics are called."""
-    return re.fullmatch(r"(accuracy(/.*)?|top\d+)", name, re.DOTALL) is not None
+    return re.fullmatch(r"(accuracy(/.*)?|balanced_accuracy|top\d+)", name, re.DOTALL) is not None
 
 
 class Mean:
@@ -205,6 +205,20 @@ class PerClassAccuracy:
         values = (torch.as_tensor(self.correct) / self.count).tolist()
         return {f"accuracy/{name}": value
                 for name, value in zip(self.classes, values, strict=True)}
+
+
+@METRICS.register()
+class BalancedAccuracy(PerClassAccuracy):
+    """The mean of the accuracies within the classes that have images; `balanced_accuracy`, 0 to 1.
+
+    As scikit-learn's balanced_accuracy_score (Brodersen et al., 2010): each class counts alike.
+    """
+
+    lower_is_better = False
+
+    def compute(self) -> dict[str, float]:
+        values = torch.tensor(list(super().compute().values()), dtype=torch.float64)
+        return {"balanced_accuracy": float(values.nanmean())}
 
 
 # The first of torchmetrics' go by the highest logits. The others are given probabilities, as they

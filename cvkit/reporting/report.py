@@ -225,8 +225,9 @@ def _results(run: Run) -> list[Block]:
         columns |= {f"{part}, best epoch ({best['epoch']})": of(part, best)
                     for part in ("train", split)}
     if split == "val":
-        columns[f"test, epoch {predictions.epoch}"] = {"loss": predictions.loss,
-                                                       "accuracy": predictions.accuracy}
+        # Older versions kept no metrics of the test.
+        columns[f"test, epoch {predictions.epoch}"] = {
+            **predictions.metrics, "loss": predictions.loss, "accuracy": predictions.accuracy}
     rows = [[name, *(shown(name, values.get(name)) for values in columns.values())]
             for name in names]
     watched = ("the test set was watched during training, so these are the last epoch's"

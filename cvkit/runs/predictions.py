@@ -17,7 +17,10 @@ from cvkit.runs.checkpoint import moment_of
 from cvkit.runs.untrusted import is_text, verify_archive
 from cvkit.system.command import command
 from cvkit.system.files import replacing, writing
-from cvkit.system.text import escape_controls, in_columns, plural
+from cvkit.system.text import cut, escape_controls, in_columns, plural
+
+# Letters of the name of a class in a table.
+_LONGEST = 40
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,15 +72,35 @@ class Predictions:
             return f"of {self.models} models together"
         return moment_of(self.epoch, self.batches)
 
+    def scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return precision, recall and F1 of each class, float64 (C, 3), and its images, (C,).
+
+        As scikit-learn has them, 0 where nothing can be divided by; NaN of a class that no image
+        has and none is taken for.
+        """
+        number = len(self.classes)
+        right, told, there = (np.bincount(labels, minlength=number) for labels in (
+            self.true[self.true == self.predicted], self.predicted, self.true))
+        found = np.stack([right / np.maximum(told, 1), right / np.maximum(there, 1),
+                          2 * right / np.maximum(told + there, 1)], axis=1)
+        found[told + there == 0] = np.nan
+        return found, there
+
     def table(self) -> str:
-        """Return total and per-class accuracy as text."""
-        rows: list[tuple[object, ...]] = [("class", "correct", "images", "accuracy")]
-        for number, name in enumerate(self.classes):
-            of_class = self.true == number
-            count, hits = int(of_class.sum()), int((self.predicted[of_class] == number).sum())
-            share = f"{100 * hits / count:6.2f} %" if count else "     –"
-            rows.append((escape_controls(name), hits, count, share))
-        lines = in_columns(rows, "<", ">", ">")
+        """Return scores of each class and in all as text.
+
+        Those of the classes, and their means, are as in scikit-learn's classification_report; long
+        names are cut.
+        """
+        found, there = self.scores()
+        known = ~np.isnan(found[:, 0])
+        means = (found[known].mean(0), np.average(found[known], axis=0, weights=there[known]))
+        names = [cut(escape_controls(name), _LONGEST) for name in self.classes]
+        rows: list[tuple[object, ...]] = [("class", "precision", "recall", "F1", "support")]
+        rows += map(_row, names, found, there)
+        rows += [("",), *(_row(name, mean, len(self.true)) for name, mean in zip(
+            ("macro mean", "weighted mean"), means))]
+        lines = in_columns(rows, "<", ">", ">", ">", ">")
         lines += [f"{escape_controls(name)}: {value:.4f}" for name, value in self.metrics.items()
                   if name not in ("loss", "accuracy")]
         lines.append(test_line(self.loss, self.correct, len(self.true))
@@ -134,6 +157,11 @@ class Predictions:
         for name in ("epoch", "batches"):
             if not 0 <= getattr(self, name) < 2**53:
                 raise ValueError(f"{name} is {getattr(self, name)}")
+
+
+def _row(name: str, scores: np.ndarray, images: int) -> tuple[str, ...]:
+    shown = ("–" if np.isnan(score) else f"{score:.4f}" for score in scores)
+    return name, *shown, f"{images:,}"
 
 
 # Older versions did not write these.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 
@@ -62,10 +63,28 @@ def in_columns(rows: Iterable[Sequence[object]], *forms: str) -> list[str]:
     """
     lines = [[str(cell) for cell in row] for row in rows]
     columns = zip(*(line for line in lines if len(line) > 1))
-    wide = [f"{form[0]}{max(int(form[1:] or 0), *map(len, column))}"
+    wide = [(form[0], max(int(form[1:] or 0), *map(_width, column)))
             for form, column in zip(chain(forms, repeat("<")), columns)]
-    return ["  ".join(map(format, line, wide)).rstrip() if len(line) > 1 else line[0]
+    return ["  ".join(map(_padded, line, wide)).rstrip() if len(line) > 1 else line[0]
             for line in lines]
+
+
+def _padded(cell: str, form: tuple[str, int]) -> str:
+    side, width = form
+    blank = " " * (width - _width(cell))
+    return f"{blank}{cell}" if side == ">" else f"{cell}{blank}"
+
+
+def _width(text: str) -> int:
+    """Return how many places a terminal gives a text: two to the wide letters of East Asia."""
+    return sum(0 if unicodedata.combining(letter) else
+               2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text of so many letters at most, without the middle of a longer one."""
+    rest = most // 2
+    return text if len(text) <= most else f"{text[:most - rest - 1]}…{text[-rest:]}"
 
 
 def show_what_can_be_shown() -> None:

@@ -1,4 +1,5 @@
 import math
+import re
 import subprocess
 import sys
 
@@ -17,12 +18,15 @@ from cvkit.evaluation.metrics import (
     Mean,
     build_metrics,
     is_lower_better,
+    is_part,
     lower_is_better,
     refuse_what_adds_up,
     together,
     values_of,
 )
+from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import METRICS
+from cvkit.reporting.report import write_report
 from cvkit.session import build_trainer, train
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -75,6 +79,19 @@ def test_per_class_accuracy_is_within_each_class():
         assert found[f"accuracy/{name}"] == pytest.approx(expected)
     only_a = values("PerClassAccuracy", labels=torch.zeros(100, dtype=torch.int64))
     assert math.isnan(only_a["accuracy/b"])
+
+
+@pytest.mark.parametrize("classes", [10, 12])
+def test_balanced_accuracy_is_scikit_learn_s(classes):
+    """With classes that no image has, too."""
+    labels = torch.from_numpy(np.random.default_rng(0).choice(10, 100, p=[0.55, *[0.05] * 9]))
+    better = LOGITS + 2 * F.one_hot(labels, 10) * (torch.arange(10) > 0)  # of the rare ones
+    logits = F.pad(better, (0, classes - 10), value=-9)
+    found = values("BalancedAccuracy", logits, labels, "abcdefghijkl"[:classes])
+    said = logits.argmax(1)
+    expected = sklearn.metrics.balanced_accuracy_score(labels, said)
+    assert found == {"balanced_accuracy": pytest.approx(expected, rel=1e-6)}
+    assert abs(expected - float((said == labels).double().mean())) > 0.01  # or it would tell nothing
 
 
 @pytest.mark.parametrize("said, expected", [
@@ -305,6 +322,37 @@ def test_a_training_is_monitored_by_torchmetrics_and_resumed(quick):
     again = train(load_config(quick, settings), resume=part.folder)
     assert [line["test/f1_score"] for line in again.metrics] == scores
     assert again.best["epoch"] == run.best["epoch"]
+
+
+ALL = [{"NAME": name, **({"beta": 2.0} if name == "FBetaScore" else {})} for name in METRICS if name != "Accuracy"]
+
+
+def test_each_metric_is_monitored_kept_and_reported_and_evaluated_to_the_same_value(quick, draws_only):
+    draws_only("curves")
+    run = train(load_config(quick, {"METRICS": ALL, "DATA.VAL_FRACTION": 0.3, "TRAIN.EPOCHS": 2,
+                                    "TRAIN.MONITOR": "balanced_accuracy"}))
+    last, said = run.metrics[-1], run.predictions
+    names = [name.removeprefix("val/") for name in last if name.startswith("val/")]
+    of_each = {re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", node["NAME"]).lower() for node in ALL}
+    assert {name.split("/")[0] for name in names} == of_each - {"top_kaccuracy", "per_class_accuracy"} | {
+        "loss", "accuracy", "top5"}
+    assert all(math.isfinite(last[f"val/{name}"]) for name in names)
+    report = write_report(run)[1].read_text()
+    for name in names:
+        shown = "{:.2f} %" if is_part(name) else "{:.4f}"
+        value = said.loss if name == "loss" else said.metrics[name]
+        row = re.search(rf"^\| {re.escape(name)} \|(.*)\|$", report.replace("\\", ""), re.M)[1]
+        assert [cell.strip() for cell in row.split("|")][-1] == shown.format(
+            100 * value if is_part(name) else value), name
+        assert shown.format(last[f"val/{name}"] * (100 if is_part(name) else 1)) in row
+    again = evaluate(run)
+    assert again.metrics == said.metrics and list(again.metrics) == names
+    table = again.table().splitlines()
+    for name in set(names) - {"loss", "accuracy"}:
+        assert f"{name}: {said.metrics[name]:.4f}" in table
+    for name in names:
+        monitor = build_trainer(load_config(quick, {"METRICS": ALL, "TRAIN.MONITOR": name})).monitor
+        assert not monitor.assuming, name
 
 
 def test_the_lowest_calibration_error_is_the_best(quick):

@@ -40,7 +40,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     LOSSES: ["FocalLoss"],
     OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
     SCHEDULERS: ["CyclicLR", "OneCycleLR"],
-    METRICS: ["Accuracy", "PerClassAccuracy", "TopKAccuracy"],
+    METRICS: ["Accuracy", "BalancedAccuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "tensorboard"],
     VISUALIZERS: ["architecture", "augmentations", "cam", "cam_matrix", "confusion", "curves",
                   "dataset", "disagreements", "lr_finder", "misclassified", "samples",

@@ -205,10 +205,13 @@ def test_predictions_are_read_back_exactly(tmp_path):
 
 def test_the_table_counts_every_class():
     assert PREDICTIONS.table().splitlines() == [
-        "class  correct  images  accuracy",
-        "cat          1       2   50.00 %",
-        "dog          2       2  100.00 %",
-        "ox           0       0       –",
+        "class          precision  recall      F1  support",
+        "cat               1.0000  0.5000  0.6667        2",
+        "dog               0.6667  1.0000  0.8000        2",
+        "ox                     –       –       –        0",
+        "",
+        "macro mean        0.8333  0.7500  0.7333        4",
+        "weighted mean     0.8333  0.7500  0.7333        4",
         "Test set: Average loss: 0.2500, Accuracy: 3/4 (75.00%) after epoch 3"]
     assert repr(PREDICTIONS) == "<Predictions of 4 images, 75.00% right>"
 
