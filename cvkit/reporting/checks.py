@@ -166,12 +166,13 @@ def uneven_classes(config: Config, data: ImageData) -> dict[str, str]:
     if counts[frequent] < 10 * counts[rare] or is_seen_to:
         return {}
     weigh = f'weigh them by LOSS "{{NAME: {loss[NAME]}, weight: balanced}}", or ' * may_weigh
+    measure = ('; METRICS "[{NAME: BalancedAccuracy}]" tells how it is with each counted alike'
+               if all(node[NAME] != "BalancedAccuracy" for node in config.METRICS) else "")
     return {"uneven": (
         f"train has {counts[frequent]:,} images of class {escape_controls(data.classes[frequent])} "
         f"and {counts[rare]:,} of {escape_controls(data.classes[rare])}: the model may come to "
         f"neglect rare classes. If they matter as much, {weigh}draw as many of each by "
-        'DATA.SAMPLER "{NAME: balanced}"; METRICS "[{NAME: BalancedAccuracy}]" tells how it is '
-        "with each counted alike")}
+        f'DATA.SAMPLER "{{NAME: balanced}}"{measure}')}
 
 
 def odd_normalisation(config: Config, data: ImageData, loaders: Loaders) -> dict[str, str]:

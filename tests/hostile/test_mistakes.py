@@ -145,10 +145,13 @@ MISTAKES = {
     "a rate with a comma": (lambda p: [config(p), "OPTIMIZER.lr", "0,05"],
                             ["lr of optimizer SGD takes float, not '0,05'", "Write 0.05."]),
     "a mistyped loss": (lambda p: [config(p), "LOSS.NAME", "TripletLoss"],
-                        ["no loss named 'TripletLoss'", "Allowed: BCELoss, BCEWithLogitsLoss, "
+                        ["no loss named 'TripletLoss'", "Allowed: FocalLoss, BCELoss, BCEWithLogitsLoss, "
                          "CrossEntropyLoss, HuberLoss, KLDivLoss, L1Loss, MSELoss, "
-                         "MultiLabelSoftMarginLoss, MultiMarginLoss, NLLLoss, SmoothL1Loss, "
-                         "SoftMarginLoss."]),
+                         "MultiLabelSoftMarginLoss, MultiMarginLoss, NLLLoss, SmoothL1Loss and 1 more."]),
+    "a weight of no class": (lambda p: [config(p), "LOSS", "{NAME: FocalLoss, weight: {'11': 2}}"],
+                             ["command line LOSS.weight.11: no class named '11'\n  Did you mean 1? Allowed: 0, 1, "]),
+    "a sampler without its threshold": (lambda p: [config(p), "DATA.SAMPLER", "{NAME: repeat_factor}"],
+                                        ["command line DATA.SAMPLER.NAME: sampler repeat_factor needs threshold"]),
     "a schedule that is a function": (
         lambda p: [config(p), "SCHEDULER", "{NAME: LambdaLR, lr_lambda: 0.9}"],
         ["no scheduler named 'LambdaLR'", "takes a function, which a config cannot hold"]),
@@ -167,7 +170,8 @@ MISTAKES = {
     "black CutOut": (lambda p: [config(p, "size: 8", "size: 8, fill: 0.4914")],
                      ["tiny.yaml:9 DATA.TRAIN_TRANSFORMS.1.fill", "fill is in pixel values, 0–255"]),
     "a loss that is none": (lambda p: [config(p, new="LOSS: {NAME: TripletMarginLoss}\n")],
-                            ["tiny.yaml:12 LOSS.NAME", "no loss named 'TripletMarginLoss'", "Allowed: BCELoss, "]),
+                            ["tiny.yaml:12 LOSS.NAME", "no loss named 'TripletMarginLoss'",
+                             "Did you mean MultiMarginLoss? Allowed: MultiMarginLoss, SoftMarginLoss, "]),
     "no run to resume": (lambda p: [config(p), "--resume"],
                          ["no run of tiny with a checkpoint in runs/"]),
     "a run that does not exist": (lambda p: [config(p), "--resume", "runs/tiny/gone"],

@@ -78,6 +78,8 @@ def test_a_class_much_rarer_than_another_is_told_once_before_training(tiny, caps
                     'tells how it is with each counted alike')
     check(load_config(tiny, overrides))
     assert warnings_of(capsys.readouterr().out) == [line]
+    known = checks.uneven_classes(load_config(tiny, {"METRICS": [{"NAME": "BalancedAccuracy"}]}), uneven())
+    assert f"warning    {known['uneven']}" == line.partition("; METRICS")[0]
     for loss in re.findall(r'LOSS "(.*?)"', line):
         assert trained(tiny, capsys, **overrides, LOSS=yaml.safe_load(loss)) == []
 
