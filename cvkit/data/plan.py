@@ -15,18 +15,18 @@ _TRIED = 5
 class EpochPlan:
     """Which images make which batch of an epoch, and which batches make an optimizer step.
 
-    They are drawn from (seed, epoch) alone. It is that of all processes together, each of which
-    takes its part of every batch.
+    Images and their order are drawn from (seed, epoch) alone. They are those of all processes
+    together, each of which takes its part of every batch.
 
     Args:
         count: images of the split.
         batch_size: images of a batch; the last one is short.
         shuffle: a new order each epoch.
-        sampler: draws the images of an epoch, see `cvkit.data.samplers`; None: every one once.
         seed: of the order.
         rank: this process's number.
         size: number of all processes.
         accumulate: batches of an optimizer step; the last one may have fewer.
+        sampler: draws the images of an epoch, see `cvkit.data.samplers`; None: every one once.
 
     Attributes:
         count: images of an epoch.
