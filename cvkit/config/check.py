@@ -63,6 +63,11 @@ def _filled(value: Any, spec: Any, path: str) -> Any:
         return section
     if isinstance(spec.default, float):
         return float(value)
+    if isinstance(spec, Component) and _has_arguments_alone(value, spec):
+        node = Config(path=path)
+        for key, item in {**spec.default, **value}.items():
+            node.put(key, item, value.origin(key))
+        return node
     is_home = isinstance(spec, Key) and spec.is_path and value.startswith("~")
     return str(user_path(value)) if is_home else value
 
@@ -148,12 +153,21 @@ def _component_problems(value: Any, spec: Component, where: str) -> Iterator[Con
         if is_node(item) or value is None:
             hint = f"Write [{flow(item) if value else ''}]."
         yield ConfigError(f"expected a list of {registry.kinds}, each {{NAME: …}}", where, hint)
+    elif _has_arguments_alone(value, spec):
+        return
     elif refusal := registry.refusal_of(value, where):
         if is_optional:
             refusal.hint = correction(value, {type(None)}) or refusal.hint
         if isinstance(value, Config) and NAME not in value and spec.default:
             refusal.hint = f"{NAME}: {spec.default[NAME]} is the default. {refusal.hint}"
         yield refusal
+
+
+def _has_arguments_alone(value: Any, spec: Component) -> bool:
+    """Tell whether a node has arguments of what is the default, whose NAME it leaves out."""
+    return bool(isinstance(value, Config) and value and spec.default and NAME not in value
+                and all(re.fullmatch(r"[a-z]\w*", key) for key in value)
+                and not {"name", "type", "class"} & set(value))
 
 
 def components(config: Config) -> Iterator[tuple[str, Config]]:

@@ -453,7 +453,7 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     ("TRAIN: 3\n", "TRAIN holds keys, not 3"),
     ("LOSS: MSELoss\n", "Write {NAME: MSELoss}"),
     ("LOSS: null\n", "expected a node {NAME: …}, not null"),
-    ("LOSS: {weight: [1]}\n", "this loss has no NAME\n  NAME: CrossEntropyLoss is the default."),
+    ("LOSS: {Weight: [1]}\n", "this loss has no NAME\n  NAME: CrossEntropyLoss is the default."),
     ("LOSS: {name: MSELoss}\n", "Write NAME, not name."),
     ("LOSS: {type: MSELoss}\n", "Write NAME, not type."),
     ("LOSS: {NAME:MSELoss}\n", "Write NAME: MSELoss, with a space after the colon."),
@@ -697,3 +697,11 @@ def test_a_key_with_a_new_name_is_told_it_and_runs_from_before_have_it(tiny, old
     assert key in before and before.count(f"{key}: ") == 2
     config = read_config(before, "config.yaml")
     assert config.flat()[new] == value and config.dump() == text
+
+
+def test_arguments_alone_are_of_the_default(write):
+    config = load_config(write("LOSS: {label_smoothing: 0.1}\n"), ["LOSS.weight", "balanced"])
+    assert config.LOSS == {"NAME": "CrossEntropyLoss", "label_smoothing": 0.1, "weight": "balanced"}
+    assert list(config.LOSS) == ["NAME", "label_smoothing", "weight"]
+    assert [config.LOSS.origin(key).rpartition(":")[2] for key in config.LOSS] == ["default", "4", "command line"]
+    assert config.LOSS.where("weight") == "command line LOSS.weight"
