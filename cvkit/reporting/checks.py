@@ -165,7 +165,7 @@ def uneven_classes(config: Config, data: ImageData) -> dict[str, str]:
                   or (LOSSES.is_own(loss) and may_weigh))
     if counts[frequent] < 10 * counts[rare] or is_seen_to:
         return {}
-    weigh = f'weigh them by LOSS "{{NAME: {loss[NAME]}, weight: balanced}}", or ' * may_weigh
+    weigh = "weigh them by LOSS.weight balanced, or " * may_weigh
     measure = ('; METRICS "[{NAME: BalancedAccuracy}]" tells how it is with each counted alike'
                if all(node[NAME] != "BalancedAccuracy" for node in config.METRICS) else "")
     return {"uneven": (
