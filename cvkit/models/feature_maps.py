@@ -73,16 +73,17 @@ def map_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
         model: its `reshape_transform`, if it has one, turns its outputs into (N, C, H, W).
         image: a batch of one, as the model receives it.
 
-    Left out are modules that run more than once or not at all, those whose output is changed in
-    place by what follows, and those that the logits do not depend on pixel by pixel (the last
-    block of a transformer with a class token).
+    Left out are modules that run more than once or not at all, or on windows of the image, those
+    whose output is changed in place by what follows, those that the logits do not depend on
+    pixel by pixel (the last block of a transformer with a class token), and those that do not
+    depend on the image (an embedding of positions).
     """
     model = frozen_copy(model)
     # A head that starts at zero would hide all before it.
     for weight in model.parameters():
         if weight.ndim > 1 and not weight.any():
             weight.copy_(torch.linspace(-1, 1, weight.numel()).view_as(weight))
-    recorder = Recorder(model, [name for name, _ in model.named_modules() if name])
+    recorder = Recorder(model, _seeing(model, image))
     with torch.enable_grad():
         logits = model(image)
         score = (logits * torch.linspace(1, 2, logits.shape[1], device=logits.device)).sum()
@@ -95,10 +96,28 @@ def map_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
         if gradient is None:
             continue
         gradient = reshape_of(model, name)(gradient)
-        if gradient.ndim == 4 and gradient.any():
+        if gradient.ndim == 4 and len(gradient) == len(image) and gradient.any():
             height, width = gradient.shape[2:]
             sizes[name] = height, width
     return sizes
+
+
+def _seeing(model: nn.Module, image: Tensor) -> list[str]:
+    """Return the modules of a frozen model whose output depends on the image."""
+    found = {}
+
+    def note(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            found[name] = isinstance(output, Tensor) and output.requires_grad
+        return hook
+
+    handles = [module.register_forward_hook(note(name))
+               for name, module in model.named_modules() if name]
+    with torch.enable_grad():
+        model(image.detach().clone().requires_grad_())
+    for handle in handles:
+        handle.remove()
+    return [name for name, depends in found.items() if depends]
 
 
 def choose_layers(model: nn.Module, image: Tensor,

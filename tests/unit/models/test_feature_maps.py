@@ -76,6 +76,27 @@ def test_an_output_that_is_overwritten_in_place_is_not_offered():
     assert list(map_sizes(model, IMAGES[:1])) == ["1", "2"]
 
 
+def test_what_does_not_depend_on_the_image_is_not_offered():
+    class Places(nn.Module):
+        """As an embedding of positions is."""
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Conv2d(1, 3, 1)
+
+        def forward(self, image):
+            return self.weight(image.new_ones(1, 1, *image.shape[2:]))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places, self.conv, self.fc = Places(), nn.Conv2d(3, 4, 1), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(self.conv(x + self.places(x)).mean((2, 3)))
+
+    assert list(map_sizes(Model(), IMAGES[:1])) == ["conv"]
+
+
 @pytest.mark.parametrize("name, size, layer, shape", [
     ("torchvision.models.resnet18", 64, "layer2", (8, 8)), ("vgg11", 64, "features.14", (8, 8)),
     ("mobilenet_v3_small", 160, "features", (5, 5)),
