@@ -71,6 +71,9 @@ def _try(model: Any, node: Mapping[str, Any], num_classes: int,
             hint = (f"It is made for {smallest[0]}×{smallest[1]} pixels or more. Add "
                     f"{{NAME: Resize, height: {smallest[0]}, width: {smallest[1]}}} to both lists "
                     "of transforms.")
+        elif made_for := getattr(MODELS.get(name), "image_size", None):
+            hint = ("timm makes it for {0}×{1} pixels. Add {{NAME: Resize, height: {0}, "
+                    "width: {1}}} to both lists of transforms.").format(*made_for)
         elif not MODELS.is_own(node):
             hint = None
         else:

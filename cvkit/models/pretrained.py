@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from cvkit.registry import MODELS, NAME
+from cvkit.system.text import and_more
 
 
 class TrainedOn(NamedTuple):
@@ -35,3 +37,21 @@ def trained_on(node: Mapping[str, Any]) -> TrainedOn | None:
 def has_pretrained(node: Mapping[str, Any]) -> bool:
     """Tell whether a MODEL begins with published weights."""
     return node.get("weights") is not None or bool(node.get("pretrained"))
+
+
+def misfit(error: RuntimeError, name: str, arguments: Iterable[str],
+           switch: str) -> ValueError | None:
+    """Return what `load_state_dict` refuses in short, or None of another error.
+
+    Args:
+        name: of the weights.
+        arguments: of the config, with which they may fit no longer.
+        switch: the argument that asks for weights.
+    """
+    reason = str(error)
+    keys = re.findall(r'(?<=size mismatch for )[^:\s]+|(?<=")[^"\s]+(?=")', reason)
+    if "loading state_dict" not in reason or not keys:
+        return None
+    hint = f"; leave out {', '.join(arguments)} or {switch}" if arguments else ""
+    return ValueError(f"{len(keys)} keys of the weights {name} do not fit: "
+                      f"{and_more(keys, 10)}{hint}")

@@ -1,31 +1,29 @@
-"""timm's models by name, `timm.convnext_tiny`, with the right number of classes.
+"""timm's models by name, `timm.convnext_tiny`, where timm is installed.
 
-`pretrained: true` begins with timm's weights, all but those of the last layer if the number of
-classes is another; `timm.resnet18.a1_in1k` names those of one recipe.
+With `pretrained: true` a model begins with the weights that timm publishes, the first of several;
+a tag chooses others, `timm.resnet50.a1_in1k`. The last layer is new unless the data has as many
+classes as the weights. What was taken is said in the model's `weights_loaded`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import inspect
-import os
-import socket
-import typing
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
+import torch
 from torch import Tensor, nn
 
 from cvkit.errors import DataError
-from cvkit.models.pretrained import TrainedOn
+from cvkit.models.pretrained import TrainedOn, misfit
 from cvkit.registry.signatures import parameters_of
 
-# Arguments that the run offers under other names, or that are no plain values.
-_RENAMED = {"in_chans": "in_channels", "img_size": "image_size"}
-_LEFT_OUT = ("pretrained", "device", "dtype", "block_args")
+# Seconds for an answer before the weights are asked for: huggingface_hub tries for a minute.
+PATIENCE = 10
 
 
 def is_installed() -> bool:
@@ -33,139 +31,262 @@ def is_installed() -> bool:
     return importlib.util.find_spec("timm") is not None
 
 
-def timm_names() -> list[str]:
-    """Return the names of timm's models, without the prefix; none if it is not installed."""
+def timm_names(meant: str = "") -> list[str]:
+    """Return the names of timm's models; of one whose weights are meant, those with their tags.
+
+    None if timm is not installed.
+    """
     if not is_installed():
         return []
     import timm
 
+    network, _, tag = meant.partition(".")
+    if tag and timm.is_model(network):
+        return [f"{network}.{each}" for each in _tags(network)]
     return timm.list_models()
 
 
-@functools.cache
 def find_timm(name: str) -> Callable[..., nn.Module] | None:
     """Return a constructor of one of timm's models; None if there is none of that name."""
     if not is_installed():
         return None
     import timm
 
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture) or (tag and name not in timm.list_models(
-            f"{architecture}.*", pretrained=True)):
-        return None
-    entry = timm.model_entrypoint(architecture)
-    known, _ = parameters_of(entry)
-    # A class that hands arguments on to the one it is derived from does not name them.
-    for base in getattr(_class_of(entry), "__mro__", ()):
-        if base.__module__.startswith("timm."):
-            known = {**{key: value for key, value in parameters_of(base)[0].items()
-                        if value.default is not value.empty}, **known}
-    parameters = {_RENAMED.get(key, key): value.replace(name=_RENAMED.get(key, key), default=None
-                                                        if key in _RENAMED else value.default)
-                  for key, value in known.items() if key not in _LEFT_OUT}
-    for key, default in (("num_classes", 1000), ("in_channels", 3), ("pretrained", False)):
-        parameters[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default,
-                                            annotation=type(default))
+    network, _, tag = name.partition(".")
+    is_known = timm.is_model(network) and (not tag or tag in _tags(network))
+    return _adapt(name) if is_known else None
+
+
+def _tags(network: str) -> list[str]:
+    """Return the tags of all weights of a network, the one that is taken by default first."""
+    import timm
+
+    found = timm.list_models(f"{network}.*", pretrained=True)
+    default = _published(network).tag
+    tags = [name.partition(".")[2] for name in found if name.startswith(f"{network}.")]
+    return sorted(tags, key=lambda tag: tag != default)
+
+
+def _published(name: str) -> Any:
+    """Return what timm says of the weights of a model, with or without their tag."""
+    import timm
+
+    return timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg(architecture=name)
+
+
+@functools.cache
+def _adapt(name: str) -> Callable[..., nn.Module]:
+    import timm
+
+    entry, published = timm.model_entrypoint(name), _published(name)
+    parameters, is_open = _parameters(entry)
+    # Where no class says so, a network of one size has to be told it.
+    takes_size = "img_size" in parameters or (is_open and published.fixed_input_size)
+    for argument in ("pretrained", "num_classes", "in_chans", "img_size", "device", "dtype"):
+        parameters.pop(argument, None)
 
     @functools.wraps(entry)
-    def build(pretrained: bool = False, in_channels: int = 3,
-              image_size: int | tuple[int, int] | None = None, **arguments: Any) -> nn.Module:
-        if image_size is not None:
-            arguments["img_size"] = image_size
-        make = functools.partial(timm.create_model, name, in_chans=in_channels, **arguments)
-        model = _pretrained(name, make) if pretrained else make()
-        _add_reshape(model)
+    def build(pretrained: bool = False, num_classes: int | None = None,
+              in_channels: int | None = None, image_size: int | tuple[int, int] | None = None,
+              **arguments: Any) -> nn.Module:
+        facts: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+        if takes_size:
+            facts["img_size"] = image_size
+        if pretrained:
+            model = _pretrained(name, arguments, facts)
+        else:
+            model = _create(name, **arguments, **facts)
+        _add_reshape(model, _pair(image_size or published.input_size[1:]))
         return model
 
-    # Here `inspect.signature` looks first; to a type checker functions have no such attribute.
-    vars(build)["__signature__"] = inspect.Signature(
-        [value.replace(kind=inspect.Parameter.KEYWORD_ONLY) for value in parameters.values()])
-    vars(build)["trained_on"] = functools.partial(_trained_on, name)
+    def trained_on(node: Mapping[str, Any]) -> TrainedOn | None:
+        if not node.get("pretrained") or not published.has_weights:
+            return None
+        _, height, width = published.input_size
+        return TrainedOn(_label(published), tuple(published.mean), tuple(published.std),
+                         (height, width))
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    facts = [inspect.Parameter("pretrained", keyword, annotation=bool, default=False)]
+    facts += [inspect.Parameter(fact, keyword, annotation=int, default=None)
+              for fact in ("num_classes", "in_channels", "image_size")]
+    rest = [item.replace(kind=keyword) for item in parameters.values()]
+    if is_open:
+        rest.append(inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD))
+    # Here `inspect.signature` looks first; to a type checker functions have no such attributes.
+    vars(build)["__signature__"] = inspect.Signature([*facts, *rest])
+    vars(build).update(trained_on=trained_on, image_size=published.input_size[1:])
+    tags = _tags(name.partition(".")[0])
+    build.__doc__ = "\n\n".join([
+        inspect.getdoc(entry) or f"A model of {entry.__module__}.",
+        "Defaults are those of its class; the function above may set others.",
+        f"Weights: {', '.join(tags)}." if tags else "Without weights."])
     return build
 
 
-def _class_of(entry: Callable) -> Any:
-    """Return the class that an entry point is annotated to return."""
-    return typing.get_type_hints(entry).get("return")
+def _parameters(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return what a model's function takes, as `parameters_of`, and what its class hands on."""
+    parameters, is_open = parameters_of(entry)
+    network = inspect.signature(entry).return_annotation
+    for base in network.__mro__ if inspect.isclass(network) else ():
+        inner, is_handed_on = parameters_of(base)
+        parameters = {**{key: value for key, value in inner.items()
+                         if value.default is not value.empty}, **parameters}
+        if not is_handed_on:
+            break
+    return parameters, is_open
 
 
-def _trained_on(name: str, node: Mapping[str, Any]) -> TrainedOn | None:
+def _create(name: str, **arguments: Any) -> Any:
     import timm
 
-    found = timm.get_pretrained_cfg(name) if node.get("pretrained") else None
-    if found is None:
-        return None
-    _, height, width = found.input_size
-    return TrainedOn(_called(found), tuple(found.mean), tuple(found.std), (height, width))
+    try:
+        return timm.create_model(name, **arguments)
+    except TypeError as error:
+        fixed = re.search(r"multiple values for keyword argument '(\w+)'", str(error))
+        if fixed is None:
+            raise
+        raise ValueError(f"{fixed[1]} is fixed by the name; leave it out") from error
 
 
-def _called(found: Any) -> str:
-    return f"{found.architecture}.{found.tag}" if found.tag else str(found.architecture)
+def _pair(sides: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    return height, width
 
 
-def _pretrained(name: str, make: Callable[..., nn.Module]) -> nn.Module:
-    """Return a model with timm's weights.
+# -- maps --------------------------------------------------------------------------------
+
+
+def _add_reshape(model: Any, image_size: tuple[int, int]) -> None:
+    """Give a model `reshape_transform`, which turns a layer's output into (N, C, H, W)."""
+    patches = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
+    model.reshape_transform = functools.partial(
+        _to_maps, image_size=image_size, grid=getattr(patches, "grid_size", None),
+        prefix=getattr(model, "num_prefix_tokens", None) or 0,
+        is_channels_last=getattr(model, "output_fmt", None) == "NHWC")
+
+
+def _to_maps(output: Tensor, image_size: tuple[int, int], grid: tuple[int, int] | None, prefix: int,
+             is_channels_last: bool) -> Tensor:
+    """Turn tokens (N, prefix + h·w, C), or (N, H, W, C), into maps (N, C, H, W).
+
+    What is in neither form, by the proportions of the image, becomes (N, …), which is no map.
+    """
+    if output.ndim == 3 and grid is not None:
+        count = grid[0] * grid[1]
+        if output.shape[1] in (count, count + prefix):
+            return output[:, -count:].transpose(1, 2).unflatten(2, tuple(grid))
+    if output.ndim != 4:
+        return output
+
+    def fits(height: int, width: int) -> bool:
+        # Strides that do not divide the image round to either side.
+        return abs(height * image_size[1] - width * image_size[0]) < max(image_size)
+
+    is_first, is_last = fits(*output.shape[2:]), fits(*output.shape[1:3])
+    if is_last and (is_channels_last or not is_first):
+        return output.permute(0, 3, 1, 2)
+    return output if is_first else output.flatten(1)
+
+
+# -- weights -----------------------------------------------------------------------------
+
+
+def _label(published: Any) -> str:
+    return published.tag or published.architecture
+
+
+def _pretrained(name: str, arguments: dict[str, Any], facts: dict[str, Any]) -> nn.Module:
+    """Return a model with the weights that timm publishes.
+
+    Args:
+        name: with or without their tag.
+        arguments: the config's.
+        facts: further ones, by timm's names.
 
     Raises:
-        DataError: they cannot be downloaded. ValueError: there are none.
+        ValueError: there are none, or they do not fit the arguments; the keys are listed.
+        DataError: they cannot be downloaded.
     """
-    import timm
-
-    found = timm.get_pretrained_cfg(name)
-    if found is None or not (found.hf_hub_id or found.url or found.file):
-        raise ValueError(f"pretrained: timm has no weights of {name}")
+    published = _published(name)
+    if not published.has_weights:
+        raise ValueError("timm has no weights of it; leave pretrained out")
+    label, (channels, *size) = _label(published), published.input_size
+    cached = _cached(published)
+    # A file, where there is one: huggingface_hub would ask for a newer one all the same.
+    overlay = {"file": cached, "custom_load": False} if cached else None
     try:
-        with _offline_if_out_of_reach():
-            model = make(pretrained=True)
+        with _noting_what_is_new() as new:
+            model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments,
+                            **facts)
     except OSError as error:
-        reason = str(error).strip().split(". ")[0]
-        raise DataError(f"the weights {_called(found)} of timm cannot be downloaded ({reason})",
-                        hint=f"On a machine with a network, `huggingface-cli download "
-                             f"{found.hf_hub_id}` puts them into its cache, which can be copied; "
-                             "or name a file of weights: MODEL.INIT_FROM, and pretrained false."
-                        ) from error
-    count = getattr(model, "num_classes", None)
-    new = f"new: {found.classifier}" if count != found.num_classes else "new: nothing"
-    model.weights_loaded = f"{_called(found)} of timm; {new}"  # type: ignore[assignment]
+        raise _unreachable(published, error) from error
+    except RuntimeError as error:
+        raise misfit(error, label, arguments, "pretrained") or error from error
+    changes = []
+    if facts["in_chans"] not in (None, channels):
+        changes.append(f"first layer adapted from {channels} to {facts['in_chans']} channels")
+    if facts.get("img_size") and _pair(facts["img_size"]) != tuple(size):
+        changes.append("adapted from images of {}×{} to {}×{}".format(
+            *size, *_pair(facts["img_size"])))
+    own = len(model.state_dict())
+    model.weights_loaded = (f"{', '.join([label, *changes])}: {own - len(new)} of {own} tensors "
+                            f"loaded; new: {', '.join(new) or 'nothing'}")
     return model
 
 
-@contextlib.contextmanager
-def _offline_if_out_of_reach() -> Iterator[None]:
-    """Let the hub look into its cache alone where there is no network; it would try for minutes."""
-    from huggingface_hub import constants
+@contextmanager
+def _noting_what_is_new() -> Iterator[list[str]]:
+    """Note which tensors of a model its file lacks; timm keeps that to itself."""
+    load, new = nn.Module.load_state_dict, list[str]()
 
-    host, before = urlsplit(constants.ENDPOINT).hostname, constants.HF_HUB_OFFLINE
+    def noting(self: nn.Module, *arguments: Any, **options: Any) -> Any:
+        result = load(self, *arguments, **options)
+        new[:] = result.missing_keys
+        return result
+
+    # To a type checker it is another function.
+    setattr(nn.Module, "load_state_dict", noting)  # noqa: B010
     try:
-        # A proxy finds hosts by itself.
-        if not any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-            socket.getaddrinfo(host, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
+        yield new
     finally:
-        constants.HF_HUB_OFFLINE = before
+        setattr(nn.Module, "load_state_dict", load)  # noqa: B010
 
 
-def _add_reshape(model: nn.Module) -> None:
-    """Give a model of tokens `reshape_transform`, which turns its outputs into (N, C, H, W)."""
-    grids = (getattr(module, "grid_size", None) for module in model.modules())
-    grid = next((grid for grid in grids if isinstance(grid, tuple)), None)
-    if getattr(model, "output_fmt", None) == "NHWC":
-        model.reshape_transform = _channels_first  # type: ignore[assignment]
-    elif grid is not None:
-        extra = getattr(model, "num_prefix_tokens", 0)
-        model.reshape_transform = functools.partial(  # type: ignore[assignment]
-            _tokens_to_map, grid=grid, extra=extra)
+def _cached(published: Any) -> str | None:
+    """Return the file of weights that were downloaded before, or None.
+
+    Raises:
+        DataError: they were not, and there is no answer from where they are.
+    """
+    if not published.hf_hub_id:
+        return None
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
+    repository, _, revision = published.hf_hub_id.partition("@")
+    where = {"repo_id": repository, "filename": "model.safetensors", "revision": revision or None}
+    found = try_to_load_from_cache(**where)
+    if isinstance(found, str):
+        return found
+    try:
+        get_session().head(hf_hub_url(**where), timeout=PATIENCE)
+    except Exception as error:
+        # Which library it is that raises, and what, depends on the version.
+        raise _unreachable(published, error) from error
+    return None
 
 
-def _channels_first(output: Tensor) -> Tensor:
-    return output.permute(0, 3, 1, 2) if output.ndim == 4 else output
+def _unreachable(published: Any, error: Exception) -> DataError:
+    """Return the message on weights that cannot be downloaded."""
+    if published.hf_hub_id:
+        from huggingface_hub.constants import HF_HUB_CACHE
 
-
-def _tokens_to_map(output: Tensor, grid: tuple[int, int], extra: int) -> Tensor:
-    """Turn tokens of the class and of patches, (N, extra + H·W, C), into (N, C, H, W)."""
-    if output.ndim != 3 or output.shape[1] != extra + grid[0] * grid[1]:
-        return output
-    return output[:, extra:].transpose(1, 2).unflatten(2, grid)
+        folder = f"models--{published.hf_hub_id.partition('@')[0].replace('/', '--')}"
+        way = (f"Where there is a network, `hf download {published.hf_hub_id} model.safetensors`; "
+               f"then copy the folder {folder} from its cache into {HF_HUB_CACHE}")
+    else:
+        way = f"Put {published.url} into {torch.hub.get_dir()}/checkpoints/"
+    return DataError(f"the weights {_label(published)} of timm.{published.architecture} cannot be "
+                     f"downloaded ({error})",
+                     hint=f"{way}. Or leave MODEL.pretrained out to train from scratch.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from cvkit.errors import DataError
-from cvkit.models.pretrained import TrainedOn
+from cvkit.models.pretrained import TrainedOn, misfit
 from cvkit.registry.signatures import parameters_of
-from cvkit.system.text import and_more
 
 
 def read_torchvision() -> dict[str, Callable]:
@@ -182,9 +180,4 @@ def _as_published(name: str, weights: Any, arguments: dict[str, Any]) -> nn.Modu
             raise DataError(f"the weights {weights.name} of {name} cannot be downloaded ({reason})",
                             hint=f"Put {weights.url} into {torch.hub.get_dir()}/checkpoints/, or "
                                  "leave MODEL.weights out to train from scratch.") from error
-        keys = re.findall(r'(?<=size mismatch for )[^:\s]+|(?<=")[^"\s]+(?=")', reason)
-        if "loading state_dict" not in reason or not keys:
-            raise
-        hint = f"; leave out {', '.join(arguments)} or weights" if arguments else ""
-        raise ValueError(f"{len(keys)} keys of the weights {weights.name} do not fit: "
-                         f"{and_more(keys, 10)}{hint}") from error
+        raise misfit(error, weights.name, arguments, "weights") or error from error

@@ -102,14 +102,14 @@ class Registry:
             name: entry for name, entry in read().items() if name not in self._left_out})
 
     def add_prefixed(self, prefix: str, find: Callable[[str], Callable | None],
-                     names: Callable[[], list[str]]) -> None:
+                     names: Callable[[str], list[str]]) -> None:
         """Look names that begin with `prefix.` up in a further library, which has many.
 
         They are not among those that the registry lists and counts.
 
         Args:
             find: given the rest of a name, returns a constructor, or None.
-            names: returns what follows the prefix.
+            names: given the rest of a name, which may be misspelt, returns those that it may be.
         """
         self._prefixed[prefix] = find, names
 
@@ -153,10 +153,10 @@ class Registry:
 
     def names_like(self, name: str) -> list[str]:
         """Return the names among which one that is no entry may be meant."""
-        prefix = str(name).partition(".")[0]
+        prefix, _, rest = str(name).partition(".")
         if prefix not in self._prefixed:
             return list(self)
-        return [f"{prefix}.{each}" for each in self._prefixed[prefix][1]()]
+        return [f"{prefix}.{each}" for each in self._prefixed[prefix][1](rest)]
 
     def get(self, name: str, where: object = None) -> Callable:
         """Return the entry of that name.
