@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from cvkit.config.tree import Config, adopt
@@ -12,7 +13,7 @@ from cvkit.system.text import suggest
 # Each key: its default, and whether a value is possible.
 _KEYS: dict[str, tuple[Any, Any]] = {
     "epochs_frozen": (1, lambda value: type(value) is int and value >= 0),
-    "backbone_lr": (0.1, lambda value: type(value) in (int, float) and value >= 0)}
+    "backbone_lr": (0.1, lambda value: type(value) in (int, float) and 0 <= value < math.inf)}
 
 
 def expand_fine_tune(config: Config) -> None:
@@ -46,7 +47,7 @@ def expand_fine_tune(config: Config) -> None:
     if epochs:
         train.put("FREEZE", ["backbone"], origin)
         train.put("UNFREEZE", adopt({str(epochs + 1): "all"}, origin, "TRAIN.UNFREEZE"), origin)
-    groups = optimizer.get("groups", [])
+    groups = optimizer.get("groups") or []
     # What is no list is refused with the rest of the optimizer.
     if factor != 1 and isinstance(groups, (list, tuple)):
         group = {"match": "backbone", "lr_mult": float(factor)}

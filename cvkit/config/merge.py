@@ -11,6 +11,7 @@ from typing import Any
 
 from cvkit.config.dialect import flow
 from cvkit.config.parse import parse_value
+from cvkit.config.schema import KEYS, Key
 from cvkit.config.tree import COMMAND_LINE, PYTHON, Config, adopt, dotted
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
@@ -101,7 +102,10 @@ def _set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = ""
         return merge(base, value)
     first, *rest = parts
     inner = dotted(path, first)
-    if not (path and first.isdecimal()):
+    # Epochs and classes may be keys that are numbers.
+    is_node = (isinstance(base, Config) and NAME not in base) or (
+        base is None and isinstance(KEYS.get(path), Key) and KEYS[path].default is None)
+    if not (path and first.isdecimal()) or is_node:
         node, below = Config(path=path), base.get(first) if isinstance(base, Config) else None
         node.put(first, _set_at(below, rest, value, origin, inner), origin)
         return merge(base, node)

@@ -74,10 +74,11 @@ def CSVDataset(path: str, root: str | None = None, image: str | int | None = Non
     notes: list[str] = []
     images: list[_Image] = []
     for name, file in files.items():
-        table = Table(file, header, delimiter)
+        folder = Path(root or Path(file).parent)
+        table = Table(file, header, delimiter, lambda field: is_image(field) or (
+            bool(extension) and os.path.isfile(_file(folder, field, extension))))  # noqa: B023
         columns = _columns(table, given, notes)
-        images += _images(table, columns, Path(root or table.path.parent), extension,
-                          name if has_files else "")
+        images += _images(table, columns, folder, extension, name if has_files else "")
     _refuse_missing(images, Path(root or Path(path).parent), skip_unreadable)
     images = _each_once(images, notes)
     classes = _classes(images, path)
@@ -169,7 +170,6 @@ def _remaining(table: Table, kind: str, taken: Mapping[str, int]) -> int:
 def _images(table: Table, columns: Mapping[str, int], root: Path, extension: str,
             split: str) -> Iterator[_Image]:
     """Yield what the rows say; without a column of splits, all are of the one that is given."""
-    ending = f".{extension.lstrip('.')}" if extension else ""
     for row in table.rows:
         fields = {kind: row.fields[column] for kind, column in columns.items()}
         for kind, field in fields.items():
@@ -179,7 +179,13 @@ def _images(table: Table, columns: Mapping[str, int], root: Path, extension: str
                                 where=row.place, hint="Fill it in, or remove the row.")
         if "split" in fields:
             split = _split_called(fields["split"], row.place)
-        yield _Image(row.place, str(root / (fields["image"] + ending)), fields["label"], split)
+        yield _Image(row.place, _file(root, fields["image"], extension), fields["label"], split)
+
+
+def _file(root: Path, name: str, extension: str) -> str:
+    """Return the path of an image, whose name may lack its ending."""
+    ending = f".{extension.lstrip('.')}" if extension else ""
+    return str(root / (name if name.lower().endswith(ending.lower()) else name + ending))
 
 
 def _split_called(word: str, place: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class Table:
         path: the file.
         header: whether the first row holds names; "auto": unless a field of it names an image.
         delimiter: what separates fields; None for comma, semicolon, tab or bar, as it seems.
+        names_image: tells whether a field names an image.
 
     Attributes:
         names: of the columns, or None.
@@ -41,7 +43,8 @@ class Table:
         ValueError: such a delimiter cannot be.
     """
 
-    def __init__(self, path: str, header: bool | str = "auto", delimiter: str | None = None):
+    def __init__(self, path: str, header: bool | str = "auto", delimiter: str | None = None,
+                 names_image: Callable[[str], bool] | None = None):
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise ValueError(f"delimiter is one character, not {delimiter!r}")
         self.path = _existing_file(path)
@@ -56,7 +59,8 @@ class Table:
             raise DataError(f"{path} has a single column: {rows[0].fields[0]}",
                             hint="Other than commas, semicolons, tabs and bars, what separates its "
                                  "fields has to be said: DATA.DATASET.delimiter.")
-        has_names = not any(map(is_image, rows[0].fields)) if header == "auto" else header
+        is_named = any(map(names_image or is_image, rows[0].fields))
+        has_names = not is_named if header == "auto" else header
         self.names = rows[0].fields if has_names else None
         self.rows = rows[1:] if has_names else rows
         if not self.rows:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cvkit.data.assembly import PLACES, images_are_for_testing
-from cvkit.errors import CheckpointError, DataError, RunError
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
 from cvkit.evaluation.metrics import build_metrics, together, values_of
 from cvkit.evaluation.predict import predict
 from cvkit.runs.checkpoint import Checkpoint, load_weights
@@ -183,6 +183,15 @@ def _take_all_of_another_folder(run: Run, tested: str) -> list[str]:
     if node.NAME not in PLACES:
         return []
     place = node[PLACES[node.NAME]]
+    # Further tables are of the splits; a folder has those in it.
+    further = [key for key in ("val", "test") if node.NAME == "CSVDataset" and node.get(key)]
+    if further and "DATA.DATASET.path" in run.changed and not any(
+            f"DATA.DATASET.{key}" in run.changed for key in further):
+        raise ConfigError(f"{further[-1]} is still {node[further[-1]]}, which would be tested",
+                          where=node.where("path"),
+                          hint=f"Name that as well, DATA.DATASET.{further[-1]} FILE; to test all "
+                               "of path: " + " ".join(f"DATA.DATASET.{key} null"
+                                                      for key in further))
     fraction = node.get("test_fraction")
     is_chosen = "DATA.DATASET.test_fraction" in run.changed or (
         fraction not in (None, own.get("test_fraction")))

@@ -34,7 +34,8 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
     """
     node = {NAME: node} if isinstance(node, str) else node
     for key in ("weights", "pretrained") if not takes_weights else ():
-        if key in node:
+        # A model of one's own may mean anything by it.
+        if key in node and (key == "weights" or hasattr(MODELS.find(node[NAME]), "trained_on")):
             node = node.clone()
             node.defrost()
             del node[key]

@@ -55,8 +55,7 @@ class Fit:
         return rows
 
 
-def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], head: str,
-                is_head_new: bool = False) -> Fit:
+def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], new: str = "") -> Fit:
     """Return how weights fit a model; nothing is loaded yet.
 
     Names may have a prefix more or less than the model's (`module.`, `backbone.`). Position
@@ -66,8 +65,7 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], head: str,
     Args:
         model: to fit them to.
         weights: of a file.
-        head: the model's last layer, see `cvkit.models.features.head_of`.
-        is_head_new: leave it out, as it is of other classes.
+        new: name of the last layer, if it is to be left out, as it is of other classes.
     """
     own = model.state_dict()
     theirs = {_plain_name(name): value for name, value in weights.items()}
@@ -76,7 +74,7 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], head: str,
     fit = Fit(naming=naming)
     for name, value in own.items():
         found = theirs.get(place_of.get(name, ""))
-        if is_head_new and name.startswith(f"{head}."):
+        if new and name.startswith(f"{new}."):
             fit.new[name] = "the file's are of other classes"
         elif found is None:
             # torch counts batches for norms without a momentum only; old files have no counts.
@@ -97,8 +95,9 @@ def load_fit(model: nn.Module, fit: Fit, head: str, may_be_new: Sequence[str], w
     """Load what fits.
 
     Args:
-        model, head: see `fit_weights`.
-        fit: of that.
+        model: of the fit.
+        fit: of `fit_weights`.
+        head: name of the model's last layer, which may be new; empty if it has none.
         may_be_new: names, with `*` and `?`, of parameters or of what holds them.
         what: the weights are of, for messages.
 

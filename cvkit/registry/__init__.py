@@ -11,15 +11,17 @@ _OF_SPLIT = ("labels", "classes", "num_classes")
 SAMPLERS = Registry("sampler", "cvkit.data.samplers", offers=_OF_SPLIT, reserved=_OF_SPLIT)
 MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"),
                   beside={
-    "INIT_FROM": (str, "weights to begin with: a run, its config, or a file"),
-    "INIT_NEW": (list[str], "parts, besides the head, that may begin anew")})
+    "INIT_FROM": (str | None, "weights to begin with: a run, its config, or a file"),
+    "INIT_NEW": (list[str] | None, "parts, besides the head, that may begin anew")})
 LOSSES = Registry("loss", "cvkit.training.losses",
-                  offers=("num_classes", "classes", "class_counts"))
+                  offers=("num_classes", "classes", "class_counts"),
+                  reserved=("classes", "class_counts"))
 OPTIMIZERS = Registry("optimizer", "cvkit.training.optimizers", offers=("params", "fused"),
                       reserved=("params",), required=("lr",), beside={
-    "groups": (list[dict], "parameters with their own lr_mult and other arguments, see "
-                           "docs/fine_tune.md"),
-    "layer_decay": (float, "what the rate of each stage is multiplied by, from the last one down")})
+    "groups": (list[dict] | None,
+               "parameters with their own lr_mult and other arguments, see docs/fine_tune.md"),
+    "layer_decay": (float | None,
+                    "what the rate of each stage is multiplied by, from the last one down")})
 SCHEDULERS = Registry("scheduler", "cvkit.training.schedulers", offers=(
     "optimizer", "epochs", "steps_per_epoch", "total_steps", "T_max", "max_lr"),
                       reserved=("optimizer",))

@@ -31,7 +31,7 @@ def no_entry(registry: Any, name: str, why: str, where: object) -> ConfigError:
 
 def way_to_install(extra: str) -> str:
     """Return how to install a library that lends names under its prefix."""
-    return f'{extra} is not installed: pip install "cvkit[{extra}]"'
+    return f"{extra} is not installed: pip install {extra}"
 
 
 def no_node(registry: Any, item: Any, where: object) -> ConfigError:

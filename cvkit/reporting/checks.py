@@ -189,7 +189,7 @@ def odd_normalisation(config: Config, data: ImageData, loaders: Loaders) -> dict
         data_mean, data_std = data_mean.mean(), data_std.mean()
     if not np.all(data_std > 0):
         return {}
-    is_pretrained = has_pretrained(config.MODEL) or "INIT_FROM" in config.MODEL
+    is_pretrained = has_pretrained(config.MODEL) or bool(config.MODEL.get("INIT_FROM"))
     factor = np.maximum(data_std / std, std / data_std).max()
     deviations = (np.abs(data_mean - mean) / data_std).max()
     if factor <= (50 if is_pretrained else 5) and (is_pretrained or deviations <= 3):

@@ -116,7 +116,7 @@ class Experiment(Drawable):
         """
         other = copy.copy(self)
         other._takes_weights = False
-        if has_pretrained(self.config.MODEL) or "INIT_FROM" in self.config.MODEL:
+        if has_pretrained(self.config.MODEL) or self.config.MODEL.get("INIT_FROM"):
             other._normalisation = normalisation
         return other
 
@@ -148,7 +148,7 @@ class Experiment(Drawable):
     @cached_property
     def initial_weights(self) -> InitialWeights | None:
         """What MODEL.INIT_FROM names, if the model begins with it."""
-        has_some = self._takes_weights and "INIT_FROM" in self.config.MODEL
+        has_some = self._takes_weights and self.config.MODEL.get("INIT_FROM")
         return read_initial_weights(self.config) if has_some else None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from cvkit.system.text import nearest
 
 # Under these names training programs keep weights; averages of them are what they evaluate.
 _AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict",
-             "model_ema_state_dict")
+             "model_ema_state_dict", "shadow", "teacher")
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights",
             "params")
 _ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
@@ -91,21 +92,27 @@ def _of_file(path: Path) -> InitialWeights:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path)
     if isinstance(content, dict) and {"model", "config", "classes", "format"} <= set(content):
         return _of_checkpoint(Checkpoint.of(content, path), path)
-    found, words = content, []
-    while not _is_weights(found):
-        inner = {key: found[key] for key in (*_AVERAGES, *_WEIGHTS)
-                 if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)}
-        if not inner:
-            kinds = (f"it has {', '.join(map(str, list(content)[:6]))}"
-                     if isinstance(content, Mapping) else f"it is {type(content).__name__}")
-            raise CheckpointError(f"{path} holds no weights by name: {kinds}",
-                                  hint="torch.save(model.state_dict(), file) writes such ones.")
-        key = next(iter(inner))
-        words.append(f"averaged weights ({key})" if key in _AVERAGES else key)
-        found = inner[key]
-    weights = {str(name): value for name, value in found.items()
-               if isinstance(value, torch.Tensor)}
+    found = _weights_in(content)
+    if found is None:
+        kinds = (f"it has {', '.join(map(str, list(content)[:6]))}"
+                 if isinstance(content, Mapping) else f"it is {type(content).__name__}")
+        raise CheckpointError(f"{path} holds no weights by name: {kinds}",
+                              hint="torch.save(model.state_dict(), file) writes such ones.")
+    words, weights = found
     return InitialWeights(", ".join([str(path), *words]), weights)
+
+
+def _weights_in(content: Any) -> tuple[list[str], dict[str, torch.Tensor]] | None:
+    """Return the weights in what a file holds, and the keys that lead to them, or None."""
+    if _is_weights(content):
+        return [], {str(name): value for name, value in content.items()
+                    if isinstance(value, torch.Tensor)}
+    for key in (*_AVERAGES, *_WEIGHTS) if isinstance(content, Mapping) else ():
+        inner = _weights_in(content.get(key))
+        if inner is not None:
+            word = f"averaged weights ({key})" if key in _AVERAGES else key
+            return [word, *inner[0]], inner[1]
+    return None
 
 
 def _is_weights(value: Any) -> bool:
@@ -147,11 +154,16 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str], image_s
     if has_pretrained(node):
         raise ConfigError("two things to begin with, INIT_FROM and pretrained weights",
                           where=node.where("INIT_FROM"), hint="Leave one of them out.")
-    head = head_of(model, image_shape)
     old = None if found.checkpoint is None else found.checkpoint.classes
-    fit = fit_weights(model, found.weights, head, old is not None and old != list(classes))
+    is_of_others = old is not None and old != list(classes)
+    fit, head = fit_weights(model, found.weights), ""
+    if fit.new or is_of_others:
+        with contextlib.suppress(*([] if is_of_others else [ConfigError])):
+            # Without a head that can be told, INIT_NEW says what may be new.
+            head = head_of(model, image_shape)
+        fit = fit_weights(model, found.weights, head if is_of_others else "")
     with located(node, "INIT_NEW" if "INIT_NEW" in node else "INIT_FROM"):
-        load_fit(model, fit, head, node.get("INIT_NEW", ()), found.words)
+        load_fit(model, fit, head, node.get("INIT_NEW") or (), found.words)
     if found.checkpoint is not None and found.checkpoint.transform_input:
         model.transform_input = True  # type: ignore[assignment]
     # The attribute that all models with others' weights have.

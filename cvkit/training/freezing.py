@@ -36,20 +36,23 @@ class Freezing:
         return has_changed
 
     def hold(self, model: nn.Module, epoch: float) -> None:
-        """Put layers of frozen parameters that keep statistics (BatchNorm) into evaluation mode.
+        """Let layers of frozen parameters that keep statistics (BatchNorm) go by them.
 
-        One without parameters is frozen where all parameters of what is around it are.
+        One without parameters is frozen where all parameters of what is around it are. What is in
+        such a layer (timm's have an activation and a dropout) stays in the mode that it has.
         """
         modules = dict(model.named_modules())
         parameters = dict(model.named_parameters(remove_duplicate=False))
         frozen = {id(parameters[name]) for name, until in self.until.items() if epoch < until}
         for name, module in modules.items():
-            if any(module.children()) or not any(True for _ in module.buffers(recurse=False)):
+            if not any(buffer.is_floating_point() for buffer in module.buffers(recurse=False)):
                 continue
-            while name and not any(True for _ in modules[name].parameters()):
+            own = list(module.parameters(recurse=False))
+            while name and not own:
+                own = list(modules[name].parameters())
                 name = name.rpartition(".")[0]
-            if all(id(parameter) in frozen for parameter in modules[name].parameters()):
-                module.eval()
+            if own and all(id(parameter) in frozen for parameter in own):
+                module.training = False
 
 
 def build_freezing(config: Config, model: nn.Module, image_shape: Sequence[int]) -> Freezing | None:

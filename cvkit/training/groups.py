@@ -63,7 +63,7 @@ def _chosen(node: Mapping[str, Any], model: nn.Module,
             image_shape: Sequence[int]) -> list[tuple[str, list[str], dict[str, Any]]]:
     """Return name, parameters and options of each group; the first that has a parameter counts."""
     names = [name for name, _ in model.named_parameters()]
-    decay, nodes = node.get("layer_decay"), node.get("groups", ())
+    decay, nodes = node.get("layer_decay"), node.get("groups") or ()
     if decay is None and not nodes:
         return [("", names, {})]
     head = functools.cache(lambda: head_of(model, image_shape))

@@ -40,7 +40,9 @@ _FORMS = {
     "HuberLoss": ("probabilities", "one-hot"),
 }
 _NO_FORM = "is not a loss of logits and classes"
-LOSSES.add_library("torch.nn", lambda: {name: _adapt(getattr(nn, name)) for name in _FORMS},
+LOSSES.add_library("torch.nn", lambda: {
+    name: _adapt(getattr(nn, name)) if targets == "classes" else getattr(nn, name)
+    for name, (_, targets) in _FORMS.items()},
                    left_out={name: _NO_FORM for name in vars(nn)
                              if "Loss" in name and name not in _FORMS})
 # What a config may say of the weights of classes.

@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "weight_decay": weight_decay,
-            "adamw_ratio": adamw_lr / lr if lr else 0.0, "betas": betas, "eps": eps, "muon": muon})
+            "adamw_lr": adamw_lr, "betas": betas, "eps": eps, "muon": muon})
         for parameter in (each for group in self.param_groups for each in group["params"]):
             if _is_matrix(parameter) and _matrix(parameter, parameter).data_ptr() != (
                     parameter.data_ptr()):
@@ -83,7 +83,8 @@ class Muon(torch.optim.Optimizer):
     def _step_adamw(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
         if not params:
             return
-        inner = torch.optim.AdamW(params, group["lr"] * group["adamw_ratio"], group["betas"],
+        part = group["lr"] / self.defaults["lr"] if self.defaults["lr"] else 0.0
+        inner = torch.optim.AdamW(params, part * group["adamw_lr"], group["betas"],
                                   group["eps"], group["weight_decay"])
         for parameter in params:
             # The same dict, so that what is noted there is kept here.

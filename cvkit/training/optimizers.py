@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +56,15 @@ def build_optimizer(node: Any, groups: list[dict[str, Any]], is_tried: bool = Tr
         if groups and is_tried:
             _try_steps(node, groups, is_scheduled)
         is_fused = _can_be_fused(node, [each for group in groups for each in group["params"]])
-        return _build(node, groups, **({"fused": True} if is_fused else {}))
+        optimizer = _build(node, groups, **({"fused": True} if is_fused else {}))
+    for group in node.get("groups") or ():
+        for key in group:
+            if key not in ("match", "lr_mult", *optimizer.defaults):
+                raise ConfigError(f"optimizer {node[NAME]} has one {key} for all groups",
+                                  where=where_in(group, key) or where_in(node, "groups"),
+                                  hint="What differs between groups is in its defaults: "
+                                       f"{', '.join(optimizer.defaults)}.")
+    return optimizer
 
 
 # Arguments that are one for all groups, or that the training sets.
@@ -72,7 +81,7 @@ def _group_problems(node: Any) -> Iterator[ConfigError]:
         OPTIMIZERS.get(node[NAME]))[0].items() if key not in _OF_ALL}
     kinds = {"match": values_of(str | list[str]), "lr_mult": values_of(float), **{
         key: values_of(parameter.annotation) for key, parameter in parameters.items()}}
-    groups = node.get("groups", ())
+    groups = node.get("groups") or ()
     for number, group in enumerate(groups if isinstance(groups, (list, tuple)) else ()):
         if not isinstance(group, Mapping) or "match" not in group:
             where = where_in(group) if isinstance(group, Mapping) and group else None
@@ -91,8 +100,8 @@ def _group_problems(node: Any) -> Iterator[ConfigError]:
             elif not kinds[key].fit(value):
                 yield ConfigError(f"{key} of a group takes {kinds[key]}, not "
                                   f"{plain_values(value)!r}", where_in(group, key))
-            elif key == "lr_mult" and value < 0:
-                yield ConfigError(f"lr_mult is 0 or more, not {value}", where_in(group, key))
+            elif key == "lr_mult" and not 0 <= value < math.inf:
+                yield ConfigError(f"lr_mult is a number from 0, not {value}", where_in(group, key))
 
 
 OPTIMIZERS.further = _group_problems

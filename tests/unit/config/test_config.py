@@ -539,7 +539,7 @@ def test_files_that_cannot_be_read(write, tmp_path):
     (["MODEL.0.x", "3"], "MODEL is not a list"),
     (["MODEL.0.x", "3", "MODEL.1.x", "3"], "MODEL is not a list"),
     (["SCHEDULER", "{NAME: StepLR}", "SCHEDULER.steps.0", "3"], "SCHEDULER.steps is not a list"),
-    (["DATA.TRAIN_TRANSFORMS.0.p", "1", "DATA.TRAIN_TRANSFORMS.x", "3"], "is not a list"),
+    (["DATA.TRAIN_TRANSFORMS.0.p", "1", "DATA.TRAIN_TRANSFORMS.x", "3"], "expected a list of transforms"),
     (["DATA.TRAIN_TRANSFORMS.².p", "1"], "expected a list of transforms"),
     (["DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut}]", "DATA.TRAIN_TRANSFORMS.0.a.0", "5"],
      "DATA.TRAIN_TRANSFORMS.0.a is not a list"),
@@ -705,3 +705,12 @@ def test_arguments_alone_are_of_the_default(write):
     assert list(config.LOSS) == ["NAME", "label_smoothing", "weight"]
     assert [config.LOSS.origin(key).rpartition(":")[2] for key in config.LOSS] == ["default", "4", "command line"]
     assert config.LOSS.where("weight") == "command line LOSS.weight"
+
+
+def test_keys_that_are_numbers_can_be_set_on_the_command_line(write):
+    path = write("TRAIN: {FREEZE: [fc], UNFREEZE: {5: [layer4]}}\n")
+    assert load_config(path, ["TRAIN.UNFREEZE.5", "all", "TRAIN.UNFREEZE.7", "[fc]"]).TRAIN.UNFREEZE == {
+        "5": "all", "7": ("fc",)}
+    assert load_config(write("SEED: 0\n", "b.yaml"), ["TRAIN.UNFREEZE.5", "all"]).TRAIN.UNFREEZE == {"5": "all"}
+    path = write("LOSS: {weight: {cat: 1.5}}\n", "c.yaml")
+    assert load_config(path, ["LOSS.weight.3", "2.0"]).LOSS.weight == {"3": 2.0, "cat": 1.5}

@@ -108,6 +108,11 @@ def test_ids_get_their_extension_and_images_lie_in_a_root_of_their_own():
         "  One of that name is in x/train: DATA.DATASET.root x/train")
     with pytest.raises(DataError, match=re.escape("x/train/000.jpg is there: DATA.DATASET.extension .jpg")):
         build(root="x/train")
+    # Without a header the first row is that of an image, as its file is there.
+    table("\n".join(f"{n:03}{'.jpg' * (n % 2)},{'cat' if n < 5 else 'ant'}" for n in range(15)), "")
+    data = build(root="x/train", extension="jpg", image=0, label=1)
+    assert len(data.train) + len(data.test) == 15 and data.notes == (
+        "columns of labels.csv (without a header): 0 is the image, 1 is the label",)
 
 
 def test_whole_paths_and_paths_that_lead_out_of_the_root_are_taken(tmp_path):
@@ -315,6 +320,20 @@ def test_a_run_is_tested_on_another_table(of_a_table, tool):
     assert np.array_equal(said.index, of_a_table.predictions.index)
     assert len(evaluate(of_a_table.folder, {"DATA.DATASET.path": "y/labels.csv",
                                             "DATA.DATASET.test_fraction": 1.0}).true) == 30
+
+
+def test_another_table_of_a_run_with_one_for_its_test_is_not_taken_for_that(of_a_table, quick):
+    node = {"NAME": "CSVDataset", "path": "x/labels.csv", "test": "x/other.csv"}
+    run = train(load_config(quick, {"DATA.DATASET": node, "DATA.LIMIT": 0, "TRAIN.EPOCHS": 1, "DATA.BATCH_SIZE": 8}))
+    assert len(run.predictions.true) == 10
+    Path("x/more.csv").write_text(Path("x/labels.csv").read_text())
+    with pytest.raises(ConfigError) as caught:
+        evaluate(run.folder, {"DATA.DATASET.path": "x/more.csv"})
+    assert str(caught.value) == (
+        "Python DATA.DATASET.path: test is still x/other.csv, which would be tested\n"
+        "  Name that as well, DATA.DATASET.test FILE; to test all of path: DATA.DATASET.test null")
+    said = evaluate(run.folder, {"DATA.DATASET.path": "x/more.csv", "DATA.DATASET.test": None})
+    assert len(said.true) == 30
 
 
 def test_the_table_that_predictions_are_written_to_is_read(of_a_table, tool):

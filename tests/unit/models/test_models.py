@@ -438,3 +438,12 @@ def test_a_single_image_of_one_pixel_cannot_be_batch_normalised(norm, size, is_r
         refuse_single_images(model, (3, size, size))
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_a_model_of_one_s_own_calls_pretrained_is_its_own_matter():
+    @MODELS.register()
+    def own(num_classes, pretrained: bool):
+        assert pretrained is False
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
+
+    build_model({"NAME": "own", "pretrained": False}, 10, SHAPE, takes_weights=False)

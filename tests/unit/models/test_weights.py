@@ -29,7 +29,7 @@ def moved(model):
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module._orig_mod.", "backbone.encoder."])
 def test_all_but_the_head_is_loaded_whatever_stands_before_the_names(prefix):
     theirs, model = moved(small()), small(5, seed=1)
-    fit = fit_weights(model, {prefix + name: value for name, value in theirs.items()}, "fc")
+    fit = fit_weights(model, {prefix + name: value for name, value in theirs.items()})
     head = model.fc.weight.clone()
     load_fit(model, fit, "fc", (), "the file")
     assert fit.new == {"fc.weight": "10×32 in the file, 5×32 here", "fc.bias": "10 in the file, 5 here"}
@@ -43,7 +43,7 @@ def test_compiled_parts_and_a_model_that_is_wrapped_itself():
     model = nn.Sequential()
     model.add_module("net", inner)
     names = {name.replace("layer1.", "layer1._orig_mod."): value for name, value in theirs.items()}
-    fit = fit_weights(model, names, "net.fc")
+    fit = fit_weights(model, names)
     assert fit.lines(model) == [
         f"loaded     122 of 122 tensors, {sum(map(torch.numel, theirs.values())):,} of "
         f"{sum(map(torch.numel, theirs.values())):,} numbers, called without net. in it"]
@@ -52,14 +52,14 @@ def test_compiled_parts_and_a_model_that_is_wrapped_itself():
 
 
 def test_the_head_of_other_classes_is_left_out_though_it_would_fit():
-    fit = fit_weights(small(), moved(small()), "fc", is_head_new=True)
+    fit = fit_weights(small(), moved(small()), "fc")
     assert fit.new == dict.fromkeys(["fc.weight", "fc.bias"], "the file's are of other classes")
 
 
 def test_counts_of_batches_may_be_missing_and_half_precision_is_taken():
     theirs = {name: value.half() for name, value in moved(small()).items() if "num_batches" not in name}
     model = small(seed=1)
-    load_fit(model, fit_weights(model, theirs, "fc"), "fc", (), "the file")
+    load_fit(model, fit_weights(model, theirs), "fc", (), "the file")
     assert model.fc.weight.dtype == torch.float32
     assert torch.equal(model.fc.weight, theirs["fc.weight"].float())
 
@@ -67,7 +67,7 @@ def test_counts_of_batches_may_be_missing_and_half_precision_is_taken():
 @pytest.mark.parametrize("given, wanted", [(3, 1), (1, 3), (3, 4), (3, 2), (4, 3)])
 def test_a_first_convolution_is_fitted_to_other_channels(given, wanted):
     theirs, model = moved(small(shape=(given, 32, 32))), small(5, seed=1, shape=(wanted, 32, 32))
-    load_fit(model, fit_weights(model, theirs, "fc"), "fc", (), "the file")
+    load_fit(model, fit_weights(model, theirs), "fc", (), "the file")
     old, new = theirs["conv1.weight"], model.conv1.weight
     if wanted == 1:
         assert torch.equal(new[:, 0], old.sum(1))
@@ -87,7 +87,7 @@ def test_position_embeddings_are_interpolated():
     with torch.no_grad():  # a plane, which any interpolation keeps but at the edges
         theirs.encoder.pos_embedding[0, 1:] = (side[:, None] + 2 * side[None]).reshape(64, 1)
     model = build_model({"NAME": "vit", "width": 16, "depth": 1}, 10, (3, 64, 64))
-    fit = fit_weights(model, theirs.state_dict(), "heads.head")
+    fit = fit_weights(model, theirs.state_dict())
     assert fit.adapted == {"encoder.pos_embedding": "interpolated from 8×8 to 16×16 patches"} and not fit.new
     load_fit(model, fit, "heads.head", (), "the file")
     positions = model.encoder.pos_embedding.detach()
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_refused_unless_it_may_be_new():
     for name in [name for name in theirs if name.startswith("layer4.")]:
         del theirs[name]
     theirs["layer1.0.conv1.weight"] = torch.zeros(4, 4, 5, 5)
-    fit = fit_weights(model, theirs, "fc")
+    fit = fit_weights(model, theirs)
     with pytest.raises(CheckpointError, match=(
             "my.pt does not fit the model: besides the head, 26 of its 122 tensors are not in it, "
             r"layer1.0.conv1.weight \(4×4×5×5 in the file, 4×4×3×3 here\), layer4.0.conv1.weight \(absent\)")) as caught:
@@ -122,14 +122,14 @@ def test_the_weights_of_another_model_are_told_as_such():
 
     theirs = torchvision.models.mobilenet_v3_small().state_dict()
     with pytest.raises(CheckpointError, match="It seems to be of another model: it has features.0.0.weight"):
-        load_fit(small(), fit_weights(small(), theirs, "fc"), "fc", (), "my.pt")
+        load_fit(small(), fit_weights(small(), theirs), "fc", (), "my.pt")
 
 
 def test_the_table_tells_what_becomes_of_each_tensor():
     theirs = moved(small())
     theirs["extra.weight"] = torch.zeros(3)
     model = small(5, shape=(1, 32, 32))
-    lines = fit_weights(model, theirs, "fc").lines(model)
+    lines = fit_weights(model, theirs).lines(model)
     assert lines[0].startswith("loaded     120 of 122 tensors, ")
     assert lines[1:] == [
         "adapted    conv1.weight: summed over 3 channels", "new        fc.weight: 10×32 in the file, 5×32 here",
@@ -140,7 +140,7 @@ def test_the_table_tells_what_becomes_of_each_tensor():
 def test_others_models_begin_with_all_but_their_head(name):
     theirs, model = build_model(name, 7, (3, 64, 64)), build_model(name, 4, (3, 64, 64))
     head = head_of(model, (3, 64, 64))
-    fit = fit_weights(model, theirs.state_dict(), head)
+    fit = fit_weights(model, theirs.state_dict())
     assert set(fit.new) == {f"{head}.weight", f"{head}.bias"} and not fit.adapted and not fit.unused
     load_fit(model, fit, head, (), "the file")
     assert math.isclose(sum(float(p.detach().double().sum()) for n, p in model.named_parameters() if not n.startswith(head)),

@@ -10,6 +10,7 @@ from torch import nn
 
 from cvkit.config import load_config
 from cvkit.errors import CheckpointError, UserError
+from cvkit.registry import MODELS
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run
 from cvkit.runs.initial_weights import read_initial_weights
@@ -137,7 +138,7 @@ def test_nothing_in_a_file_is_run(tiny, tmp_path):
     ({"MODEL.INIT_FROM": "lost.pt"}, "no file lost.pt"),
     ({"MODEL.INIT_FROM": "runs/nothing"}, "no run runs/nothing"),
     ({"MODEL.INIT_FROM": "runs/tiny/begim.pth"}, "Did you mean runs/tiny/begin.pth?"),
-    ({"MODEL.INIT_FROM": 3}, "INIT_FROM of model resnet18 takes str, not 3"),
+    ({"MODEL.INIT_FROM": 3}, "INIT_FROM of model resnet18 takes str or null, not 3"),
     ({"MODEL.INIT_FORM": "a.pt"}, "model resnet18 has no argument 'INIT_FORM'\n  Did you mean INIT_FROM?"),
     ({"MODEL.INIT_FROM": "runs/tiny/begin.pth", "MODEL.INIT_NEW": ["layr4"]}, "Did you mean layer4?"),
     ({"MODEL": {"NAME": "mobilenet_v3_small", "weights": "DEFAULT", "INIT_FROM": "runs/tiny/begin.pth"}},
@@ -158,3 +159,29 @@ def test_parts_may_begin_anew(tiny, weights):
         begun(tiny, **{"MODEL.INIT_FROM": "part.pt"})
     ours = begun(tiny, **{"MODEL.INIT_FROM": "part.pt", "MODEL.INIT_NEW": ["layer4.1"]})
     assert_taken({name: value for name, value in weights.items() if not name.startswith("layer4.1")}, ours)
+
+
+def test_a_model_without_a_head_that_can_be_told_takes_its_own_weights(tiny):
+    @MODELS.register()
+    class NoHead(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(3, num_classes, 3), nn.Parameter(torch.ones(num_classes, 2))
+
+        def forward(self, images):
+            return (self.conv(images).mean((2, 3))[:, :, None] * self.scale).sum(2).flip(1).repeat(1, 2)[:, :self.scale.shape[0]]
+
+    first = train(load_config(tiny, {"MODEL": {"NAME": "NoHead"}, "TRAIN.EPOCHS": 1}))
+    settings = {"MODEL": {"NAME": "NoHead", "INIT_FROM": str(first.folder)}}
+    assert_taken(first.checkpoint().model, begun(tiny, **settings))
+
+
+def test_it_can_be_taken_back(tiny):
+    assert begun(tiny, **{"MODEL.INIT_FROM": None}) is not None
+
+
+@pytest.mark.parametrize("wrap", [lambda state: {"ema": {"decay": 0.9, "shadow": state}, "model": {}},
+                                  lambda state: {"ema": {"decay": 0.9}, "model": state}])
+def test_what_leads_to_no_weights_is_passed_over(tiny, weights, wrap):
+    torch.save(wrap(weights), "file.pt")
+    assert_taken(weights, begun(tiny, **{"MODEL.INIT_FROM": "file.pt"}))

@@ -84,6 +84,22 @@ def test_a_norm_without_parameters_is_frozen_with_what_is_around_it():
     assert model[0][1].training
 
 
+def test_a_norm_that_holds_its_activation_is_frozen_too():
+    """As timm's are made; what is in it stays in the mode that it has."""
+    class Act(nn.BatchNorm2d):
+        def __init__(self):
+            super().__init__(4)
+            self.drop, self.act = nn.Dropout(), nn.ReLU()
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Act(), nn.Flatten(), nn.Linear(4, 2))
+    freezing = Freezing(dict.fromkeys(["0.weight", "0.bias", "1.weight", "1.bias"], math.inf))
+    freezing.hold(model.train(), 1)
+    assert not model[1].training and model[1].drop.training and model[3].training
+    before = model[1].running_mean.clone()
+    model(torch.randn(2, 3, 3, 3))
+    assert torch.equal(model[1].running_mean, before)
+
+
 UNFREEZING = {"TRAIN.FREEZE": ["backbone"], "TRAIN.UNFREEZE": {"2": ["norm"], "3": "all"}, "TRAIN.EPOCHS": 4}
 
 

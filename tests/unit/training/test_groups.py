@@ -188,16 +188,16 @@ def test_curves_draw_the_rate_of_each_group(quick):
 
 @pytest.mark.parametrize("arguments, where, message", [
     ({"groups": [{"lr_mult": 0.1}]}, "groups.0", "group 0 of OPTIMIZER.groups has no match"),
-    ({"groups": ["conv"]}, "groups", "groups of optimizer SGD takes list[mapping], not ['conv']"),
+    ({"groups": ["conv"]}, "groups", "groups of optimizer SGD takes list[mapping] or null, not ['conv']"),
     ({"groups": [{"match": "conv", "lr": 0.1}]}, "groups.0.lr", "a group has no lr of its own\n  lr_mult multiplies"),
     ({"groups": [{"match": "conv", "lr_mul": 0.1}]}, "groups.0.lr_mul", "have no argument 'lr_mul'\n  Did you mean lr_mult?"),
     ({"groups": [{"match": "conv", "betas": [0.9, 0.99]}]}, "groups.0.betas", "groups of optimizer SGD have no argument 'betas'"),
     ({"groups": [{"match": "conv", "weight_decay": "none"}]}, "groups.0.weight_decay", "weight_decay of a group takes float, not 'none'"),
-    ({"groups": [{"match": "conv", "lr_mult": -1}]}, "groups.0.lr_mult", "lr_mult is 0 or more, not -1"),
+    ({"groups": [{"match": "conv", "lr_mult": -1}]}, "groups.0.lr_mult", "lr_mult is a number from 0, not -1"),
     ({"groups": [{"match": 3}]}, "groups.0.match", "match of a group takes str or list[str], not 3"),
     ({"groups": [{"match": "cnov"}]}, "groups.0.match", "no parameter of the model matches 'cnov'\n  Did you mean conv?"),
     ({"layer_decay": 1.5}, "layer_decay", "layer_decay lies above 0 and up to 1, not 1.5"),
-    ({"layer_decay": "x"}, "layer_decay", "layer_decay of optimizer SGD takes float, not 'x'"),
+    ({"layer_decay": "x"}, "layer_decay", "layer_decay of optimizer SGD takes float or null, not 'x'"),
 ])
 def test_mistakes_are_told_at_their_line(quick, arguments, where, message):
     with pytest.raises(ConfigError) as caught:

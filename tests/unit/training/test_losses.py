@@ -19,8 +19,9 @@ LABELS = torch.arange(64) % 10
 FITTING = sorted(LOSSES)
 NAMES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 COUNTS = [50, 5, 40, 1, 30, 20, 10, 5, 30, 9]
-WEIGHTED = ["BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "MultiLabelSoftMarginLoss",
-            "MultiMarginLoss", "NLLLoss"]
+WEIGHTED = ["CrossEntropyLoss", "MultiMarginLoss", "NLLLoss"]
+# Their weight is of a column of the targets, not of the images of a class: it balances nothing.
+BY_COLUMN = ["BCELoss", "BCEWithLogitsLoss", "MultiLabelSoftMarginLoss"]
 
 
 def loss_of(name, counts=None, **arguments):
@@ -114,8 +115,15 @@ def test_weights_are_balanced_by_the_training_images_or_given_by_name(name):
 
 
 def test_the_losses_of_torch_with_weights_of_classes_are_all_of_these():
-    assert WEIGHTED == [name for name in FITTING if name != "FocalLoss" and
-                        "weight" in inspect.signature(getattr(nn, name)).parameters]
+    assert sorted(WEIGHTED + BY_COLUMN) == [name for name in FITTING if name != "FocalLoss" and
+                                            "weight" in inspect.signature(getattr(nn, name)).parameters]
+
+
+@pytest.mark.parametrize("name", BY_COLUMN)
+@pytest.mark.parametrize("weight", ["balanced", {"cat": 2.0}])
+def test_what_would_balance_nothing_is_refused(name, weight):
+    with pytest.raises(ConfigError, match=rf"weight of loss {name} takes list\[float\] or null, not"):
+        loss_of(name, COUNTS, weight=weight)
 
 
 @pytest.mark.parametrize("weight, problem, hint", [

@@ -123,3 +123,11 @@ def test_a_matrix_in_an_order_of_its_own_is_refused():
     model[3].weight = nn.Parameter(torch.randn(8, 6, 3, 3).transpose(0, 1))
     with pytest.raises(ConfigError, match=r"a parameter of \(6, 8, 3, 3\) lies in memory in an order of its own"):
         build(model)
+
+
+def test_a_group_has_its_own_rate_of_adamw_and_no_argument_that_is_one_for_all():
+    model = small()
+    optimizer = build(model, groups=[{"match": "6.bias", "adamw_lr": 0.5}])
+    before = model[6].bias.detach().clone()
+    step(model, optimizer, 0)
+    assert (model[6].bias - before).abs().max().item() == pytest.approx(0.5, rel=0.05)
