@@ -25,6 +25,9 @@ from cvkit.registry.signatures import parameters_of
 # Seconds for an answer before the weights are asked for: huggingface_hub tries for a minute.
 PATIENCE = 10
 
+# Arguments of `timm.create_model` that a config, which may be a stranger's, is not to have.
+_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
 
 def is_installed() -> bool:
     """Tell whether there is timm."""
@@ -89,6 +92,8 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, num_classes: int | None = None,
               in_channels: int | None = None, image_size: int | tuple[int, int] | None = None,
               **arguments: Any) -> nn.Module:
+        if files := sorted(_FILES.intersection(arguments)):
+            raise ValueError(f"{files[0]} is not taken: it names files, which are read unchecked")
         facts: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
         if takes_size:
             facts["img_size"] = image_size

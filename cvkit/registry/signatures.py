@@ -48,8 +48,11 @@ def parameters_of(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     entry = inspect.unwrap(entry, stop=lambda wrapped: hasattr(wrapped, "__signature__"))
     signature = inspect.signature(entry)
     maker = entry.__init__ if inspect.isclass(entry) else entry
-    # A class of torch without an __init__ of its own takes nothing.
-    if getattr(maker, "__module__", None) == "torch.nn.modules.module":
+    # A class of torch without an __init__ of its own takes nothing; that of all modules may be
+    # wrapped, as torch's compiler does.
+    owner = next((base for base in inspect.getmro(entry) if "__init__" in vars(base)), None) if (
+        inspect.isclass(entry)) else None
+    if getattr(owner, "__module__", None) == "torch.nn.modules.module":
         return {}, False
     names = {**vars(sys.modules.get(entry.__module__, typing)), **getattr(maker, "__globals__", {})}
     found, is_open = {}, False

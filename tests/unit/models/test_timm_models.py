@@ -112,6 +112,7 @@ def test_a_model_whose_class_is_not_told_takes_them_too():
     ({"NAME": "timm.resnet18", "drop_rate": "high"}, "drop_rate of model timm.resnet18 takes float, not 'high'"),
     ({"NAME": "timm.mixer_s16_224", "num_blocks": 2}, "timm.mixer_s16_224 cannot be built: num_blocks is fixed by the name"),
     ({"NAME": "timm.resnet18", "pretrained": "a1_in1k"}, "pretrained of model timm.resnet18 takes bool, not 'a1_in1k'"),
+    ({"NAME": "timm.efficientvit_m0", "checkpoint_path": "x.pt"}, "cannot be built: checkpoint_path is not taken: it names files"),
     ({"NAME": "timm.dpn48b", "pretrained": True}, "timm has no weights of it; leave pretrained out"),
     ({"NAME": "timm.halonet_h1"}, "timm makes it for 256×256 pixels. Add {NAME: Resize, height: 256, width: 256}"),
 ])

@@ -456,7 +456,11 @@ def test_the_way_to_one_s_own_is_told_unless_a_name_is_misspelt(name, is_told):
     assert ("One of your own: register() above it, and its file in IMPORTS" in caught.value.hint) == is_told
 
 
-def test_arguments_of_a_module_without_a_constructor_are_refused():
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_arguments_of_a_module_without_a_constructor_are_refused(monkeypatch, is_wrapped):
+    if is_wrapped:
+        own = nn.Module.__init__
+        monkeypatch.setattr(nn.Module, "__init__", lambda self, *args, **kwargs: own(self, *args, **kwargs))
 
     @LOSSES.register()
     class Bare(nn.Module):
