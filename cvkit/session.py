@@ -16,6 +16,7 @@ from cvkit.config import Config, check_components
 from cvkit.errors import ConfigError, RunError, located
 from cvkit.evaluation.monitor import Monitor
 from cvkit.evaluation.run_evaluation import evaluate
+from cvkit.models.pretrained import begins_trained
 from cvkit.models.probing import refuse_single_images
 from cvkit.reporting.checks import Checks
 from cvkit.reporting.console import Console, say_finished, say_where
@@ -182,7 +183,8 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     if is_resumed:
         # What it was begun with is in its checkpoint; a file may be out of reach by now.
         parts = parts.as_resumed(distributed.broadcast_from_main(
-            lambda: None if run is None else run.normalisation))
+            lambda: None if run is None else run.normalisation)
+            if begins_trained(config.MODEL) else None)
     # Which downloads what is not there.
     with distributed.first_on_each_machine():
         data, loaders, model = parts.data, parts.loaders, parts.model

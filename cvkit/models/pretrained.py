@@ -39,6 +39,11 @@ def has_pretrained(node: Mapping[str, Any]) -> bool:
     return node.get("weights") is not None or bool(node.get("pretrained"))
 
 
+def begins_trained(node: Mapping[str, Any]) -> bool:
+    """Tell whether a MODEL begins with weights that were trained, wherever they are from."""
+    return has_pretrained(node) or bool(node.get("INIT_FROM"))
+
+
 def misfit(error: RuntimeError, name: str, arguments: Iterable[str],
            switch: str) -> ValueError | None:
     """Return what `load_state_dict` refuses in short, or None of another error.

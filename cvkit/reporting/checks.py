@@ -20,7 +20,7 @@ from cvkit.data.duplicates import DUPLICATES, duplicates
 from cvkit.data.loaders import Batch
 from cvkit.data.scan import statistics
 from cvkit.data.splits import evenly
-from cvkit.models.pretrained import has_pretrained
+from cvkit.models.pretrained import begins_trained
 from cvkit.models.probing import in_evaluation_mode, same_kernels, state_kept
 from cvkit.registry import LOSSES, NAME
 from cvkit.reporting.reporter import Reporter
@@ -189,7 +189,7 @@ def odd_normalisation(config: Config, data: ImageData, loaders: Loaders) -> dict
         data_mean, data_std = data_mean.mean(), data_std.mean()
     if not np.all(data_std > 0):
         return {}
-    is_pretrained = has_pretrained(config.MODEL) or bool(config.MODEL.get("INIT_FROM"))
+    is_pretrained = begins_trained(config.MODEL)
     factor = np.maximum(data_std / std, std / data_std).max()
     deviations = (np.abs(data_mean - mean) / data_std).max()
     if factor <= (50 if is_pretrained else 5) and (is_pretrained or deviations <= 3):

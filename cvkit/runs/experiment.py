@@ -16,7 +16,7 @@ from cvkit.config import Config, check_components
 from cvkit.data import ImageData, Loaders, build_data, build_loaders
 from cvkit.errors import RunError
 from cvkit.models import build_model
-from cvkit.models.pretrained import TrainedOn, has_pretrained, trained_on
+from cvkit.models.pretrained import TrainedOn, trained_on
 from cvkit.models.probing import choose_layout, takes_layout
 from cvkit.registry import NAME, VISUALIZERS
 from cvkit.runs.initial_weights import InitialWeights, initialise, read_initial_weights
@@ -79,8 +79,6 @@ class Experiment(Drawable):
     Args:
         config: from `load_config`.
         takes_weights: whether the model begins with the pretrained ones that the config names.
-        normalisation: mean and standard deviation per channel, where they are known: of a run that
-            goes on.
 
     Each part is built when it is first asked for, and raises `UserError` if something in the
     config or the data is wrong.
@@ -96,11 +94,10 @@ class Experiment(Drawable):
     built_data: ImageData | None = None
     is_viewed = False
     layout: torch.memory_format | None = None
+    _normalisation: tuple[list[float], list[float]] | None = None
 
-    def __init__(self, config: Config, takes_weights: bool = True,
-                 normalisation: tuple[list[float], list[float]] | None = None):
+    def __init__(self, config: Config, takes_weights: bool = True):
         self.config, self._takes_weights = config, takes_weights
-        self._normalisation = normalisation
 
     def with_config(self, config: Config) -> Experiment:
         """Return these parts, as far as they are built, under another config."""
@@ -112,12 +109,11 @@ class Experiment(Drawable):
         """Return these parts for a run that goes on, with the weights of its checkpoint.
 
         Args:
-            normalisation: mean and standard deviation of that checkpoint.
+            normalisation: mean and standard deviation of that checkpoint; None for those of the
+                config and the data.
         """
         other = copy.copy(self)
-        other._takes_weights = False
-        if has_pretrained(self.config.MODEL) or self.config.MODEL.get("INIT_FROM"):
-            other._normalisation = normalisation
+        other._takes_weights, other._normalisation = False, normalisation
         return other
 
     @cached_property
@@ -169,6 +165,8 @@ class Experiment(Drawable):
         if self.initial_weights is not None:
             initialise(model, self.config, self.data.classes, loaders.image_shape,
                        self.initial_weights)
+            # The model has them now.
+            self.initial_weights.weights = {}
         return self._placed(model, loaders.image_shape)
 
     def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:

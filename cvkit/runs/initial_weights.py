@@ -37,21 +37,16 @@ class InitialWeights:
     Attributes:
         words: where they are from.
         weights: by name.
-        checkpoint: that they are of, without its weights; None of another tool's file.
+        classes: that they tell apart; None of another tool's file.
+        trained_on: their images; None where that is not known.
+        transform_input: see `Checkpoint`.
     """
 
     words: str
     weights: dict[str, torch.Tensor]
-    checkpoint: Checkpoint | None = None
-
-    @property
-    def trained_on(self) -> TrainedOn | None:
-        """The images that they were trained on, if that is known."""
-        if self.checkpoint is None:
-            return None
-        _, height, width = self.checkpoint.image_shape
-        return TrainedOn(self.words, tuple(self.checkpoint.mean), tuple(self.checkpoint.std),
-                         (height, width))
+    classes: list[str] | None = None
+    trained_on: TrainedOn | None = None
+    transform_input: bool = False
 
 
 def read_initial_weights(config: Config) -> InitialWeights:
@@ -80,7 +75,11 @@ def _of_run(folder: Path) -> InitialWeights:
 
 
 def _of_checkpoint(checkpoint: Checkpoint, place: object) -> InitialWeights:
-    return InitialWeights(f"{place}, {checkpoint.place}", checkpoint.model, checkpoint)
+    words, (_, height, width) = f"{place}, {checkpoint.place}", checkpoint.image_shape
+    # Not the checkpoint itself, which may hold an optimizer as well.
+    return InitialWeights(words, checkpoint.model, checkpoint.classes, TrainedOn(
+        words, tuple(checkpoint.mean), tuple(checkpoint.std), (height, width)),
+        checkpoint.transform_input)
 
 
 def _of_file(path: Path) -> InitialWeights:
@@ -154,17 +153,18 @@ def initialise(model: nn.Module, config: Config, classes: Sequence[str], image_s
     if has_pretrained(node):
         raise ConfigError("two things to begin with, INIT_FROM and pretrained weights",
                           where=node.where("INIT_FROM"), hint="Leave one of them out.")
-    old = None if found.checkpoint is None else found.checkpoint.classes
-    is_of_others = old is not None and old != list(classes)
-    fit, head = fit_weights(model, found.weights), ""
-    if fit.new or is_of_others:
-        with contextlib.suppress(*([] if is_of_others else [ConfigError])):
+    if found.classes not in (None, list(classes)):
+        head = head_of(model, image_shape)
+        fit = fit_weights(model, found.weights, head)
+    else:
+        fit, head = fit_weights(model, found.weights), ""
+        if fit.new:
             # Without a head that can be told, INIT_NEW says what may be new.
-            head = head_of(model, image_shape)
-        fit = fit_weights(model, found.weights, head if is_of_others else "")
+            with contextlib.suppress(ConfigError):
+                head = head_of(model, image_shape)
     with located(node, "INIT_NEW" if "INIT_NEW" in node else "INIT_FROM"):
         load_fit(model, fit, head, node.get("INIT_NEW") or (), found.words)
-    if found.checkpoint is not None and found.checkpoint.transform_input:
+    if found.transform_input:
         model.transform_input = True  # type: ignore[assignment]
     # The attribute that all models with others' weights have.
     model.weights_loaded = "\n".join(  # type: ignore[assignment]
