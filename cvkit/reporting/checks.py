@@ -75,7 +75,8 @@ class Checks(Reporter):
                             state.progress.loss.batches())
         # A model that guesses while its loss rises mostly names one class, and has its own advice.
         if "chance" not in self._said | set(found) and state.predictions is not None:
-            found |= one_class_alone(self.parts.data.monitored, state.epoch, state.predictions)
+            found |= one_class_alone(self.parts.config, self.parts.data.monitored, state.epoch,
+                                     state.predictions)
         self._say(found)
 
     def end(self, state: TrainingState, run: Run) -> None:
@@ -92,6 +93,7 @@ def before_training(config: Config, data: ImageData, loaders: Loaders,
                     steps_per_epoch: int) -> dict[str, str]:
     """Return what is wrong with the classes, the normalisation and the plan of the rate."""
     return {**missing_classes(config, data), **uneven_classes(config, data),
+            **frozen_untrained(config),
             **odd_normalisation(config, data, loaders),
             **short_warmup(config, steps_per_epoch), **idle_plan(config, steps_per_epoch)}
 
@@ -173,6 +175,16 @@ def uneven_classes(config: Config, data: ImageData) -> dict[str, str]:
         f"and {counts[rare]:,} of {escape_controls(data.classes[rare])}: the model may come to "
         f"neglect rare classes. If they matter as much, {weigh}draw as many of each by "
         f'DATA.SAMPLER "{{NAME: balanced}}"{measure}')}
+
+
+def frozen_untrained(config: Config) -> dict[str, str]:
+    """Warn of frozen parameters that nothing has trained."""
+    if not config.TRAIN.FREEZE or has_pretrained(config.MODEL) or config.MODEL.get("INIT_FROM"):
+        return {}
+    return {"frozen": (
+        f"TRAIN.FREEZE [{', '.join(config.TRAIN.FREEZE)}] keeps weights as they were drawn: MODEL "
+        f"{config.MODEL.NAME} begins with none that were trained. MODEL.INIT_FROM names some; "
+        "TRAIN.FREEZE [] and TRAIN.UNFREEZE null train all")}
 
 
 def odd_normalisation(config: Config, data: ImageData, loaders: Loaders) -> dict[str, str]:
@@ -407,17 +419,16 @@ def rising_at_chance(config: Config, data: ImageData, records: Sequence[Mapping[
     if not now > before + abs(before) / 3:
         return {}
     rate = max((rate for _, rate in record.get("rates", ())), default=record["lr"])
-    has_peak = config.SCHEDULER is not None and "max_lr" in config.SCHEDULER
-    key = "SCHEDULER.max_lr" if has_peak else "OPTIMIZER.lr"
     return {"chance": (
         f"after epoch {record['epoch']} the {data.monitored} accuracy of {100 * accuracy:.2f}% is "
         f"that of guessing (the largest class has {100 * chance:.2f}%), and the train loss rises, "
-        f"from {before:.4f} to {now:.4f}, at learning rates up to {rate:.3g}. Lower {key} "
+        f"from {before:.4f} to {now:.4f}, at learning rates up to {rate:.3g}. Lower {_rate_key(config)} "
         f"({command('find-lr')} suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) or clip gradients "
         "(TRAIN.CLIP_GRAD_NORM 1)")}
 
 
-def one_class_alone(split: str, epoch: int, predictions: Predictions) -> dict[str, str]:
+def one_class_alone(config: Config, split: str, epoch: int,
+                    predictions: Predictions) -> dict[str, str]:
     """Warn of an epoch after which all images of the monitored split are taken for one class."""
     classes = len(np.unique(predictions.true))
     if classes < 2 or len(np.unique(predictions.predicted)) > 1:
@@ -426,8 +437,14 @@ def one_class_alone(split: str, epoch: int, predictions: Predictions) -> dict[st
     return {"one class": (
         f"after epoch {epoch} all {len(predictions.true):,} {split} images are taken for {name}, "
         f"though they are of {classes} classes. If that stays so, lower "
-        "OPTIMIZER.lr, warm up (TRAIN.WARMUP_EPOCHS 1) or, where most images are of that class, "
+        f"{_rate_key(config)}, warm up (TRAIN.WARMUP_EPOCHS 1) or, where most images are of that class, "
         'draw as many of each (DATA.SAMPLER "{NAME: balanced}")')}
+
+
+def _rate_key(config: Config) -> str:
+    """Return the key that sets the highest learning rate."""
+    has_peak = config.SCHEDULER is not None and "max_lr" in config.SCHEDULER
+    return "SCHEDULER.max_lr" if has_peak else "OPTIMIZER.lr"
 
 
 def _dataset(config: Config) -> str:

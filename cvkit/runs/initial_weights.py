@@ -63,7 +63,8 @@ def read_initial_weights(config: Config) -> InitialWeights:
     path = user_path(named)
     with located(config.MODEL, "INIT_FROM"):
         if path.suffix in (".yaml", ".yml") and path.name != "config.yaml":
-            return _of_run(find_run(None, config.OUTPUT_DIR, load_config(path).name))
+            other = load_config(path)
+            return _of_run(find_run(None, other.OUTPUT_DIR, other.name))
         if not path.is_file() and path.suffix not in (*_ENDINGS, ".safetensors"):
             return _of_run(find_run(named, config.OUTPUT_DIR))
         return _of_file(path)

@@ -120,7 +120,7 @@ def test_that_all_images_are_taken_for_one_class_is_told_once(tiny, capsys):
 def test_several_predicted_classes_or_images_of_one_alone_are_not_told(true, predicted):
     found = Predictions(np.arange(2), np.array(true), np.array(predicted), np.eye(2, dtype=np.float32),
                         ["a", "b"], 1, 0.5)
-    assert checks.one_class_alone("test", 1, found) == {}
+    assert checks.one_class_alone(load_config(tiny), "test", 1, found) == {}
 
 
 # -- images in two splits ------------------------------------------------------------------
