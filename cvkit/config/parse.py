@@ -55,7 +55,8 @@ def parse_value(text: str, path: str = "", source: str = COMMAND_LINE) -> Any:
         return None if node is None else reader.value(node, path)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line, problem, hint = _explained(error, text)
-        if source == COMMAND_LINE and re.search("flow|quoted", problem):
+        if source == COMMAND_LINE and re.search("flow|quoted", problem) and (
+                "begins with !" not in (hint or "")):
             hint = f"{hint} A value with spaces goes into quotes: {path or 'KEY'} '{{NAME: …}}'"
         raise ConfigError(f"not valid YAML: {problem}", hint=hint,
                           where=f"{reader.origin(line)} {path}".strip()) from None
@@ -72,6 +73,8 @@ def _explained(error: Exception, text: str) -> tuple[int, str, str | None]:
         return 0, _TOO_DEEP if is_deep else " ".join(str(error).split()), None
     problem = " ".join(filter(None, [error.context, error.problem]))
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, problem)), None)
+    if tag := re.search(r"(?m)^[^#'\"]*[\s\[,{](![\w*?]+)", f" {text}"):
+        hint = f"A value that begins with ! needs quotes: '{tag[1]}'"
     # Text that was copied from a page has blanks which are no spaces.
     if blank := re.search(r"[^\S \t\r\n\x85\u2028\u2029]", text):
         hint = (f"Line {text.count(chr(10), 0, blank.start()) + 1} has a blank that YAML takes "
@@ -107,7 +110,9 @@ class _Reader:
             raise self.refusal(f"not valid YAML: {_TOO_DEEP}", node, path)
         tag = self.loader.resolve(type(node), node.value, (True, False))
         if node.tag != tag and not (is_scalar and node.tag == "tag:yaml.org,2002:str"):
-            raise self.refusal(f"not valid YAML: the tag {node.tag} means nothing here", node, path)
+            hint = f"A value that begins with ! needs quotes: '{node.tag}'"
+            raise self.refusal(f"not valid YAML: the tag {node.tag} means nothing here", node, path,
+                               hint if re.match(r"!\w", node.tag) else None)
         if is_scalar:
             value = self.loader.construct_object(node)
             if isinstance(value, int) and abs(value) > 1e300:

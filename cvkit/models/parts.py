@@ -10,7 +10,7 @@ from torch import nn
 
 from cvkit.errors import ConfigError
 from cvkit.models.build import count_parameters
-from cvkit.system.text import suggest
+from cvkit.system.text import nearest
 
 # Words for parts that every model has.
 ALL, BACKBONE, HEAD = "all", "backbone", "head"
@@ -52,11 +52,10 @@ def _matched(model: nn.Module, pattern: str, names: Sequence[str],
     if not found:
         known = dict.fromkeys(path for name in names for path in paths_of(name))
         outer = [path for path in known if "." not in path]
-        near = suggest(pattern, known, listed=1).split(" Allowed")[0]
-        raise ConfigError(f"no parameter of the model matches {pattern!r}",
-                          hint=" ".join(filter(None, [
-                              near if near.startswith("Did") else "",
-                              f"Its parts are {', '.join([*outer, ALL, BACKBONE, HEAD])}."])))
+        words = [ALL, BACKBONE, HEAD]
+        near = [f"Did you mean {each}?" for each in nearest(pattern, [*known, *words])[:1]]
+        raise ConfigError(f"no parameter of the model matches {pattern!r}", hint=" ".join(
+            [*near, f"Its parts are {', '.join([*outer, *words])}."]))
     return found
 
 

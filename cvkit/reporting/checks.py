@@ -165,6 +165,10 @@ def uneven_classes(config: Config, data: ImageData) -> dict[str, str]:
     is_seen_to = (config.DATA.SAMPLER is not None or loss[NAME] == "FocalLoss"
                   or any(loss.get(key) is not None for key in ("weight", "pos_weight"))
                   or (LOSSES.is_own(loss) and may_weigh))
+    if counts[frequent] > 2 * counts[rare] and loss.get("weight") == "balanced" and (
+            config.DATA.SAMPLER is not None and config.DATA.SAMPLER[NAME] == "balanced"):
+        return {"twice": "DATA.SAMPLER balanced and LOSS.weight balanced each make up for rare "
+                         "classes: together they count too much. Leave one of them out"}
     if counts[frequent] < 10 * counts[rare] or is_seen_to:
         return {}
     weigh = "weigh them by LOSS.weight balanced, or " * may_weigh
@@ -179,7 +183,7 @@ def uneven_classes(config: Config, data: ImageData) -> dict[str, str]:
 
 def frozen_untrained(config: Config) -> dict[str, str]:
     """Warn of frozen parameters that nothing has trained."""
-    if not config.TRAIN.FREEZE or has_pretrained(config.MODEL) or config.MODEL.get("INIT_FROM"):
+    if not config.TRAIN.FREEZE or begins_trained(config.MODEL):
         return {}
     return {"frozen": (
         f"TRAIN.FREEZE [{', '.join(config.TRAIN.FREEZE)}] keeps weights as they were drawn: MODEL "
@@ -422,9 +426,9 @@ def rising_at_chance(config: Config, data: ImageData, records: Sequence[Mapping[
     return {"chance": (
         f"after epoch {record['epoch']} the {data.monitored} accuracy of {100 * accuracy:.2f}% is "
         f"that of guessing (the largest class has {100 * chance:.2f}%), and the train loss rises, "
-        f"from {before:.4f} to {now:.4f}, at learning rates up to {rate:.3g}. Lower {_rate_key(config)} "
-        f"({command('find-lr')} suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) or clip gradients "
-        "(TRAIN.CLIP_GRAD_NORM 1)")}
+        f"from {before:.4f} to {now:.4f}, at learning rates up to {rate:.3g}. Lower "
+        f"{_rate_key(config)} ({command('find-lr')} suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) "
+        "or clip gradients (TRAIN.CLIP_GRAD_NORM 1)")}
 
 
 def one_class_alone(config: Config, split: str, epoch: int,
@@ -437,8 +441,8 @@ def one_class_alone(config: Config, split: str, epoch: int,
     return {"one class": (
         f"after epoch {epoch} all {len(predictions.true):,} {split} images are taken for {name}, "
         f"though they are of {classes} classes. If that stays so, lower "
-        f"{_rate_key(config)}, warm up (TRAIN.WARMUP_EPOCHS 1) or, where most images are of that class, "
-        'draw as many of each (DATA.SAMPLER "{NAME: balanced}")')}
+        f"{_rate_key(config)}, warm up (TRAIN.WARMUP_EPOCHS 1) or, where most images are of that "
+        'class, draw as many of each (DATA.SAMPLER "{NAME: balanced}")')}
 
 
 def _rate_key(config: Config) -> str:

@@ -275,6 +275,8 @@ def _words_for_weights(state: TrainingState, classes: Sequence[str]) -> str:
     # Of each loss that takes the word.
     weights = state.loss.criterion.weight.tolist()  # type: ignore[union-attr, operator]
     low, high = weights.index(min(weights)), weights.index(max(weights))
+    if weights[low] == weights[high]:
+        return f"{weights[low]:.3g} for each class"
     return (f"{weights[low]:.3g} ({escape_controls(classes[low])}) to {weights[high]:.3g} "
             f"({escape_controls(classes[high])})")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,6 @@ from cvkit.errors import RunError
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.compare import run_names
 from cvkit.runs.folder import Run
-from cvkit.system.text import and_more
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled, whole_numbers
 
 
@@ -50,7 +50,12 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         axes = figure.add_subplot(grid[place, 0] if is_2x2 else grid[0, place])
         panels[quantity, "train"] = axes
         panels[quantity, "held out"] = figure.add_subplot(grid[place, 1]) if is_2x2 else axes
-    rate_panel = figure.add_subplot(grid[-1, :])
+    multipliers = histories[0][-1].get("lr_mult", {}) if len(runs) == 1 else {}
+    has_groups = len(set(multipliers.values())) > 1
+    # Beside the rates of groups there is room for their names.
+    places = grid[-1, :].subgridspec(1, 2, width_ratios=[5, 1]) if has_groups else [grid[-1, :]]
+    legend_panel = figure.add_subplot(places[1]) if has_groups else None
+    rate_panel = figure.add_subplot(places[0])
     for number, (run, history) in enumerate(zip(runs, histories)):
         best, held_out = run.best, run.monitored
         for (quantity, split), axes in panels.items():
@@ -67,8 +72,8 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
                 axes.plot(best["epoch"], scale * best[f"{name}/{quantity}"], "*", color=colour,
                           markersize=10, markeredgecolor="white", label="best")
         rates = [pair for epoch in history for pair in epoch.get("rates", [])]
-        if rates and len(runs) == 1 and len(set(history[-1].get("lr_mult", {}).values())) > 1:
-            _draw_groups(rate_panel, rates, history[-1]["lr_mult"])
+        if rates and legend_panel is not None:
+            _draw_groups(rate_panel, legend_panel, rates, multipliers)
         elif rates:
             rate_panel.plot(*zip(*rates), color=colours[number % len(colours)], linewidth=1.5,
                             marker="." if len(rates) < 3 else None, drawstyle="steps-post")
@@ -105,7 +110,7 @@ def _best_in_words(runs: Sequence[Run]) -> str:
             f"{100 * best[f'{split}/accuracy']:.2f} %")
 
 
-def _draw_groups(axes: Axes, rates: Sequence[Sequence[float]],
+def _draw_groups(axes: Axes, legend: Axes, rates: Sequence[Sequence[float]],
                  multipliers: Mapping[str, float]) -> None:
     """Draw the rate of each group of parameters, those with the same one as one line."""
     names: dict[float, list[str]] = {}
@@ -114,15 +119,17 @@ def _draw_groups(axes: Axes, rates: Sequence[Sequence[float]],
     steps, values = map(np.array, zip(*rates))
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names)))
     for shade, multiplier in zip(shades, sorted(names, reverse=True)):
-        words = shorten(and_more(names[multiplier], 2), 2.4, 7)
+        # Of a stage its own name says enough, without those of what is around it.
+        words = shorten(re.sub(r"^(.* in )?([\w.]+\.)?(?=\w+$)", "", names[multiplier][0]), 1.2, 7)
         axes.plot(steps, multiplier * values, color=shade, linewidth=1.5,
                   marker="." if len(rates) < 3 else None, drawstyle="steps-post",
                   label=f"× {multiplier:.3g}: {words}")
     lines, labels = axes.get_legend_handles_labels()
     # Of many, those at the ends and in the middle tell the others.
     shown = sorted({round(place) for place in np.linspace(0, len(lines) - 1, min(len(lines), 6))})
-    axes.legend([lines[place] for place in shown], [labels[place] for place in shown],
-                fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    legend.axis("off")
+    legend.legend([lines[place] for place in shown], [labels[place] for place in shown],
+                  fontsize=7, loc="center left", borderaxespad=0, frameon=False)
 
 
 def _finish_rates(axes: Axes) -> None:

@@ -714,3 +714,11 @@ def test_keys_that_are_numbers_can_be_set_on_the_command_line(write):
     assert load_config(write("SEED: 0\n", "b.yaml"), ["TRAIN.UNFREEZE.5", "all"]).TRAIN.UNFREEZE == {"5": "all"}
     path = write("LOSS: {weight: {cat: 1.5}}\n", "c.yaml")
     assert load_config(path, ["LOSS.weight.3", "2.0"]).LOSS.weight == {"3": 2.0, "cat": 1.5}
+
+
+@pytest.mark.parametrize("text, meant", [("[!fc]", "'!fc'"), ("[all, !*norm*]", "'!*norm*'"), ("!fc", "'!fc'")])
+def test_what_begins_with_an_exclamation_mark_is_told_to_be_quoted(write, text, meant):
+    hint = f"A value that begins with ! needs quotes: {meant}"
+    assert hint in message(write("SEED: 0\n"), ["TRAIN.FREEZE", text])
+    assert hint in message(write(f"TRAIN: {{FREEZE: {text}}}\n", "b.yaml"))
+    assert load_config(write("SEED: 0\n"), ["TRAIN.FREEZE", "['!fc']"]).TRAIN.FREEZE == ("!fc",)

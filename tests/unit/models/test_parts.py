@@ -63,7 +63,7 @@ def test_a_module_that_is_called_as_a_word_is_meant_itself():
 
 @pytest.mark.parametrize("pattern, hint", [
     ("layr4", "Did you mean layer4? Its parts are conv1, norm1, layer1, layer2, layer3, layer4, fc, all, "
-              "backbone, head."), ("!layer9*", "Its parts are conv1"), ("fc.wieght", "Did you mean fc.weight?")])
+              "backbone, head."), ("!layer9*", "Its parts are conv1"), ("backbon", "Did you mean backbone?"), ("fc.wieght", "Did you mean fc.weight?")])
 def test_a_pattern_that_matches_nothing_is_refused(pattern, hint):
     with pytest.raises(ConfigError, match="no parameter of the model matches") as caught:
         matched(["all", pattern])

@@ -100,6 +100,20 @@ def test_whether_something_is_done_for_rare_classes(tiny, counts, overrides, tel
         assert ("LOSS.weight balanced" in found["uneven"]) == may_weigh
 
 
+@pytest.mark.parametrize("counts, weight, tells", [((60, 20, 30), "balanced", True), ((60, 50, 60), "balanced", False),
+                                                    ((60, 20, 30), None, False)])
+def test_making_up_for_rare_classes_twice_is_told(tiny, counts, weight, tells):
+    config = load_config(tiny, {"DATA.SAMPLER": {"NAME": "balanced"}, "LOSS.weight": weight})
+    assert ("twice" in checks.uneven_classes(config, uneven(counts))) == tells
+
+
+@pytest.mark.parametrize("settings, tells", [
+    ({}, False), ({"TRAIN.FREEZE": ["backbone"]}, True), ({"TRAIN.FREEZE": ["backbone"], "MODEL.INIT_FROM": "x.pt"}, False),
+    ({"FINE_TUNE": {}, "MODEL": {"NAME": "resnet50", "weights": "DEFAULT"}}, False), ({"FINE_TUNE": {}}, True)])
+def test_frozen_weights_that_nothing_has_trained_are_told(tiny, settings, tells):
+    assert bool(checks.frozen_untrained(load_config(tiny, settings))) == tells
+
+
 def test_that_all_images_are_taken_for_one_class_is_told_once(tiny, capsys):
     @MODELS.register()
     def biased(num_classes):
@@ -117,7 +131,7 @@ def test_that_all_images_are_taken_for_one_class_is_told_once(tiny, capsys):
 
 
 @pytest.mark.parametrize("true, predicted", [([0, 1], [0, 1]), ([1, 1], [1, 1]), ([1, 1], [0, 0])])
-def test_several_predicted_classes_or_images_of_one_alone_are_not_told(true, predicted):
+def test_several_predicted_classes_or_images_of_one_alone_are_not_told(tiny, true, predicted):
     found = Predictions(np.arange(2), np.array(true), np.array(predicted), np.eye(2, dtype=np.float32),
                         ["a", "b"], 1, 0.5)
     assert checks.one_class_alone(load_config(tiny), "test", 1, found) == {}
