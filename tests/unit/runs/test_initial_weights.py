@@ -62,8 +62,10 @@ def test_a_trained_run_needs_the_file_no_more(run, tiny, weights):
     later = train(config)
     os.remove("begin.pt")
     assert later.config.MODEL.INIT_FROM == "begin.pt"
-    assert Run(later.folder).model is not None and Checkpoint.load(
-        later.folder / "checkpoints" / "last.pt").build_model() is not None
+    opened = Run(later.folder).model.state_dict()
+    alone = Checkpoint.load(later.folder / "checkpoints" / "last.pt").build_model().state_dict()
+    for state in (opened, alone):
+        assert_taken(later.checkpoint("last").model, state)
     longer = load_config(tiny, {"MODEL.INIT_FROM": "begin.pt", "TRAIN.EPOCHS": 2})
     assert len(train(longer, resume=later.folder).metrics) == 2
 
@@ -177,7 +179,10 @@ def test_a_model_without_a_head_that_can_be_told_takes_its_own_weights(tiny):
 
 
 def test_it_can_be_taken_back(tiny):
-    assert begun(tiny, **{"MODEL.INIT_FROM": None}) is not None
+    tiny.write_text(tiny.read_text().replace("width: 4}", "width: 4, INIT_FROM: lost.pt}"))
+    assert load_config(tiny).MODEL.INIT_FROM == "lost.pt"
+    taken_back = begun(tiny, **{"MODEL.INIT_FROM": None})
+    assert_taken(begun(tiny, **{"MODEL": {"NAME": "resnet18", "width": 4, "INIT_FROM": None}}), taken_back)
 
 
 @pytest.mark.parametrize("wrap", [lambda state: {"ema": {"decay": 0.9, "shadow": state}, "model": {}},
