@@ -20,6 +20,7 @@ _PUBLIC = {
     "TRANSFORMS": "cvkit.registry",
     "SAMPLERS": "cvkit.registry",
     "MODELS": "cvkit.registry",
+    "LAYERS": "cvkit.registry",
     "LOSSES": "cvkit.registry",
     "OPTIMIZERS": "cvkit.registry",
     "SCHEDULERS": "cvkit.registry",

@@ -1,6 +1,6 @@
 """The models, one family per file; torchvision's by name. `build_model` fits one to the data."""
 
-from cvkit.models import resnet, resnet9, vit  # noqa: F401  they register their models
+from cvkit.models import resnet, resnet9, sequential, vit  # noqa: F401  they register models
 from cvkit.models.build import build_model, count_parameters, parameters_in_words
 
 __all__ = ["build_model", "count_parameters", "parameters_in_words"]

@@ -13,6 +13,10 @@ MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels",
                   beside={
     "INIT_FROM": (str | None, "weights to begin with: a run, its config, or a file"),
     "INIT_NEW": (list[str] | None, "parts, besides the head, that may begin anew")})
+LAYERS = Registry("layer", "cvkit.models", offers=(
+    "in_channels", "in_features", "num_features", "num_channels", "normalized_shape",
+    "out_channels", "out_features", "example", "num_classes"),
+                  reserved=("example", "num_classes"))
 LOSSES = Registry("loss", "cvkit.training.losses",
                   offers=("num_classes", "classes", "class_counts"),
                   reserved=("classes", "class_counts"))
@@ -33,5 +37,5 @@ _SHOWN = ("compared", "range_test", "run", "runs", "predictions", "model", "load
           "config")
 VISUALIZERS = Registry("visualizer", "cvkit.visualizers", offers=_SHOWN, reserved=_SHOWN)
 
-__all__ = ["DATASETS", "LOSSES", "METRICS", "MODELS", "NAME", "OPTIMIZERS", "REGISTRIES",
+__all__ = ["DATASETS", "LAYERS", "LOSSES", "METRICS", "MODELS", "NAME", "OPTIMIZERS", "REGISTRIES",
            "SAMPLERS", "SCHEDULERS", "TRANSFORMS", "VISUALIZERS", "WRITERS", "Registry"]

@@ -36,6 +36,9 @@ class Registry:
 
     Attributes:
         further: given a node whose name is known, yields what is wrong with it besides.
+
+    An entry that builds the nodes of an argument itself has an attribute `nodes`: by argument what
+    yields their problems, called as `nodes[key](node, key)`.
     """
 
     def __init__(self, kind: str, module: str, offers: tuple[str, ...] = (),
@@ -253,6 +256,10 @@ class Registry:
                 values = values_of(kinds[key], self.makes)
                 if not values.fit(value):
                     yield refusals.wrong_value(self, node, key, values)
+                elif key in _nodes_of(entry):
+                    yield from _nodes_of(entry)[key](node, key)
+            if key in _nodes_of(entry):
+                continue
             for nested in filter(is_node, value if isinstance(value, (list, tuple)) else [value]):
                 yield from self.problems(nested)
         # A constructor that takes any argument takes those that each one needs.
@@ -288,7 +295,8 @@ class Registry:
         node = self._node(node)
         entry = self.get(node[NAME])
         parameters, _ = parameters_of(entry)
-        arguments = {key: as_tensor(self._build_nested(value, offered), parameters.get(key))
+        arguments = {key: value if key in _nodes_of(entry) else as_tensor(
+                         self._build_nested(value, offered), parameters.get(key))
                      for key, value in node.items() if key not in (NAME, *self.beside)}
         facts = {key: value for key, value in offered.items()
                  if key in parameters and key not in arguments}
@@ -332,6 +340,10 @@ class Registry:
         for problem in filter(None, (lack_of(part, method) for method in methods)):
             raise ConfigError(f"{self.kind} {self._node(node)[NAME]} {problem}",
                               where_in(node, NAME), f"A {self.kind} has {', '.join(methods)}.")
+
+
+def _nodes_of(entry: Callable) -> Mapping[str, Callable[..., Iterator[ConfigError]]]:
+    return getattr(entry, "nodes", {})
 
 
 def _is_reload(old: Callable, new: Callable) -> bool:

@@ -15,6 +15,7 @@ from cvkit.config import Config, load_config
 from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.registry import (
     DATASETS,
+    LAYERS,
     LOSSES,
     METRICS,
     MODELS,
@@ -36,7 +37,8 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     TRANSFORMS: ["CutMix", "CutOut", "HorizontalFlip", "MixUp", "Normalize", "RandAugment",
                  "RandomCrop", "Rotate", "TrivialAugmentWide"],
     SAMPLERS: ["balanced", "repeat_factor"],
-    MODELS: ["resnet18", "resnet34", "resnet9", "vit"],
+    MODELS: ["Sequential", "resnet18", "resnet34", "resnet9", "vit"],
+    LAYERS: ["Sequential"],
     LOSSES: ["FocalLoss"],
     OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
     SCHEDULERS: ["CyclicLR", "OneCycleLR"],
@@ -47,7 +49,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
                   "summary"],
 }
 LIBRARIES = {  # how many names each library lends at least, and one of them
-    TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"),
+    TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"), LAYERS: (80, "Conv2d"),
     LOSSES: (12, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (11, "StepLR"),
     METRICS: (13, "F1Score"), DATASETS: (20, "SVHN")}
 
@@ -60,7 +62,7 @@ def registry():
 
 
 def test_all_registries_are_listed():
-    assert list(REGISTRIES.values()) == [DATASETS, TRANSFORMS, SAMPLERS, MODELS, LOSSES,
+    assert list(REGISTRIES.values()) == [DATASETS, TRANSFORMS, SAMPLERS, MODELS, LAYERS, LOSSES,
                                          OPTIMIZERS, SCHEDULERS, METRICS, WRITERS, VISUALIZERS]
 
 
@@ -81,7 +83,7 @@ def test_library_names(kind):
 
 
 @pytest.mark.parametrize("kind, name", [
-    (kind, name) for kind in (DATASETS, TRANSFORMS, SAMPLERS, MODELS, LOSSES, OPTIMIZERS,
+    (kind, name) for kind in (DATASETS, TRANSFORMS, SAMPLERS, MODELS, LAYERS, LOSSES, OPTIMIZERS,
                               SCHEDULERS, METRICS, WRITERS, VISUALIZERS) for name in kind])
 def test_every_entry_can_be_described_and_accepts_its_own_defaults(monkeypatch, kind, name):
     # Python parses a whole module to find the line of a class.
@@ -480,7 +482,7 @@ def test_arguments_of_a_module_without_a_constructor_are_refused(monkeypatch, is
 
 def test_the_overview_shows_own_names_with_summaries_and_the_library():
     text = overview(MODELS)
-    assert "resnet18  ResNet-18 for small images" in text
+    assert "resnet18    ResNet-18 for small images" in text
     assert "from torchvision.models: alexnet," in text
 
 
