@@ -1,10 +1,12 @@
-"""What published weights were trained on, asked without building the model or fetching them."""
+"""What published weights have in common: their images, a new last layer, what does not fit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
+
+from torch import nn
 
 from cvkit.registry import MODELS, NAME
 from cvkit.system.text import and_more
@@ -42,6 +44,23 @@ def has_pretrained(node: Mapping[str, Any]) -> bool:
 def begins_trained(node: Mapping[str, Any]) -> bool:
     """Tell whether a MODEL begins with weights that were trained, wherever they are from."""
     return has_pretrained(node) or bool(node.get("INIT_FROM"))
+
+
+def begin_small(model: nn.Module, new: Container[str]) -> None:
+    """Let new last layers beside trained ones begin no larger than torch's linear layers do.
+
+    EfficientNets begin with some ten times that, which suits training from scratch: beside trained
+    weights the first loss is three times that of guessing, and what was learned is lost over it.
+
+    Args:
+        model: whose weights are loaded.
+        new: names of those that are not.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and f"{name}.weight" in new:
+            inputs = module.weight[0].numel()
+            if module.weight.std() > inputs**-0.5:  # torch's own is 0.58 of it
+                module.reset_parameters()
 
 
 def misfit(error: RuntimeError, name: str, arguments: Iterable[str],

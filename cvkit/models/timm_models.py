@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cvkit.errors import DataError
-from cvkit.models.pretrained import TrainedOn, misfit
+from cvkit.models.pretrained import TrainedOn, begin_small, misfit
 from cvkit.registry.signatures import parameters_of
 
 # Seconds for an answer before the weights are asked for: huggingface_hub tries for a minute.
@@ -228,6 +228,7 @@ def _pretrained(name: str, arguments: dict[str, Any], facts: dict[str, Any]) -> 
         raise _unreachable(published, error) from error
     except RuntimeError as error:
         raise misfit(error, label, arguments, "pretrained") or error from error
+    begin_small(model, new)
     changes = []
     if facts["in_chans"] not in (None, channels):
         changes.append(f"first layer adapted from {channels} to {facts['in_chans']} channels")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cvkit.errors import DataError
-from cvkit.models.pretrained import TrainedOn, misfit
+from cvkit.models.pretrained import TrainedOn, begin_small, misfit
 from cvkit.registry.signatures import parameters_of
 
 
@@ -159,6 +159,7 @@ def _pretrained(name: str, weights: str, arguments: dict[str, Any],
         # Another dict would not know the versions of modules, as that of state_dict() does.
         del state[key]
     model.load_state_dict(state, strict=False)
+    begin_small(model, new)
     model.weights_loaded = (f"{', '.join([choices[weights].name, *changes])}: {len(state)} of "
                             f"{len(own)} tensors loaded; new: {', '.join(new) or 'nothing'}")
     return model

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from cvkit.errors import CheckpointError, ConfigError
 from cvkit.models.parts import paths_of
+from cvkit.models.pretrained import begin_small
 from cvkit.system.text import and_more, plural, suggest
 
 # What torch.compile and FSDP write into names.
@@ -125,6 +126,7 @@ def load_fit(model: nn.Module, fit: Fit, head: str, may_be_new: Sequence[str], w
                               f"{'is' if len(missing) == 1 else 'are'} not in it, "
                               f"{and_more(listed, 3)}", hint=hint)
     model.load_state_dict({**own, **fit.loaded})
+    begin_small(model, {f"{head}.weight"} & set(fit.new))
 
 
 def _plain_name(name: str) -> str:

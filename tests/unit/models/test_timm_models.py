@@ -192,6 +192,13 @@ def test_weights_are_kept_but_for_the_last_layer_and_the_channels(publish):
     assert nn.Module.load_state_dict.__module__ == "torch.nn.modules.module"
 
 
+def test_a_new_head_begins_no_larger_than_torch_s_own(publish):
+    whole = timm.create_model("tf_efficientnet_lite0")
+    publish("tf_efficientnet_lite0", whole.state_dict(), "in1k")
+    assert build("tf_efficientnet_lite0", {"pretrained": True}, 32).classifier.weight.std() < 1280**-0.5
+    assert build("tf_efficientnet_lite0", {}, 32).classifier.weight.std() > 5 * 1280**-0.5
+
+
 def test_positions_are_adapted_and_what_cannot_be_is_refused(publish):
     whole = timm.create_model("vit_tiny_patch16_224", depth=2)
     publish("vit_tiny_patch16_224", whole.state_dict(), "augreg_in21k_ft_in1k")

@@ -145,3 +145,17 @@ def test_others_models_begin_with_all_but_their_head(name):
     load_fit(model, fit, head, (), "the file")
     assert math.isclose(sum(float(p.detach().double().sum()) for n, p in model.named_parameters() if not n.startswith(head)),
                         sum(float(p.detach().double().sum()) for n, p in theirs.named_parameters() if not n.startswith(head)))
+
+
+def test_a_new_head_begins_no_larger_than_torch_s_own_beside_loaded_weights():
+    whole = build_model("efficientnet_b0", 10, (3, 32, 32))
+    assert whole.classifier[1].weight.std() > 5 * 1280**-0.5  # which training from scratch begins with
+    model = build_model("efficientnet_b0", 4, (3, 32, 32))
+    load_fit(model, fit_weights(model, whole.state_dict()), "classifier.1", (), "the file")
+    assert 0.4 < float(model.classifier[1].weight.detach().std()) * 1280**0.5 < 0.7
+    same = build_model("efficientnet_b0", 10, (3, 32, 32))
+    load_fit(same, fit_weights(same, whole.state_dict()), "classifier.1", (), "the file")
+    assert torch.equal(same.classifier[1].weight, whole.classifier[1].weight)  # loaded, not new
+    smaller = build_model("vit_b_32", 4, (3, 64, 64))
+    load_fit(smaller, fit_weights(smaller, build_model("vit_b_32", 5, (3, 64, 64)).state_dict()), "heads.head", (), "it")
+    assert not smaller.heads.head.weight.any()  # its authors begin with zeros
