@@ -13,15 +13,18 @@ from cvkit.system.text import suggest
 # Each key: its default, and whether a value is possible.
 _KEYS: dict[str, tuple[Any, Any]] = {
     "epochs_frozen": (1, lambda value: type(value) is int and value >= 0),
-    "backbone_lr": (0.1, lambda value: type(value) in (int, float) and 0 <= value < math.inf)}
+    "backbone_lr": (0.1, lambda value: type(value) in (int, float) and 0 <= value < math.inf),
+    "norms_frozen": (False, lambda value: type(value) is bool)}
+_KINDS = {"epochs_frozen": "a whole number, 0 or more", "backbone_lr": "a number, 0 or more",
+          "norms_frozen": "true or false"}
 
 
 def expand_fine_tune(config: Config) -> None:
     """Set what FINE_TUNE stands for, and take it out, in a config that is not frozen.
 
-    `{epochs_frozen: 1, backbone_lr: 0.1}`: in the first epochs only the last layer learns, later
-    all does, the backbone at that part of the learning rate (Howard & Ruder, 2018; fastai's
-    `fine_tune`). These are the defaults.
+    `{epochs_frozen: 1, backbone_lr: 0.1, norms_frozen: false}`: in the first epochs only the last
+    layer learns, later all does, or all but the norms, the backbone at that part of the learning
+    rate (Howard & Ruder, 2018; fastai's `fine_tune`). These are the defaults.
 
     Raises:
         ConfigError: another key or value; TRAIN.FREEZE or UNFREEZE is set as well.
@@ -34,19 +37,22 @@ def expand_fine_tune(config: Config) -> None:
             raise ConfigError(f"FINE_TUNE has no {key!r}", where=node.where(key),
                               hint=suggest(key, _KEYS))
         if not _KEYS[key][1](value):
-            kind = "a whole number" if key == "epochs_frozen" else "a number"
-            raise ConfigError(f"{key} is {kind}, 0 or more, not {plain(value)!r}",
+            raise ConfigError(f"{key} is {_KINDS[key]}, not {plain(value)!r}",
                               where=node.where(key))
     train, optimizer = config.TRAIN, config.OPTIMIZER
     origin = f"{config.origin('FINE_TUNE')} (FINE_TUNE)"
-    epochs, factor = (node.get(key, default) for key, (default, _) in _KEYS.items())
+    epochs, factor, are_norms_frozen = (
+        node.get(key, default) for key, (default, _) in _KEYS.items())
     for key in ("FREEZE", "UNFREEZE"):
         if train[key]:
             raise ConfigError(f"FINE_TUNE sets TRAIN.{key} itself", where=train.where(key),
                               hint="Leave one of them out.")
     if epochs:
         train.put("FREEZE", ["backbone"], origin)
-        train.put("UNFREEZE", adopt({str(epochs + 1): "all"}, origin, "TRAIN.UNFREEZE"), origin)
+        later = ["all", "!norms"] if are_norms_frozen else "all"
+        train.put("UNFREEZE", adopt({str(epochs + 1): later}, origin, "TRAIN.UNFREEZE"), origin)
+    elif are_norms_frozen:
+        train.put("FREEZE", ["norms"], origin)
     groups = optimizer.get("groups") or []
     # What is no list is refused with the rest of the optimizer.
     if factor != 1 and isinstance(groups, (list, tuple)):

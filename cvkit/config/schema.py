@@ -87,7 +87,7 @@ SCHEMA: dict[str, Any] = {
         "EMA_DECAY": Key(0.0, "decay of averaged weights, which are then evaluated; 0: off",
                          maximum=0.99999),
         "FREEZE": Key([], "parameters that do not learn: names, with * and ?, of them or of what "
-                      "holds them; backbone, head, all; ! before a name takes it out"),
+                      "holds them; backbone, head, norms, all; ! before a name takes it out"),
         "UNFREEZE": Key(None, "by epoch, what of these learns from then on: {5: [layer4], 8: all}"),
         "DECAY_NORM_AND_BIAS": Key(True, "weight decay on norms and biases as well"),
         "MONITOR": Key("accuracy", "what best.pt and early stopping follow: loss, or a metric"),

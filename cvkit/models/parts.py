@@ -13,7 +13,7 @@ from cvkit.models.build import count_parameters
 from cvkit.system.text import nearest
 
 # Words for parts that every model has.
-ALL, BACKBONE, HEAD = "all", "backbone", "head"
+ALL, BACKBONE, HEAD, NORMS = WORDS = ("all", "backbone", "head", "norms")
 # A model that is divided into fewer parts is looked into.
 _FEW = 4
 
@@ -24,8 +24,8 @@ def matching(model: nn.Module, patterns: Sequence[str], head: Callable[[], str])
     Args:
         model: with shared parameters under the first of their names.
         patterns: each is the name of a parameter or of a module that holds it, with `*`, `?` and
-            `[…]` as in file names, or one of `all`, `backbone` and `head`. What a pattern with `!`
-            before it matches is taken out of the rest; alone, out of all.
+            `[…]` as in file names, or one of `all`, `backbone`, `head` and `norms`. What a pattern
+            with `!` before it matches is taken out of the rest; alone, out of all.
         head: returns the name of the last layer, see `head_of`.
 
     Raises:
@@ -48,15 +48,25 @@ def _matched(model: nn.Module, pattern: str, names: Sequence[str],
     if pattern in (BACKBONE, HEAD) and not is_module:
         inner = f"{head()}."
         return [name for name in names if name.startswith(inner) == (pattern == HEAD)]
-    found = [name for name in names if any(fnmatchcase(path, pattern) for path in paths_of(name))]
+    if pattern == NORMS and not is_module:
+        found = _norms(model)
+    else:
+        found = [name for name in names
+                 if any(fnmatchcase(path, pattern) for path in paths_of(name))]
     if not found:
         known = dict.fromkeys(path for name in names for path in paths_of(name))
         outer = [path for path in known if "." not in path]
-        words = [ALL, BACKBONE, HEAD]
-        near = [f"Did you mean {each}?" for each in nearest(pattern, [*known, *words])[:1]]
+        near = [f"Did you mean {each}?" for each in nearest(pattern, [*known, *WORDS])[:1]]
         raise ConfigError(f"no parameter of the model matches {pattern!r}", hint=" ".join(
-            [*near, f"Its parts are {', '.join([*outer, *words])}."]))
+            [*near, f"Its parts are {', '.join([*outer, *WORDS])}."]))
     return found
+
+
+def _norms(model: nn.Module) -> list[str]:
+    """Return the parameters of the layers that are called a norm, whichever library they are of."""
+    return [f"{path}.{name}" for path, module in model.named_modules()
+            if "norm" in type(module).__name__.lower()
+            for name, _ in module.named_parameters(recurse=False)]
 
 
 def paths_of(name: str) -> Iterator[str]:

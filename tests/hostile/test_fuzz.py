@@ -36,6 +36,7 @@ from cvkit.evaluation.metrics import build_metrics
 from cvkit.models import build_model
 from cvkit.registry import (
     DATASETS,
+    LAYERS,
     LOSSES,
     METRICS,
     MODELS,
@@ -531,6 +532,9 @@ def test_components_with_odd_arguments(registry, small_data, tmp_path, less_memo
             node["root"] = str(tmp_path / "images" / "train")
         if node[NAME] == "CSVDataset" and random.random() < 0.8:
             node["path"] = str(table)
+        if node[NAME] == "Sequential" and random.random() < 0.9:
+            node["layers"] = [arguments_for(random, LAYERS, random.choice(list(LAYERS)))
+                              for _ in range(random.randint(1, 3))] + [{NAME: "Flatten"}, {NAME: "Linear"}]
         if registry is DATASETS and "download" in parameters_of(registry.get(node[NAME]))[0]:
             node["download"] = False  # or all the world's would be here
         if registry is MODELS and "width" in node and random.random() < 0.8:

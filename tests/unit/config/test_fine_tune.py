@@ -11,7 +11,9 @@ GROUPS = ({"match": "backbone", "lr_mult": 0.1},)
 @pytest.mark.parametrize("node, freeze, unfreeze, groups", [
     ({}, ("backbone",), {"2": "all"}, GROUPS), ({"epochs_frozen": 3}, ("backbone",), {"4": "all"}, GROUPS),
     ({"epochs_frozen": 0}, (), None, GROUPS), ({"backbone_lr": 1}, ("backbone",), {"2": "all"}, None),
-    ({"backbone_lr": 0.01, "epochs_frozen": 1}, ("backbone",), {"2": "all"}, ({"match": "backbone", "lr_mult": 0.01},))])
+    ({"backbone_lr": 0.01, "epochs_frozen": 1}, ("backbone",), {"2": "all"}, ({"match": "backbone", "lr_mult": 0.01},)),
+    ({"norms_frozen": True}, ("backbone",), {"2": ("all", "!norms")}, GROUPS),
+    ({"norms_frozen": True, "epochs_frozen": 0}, ("norms",), None, GROUPS)])
 def test_it_stands_for_other_keys(tiny, node, freeze, unfreeze, groups):
     config = load_config(tiny, {"FINE_TUNE": node})
     assert config.TRAIN.FREEZE == freeze and config.TRAIN.UNFREEZE == unfreeze and config.FINE_TUNE is None
@@ -40,6 +42,7 @@ def test_the_run_s_own_config_has_the_keys_and_reads_back_to_itself(quick):
     ({"FINE_TUNE": {"epochs_frozen": 1.5}}, "epochs_frozen is a whole number, 0 or more, not 1.5"),
     ({"FINE_TUNE": {"epochs_frozen": True}}, "epochs_frozen is a whole number, 0 or more, not True"),
     ({"FINE_TUNE": {"backbone_lr": -1}}, "backbone_lr is a number, 0 or more, not -1"),
+    ({"FINE_TUNE": {"norms_frozen": 1}}, "norms_frozen is true or false, not 1"),
     ({"FINE_TUNE": True}, "FINE_TUNE holds keys, not True"),
     ({"FINE_TUNE": {}, "TRAIN.FREEZE": ["fc"]}, "FINE_TUNE sets TRAIN.FREEZE itself\n  Leave one of them out."),
     ({"FINE_TUNE": {}, "TRAIN.UNFREEZE": {"3": "all"}}, "FINE_TUNE sets TRAIN.UNFREEZE itself")])

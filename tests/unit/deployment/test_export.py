@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, model_node
 from torch import nn
 
 import cvkit
@@ -29,7 +29,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason='pip install -e ".[dev]"
 onnx = pytest.importorskip("onnx", reason='pip install -e ".[dev]"')
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-FAST = ["resnet18", "resnet9", "vit",
+FAST = ["Sequential", "resnet18", "resnet9", "vit",
         "alexnet", "mnasnet0_5", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"]
 # The smallest of each further family but MaxViT, which takes 224×224 pixels and minutes. What is left
 # takes an hour: CVKIT_EXPORT_ALL=1 runs it.
@@ -79,7 +79,7 @@ def awake(model, images):
 def built(name):
     """Return a model of the registry and images of the smallest size that it takes."""
     torch.manual_seed(0)
-    node = {"NAME": name}
+    node = model_node(name)
     if name in ("googlenet", "inception_v3"):
         node["init_weights"] = False  # takes them half a minute
     for side in (32,) if name in MODELS.own else (64, 96, 224):

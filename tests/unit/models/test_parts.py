@@ -44,6 +44,7 @@ def test_a_model_whose_logits_are_of_no_last_layer_has_no_head():
     (["layer1*"], 12, "layer1.1.norm2.bias", "layer2.0.conv1.weight"),
     (["layer[34]", "!*norm*"], 14, "layer4.1.conv2.weight", "layer4.1.norm2.bias"),
     (["*bias"], 21, "fc.bias", "fc.weight"), (["norm1.weight"], 1, "norm1.weight", "norm1.bias"),
+    (["norms"], 40, "layer2.0.norm2.bias", "fc.bias"), (["layer4", "!norms"], 5, "layer4.1.conv2.weight", "layer4.0.norm1.bias"),
     (["layer?.0.conv1"], 4, "layer3.0.conv1.weight", "layer3.1.conv1.weight")])
 def test_patterns_match_parameters_and_what_holds_them(patterns, count, includes, excludes):
     found = matched(patterns)
@@ -61,9 +62,19 @@ def test_a_module_that_is_called_as_a_word_is_meant_itself():
     assert len(matching(model, ["head"], str)) == 4
 
 
+@pytest.mark.parametrize("name, count", [
+    ("vit_b_32", 2 * 25), ("convnext_tiny", 2 * 23), ("mobilenet_v3_small", 2 * 34), ("timm.convnext_atto", 2 * 17),
+    ("timm.efficientnet_b0", 2 * 49), ("timm.eva02_tiny_patch14_224", 2 * 25)])
+def test_norms_are_found_whatever_their_class(name, count):
+    model = build_model(name, 4, (3, 224, 224))
+    found = matching(model, ["norms"], str)
+    kept = {path for path, buffer in model.named_buffers() if buffer.is_floating_point() and path.endswith("running_mean")}
+    assert len(found) == count and {path.rpartition(".")[0] for path in kept} <= {path.rpartition(".")[0] for path in found}
+
+
 @pytest.mark.parametrize("pattern, hint", [
     ("layr4", "Did you mean layer4? Its parts are conv1, norm1, layer1, layer2, layer3, layer4, fc, all, "
-              "backbone, head."), ("!layer9*", "Its parts are conv1"), ("backbon", "Did you mean backbone?"), ("fc.wieght", "Did you mean fc.weight?")])
+              "backbone, head, norms."), ("!layer9*", "Its parts are conv1"), ("backbon", "Did you mean backbone?"), ("fc.wieght", "Did you mean fc.weight?")])
 def test_a_pattern_that_matches_nothing_is_refused(pattern, hint):
     with pytest.raises(ConfigError, match="no parameter of the model matches") as caught:
         matched(["all", pattern])

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from conftest import model_node
 from helpers import equal, train_until
 from torch import nn
 
@@ -17,7 +18,7 @@ from cvkit.training.freezing import Freezing, build_freezing, learning_in_words
 from cvkit.training.trainer import Trainer
 
 HEAD = {"TRAIN.FREEZE": ["backbone"]}
-OFTEN = {"resnet18", "resnet9", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5"}
+OFTEN = {"Sequential", "resnet18", "resnet9", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5"}
 TORCHVISION = [f"torchvision.models.{name}" if name in MODELS.own else name
                for name in [*MODELS.library[1], "resnet18", "resnet34"]]
 EVERY = [*MODELS.own, *TORCHVISION]
@@ -34,7 +35,8 @@ def with_batchnorm():
         for name in dir(nn.init):
             if re.fullmatch(r"[a-z]\w+_", name):
                 patched.setattr(nn.init, name, lambda tensor, *arguments, **options: tensor)
-        return {name for name in EVERY if has_statistics(MODELS.build(name, num_classes=3))}
+        return {name for name in EVERY if has_statistics(MODELS.build(
+            model_node(name), num_classes=3))}
 
 
 def test_the_number_of_models_with_statistics(with_batchnorm):
@@ -49,7 +51,7 @@ def test_frozen_is_frozen_in_every_model_with_statistics(name, with_batchnorm):
         pytest.skip("it has no statistics")
     torch.manual_seed(0)
     side = 32 if name in MODELS.own else max(64, *smallest_image(name))
-    model = build_model(name, 3, (3, side, side))
+    model = build_model(model_node(name), 3, (3, side, side))
     config = load_config("resnet18_cifar10", HEAD)
     freezing = build_freezing(config, model, (3, side, side))
     freezing.apply(model, 1)
