@@ -22,6 +22,7 @@ from cvkit.data.images import ImageData, ImageFiles, ImageSet
 from cvkit.data.scan import measure
 from cvkit.errors import DataError
 from cvkit.registry import DATASETS
+from cvkit.registry.signatures import declare
 from cvkit.system.command import command
 
 _Pairs = Iterable[tuple[Any, int]]
@@ -222,11 +223,7 @@ def _adapt(name: str) -> Callable[..., ImageData]:
     summary = re.sub(r"`(.*?) *<(.*?)>`_", r"\1 (\2)", summary).strip()
     build.__doc__ = (f"{summary}\n\nDownloaded, verified and read by torchvision. Arguments as "
                      "those of CIFAR10 and ImageFolder; others have\ntorchvision's meaning.")
-    # Here `inspect.signature` looks first; to a type checker functions have no such attribute.
-    vars(build)["__signature__"] = inspect.Signature(
-        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-         for parameter in (*(known[key] for key in keys), *source.options)],
-        return_annotation=ImageData)
+    declare(build, (*(known[key] for key in keys), *source.options), returned=ImageData)
     return build
 
 

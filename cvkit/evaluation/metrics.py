@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cvkit.errors import ConfigError, where_in
 from cvkit.registry import METRICS
+from cvkit.registry.signatures import declare
 from cvkit.system import distributed
 
 if TYPE_CHECKING:
@@ -254,12 +255,12 @@ def _adapt(name: str, kind: type[Metric]) -> type:
     parameters = [value for key, value in inspect.signature(kind).parameters.items()
                   if key not in ("num_classes", "multidim_average", "validate_args", "kwargs")]
     classes = inspect.Parameter("classes", inspect.Parameter.KEYWORD_ONLY, annotation=list[str])
-    return type(name, (_OfTorchmetrics,), {
+    adapted = type(name, (_OfTorchmetrics,), {
         "kind": kind, "__doc__": kind.__doc__, "__module__": kind.__module__,
-        "__signature__": inspect.Signature([classes, *(
-            value.replace(kind=inspect.Parameter.KEYWORD_ONLY) for value in parameters)]),
         # Torchmetrics says nothing of some: of a rate of errors as of Specificity.
         "lower_is_better": kind.higher_is_better is False or name == "EER"})
+    declare(adapted, [classes, *parameters])
+    return adapted
 
 
 class _OfTorchmetrics:

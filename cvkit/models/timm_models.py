@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cvkit.errors import DataError
 from cvkit.models.pretrained import TrainedOn, begin_small, misfit
-from cvkit.registry.signatures import parameters_of
+from cvkit.registry.signatures import declare, parameters_of
 
 # Seconds for an answer before the weights are asked for: huggingface_hub tries for a minute.
 PATIENCE = 10
@@ -115,11 +115,7 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
     facts = [inspect.Parameter("pretrained", keyword, annotation=bool, default=False)]
     facts += [inspect.Parameter(fact, keyword, annotation=int, default=None)
               for fact in ("num_classes", "in_channels", "image_size")]
-    rest = [item.replace(kind=keyword) for item in parameters.values()]
-    if is_open:
-        rest.append(inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD))
-    # Here `inspect.signature` looks first; to a type checker functions have no such attributes.
-    vars(build)["__signature__"] = inspect.Signature([*facts, *rest])
+    declare(build, [*facts, *parameters.values()], is_open)
     vars(build).update(trained_on=trained_on, image_size=published.input_size[1:])
     tags = _tags(name.partition(".")[0])
     build.__doc__ = "\n\n".join([

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cvkit.errors import DataError
 from cvkit.models.pretrained import TrainedOn, begin_small, misfit
-from cvkit.registry.signatures import parameters_of
+from cvkit.registry.signatures import declare, parameters_of
 
 
 def read_torchvision() -> dict[str, Callable]:
@@ -72,9 +72,7 @@ def _adapt(name: str) -> Callable[..., nn.Module]:
         add_reshape(model)
         return model
 
-    # Here `inspect.signature` looks first; to a type checker functions have no such attribute.
-    vars(build)["__signature__"] = inspect.Signature(
-        [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
+    declare(build, parameters.values())
     vars(build)["trained_on"] = functools.partial(_trained_on, name)
     return build
 

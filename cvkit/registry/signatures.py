@@ -9,7 +9,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,22 @@ def parameters_of(entry: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
         return found | {key: value for key, value in inner.items()
                         if key not in found and value.default is not value.empty}, False
     return found, is_open
+
+
+def declare(entry: Any, parameters: Iterable[inspect.Parameter], is_open: bool = False,
+            returned: Any = inspect.Signature.empty) -> None:
+    """Set what a constructor takes by name, where its own lines do not say so.
+
+    Args:
+        entry: a function or class. To a type checker a function has no such attribute.
+        parameters: of it, those that are needed first.
+        is_open: whether it takes any others.
+        returned: what is annotated as returned.
+    """
+    found = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters]
+    if is_open:
+        found.append(inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD))
+    entry.__signature__ = inspect.Signature(found, return_annotation=returned)
 
 
 def _resolved(annotation: Any, names: dict[str, Any]) -> Any:

@@ -9,7 +9,6 @@ torch takes one, can also be given by name, or be `balanced`.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import LOSSES, NAME
-from cvkit.registry.signatures import parameters_of
+from cvkit.registry.signatures import declare, parameters_of
 from cvkit.system.text import and_more, plural, suggest
 
 # What torch's losses take: the form of the model's output, and of the targets.
@@ -101,9 +100,7 @@ def _adapt(kind: type[nn.Module]) -> Callable[..., nn.Module]:
 
     own, _ = parameters_of(class_weights)
     parameters |= {key: value.replace(default=None) for key, value in own.items()}
-    # Here `inspect.signature` looks first; to a type checker functions have no such attribute.
-    vars(build)["__signature__"] = inspect.Signature(
-        [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters.values()])
+    declare(build, parameters.values())
     return build
 
 
