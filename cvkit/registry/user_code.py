@@ -62,16 +62,19 @@ def _import_file(name: str, is_told: bool) -> None:
     # Files beside it that import it, and it them, find it under the name that they call it by.
     beside = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
     is_found = beside is not None and beside.origin == str(path)
-    spec = beside if is_found else importlib.util.spec_from_file_location(
-        f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}", path)
+    own = f"cvkit_user_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    spec = beside if is_found else importlib.util.spec_from_file_location(own, path)
     # Of a path that ends in .py there always is one.
     assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
+    # By both: in the process that sent a pickle the other name may have been another file's.
+    sys.modules.update({spec.name: module, own: module})
     try:
         with _told_and_noted(str(path), is_told):
             spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[spec.name]
+        for each in {spec.name, own}:
+            del sys.modules[each]
         raise
 
 

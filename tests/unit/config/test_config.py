@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TINY
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cvkit.config import SCHEMA, Config, check_components, components, load_config, read_config
@@ -600,7 +600,8 @@ def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
 
 # -- what holds for all values -----------------------------------------------------------
 
-same_each_time = settings(derandomize=True, deadline=None, database=None, max_examples=120)
+same_each_time = settings(derandomize=True, deadline=None, database=None, max_examples=120,
+                          suppress_health_check=[HealthCheck.too_slow])
 LOOKALIKES = ["1e-3", "1_000", "0x1F", "0o7", "1:30", "2024-01-31", "null", "~", "yes", "no", "true",
               ".inf", "-.NaN", "inf", "nan", "=", "<<", "-", "?", "---", "...", "1.", "+.5", "1e5", "-0",
               "a: b", "a #b", "&a", "*a", "!a", "%a", "@", "`", "\r", "\r\n", "\x85", "\u2028", "\ufeff",

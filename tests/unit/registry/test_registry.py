@@ -1,5 +1,7 @@
 import inspect
+import pickle
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -432,6 +434,24 @@ def test_a_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
     assert sys.path[-1] == str(folder)
 
 
+def test_a_pickle_is_read_where_another_file_of_that_name_was_never_imported(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "parts_of_mine.py").write_text(f"class Part:\n    made_in = '{name}'\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    import_user_code([str(tmp_path / "first" / "parts_of_mine.py")])
+    path = tmp_path / "second" / "parts_of_mine.py"
+    import_user_code([str(path)])
+    module = next(module for module in list(sys.modules.values()) if getattr(module, "__file__", None) == str(path))
+    sent = pickle.dumps(module.Part())
+    shutil.rmtree(tmp_path / "first")
+    for name in set(sys.modules) - before:  # as in a worker process that begins from nothing
+        del sys.modules[name]
+    import_user_code([str(path)], is_told=False)
+    assert pickle.loads(sent).made_in == "second"
+
+
 def test_what_an_imported_file_is_refused_for_is_placed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "twice.py").write_text(
@@ -488,7 +508,8 @@ def test_the_overview_shows_own_names_with_summaries_and_the_library():
 
 # -- what holds for all names and arguments ------------------------------------------------
 
-same_each_time = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+same_each_time = settings(derandomize=True, deadline=None, database=None, max_examples=100,
+                          suppress_health_check=[HealthCheck.too_slow])
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
