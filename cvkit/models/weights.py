@@ -139,13 +139,15 @@ def _best_names(own: Mapping[str, Tensor],
                 theirs: Mapping[str, Tensor]) -> tuple[str, dict[str, str]]:
     """Return a file's name for each of a model's, by the prefix with which most fit; and that.
 
-    The prefix is told in words.
+    The prefix is told in words. Of several that fit alike (MoCo's two encoders) the file's first is
+    taken.
     """
-    more = {other[:-len(name)] for name in own for other in theirs if other.endswith(f".{name}")}
+    more = dict.fromkeys(other[:-len(name)] for other in theirs for name in own
+                         if other.endswith(f".{name}"))
     less = {name[:-len(other)] for name in own for other in theirs if name.endswith(f".{other}")}
     choices = [("", {name: name for name in own}),
                *((f", called {prefix}… in it", {name: prefix + name for name in own})
-                 for prefix in sorted(more)),
+                 for prefix in more),
                *((f", called without {prefix} in it", {
                    name: name.removeprefix(prefix) for name in own if name.startswith(prefix)})
                  for prefix in sorted(less))]
@@ -154,7 +156,10 @@ def _best_names(own: Mapping[str, Tensor],
         return sum(other in theirs and own[name].shape == theirs[other].shape
                    for name, other in choice[1].items())
 
-    naming, places = max(choices, key=agreeing)
+    naming, places = best = max(choices, key=agreeing)
+    for choice in choices:
+        if choice is not best and agreeing(choice) == agreeing(best) > 0:
+            naming += f"; what is{choice[0].removeprefix(',')} fits as well"
     return naming, {name: other for name, other in places.items() if other in theirs}
 
 

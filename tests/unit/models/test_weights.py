@@ -38,6 +38,15 @@ def test_all_but_the_head_is_loaded_whatever_stands_before_the_names(prefix):
         assert name.startswith("fc.") or torch.equal(value, theirs[name]), name
 
 
+def test_of_several_that_fit_alike_the_file_s_first_is_taken_and_the_others_are_told():
+    query, key, model = moved(small()), moved(small(seed=2)), small()
+    fit = fit_weights(model, {f"module.encoder_q.{name}": value for name, value in query.items()} | {
+        f"module.encoder_k.{name}": value for name, value in key.items()} | {"module.queue": torch.zeros(4, 4)})
+    assert torch.equal(fit.loaded["fc.weight"], query["fc.weight"])
+    assert fit.lines(model)[0].endswith(", called module.encoder_q.… in it; what is called module.encoder_k.… in it "
+                                        "fits as well")
+
+
 def test_compiled_parts_and_a_model_that_is_wrapped_itself():
     theirs, inner = moved(small()), small(seed=1)
     model = nn.Sequential()
