@@ -35,7 +35,8 @@ from cvkit.system.command import command
 from cvkit.system.files import lock_file, user_path, write_whole, writing
 from cvkit.system.text import escape_controls
 
-_IMAGES = tuple(f"DATA.DATASET.{key}" for key in PLACES.values())
+# Of a table the further ones as well.
+_IMAGES = tuple(f"DATA.DATASET.{key}" for key in (*PLACES.values(), "val", "test"))
 # What may be set differently when a run is opened again: where it runs, not what it computed.
 MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPORTS",
               "DATA.PIPELINE", "DATA.WORKERS", "DATA.CACHE_GB", *_IMAGES, "DATA.DATASET.download",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cvkit.config import load_config
@@ -334,6 +335,22 @@ def test_another_table_of_a_run_with_one_for_its_test_is_not_taken_for_that(of_a
         "  Name that as well, DATA.DATASET.test FILE; to test all of path: DATA.DATASET.test null")
     said = evaluate(run.folder, {"DATA.DATASET.path": "x/more.csv", "DATA.DATASET.test": None})
     assert len(said.true) == 30
+
+
+def test_a_run_goes_on_where_its_tables_were_moved_to_but_not_with_others(of_a_table, quick):
+    def config(folder, epochs, test="other"):
+        node = {"NAME": "CSVDataset", "path": f"{folder}/labels.csv", "test": f"{folder}/{test}.csv"}
+        return load_config(quick, {"DATA.DATASET": node, "DATA.LIMIT": 0, "TRAIN.EPOCHS": epochs, "DATA.BATCH_SIZE": 8})
+
+    expected = train(config("x", 2)).checkpoint("last").model
+    run = train(config("x", 1))
+    Path("x").rename("y")
+    rows = Path("y/other.csv").read_text()
+    Path("y/fewer.csv").write_text(rows[:rows.rstrip().rindex("\n")])
+    with pytest.raises(UserError, match="other images"):
+        train(config("y", 2, test="fewer"), run)
+    again = train(config("y", 2), run).checkpoint("last").model
+    assert all(map(torch.equal, expected.values(), again.values()))
 
 
 def test_the_table_that_predictions_are_written_to_is_read(of_a_table, tool):
