@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,11 @@ def penultimate_features(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         RunError: the model calls no such layer with as many outputs as it has logits.
     """
-    found = _last_call(model, images)
-    if found is None:
+    logits, calls = _last_calls(model, images, 1)
+    if not calls or calls[-1].outputs != logits.shape[1]:
         raise RunError("the model's logits are not those of a last linear layer or convolution, "
                        "so it has no features before it")
-    features = found[1].float()
+    features = calls[-1].input.float()
     return features.mean((2, 3)) if features.ndim == 4 else torch.flatten(features, 1)
 
 
@@ -39,30 +40,50 @@ def head_of(model: nn.Module, image_shape: Sequence[int]) -> str:
         image_shape: (channels, height, width) of what it takes.
 
     Raises:
-        ConfigError: as `penultimate_features`.
+        ConfigError: there is no such layer, or there are two side by side.
     """
     image = torch.zeros(1, *image_shape, device=next(model.parameters()).device)
-    with torch.no_grad(), in_evaluation_mode(model), random_numbers_kept(image.device):
-        found = _last_call(model, image)
-    if found is None:
+    with torch.enable_grad(), in_evaluation_mode(model), random_numbers_kept(image.device):
+        logits, calls = _last_calls(model, image.requires_grad_(), 2)
+    if not calls or calls[-1].outputs != logits.shape[1]:
         raise ConfigError("the model has no head that could be told from its backbone: its logits "
                           "are not those of a last linear layer or convolution",
                           hint="Name its parts themselves: their names stand in "
                                "model.named_modules().")
-    return found[0]
+    first, last = calls[0], calls[-1]
+    if first is not last and first.outputs == logits.shape[1] and not (
+            last.input.requires_grad and _depends(last.input, first.output)):
+        raise ConfigError(f"the model makes its logits by two layers, {first.name} and "
+                          f"{last.name}: none of them is the head",
+                          hint=f"Name them: '!{first.name}' and '!{last.name}' in place of "
+                               "backbone.")
+    return last.name
 
 
-def _last_call(model: nn.Module, images: Tensor) -> tuple[str, Tensor] | None:
-    """Return name and input of the layer that makes the logits, or None."""
-    calls: list[tuple[str, Tensor, int]] = []
+class _Call(NamedTuple):
+    """A linear layer or convolution at work."""
+
+    name: str
+    input: Tensor
+    output: Tensor
+    outputs: int
+
+
+def _depends(value: Tensor, on: Tensor) -> bool:
+    return torch.autograd.grad(value.sum(), on, allow_unused=True)[0] is not None
+
+
+def _last_calls(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor, list[_Call]]:
+    """Return the logits, and so many of the last calls of linear layers and convolutions."""
+    # All of them would be as much memory as a training takes.
+    calls = deque[_Call](maxlen=count)
 
     def note(name: str) -> Any:
-        def hook(module: Any, inputs: Any) -> None:
-            # All of them would be as much memory as a training takes.
-            calls[:] = [(name, inputs[0], module.weight.shape[0])]
+        def hook(module: Any, inputs: Any, output: Tensor) -> None:
+            calls.append(_Call(name, inputs[0], output, module.weight.shape[0]))
         return hook
 
-    handles = [layer.register_forward_pre_hook(note(name))
+    handles = [layer.register_forward_hook(note(name))
                for name, layer in model.named_modules()
                if isinstance(layer, (nn.Linear, nn.Conv2d))]
     try:
@@ -70,4 +91,4 @@ def _last_call(model: nn.Module, images: Tensor) -> tuple[str, Tensor] | None:
     finally:
         for handle in handles:
             handle.remove()
-    return calls[-1][:2] if calls and calls[-1][2] == logits.shape[1] else None
+    return logits, list(calls)

@@ -29,6 +29,27 @@ def test_the_head_is_the_layer_that_makes_the_logits(name):
     assert model.training and model.get_submodule(HEADS[name]).weight.shape[0] == 7
 
 
+@pytest.mark.parametrize("name, heads", [
+    ("timm.deit_tiny_distilled_patch16_224", ("head", "head_dist")),
+    ("timm.levit_128s", ("head.linear", "head_dist.linear")), ("timm.efficientformer_l1", ("head", "head_dist"))])
+def test_of_two_heads_none_is_taken_for_the_one(name, heads):
+    model = build_model(name, 7, (3, 224, 224))
+    with pytest.raises(ConfigError) as caught:
+        head_of(model, (3, 224, 224))
+    assert str(caught.value) == (
+        f"the model makes its logits by two layers, {heads[0]} and {heads[1]}: none of them is the head\n"
+        f"  Name them: '!{heads[0]}' and '!{heads[1]}' in place of backbone.")
+    assert len(matching(model, [f"!{head}" for head in heads], str)) == len(list(model.parameters())) - 4
+
+
+def test_layers_of_the_head_s_size_before_it_are_no_second_head():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
+    assert head_of(model, (3, 2, 2)) == "5"
+    on_tokens = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.Flatten(2), nn.Unflatten(2, (4, 1)), nn.Flatten(2))
+    on_tokens.append(nn.Linear(4, 6)).append(nn.AdaptiveAvgPool2d((1, 6))).append(nn.Flatten())
+    assert head_of(on_tokens, (3, 4, 4)) == "4"
+
+
 def test_a_model_whose_logits_are_of_no_last_layer_has_no_head():
     with pytest.raises(ConfigError, match="has no head that could be told from its backbone"):
         head_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
