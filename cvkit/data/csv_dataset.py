@@ -183,9 +183,13 @@ def _images(table: Table, columns: Mapping[str, int], root: Path, extension: str
 
 
 def _file(root: Path, name: str, extension: str) -> str:
-    """Return the path of an image, whose name may lack its ending."""
+    """Return the path of an image, whose name may lack its ending, or be written on Windows."""
     ending = f".{extension.lstrip('.')}" if extension else ""
-    return str(root / (name if name.lower().endswith(ending.lower()) else name + ending))
+    name = name if name.lower().endswith(ending.lower()) else name + ending
+    path = str(root / name)
+    if "\\" in name and not os.path.isfile(path):
+        return str(root / name.replace("\\", "/"))
+    return path
 
 
 def _split_called(word: str, place: str) -> str:
@@ -222,9 +226,12 @@ def _refuse_missing(images: Sequence[_Image], root: Path, skip_unreadable: bool)
     place, path = missing[0].place, missing[0].path
     endings = [ending for ending in ("", *IMAGE_ENDINGS) if os.path.isfile(path + ending)]
     name, folders = os.path.relpath(path, root), folders_in(root) if root.is_dir() else []
+    inside = root / path.lstrip("/")
     deeper = [root / folder for folder in folders for ending in ("", *IMAGE_ENDINGS)
               if os.path.isfile(root / folder / f"{name}{ending}")]
     hint = (f"{path}{endings[0]} is there: DATA.DATASET.extension {endings[0]}" if endings else
+            f"{inside} is there: leave out the / before the name, which makes it a whole path"
+            if inside.is_file() else
             f"One of that name is in {deeper[0]}: DATA.DATASET.root {deeper[0]}" if deeper else
             f"Names are relative to {root}, which DATA.DATASET.root sets, or whole paths. "
             "DATA.DATASET.skip_unreadable true leaves out what is not there.")

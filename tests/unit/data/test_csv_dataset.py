@@ -122,6 +122,19 @@ def test_whole_paths_and_paths_that_lead_out_of_the_root_are_taken(tmp_path):
     assert len(labels_by_file(build())) == 15
 
 
+def test_names_that_windows_wrote_are_read_and_a_slash_before_a_name_is_told():
+    rows = [f"d/{label}/{n}.png,{label}" for label in ("ant", "cat") for n in range(5)]
+    pictures(Path("x"), [row.partition(",")[0] for row in rows])
+    table("\n".join(rows).replace("/", "\\"))
+    data = build()
+    names = {split.name(n): data.classes[split.labels[n]] for split in data.splits.values() for n in range(len(split))}
+    assert names == {f"x/d/{label}/{n}.png": label for label in ("ant", "cat") for n in range(5)}
+    table("\n".join(f"/{row}" for row in rows))
+    with pytest.raises(DataError, match=re.escape("x/labels.csv:2: no file /d/ant/0.png (looked in ")) as caught:
+        build()
+    assert str(caught.value).endswith("x/d/ant/0.png is there: leave out the / before the name, which makes it a whole path")
+
+
 def test_labels_that_are_numbers_are_sorted_by_their_size():
     pictures(Path("x"))
     table("\n".join(f"{n:03}.png,{(10, 9, -1)[n % 3]}" for n in range(15)))
