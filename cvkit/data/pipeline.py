@@ -167,6 +167,11 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
                 transforms.append(built if is_one else _Function(built))
                 extremes = _after(transforms[-1], node, extremes) if extremes else []
     shapes = sorted({image.shape for image in extremes})
+    channels = sorted({shape[2] for shape in shapes})
+    if len(channels) > 1:
+        raise ConfigError("some images come out with {} and some with {} channels; a batch needs "
+                          "one number".format(*channels), where=where,
+                          hint="Set p: 1.0 of the transform that changes it.")
     if len(shapes) > 1:
         raise ConfigError(
             f"images come out in different sizes, such as {height_by_width(shapes[0])} and "

@@ -326,6 +326,8 @@ def test_grey_images_keep_their_channel_axis():
     ([{"NAME": "RandomScale", "scale_limit": 0.5}], "images come out in different sizes"),
     ([{"NAME": "RandomCrop", "size": 8}, {"NAME": "Resize", "height": 9, "width": 9, "p": 0.5}],
      "images come out in different sizes, such as 8×8 and 9×9"),
+    ([{"NAME": "ToGray", "num_output_channels": 1}],
+     "some images come out with 1 and some with 3 channels; a batch needs one number\n  Set p: 1.0 of the transform"),
     ([{"NAME": "ToFloat", "p": 0.5}], "ToFloat turns images into float32")])
 def test_what_only_some_images_meet_is_found_before_training(nodes, expected):
     with pytest.raises(ConfigError) as caught:
