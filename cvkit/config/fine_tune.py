@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cvkit.config.tree import Config, adopt
+from cvkit.config.tree import DEFAULT, Config, adopt
 from cvkit.errors import ConfigError
 from cvkit.registry.signatures import plain
 from cvkit.system.text import suggest
@@ -44,9 +44,9 @@ def expand_fine_tune(config: Config) -> None:
     epochs, factor, are_norms_frozen = (
         node.get(key, default) for key, (default, _) in _KEYS.items())
     for key in ("FREEZE", "UNFREEZE"):
-        if train[key]:
+        if train[key] or train.origin(key) != DEFAULT:
             raise ConfigError(f"FINE_TUNE sets TRAIN.{key} itself", where=train.where(key),
-                              hint="Leave one of them out.")
+                              hint="Leave one of them out, or set FINE_TUNE null.")
     if epochs:
         train.put("FREEZE", ["backbone"], origin)
         later = ["all", "!norms"] if are_norms_frozen else "all"

@@ -54,6 +54,8 @@ def _matched(model: nn.Module, pattern: str, names: Sequence[str],
         found = [name for name in names
                  if any(fnmatchcase(path, pattern) for path in paths_of(name))]
     if not found:
+        if pattern == NORMS:
+            raise ConfigError("the model has no norms with parameters, which 'norms' stands for")
         known = dict.fromkeys(path for name in names for path in paths_of(name))
         outer = [path for path in known if "." not in path]
         near = [f"Did you mean {each}?" for each in nearest(pattern, [*known, *WORDS])[:1]]

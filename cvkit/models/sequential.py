@@ -51,6 +51,12 @@ def sequential(layers: list, num_classes: int = 10, in_channels: int = 3,
     """
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     model, output = _chain(layers, torch.zeros(1, in_channels, *sides), num_classes)
+    last: Mapping[str, Any] = next(reversed(list(_with_outputs(layers))), {})
+    for key in set(_OUTPUTS) & set(last):
+        if last[key] != num_classes:
+            raise ConfigError(f"{key} of the last layer is {last[key]}, but the data has "
+                              f"{num_classes} classes", where_in(last, key),
+                              "Leave it out: it is taken from the data.")
     if output.ndim != 2:
         raise ConfigError(f"the last layer returns {_shape(output)}, not one logit for each class",
                           where=where_in(layers[-1], NAME) if layers else "layers",
@@ -79,9 +85,13 @@ def _chain(layers: Sequence[Any], example: Tensor,
         classes = num_classes if is_last else None
         layer = LAYERS.build(_unnamed(node), **_facts(example, classes))
         name = node.get("name", str(number))
-        if not isinstance(name, str) or name in modules or "." in name or hasattr(nn.Module, name):
+        if not isinstance(name, str) or "." in name or hasattr(nn.Module, name):
             raise ConfigError(f"a layer cannot be called {name!r}", where_in(node, "name"),
-                              "Names are words without dots, no two the same and none of torch's.")
+                              "Names are words without dots, and none of those that modules of "
+                              "torch have.")
+        if name in modules:
+            raise ConfigError(f"layer {list(modules).index(name)} is called {name!r} already",
+                              where_in(node, "name"))
         modules[name] = layer
         try:
             with torch.no_grad(), in_evaluation_mode(layer):

@@ -103,10 +103,15 @@ def load_fit(model: nn.Module, fit: Fit, head: str, may_be_new: Sequence[str], w
         what: the weights are of, for messages.
 
     Raises:
-        CheckpointError: something does not fit that is neither of the head nor may be new.
+        CheckpointError: something does not fit that is neither of the head nor may be new, or is
+            NaN.
         ConfigError: a name of `may_be_new` is none of the model's.
     """
     own = model.state_dict()
+    broken = [name for name, value in fit.loaded.items() if value.isnan().any()]
+    if broken:
+        raise CheckpointError(f"{what} is of a training that went wrong: it has NaN in "
+                              f"{and_more(broken, 3)}")
     known = dict.fromkeys(path for name in own for path in paths_of(name))
     for pattern in may_be_new:
         if not any(fnmatchcase(path, pattern) for path in known):
@@ -120,6 +125,8 @@ def load_fit(model: nn.Module, fit: Fit, head: str, may_be_new: Sequence[str], w
         hint = (f"INIT_NEW [{', '.join(parts)}] lets them begin anew." if len(fit.loaded) > 0.1 *
                 len(own) else "It seems to be of another model: it has "
                 f"{and_more(fit.unused, 3)}.")
+        if len(fit.new) > 0.5 * len(own) and not any(why == "absent" for why in missing.values()):
+            hint = "Its names are the same, its sizes are not: MODEL.width or the like is another."
         listed = [f"{name} ({why})" for name, why in missing.items()]
         raise CheckpointError(f"{what} does not fit the model: besides the head, "
                               f"{len(missing):,} of its {plural(len(own), 'tensor')} "

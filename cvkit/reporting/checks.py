@@ -185,10 +185,12 @@ def frozen_untrained(config: Config) -> dict[str, str]:
     """Warn of frozen parameters that nothing has trained."""
     if not config.TRAIN.FREEZE or begins_trained(config.MODEL):
         return {}
+    train_all = ("FINE_TUNE null trains all" if "FINE_TUNE" in config.TRAIN.origin("FREEZE") else
+                 "TRAIN.FREEZE [] and TRAIN.UNFREEZE null train all")
     return {"frozen": (
         f"TRAIN.FREEZE [{', '.join(config.TRAIN.FREEZE)}] keeps weights as they were drawn: MODEL "
         f"{config.MODEL.NAME} begins with none that were trained. MODEL.INIT_FROM names some; "
-        "TRAIN.FREEZE [] and TRAIN.UNFREEZE null train all")}
+        f"{train_all}")}
 
 
 def odd_normalisation(config: Config, data: ImageData, loaders: Loaders) -> dict[str, str]:

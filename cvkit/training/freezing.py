@@ -85,6 +85,8 @@ def build_freezing(config: Config, model: nn.Module, image_shape: Sequence[int])
     steps = {_epoch(node.UNFREEZE, key): key for key in node.UNFREEZE or ()}
     for epoch, key in sorted(steps.items()):
         patterns = node.UNFREEZE[key]
+        if patterns is None:
+            continue
         with located(node.UNFREEZE, key):
             if isinstance(patterns, str):
                 patterns = [patterns]
@@ -95,7 +97,8 @@ def build_freezing(config: Config, model: nn.Module, image_shape: Sequence[int])
             frozen = [name for name in matching(model, patterns, head)
                       if until.get(name, 0) == math.inf]
             if not frozen:
-                raise ConfigError(f"{', '.join(patterns)} matches nothing that is frozen then")
+                raise ConfigError(f"{', '.join(patterns)} matches nothing that is frozen then",
+                                  hint=f"TRAIN.UNFREEZE.{key} null takes it out.")
             until |= dict.fromkeys(frozen, epoch)
     return Freezing(until)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from cvkit.errors import located
+from cvkit.errors import ConfigError, located
 from cvkit.models.features import head_of
 from cvkit.models.parts import matching, stages_of
 from cvkit.system.text import in_columns
@@ -38,7 +38,7 @@ def parameter_groups(node: Mapping[str, Any], model: nn.Module, loss: nn.Module 
         freezing: what does not learn at first, or ever.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a pattern matches nothing, or nothing that is left.
     """
     until = {} if freezing is None else freezing.until
     learning = {name: parameter for name, parameter in model.named_parameters()
@@ -68,11 +68,17 @@ def _chosen(node: Mapping[str, Any], model: nn.Module,
         return [("", names, {})]
     head = functools.cache(lambda: head_of(model, image_shape))
     chosen: list[tuple[str, list[str], dict[str, Any]]] = []
+    taken = set[str]()
     for item in nodes:
         patterns = [item["match"]] if isinstance(item["match"], str) else list(item["match"])
         options = {key: item[key] for key in item if key not in ("match", "lr_mult")}
         with located(item, "match"):
             found = matching(model, patterns, head)
+            if taken.issuperset(found):
+                raise ConfigError(f"all that {', '.join(patterns)} matches is in the groups before "
+                                  "it", hint="The first that matches counts: move it up, or leave "
+                                             "it out.")
+        taken.update(found)
         chosen.append((" ".join(patterns), found,
                        {"lr_mult": float(item.get("lr_mult", 1.0)), **options}))
     chosen.append((_REST, names, {"lr_mult": 1.0}))

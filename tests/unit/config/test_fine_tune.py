@@ -44,7 +44,9 @@ def test_the_run_s_own_config_has_the_keys_and_reads_back_to_itself(quick):
     ({"FINE_TUNE": {"backbone_lr": -1}}, "backbone_lr is a number, 0 or more, not -1"),
     ({"FINE_TUNE": {"norms_frozen": 1}}, "norms_frozen is true or false, not 1"),
     ({"FINE_TUNE": True}, "FINE_TUNE holds keys, not True"),
-    ({"FINE_TUNE": {}, "TRAIN.FREEZE": ["fc"]}, "FINE_TUNE sets TRAIN.FREEZE itself\n  Leave one of them out."),
+    ({"FINE_TUNE": {}, "TRAIN.FREEZE": ["fc"]}, "FINE_TUNE sets TRAIN.FREEZE itself\n  Leave one of them out, or set FINE_TUNE null."),
+    ({"FINE_TUNE": {}, "TRAIN.FREEZE": []}, "FINE_TUNE sets TRAIN.FREEZE itself"),
+    ({"FINE_TUNE": {}, "TRAIN.UNFREEZE": None}, "FINE_TUNE sets TRAIN.UNFREEZE itself"),
     ({"FINE_TUNE": {}, "TRAIN.UNFREEZE": {"3": "all"}}, "FINE_TUNE sets TRAIN.UNFREEZE itself")])
 def test_mistakes_are_told(tiny, settings, message):
     with pytest.raises(ConfigError) as caught:

@@ -93,6 +93,11 @@ def test_norms_are_found_whatever_their_class(name, count):
     assert len(found) == count and {path.rpartition(".")[0] for path in kept} <= {path.rpartition(".")[0] for path in found}
 
 
+def test_a_model_without_norms_says_so():
+    with pytest.raises(ConfigError, match="the model has no norms with parameters, which 'norms' stands for"):
+        matched(["norms"], build_model("alexnet", 4, (3, 64, 64)))
+
+
 @pytest.mark.parametrize("pattern, hint", [
     ("layr4", "Did you mean layer4? Its parts are conv1, norm1, layer1, layer2, layer3, layer4, fc, all, "
               "backbone, head, norms."), ("!layer9*", "Its parts are conv1"), ("backbon", "Did you mean backbone?"), ("fc.wieght", "Did you mean fc.weight?")])

@@ -72,10 +72,10 @@ def test_a_cam_is_drawn_of_its_blocks_by_number_or_name():
     ("[{NAME: MaxPool2d, kernel_size: 64}]", "wrong.yaml:1 MODEL.layers.0.NAME: layer MaxPool2d cannot take 3×32×32: "),
     ("[{NAME: ReLU}, {NAME: Linear}]",
      "wrong.yaml:1 MODEL.layers.1.NAME: the last layer returns 3×32×10, not one logit for each class\n  Add {NAME: Flatten}"),
-    ("[{NAME: ReLU, name: a}, {NAME: ReLU, name: a}]", "wrong.yaml:1 MODEL.layers.1.name: a layer cannot be called 'a'"),
+    ("[{NAME: ReLU, name: a}, {NAME: ReLU, name: a}]", "wrong.yaml:1 MODEL.layers.1.name: layer 0 is called 'a' already"),
     ("[{NAME: ReLU, name: forward}]", "MODEL.layers.0.name: a layer cannot be called 'forward'"),
     ("[{NAME: ReLU, name: 3}]", "MODEL.layers.0.name: a layer cannot be called 3"),
-    ("[{NAME: Flatten}, {NAME: Linear, out_features: 4}]", "returns (1, 4) for one image; expected logits of shape (1, 10)"),
+    ("[{NAME: Flatten}, {NAME: Linear, out_features: 4}]", "wrong.yaml:1 MODEL.layers.1.out_features: out_features of the last layer is 4, but the data has 10 classes\n  Leave it out"),
     ("[]", "wrong.yaml:1 MODEL.layers: the last layer returns 3×32×32"),
     ("Linear", "wrong.yaml:1 MODEL.layers: layers of model Sequential takes list, not 'Linear'")])
 def test_mistakes_name_the_layer(layers, expected, tmp_path, monkeypatch):

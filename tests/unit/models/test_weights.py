@@ -126,6 +126,19 @@ def test_what_does_not_fit_is_refused_unless_it_may_be_new():
         load_fit(model, fit, "fc", ["layr4"], "my.pt")
 
 
+def test_weights_that_are_no_numbers_are_refused():
+    theirs = moved(small())
+    theirs["layer2.0.conv1.weight"][0] = math.nan
+    with pytest.raises(CheckpointError, match="my.pt is of a training that went wrong: it has NaN in layer2.0.conv1.weight"):
+        load_fit(small(), fit_weights(small(), theirs), "fc", (), "my.pt")
+
+
+def test_another_width_is_told_as_such():
+    model = build_model({"NAME": "resnet18", "width": 8}, 10, (3, 32, 32))
+    with pytest.raises(CheckpointError, match="\n  Its names are the same, its sizes are not: MODEL.width or the like"):
+        load_fit(model, fit_weights(model, moved(small())), "fc", (), "my.pt")
+
+
 def test_the_weights_of_another_model_are_told_as_such():
     import torchvision.models
 

@@ -111,7 +111,11 @@ def test_making_up_for_rare_classes_twice_is_told(tiny, counts, weight, tells):
     ({}, False), ({"TRAIN.FREEZE": ["backbone"]}, True), ({"TRAIN.FREEZE": ["backbone"], "MODEL.INIT_FROM": "x.pt"}, False),
     ({"FINE_TUNE": {}, "MODEL": {"NAME": "resnet50", "weights": "DEFAULT"}}, False), ({"FINE_TUNE": {}}, True)])
 def test_frozen_weights_that_nothing_has_trained_are_told(tiny, settings, tells):
-    assert bool(checks.frozen_untrained(load_config(tiny, settings))) == tells
+    told = checks.frozen_untrained(load_config(tiny, settings))
+    assert bool(told) == tells
+    if tells:
+        assert told["frozen"].endswith("FINE_TUNE null trains all" if "FINE_TUNE" in settings else
+                                       "TRAIN.FREEZE [] and TRAIN.UNFREEZE null train all")
 
 
 def test_that_all_images_are_taken_for_one_class_is_told_once(tiny, capsys):

@@ -164,7 +164,7 @@ def test_words_for_what_never_learns():
     ({"TRAIN.UNFREEZE": {"2": "all"}}, "TRAIN.UNFREEZE", "there is nothing to unfreeze: TRAIN.FREEZE is empty"),
     ({**HEAD, "TRAIN.UNFREEZE": {"1": "all"}}, "TRAIN.UNFREEZE.1", "'1' is no epoch in which something can be unfrozen"),
     ({**HEAD, "TRAIN.UNFREEZE": {"two": "all"}}, "TRAIN.UNFREEZE.two", "'two' is no epoch"),
-    ({**HEAD, "TRAIN.UNFREEZE": {"2": ["fc"]}}, "TRAIN.UNFREEZE.2", "fc matches nothing that is frozen then"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"2": ["fc"]}}, "TRAIN.UNFREEZE.2", "fc matches nothing that is frozen then\n  TRAIN.UNFREEZE.2 null takes it out."),
     ({**HEAD, "TRAIN.UNFREEZE": {"2": "all", "3": ["conv"]}}, "TRAIN.UNFREEZE.3", "conv matches nothing that is frozen then"),
     ({**HEAD, "TRAIN.UNFREEZE": {"2": 5}}, "TRAIN.UNFREEZE.2", "expected names of parameters, such as"),
     ({**HEAD, "TRAIN.UNFREEZE": {"2": ["norn"]}}, "TRAIN.UNFREEZE.2", "Did you mean norm?"),
@@ -173,6 +173,12 @@ def test_mistakes_are_told_before_training(quick, settings, where, message):
     with pytest.raises(ConfigError) as caught:
         train(load_config(quick, settings))
     assert message in str(caught.value) and str(caught.value.where).endswith(f" {where}")
+
+
+def test_an_epoch_can_be_taken_out(quick):
+    config = load_config(quick, {**HEAD, "TRAIN.UNFREEZE": {"2": None, "3": "all"}})
+    model = build_model(config.MODEL, 10, (3, 32, 32))
+    assert set(build_freezing(config, model, (3, 32, 32)).until.values()) == {3}
 
 
 def test_epochs_are_numbers_in_a_file_too(quick, tool):

@@ -23,6 +23,15 @@ def small():
     return build_model({"NAME": "resnet18", "width": 4}, 10, (3, 32, 32))
 
 
+@pytest.mark.parametrize("groups", [
+    [{"match": "layer1"}, {"match": "layer1.0", "lr_mult": 2}], [{"match": "head"}, {"match": ["fc.weight"]}],
+    [{"match": "all"}, {"match": "backbone"}]])
+def test_a_group_that_never_counts_is_refused(groups):
+    with pytest.raises(ConfigError, match=r"all that (layer1\.0|fc\.weight|backbone) matches is in the groups before it\n"
+                                          "  The first that matches counts: move it up, or leave it out"):
+        parameter_groups({**SGD, "groups": groups}, small())
+
+
 def names_in(groups, model):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in groups]
