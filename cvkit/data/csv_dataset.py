@@ -23,7 +23,7 @@ _COLUMNS = {
               "path", "imageid", "img", "imgpath", "imgname", "id", "name"),
     "label": ("label", "labels", "class", "classname", "category", "target", "labelname",
               "categoryname", "classid", "labelid"),
-    "split": ("split", "subset", "partition", "dataset")}
+    "split": ("split", "subset", "partition", "dataset", "set", "usage", "fold")}
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
 
@@ -161,7 +161,7 @@ def _remaining(table: Table, kind: str, taken: Mapping[str, int]) -> int:
     names = [table.called(column) for column in range(table.width)]
     other = "" if table.names is None else " If these are no names: DATA.DATASET.header false."
     raise DataError(f"which column of {table.path} is the {kind}? There are {and_more(names, 12)}",
-                    where=kind, hint=f"Say it: DATA.DATASET.{kind} {names[free[-1]]}.{other}")
+                    where=kind, hint=f"Say it by DATA.DATASET.{kind}.{other}")
 
 
 # -- rows --------------------------------------------------------------------------------

@@ -259,20 +259,29 @@ def _adapt(name: str, kind: type[Metric]) -> type:
         "kind": kind, "__doc__": kind.__doc__, "__module__": kind.__module__,
         # Torchmetrics says nothing of some: of a rate of errors as of Specificity.
         "lower_is_better": kind.higher_is_better is False or name == "EER"})
-    declare(adapted, [classes, *parameters])
+    called = inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, annotation=str, default=None)
+    declare(adapted, [classes, *parameters, called])
     return adapted
 
 
 class _OfTorchmetrics:
-    """What the classes of `_adapt` have in common: `f1_score`, or `f1_score/cat` and so on."""
+    """What the classes of `_adapt` have in common: `f1_score`, or `f1_score/cat` and so on.
+
+    Args:
+        classes: of the data.
+        name: in place of `f1_score`, for two of a kind.
+        arguments: torchmetrics'.
+    """
 
     kind: type[Metric]
 
-    def __init__(self, classes: list[str], **arguments: Any) -> None:
+    def __init__(self, classes: list[str], name: str | None = None, **arguments: Any) -> None:
         if not 1 <= arguments.get("top_k", 1) <= len(classes):
             raise ValueError(f"top_k lies between 1 and the number of classes, {len(classes)}, "
                              f"not {arguments['top_k']}")
         self.classes = list(classes)
+        kind = type(self).__name__
+        self.name = name or re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower()
         # Each process is given the logits of all, so that none has to ask the others.
         self.metric = self.kind(num_classes=len(classes), sync_on_compute=False, **arguments)
 
@@ -287,10 +296,9 @@ class _OfTorchmetrics:
     def compute(self) -> dict[str, float]:
         with self._counting():
             values = self.metric.compute()
-        name = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
         if not values.ndim:
-            return {name: float(values)}
-        return {f"{name}/{of_class}": value
+            return {self.name: float(values)}
+        return {f"{self.name}/{of_class}": value
                 for of_class, value in zip(self.classes, values.tolist(), strict=True)}
 
     @contextlib.contextmanager
@@ -327,6 +335,12 @@ def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
         if node["NAME"] != "Accuracy":
             metrics.append(METRICS.build(node, classes=list(classes), num_classes=len(classes)))
             METRICS.refuse_without(node, metrics[-1], "update(logits, labels)", "compute()")
+            name = getattr(metrics[-1], "name", None)
+            if isinstance(metrics[-1], _OfTorchmetrics) and any(
+                    isinstance(other, _OfTorchmetrics) and other.name == name
+                    for other in metrics[:-1]):
+                raise ConfigError(f"two metrics compute {name!r}", where_in(node, "NAME"),
+                                  f"Call one of them otherwise: name: {name}_2")
     return metrics
 
 

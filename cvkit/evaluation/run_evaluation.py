@@ -192,6 +192,17 @@ def _take_all_of_another_folder(run: Run, tested: str) -> list[str]:
                           hint=f"Name that as well, DATA.DATASET.{further[-1]} FILE; to test all "
                                "of path: " + " ".join(f"DATA.DATASET.{key} null"
                                                       for key in further))
+    folders = {key: node.get(key) for key in ("train", "val", "test", "splits")
+               if node.NAME == "ImageFolder" and node.get(key)}
+    if "DATA.DATASET.root" in run.changed and not any(
+            f"DATA.DATASET.{key}" in run.changed for key in folders):
+        names = [name for value in folders.values()
+                 for name in (value.values() if isinstance(value, Mapping) else [value])]
+        if names and not any((user_path(place) / name).is_dir() for name in names):
+            raise ConfigError(f"{place} has none of the folders {', '.join(names)}, which the "
+                              "run's config names", where=node.where("root"),
+                              hint="To test all of it: " + " ".join(
+                                  f"DATA.DATASET.{key} null" for key in folders))
     fraction = node.get("test_fraction")
     is_chosen = "DATA.DATASET.test_fraction" in run.changed or (
         fraction not in (None, own.get("test_fraction")))

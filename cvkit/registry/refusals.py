@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cvkit.errors import ConfigError, where_in
-from cvkit.registry.signatures import NAME, NODES, Values, plain, values_of
+from cvkit.registry.signatures import NAME, NODES, Values, parameters_of, plain, values_of
 from cvkit.system.command import command
 from cvkit.system.text import correction, nearest, suggest
 
@@ -69,6 +69,9 @@ def no_argument(registry: Any, node: Mapping[str, Any], key: str,
         values = values_of(kinds[meant], registry.makes)
         if not values.fit(node[key]):
             hint = hint.replace("? ", f"? It takes {values}. ", 1)
+    whole = None if nearest(key, settable) else registry.hidden_by(node[NAME])
+    if whole and key in parameters_of(registry.get(whole))[0]:
+        hint = f"{whole} has it, another {node[NAME]}. Of this one: {hint}"
     return ConfigError(f"{registry.kind} {node[NAME]} has no argument {key!r}",
                        where_in(node, key), hint)
 

@@ -120,6 +120,11 @@ class Registry:
         """Return the name that an entry has within the library."""
         return str(name).removeprefix(f"{self._module_of_library}.")
 
+    def hidden_by(self, name: str) -> str | None:
+        """Return the whole name of what the library has under the name of an entry, or None."""
+        whole = f"{self._module_of_library}.{name}"
+        return whole if name in self._entries and self.find(whole) is not None else None
+
     def _fill(self) -> None:
         importlib.import_module(self.module)
 

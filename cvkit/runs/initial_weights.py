@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from cvkit.config import Config, load_config
-from cvkit.errors import CheckpointError, ConfigError, DataError, located
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, located
 from cvkit.models.features import head_of
 from cvkit.models.pretrained import TrainedOn, has_pretrained
 from cvkit.models.weights import fit_weights, load_fit
 from cvkit.runs.checkpoint import Checkpoint, counting
-from cvkit.runs.finding import find_run
+from cvkit.runs.finding import find_run, find_runs
 from cvkit.runs.untrusted import read_weights
+from cvkit.system.command import command
 from cvkit.system.files import user_path
 from cvkit.system.text import nearest
 
@@ -62,8 +63,13 @@ def read_initial_weights(config: Config) -> InitialWeights:
     named = config.MODEL.INIT_FROM
     path = user_path(named)
     with located(config.MODEL, "INIT_FROM"):
+        if "://" in named:
+            raise CheckpointError(f"{named} is no file", hint="Download it and name the file.")
         if path.suffix in (".yaml", ".yml") and path.name != "config.yaml":
             other = load_config(path)
+            if not find_runs(other.OUTPUT_DIR, other.name):
+                raise RunError(f"no run of {other.name} with a checkpoint in {other.OUTPUT_DIR}/",
+                               hint=f"Train one first: {command('train')} {named}")
             return _of_run(find_run(None, other.OUTPUT_DIR, other.name))
         if not path.is_file() and path.suffix not in (*_ENDINGS, ".safetensors"):
             return _of_run(find_run(named, config.OUTPUT_DIR))
@@ -89,6 +95,7 @@ def _of_file(path: Path) -> InitialWeights:
                                    if other.suffix in (*_ENDINGS, ".safetensors")])
         raise CheckpointError(f"no file {path}",
                               hint=f"Did you mean {path.parent / near[0]}?" if near else None)
+    _refuse_stand_ins(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path)
     if isinstance(content, dict) and {"model", "config", "classes", "format"} <= set(content):
         return _of_checkpoint(Checkpoint.of(content, path), path)
@@ -100,6 +107,17 @@ def _of_file(path: Path) -> InitialWeights:
                               hint="torch.save(model.state_dict(), file) writes such ones.")
     words, weights = found
     return InitialWeights(", ".join([str(path), *words]), weights)
+
+
+def _refuse_stand_ins(path: Path) -> None:
+    """Refuse what was fetched in place of a file of weights."""
+    with path.open("rb") as file:
+        start = file.read(200)
+    is_pointer = start.startswith(b"version https://git-lfs")
+    what = ("is empty" if not start else "is a pointer of Git LFS" if is_pointer else
+            "is a web page" if start.lstrip()[:1] == b"<" else None)
+    if what:
+        raise CheckpointError(f"{path} {what}", hint="Download the file itself once more.")
 
 
 def _weights_in(content: Any) -> tuple[list[str], dict[str, torch.Tensor]] | None:

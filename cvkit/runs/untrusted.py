@@ -143,8 +143,11 @@ def read_weights(path: Path) -> Any:
             raise CheckpointError(f"{path} holds {held[1]}, and reading that would run code",
                                   hint="Where it was made, torch.save(model.state_dict(), file) "
                                        "writes the weights alone.") from error
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is damaged or no file of weights: {reason}") from error
+        if isinstance(error, OSError) and error.strerror:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        # What torch says of other files is advice to run what is in them.
+        raise CheckpointError(f"{path} is damaged, or no file that torch.save wrote",
+                              hint="Download or write it once more.") from error
 
 
 def _is_count(value: Any) -> bool:

@@ -143,14 +143,15 @@ def test_labels_that_are_numbers_are_sorted_by_their_size():
     assert build().classes == ("10", "9", "a")
 
 
-def test_a_column_says_the_splits():
+@pytest.mark.parametrize("name", ["subset", "set", "Data_Set", "usage"])
+def test_a_column_says_the_splits(name):
     pictures(Path("x"))
     words = ["train"] * 3 + ["Training", "valid"] + ["TRAIN"] * 7 + ["test", "testing", "val"]
     rows = [f"{n:03}.png,{'cat' if n < 5 else 'ant'},{words[n]}" for n in range(15)]
-    table("\n".join(rows), "file,label,subset\n")
+    table("\n".join(rows), f"file,label,{name}\n")
     data = build()
     assert [len(split) for split in (data.train, data.val, data.test)] == [11, 2, 2]
-    assert data.monitored == "val" and "subset is the split" in data.notes[0]
+    assert data.monitored == "val" and f"{name} is the split" in data.notes[0]
     assert len(build(split="").test) == 3 and len(build(split=2).test) == 2
     table("\n".join(rows).replace("testing", "val").replace("test", "val"), "file,label,subset\n")
     data = build()
@@ -282,9 +283,9 @@ def test_arguments_that_are_wrong_are_refused(arguments, said):
 
 @pytest.mark.parametrize("header, arguments, said", [
     ("one,two,three", {}, "which column of x/labels.csv is the label? There are one, two, three\n"
-                          "  Say it: DATA.DATASET.label three. If these are no names: DATA.DATASET.header false."),
+                          "  Say it by DATA.DATASET.label. If these are no names: DATA.DATASET.header false."),
     ("file,label,file", {"image": "file"}, "x/labels.csv has two columns 'file'\n  Give its number, from 0."),
-    ("", {}, "which column of x/labels.csv is the label? There are 0, 1, 2\n  Say it: DATA.DATASET.label 2.")])
+    ("", {}, "which column of x/labels.csv is the label? There are 0, 1, 2\n  Say it by DATA.DATASET.label.")])
 def test_columns_that_cannot_be_told_are_asked_for(header, arguments, said):
     pictures(Path("x"))
     table("\n".join(f"{n:03}.png,{n % 2},{n % 2}" for n in range(15)), header and f"{header}\n")

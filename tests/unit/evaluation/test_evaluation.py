@@ -215,6 +215,22 @@ def test_other_images_need_no_folder_train_and_what_was_skipped_is_said(painted,
         DATASETS.build({"NAME": "ImageFolder", "root": str(tmp_path / "other")})
 
 
+def test_a_folder_without_the_folders_that_the_config_names_is_tested_whole_if_that_is_said(painted, quick, tmp_path):
+    root = painted.config.DATA.DATASET.root
+    run = train(load_config(quick, {"DATA.DATASET": {"NAME": "ImageFolder", "root": root, "test": "test", "train": "train"},
+                                    "DATA.LIMIT": 0, "TRAIN.EPOCHS": 1}))
+    fill(tmp_path / "other", dict.fromkeys(("blue", "green", "red"), 4), (32, 32))
+    other = str(tmp_path / "other")
+    with pytest.raises(ConfigError) as caught:
+        evaluate(run.folder, {"DATA.DATASET.root": other})
+    assert str(caught.value) == (
+        f"Python DATA.DATASET.root: {other} has none of the folders train, test, which the run's config names\n"
+        "  To test all of it: DATA.DATASET.train null DATA.DATASET.test null")
+    count = sum(1 for _ in Path(other).rglob("*.png"))
+    assert count and len(evaluate(run.folder, {"DATA.DATASET.root": other, "DATA.DATASET.train": None,
+                                               "DATA.DATASET.test": None}).true) == count
+
+
 GREY = "[{NAME: ToGray, num_output_channels: 1, p: 1.0}]"
 
 

@@ -246,6 +246,18 @@ def test_two_of_a_kind_are_refused():
         together((metric, values_of(metric)) for metric in pair)
 
 
+def test_two_of_a_kind_are_told_apart_by_their_names():
+    nodes = [{"NAME": "F1Score", "average": "macro"}, {"NAME": "F1Score", "average": "weighted", "name": "f1_weighted"}]
+    metrics = build_metrics(nodes, ["a", "b"])
+    labels, logits = torch.tensor([0, 0, 0, 1]), torch.eye(2)[[0, 0, 1, 1]]
+    for metric in metrics:
+        metric.update(logits, labels)
+    assert together((metric, values_of(metric)) for metric in metrics) == pytest.approx(
+        {"accuracy": 0.75, "f1_score": (0.8 + 2 / 3) / 2, "f1_weighted": (3 * 0.8 + 2 / 3) / 4})
+    with pytest.raises(ConfigError, match="two metrics compute 'f1_score'\n  Call one of them otherwise: name: f1_score_2"):
+        build_metrics([{"NAME": "F1Score", "average": average} for average in ("macro", "weighted")], ["a", "b"])
+
+
 @pytest.mark.parametrize("average, key", [
     ("macro", "macro avg"), ("micro", "accuracy"), ("weighted", "weighted avg")])
 def test_torchmetrics_accuracy_is_its_recall(average, key):

@@ -462,6 +462,12 @@ def test_what_an_imported_file_is_refused_for_is_placed(tmp_path, monkeypatch):
     assert "twice" not in sys.modules
 
 
+def test_an_argument_of_what_the_library_has_under_that_name_is_told():
+    with pytest.raises(ConfigError, match="model resnet18 has no argument 'weights'\n  torchvision.models.resnet18 has it, "
+                                          "another resnet18. Of this one: Allowed: "):
+        MODELS.build({"NAME": "resnet18", "weights": "DEFAULT"})
+
+
 def test_a_lambda_needs_a_name(monkeypatch):
     monkeypatch.setattr("cvkit.registry.registry.REGISTRIES", {})
     toy = Registry("nameless toy", "cvkit.errors")

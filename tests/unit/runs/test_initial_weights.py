@@ -121,8 +121,18 @@ def test_files_without_fitting_weights_are_refused(tiny, content, message):
 def test_a_file_that_is_no_archive_at_all_is_refused(tiny):
     with open("file.pt", "w") as file:
         file.write("not weights")
-    with pytest.raises(CheckpointError, match="file.pt is damaged or no file of weights"):
+    with pytest.raises(CheckpointError, match="file.pt is damaged, or no file that torch.save wrote"):
         begun(tiny, **{"MODEL.INIT_FROM": "file.pt"})
+
+
+@pytest.mark.parametrize("content, what", [
+    (b"", "is empty"), (b"\n<!DOCTYPE html><html>", "is a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS")])
+@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
+def test_what_was_fetched_in_place_of_a_file_is_told(tiny, name, content, what):
+    Path(name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} {what}\n  Download the file itself once more."):
+        begun(tiny, **{"MODEL.INIT_FROM": name})
 
 
 def test_nothing_in_a_file_is_run(tiny, tmp_path):
@@ -140,6 +150,9 @@ def test_nothing_in_a_file_is_run(tiny, tmp_path):
     ({"MODEL.INIT_FROM": "lost.pt"}, "no file lost.pt"),
     ({"MODEL.INIT_FROM": "runs/nothing"}, "no run runs/nothing"),
     ({"MODEL.INIT_FROM": "runs/tiny/begim.pth"}, "Did you mean runs/tiny/begin.pth?"),
+    ({"MODEL.INIT_FROM": "https://a.org/b.pth"}, "https://a.org/b.pth is no file\n  Download it and name the file."),
+    ({"MODEL.INIT_FROM": "other.yaml"},
+     "no run of other with a checkpoint in runs/\n  Train one first: python tools/train.py other.yaml"),
     ({"MODEL.INIT_FROM": 3}, "INIT_FROM of model resnet18 takes str or null, not 3"),
     ({"MODEL.INIT_FORM": "a.pt"}, "model resnet18 has no argument 'INIT_FORM'\n  Did you mean INIT_FROM?"),
     ({"MODEL.INIT_FROM": "runs/tiny/begin.pth", "MODEL.INIT_NEW": ["layr4"]}, "Did you mean layer4?"),
@@ -150,6 +163,7 @@ def test_mistakes_are_one_message(run, tiny, weights, settings, message, monkeyp
     monkeypatch.setattr("cvkit.models.torchvision_models._pretrained",
                         lambda name, *rest: __import__("torchvision").models.get_model(name, num_classes=10))
     torch.save(weights, run.folder.parent / "begin.pth")
+    Path("other.yaml").write_text(tiny.read_text())
     with pytest.raises(UserError) as caught:
         begun(tiny, **settings)
     assert message in str(caught.value)
