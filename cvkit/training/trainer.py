@@ -263,7 +263,11 @@ class Trainer:
 
 
 def _multipliers(state: TrainingState) -> dict[str, dict[str, float]]:
-    """Return what the rate of each group of parameters is multiplied by, where they differ."""
+    """Return what the rate of each group of parameters is multiplied by, where they differ.
+
+    That is 0 while all of it is frozen.
+    """
     groups = state.optimizer.param_groups
-    return {"lr_mult": {group["name"]: group["lr_mult"] for group in groups}} if (
-        "lr_mult" in groups[0]) else {}
+    return {"lr_mult": {
+        group["name"]: group["lr_mult"] * any(each.requires_grad for each in group["params"])
+        for group in groups}} if "lr_mult" in groups[0] else {}

@@ -73,7 +73,7 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
                           markersize=10, markeredgecolor="white", label="best")
         rates = [pair for epoch in history for pair in epoch.get("rates", [])]
         if rates and legend_panel is not None:
-            _draw_groups(rate_panel, legend_panel, rates, multipliers)
+            _draw_groups(rate_panel, legend_panel, history)
         elif rates:
             rate_panel.plot(*zip(*rates), color=colours[number % len(colours)], linewidth=1.5,
                             marker="." if len(rates) < 3 else None, drawstyle="steps-post")
@@ -110,20 +110,23 @@ def _best_in_words(runs: Sequence[Run]) -> str:
             f"{100 * best[f'{split}/accuracy']:.2f} %")
 
 
-def _draw_groups(axes: Axes, legend: Axes, rates: Sequence[Sequence[float]],
-                 multipliers: Mapping[str, float]) -> None:
-    """Draw the rate of each group of parameters, those with the same one as one line."""
-    names: dict[float, list[str]] = {}
-    for name, multiplier in multipliers.items():
-        names.setdefault(multiplier, []).append(name)
-    steps, values = map(np.array, zip(*rates))
+def _draw_groups(axes: Axes, legend: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the rate of each group of parameters, those with the same ones as one line."""
+    names: dict[tuple[float, ...], list[str]] = {}
+    for name in history[-1]["lr_mult"]:
+        multipliers = tuple(epoch.get("lr_mult", {}).get(name, 1.0) for epoch in history)
+        names.setdefault(multipliers, []).append(name)
+    counts = [len(epoch.get("rates", [])) for epoch in history]
+    steps, values = map(np.array, zip(*(pair for epoch in history
+                                        for pair in epoch.get("rates", []))))
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names)))
-    for shade, multiplier in zip(shades, sorted(names, reverse=True)):
+    order = sorted(names, key=lambda multipliers: multipliers[::-1], reverse=True)
+    for shade, multipliers in zip(shades, order):
         # Of a stage its own name says enough, without those of what is around it.
-        words = shorten(re.sub(r"^(.* in )?([\w.]+\.)?(?=\w+$)", "", names[multiplier][0]), 1.2, 7)
-        axes.plot(steps, multiplier * values, color=shade, linewidth=1.5,
-                  marker="." if len(rates) < 3 else None, drawstyle="steps-post",
-                  label=f"× {multiplier:.3g}: {words}")
+        words = shorten(re.sub(r"^(.* in )?([\w.]+\.)?(?=\w+$)", "", names[multipliers][0]), 1.2, 7)
+        axes.plot(steps, np.repeat(multipliers, counts) * values, color=shade, linewidth=1.5,
+                  marker="." if len(steps) < 3 else None, drawstyle="steps-post",
+                  label=f"× {max(multipliers):.3g}: {words}")
     lines, labels = axes.get_legend_handles_labels()
     # Of many, those at the ends and in the middle tell the others.
     shown = sorted({round(place) for place in np.linspace(0, len(lines) - 1, min(len(lines), 6))})

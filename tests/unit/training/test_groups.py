@@ -195,6 +195,14 @@ def test_curves_draw_the_rate_of_each_group(quick):
     assert list(drawn["× 0.5: conv"]) == [0.5 * rate for rate in base]
 
 
+def test_curves_draw_no_rate_where_a_group_is_frozen(quick):
+    run = train(load_config(quick, {"FINE_TUNE": {}, "TRAIN.EPOCHS": 3, "SCHEDULER": {"NAME": "OneCycleLR"}}))
+    drawn = {line.get_label(): list(line.get_ydata()) for line in run.visualize("curves").axes[-1].lines}
+    first, *later = [[rate for _, rate in epoch["rates"]] for epoch in run.metrics]
+    assert drawn == {"× 1: the rest": [*first, *later[0], *later[1]],
+                     "× 0.1: backbone": pytest.approx([0.0] * len(first) + [0.1 * rate for rate in later[0] + later[1]])}
+
+
 @pytest.mark.parametrize("arguments, where, message", [
     ({"groups": [{"lr_mult": 0.1}]}, "groups.0", "group 0 of OPTIMIZER.groups has no match"),
     ({"groups": ["conv"]}, "groups", "groups of optimizer SGD takes list[mapping] or null, not ['conv']"),
