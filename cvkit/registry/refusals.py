@@ -92,6 +92,8 @@ def wrong_value(registry: Any, node: Mapping[str, Any], key: str, values: Values
     near = [name for item in items if isinstance(item, str) and item not in values.words
             for name in nearest(item, values.words)]
     hint = correction(value, kinds) or (f"Did you mean {near[0]}?" if near else None)
+    if hint is None and isinstance(value, (str, Mapping)) and values.fit([value]):
+        hint = f"Write [{value}]." if isinstance(value, str) else "Write [{…}], a list of one."
     return ConfigError(f"{key} of {registry.kind} {node[NAME]} takes {takes}, not "
                        f"{plain(value)!r}", where, hint)
 

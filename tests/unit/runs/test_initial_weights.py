@@ -154,6 +154,7 @@ def test_nothing_in_a_file_is_run(tiny, tmp_path):
     ({"MODEL.INIT_FROM": "other.yaml"},
      "no run of other with a checkpoint in runs/\n  Train one first: python tools/train.py other.yaml"),
     ({"MODEL.INIT_FROM": 3}, "INIT_FROM of model resnet18 takes str or null, not 3"),
+    ({"MODEL.INIT_NEW": "layer4"}, "INIT_NEW of model resnet18 takes list[str] or null, not 'layer4'\n  Write [layer4]."),
     ({"MODEL.INIT_FORM": "a.pt"}, "model resnet18 has no argument 'INIT_FORM'\n  Did you mean INIT_FROM?"),
     ({"MODEL.INIT_FROM": "runs/tiny/begin.pth", "MODEL.INIT_NEW": ["layr4"]}, "Did you mean layer4?"),
     ({"MODEL": {"NAME": "mobilenet_v3_small", "weights": "DEFAULT", "INIT_FROM": "runs/tiny/begin.pth"}},

@@ -205,6 +205,7 @@ def test_curves_draw_no_rate_where_a_group_is_frozen(quick):
 
 @pytest.mark.parametrize("arguments, where, message", [
     ({"groups": [{"lr_mult": 0.1}]}, "groups.0", "group 0 of OPTIMIZER.groups has no match"),
+    ({"groups": {"match": "conv"}}, "groups", "takes list[mapping] or null, not {'match': 'conv'}\n  Write [{…}], a list of one."),
     ({"groups": ["conv"]}, "groups", "groups of optimizer SGD takes list[mapping] or null, not ['conv']"),
     ({"groups": [{"match": "conv", "lr": 0.1}]}, "groups.0.lr", "a group has no lr of its own\n  lr_mult multiplies"),
     ({"groups": [{"match": "conv", "lr_mul": 0.1}]}, "groups.0.lr_mul", "have no argument 'lr_mul'\n  Did you mean lr_mult?"),
