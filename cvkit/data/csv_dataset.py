@@ -82,6 +82,10 @@ def CSVDataset(path: str, root: str | None = None, image: str | int | None = Non
     _refuse_missing(images, Path(root or Path(path).parent), skip_unreadable)
     images = _each_once(images, notes)
     classes = _classes(images, path)
+    first_of: dict[str, str] = {}
+    for name in classes:
+        if (other := first_of.setdefault(name.lower(), name)) != name:
+            notes.append(f"{other} and {name} are two classes, which differ in capitals alone")
     by_split: dict[str, list[_Image]] = {}
     for each in images:
         by_split.setdefault(each.split, []).append(each)

@@ -143,6 +143,12 @@ def test_labels_that_are_numbers_are_sorted_by_their_size():
     assert build().classes == ("10", "9", "a")
 
 
+def test_labels_that_differ_in_capitals_alone_are_told():
+    pictures(Path("x"))
+    table("\n".join(f"{n:03}.png,{('cat', 'CAT', 'dog')[n % 3]}" for n in range(15)))
+    assert build().notes[1:] == ("CAT and cat are two classes, which differ in capitals alone",)
+
+
 @pytest.mark.parametrize("name", ["subset", "set", "Data_Set", "usage"])
 def test_a_column_says_the_splits(name):
     pictures(Path("x"))
