@@ -22,6 +22,12 @@ _RETURNED = {"loss": "register a function that returns it, or a torch.nn.Module"
 def no_entry(registry: Any, name: str, why: str, where: object) -> ConfigError:
     """Return the message on a name that no entry has; `why` says so of one that was left out."""
     known = registry.names_like(name)
+    bare = str(name).rpartition("/")[2]
+    further = [f"{prefix}.{bare}" for prefix in registry.prefixes
+               if registry.find(f"{prefix}.{bare}") is not None]
+    if further:
+        return ConfigError(f"no {registry.kind} named {name!r}", where,
+                           f"Did you mean {' or '.join(further)}?")
     hint = why + (suggest(name, known) or way_to_install(str(name).partition(".")[0]))
     if not difflib.get_close_matches(str(name).lower(), map(str.lower, known), 1, 0.75):
         hint += ("\n  One of your own: register() above it, and its file in IMPORTS; see "

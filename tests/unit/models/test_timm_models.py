@@ -105,6 +105,8 @@ def test_a_model_whose_class_is_not_told_takes_them_too():
 
 @pytest.mark.parametrize("node, expected", [
     ({"NAME": "timm.convnext_tny"}, "no model named 'timm.convnext_tny'\n  Did you mean timm.convnext_tiny?"),
+    ({"NAME": "resnet10t"}, "no model named 'resnet10t'\n  Did you mean timm.resnet10t?"),
+    ({"NAME": "timm/resnet50.a1_in1k"}, "no model named 'timm/resnet50.a1_in1k'\n  Did you mean timm.resnet50.a1_in1k?"),
     ({"NAME": "timm.resnet50.a1_in1"}, "no model named 'timm.resnet50.a1_in1'\n  Did you mean timm.resnet50.a1_in1k?"),
     ({"NAME": "timm.resnet18", "drop_rat": 0.1}, "model timm.resnet18 has no argument 'drop_rat'\n  Did you mean drop_rate?"),
     ({"NAME": "timm.deit_tiny_distilled_patch16_224", "depht": 3}, "Did you mean depth?"),
