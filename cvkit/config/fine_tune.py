@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cvkit.config.tree import DEFAULT, Config, adopt
+from cvkit.config.tree import COMMAND_LINE, PYTHON, Config, adopt
 from cvkit.errors import ConfigError
 from cvkit.registry.signatures import plain
 from cvkit.system.text import suggest
@@ -15,6 +15,7 @@ _KEYS: dict[str, tuple[Any, Any]] = {
     "epochs_frozen": (1, lambda value: type(value) is int and value >= 0),
     "backbone_lr": (0.1, lambda value: type(value) in (int, float) and 0 <= value < math.inf),
     "norms_frozen": (False, lambda value: type(value) is bool)}
+_LATE = (COMMAND_LINE, PYTHON)
 _KINDS = {"epochs_frozen": "a whole number, 0 or more", "backbone_lr": "a number, 0 or more",
           "norms_frozen": "true or false"}
 
@@ -44,7 +45,8 @@ def expand_fine_tune(config: Config) -> None:
     epochs, factor, are_norms_frozen = (
         node.get(key, default) for key, (default, _) in _KEYS.items())
     for key in ("FREEZE", "UNFREEZE"):
-        if train[key] or train.origin(key) != DEFAULT:
+        # What is set later than FINE_TUNE, even to nothing, is meant to count.
+        if train[key] or (train.origin(key) in _LATE and config.origin("FINE_TUNE") not in _LATE):
             raise ConfigError(f"FINE_TUNE sets TRAIN.{key} itself", where=train.where(key),
                               hint="Leave one of them out, or set FINE_TUNE null.")
     if epochs:

@@ -23,8 +23,10 @@ _COLUMNS = {
               "path", "imageid", "img", "imgpath", "imgname", "id", "name"),
     "label": ("label", "labels", "class", "classname", "category", "target", "labelname",
               "categoryname", "classid", "labelid"),
-    "split": ("split", "subset", "partition", "dataset", "set", "usage", "fold")}
-_SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+    "split": ("split", "subset", "partition", "dataset", "set", "usage")}
+_SURE = ("split", "subset", "partition", "dataset")
+_SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words} | {
+    "publictest": "val", "privatetest": "test"}  # of FER2013
 
 
 @DATASETS.register()
@@ -149,12 +151,19 @@ def _likely(table: Table, kind: str, taken: Mapping[str, int]) -> int | None:
     first = table.rows[0].fields
     free = [column for column in range(table.width) if column not in taken.values()]
     if kind == "split":
-        free = [column for column in free if first[column].lower() in _SPLIT_OF]
+        # Sure only of what is in every row.
+        free = [column for column in free if first[column].lower() in _SPLIT_OF and (
+            _plain(table.called(column)) in _SURE
+            or all(row.fields[column].lower() in _SPLIT_OF for row in table.rows))]
     files = [column for column in free if kind == "image" and is_image(first[column])]
-    called = {re.sub(r"[\W_]", "", table.called(column).lower()): column
+    called = {_plain(table.called(column)): column
               for column in reversed(files or free)}
     return next((called[word] for word in _COLUMNS[kind] if word in called),
                 files[0] if files else None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _remaining(table: Table, kind: str, taken: Mapping[str, int]) -> int:

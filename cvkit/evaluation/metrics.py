@@ -282,6 +282,8 @@ class _OfTorchmetrics:
         self.classes = list(classes)
         kind = type(self).__name__
         self.name = name or re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower()
+        # By class, or one for all.
+        self.kind_of_values = self.name, arguments.get("average", "") in (None, "none")
         # Each process is given the logits of all, so that none has to ask the others.
         self.metric = self.kind(num_classes=len(classes), sync_on_compute=False, **arguments)
 
@@ -335,10 +337,11 @@ def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:
         if node["NAME"] != "Accuracy":
             metrics.append(METRICS.build(node, classes=list(classes), num_classes=len(classes)))
             METRICS.refuse_without(node, metrics[-1], "update(logits, labels)", "compute()")
-            name = getattr(metrics[-1], "name", None)
-            if isinstance(metrics[-1], _OfTorchmetrics) and any(
-                    isinstance(other, _OfTorchmetrics) and other.name == name
-                    for other in metrics[:-1]):
+            # Known before anything is counted: after an epoch it would be late.
+            if isinstance(metrics[-1], _OfTorchmetrics) and metrics[-1].kind_of_values in [
+                    other.kind_of_values for other in metrics[:-1]
+                    if isinstance(other, _OfTorchmetrics)]:
+                name = metrics[-1].name
                 raise ConfigError(f"two metrics compute {name!r}", where_in(node, "NAME"),
                                   f"Call one of them otherwise: name: {name}_2")
     return metrics

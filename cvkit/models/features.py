@@ -43,20 +43,23 @@ def head_of(model: nn.Module, image_shape: Sequence[int]) -> str:
         ConfigError: there is no such layer, or there are two side by side.
     """
     image = torch.zeros(1, *image_shape, device=next(model.parameters()).device)
-    with torch.enable_grad(), in_evaluation_mode(model), random_numbers_kept(image.device):
-        logits, calls = _last_calls(model, image.requires_grad_(), 2)
-    if not calls or calls[-1].outputs != logits.shape[1]:
+    with torch.no_grad(), in_evaluation_mode(model), random_numbers_kept(image.device):
+        logits, calls = _last_calls(model, image, 2)
+        first, last = (calls[0], calls[-1]) if calls else (None, None)
+        if first and last and first.outputs == last.outputs == logits.shape[1] and not (
+                f"{first.name}.".startswith(f"{last.name}.")):
+            # Side by side, the one has no say in what the other is given.
+            _, again = _last_calls(model, image, 1, changed=first.name)
+            if torch.equal(again[-1].input, last.input):
+                raise ConfigError(
+                    f"the model makes its logits by two layers, {first.name} and {last.name}: none "
+                    "of them is the head",
+                    hint=f"Name them: '!{first.name}' and '!{last.name}' in place of backbone.")
+    if last is None or last.outputs != logits.shape[1]:
         raise ConfigError("the model has no head that could be told from its backbone: its logits "
                           "are not those of a last linear layer or convolution",
                           hint="Name its parts themselves: their names stand in "
                                "model.named_modules().")
-    first, last = calls[0], calls[-1]
-    if first is not last and first.outputs == logits.shape[1] and not (
-            last.input.requires_grad and _depends(last.input, first.output)):
-        raise ConfigError(f"the model makes its logits by two layers, {first.name} and "
-                          f"{last.name}: none of them is the head",
-                          hint=f"Name them: '!{first.name}' and '!{last.name}' in place of "
-                               "backbone.")
     return last.name
 
 
@@ -65,22 +68,23 @@ class _Call(NamedTuple):
 
     name: str
     input: Tensor
-    output: Tensor
     outputs: int
 
 
-def _depends(value: Tensor, on: Tensor) -> bool:
-    return torch.autograd.grad(value.sum(), on, allow_unused=True)[0] is not None
+def _last_calls(model: nn.Module, images: Tensor, count: int,
+                changed: str = "") -> tuple[Tensor, list[_Call]]:
+    """Return the logits, and so many of the last calls of linear layers and convolutions.
 
-
-def _last_calls(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor, list[_Call]]:
-    """Return the logits, and so many of the last calls of linear layers and convolutions."""
+    Args:
+        changed: name of a layer that is to return something else.
+    """
     # All of them would be as much memory as a training takes.
     calls = deque[_Call](maxlen=count)
 
     def note(name: str) -> Any:
-        def hook(module: Any, inputs: Any, output: Tensor) -> None:
-            calls.append(_Call(name, inputs[0], output, module.weight.shape[0]))
+        def hook(module: Any, inputs: Any, output: Tensor) -> Tensor | None:
+            calls.append(_Call(name, inputs[0], module.weight.shape[0]))
+            return output + torch.rand_like(output) if name == changed else None
         return hook
 
     handles = [layer.register_forward_hook(note(name))

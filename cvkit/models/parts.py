@@ -14,6 +14,7 @@ from cvkit.system.text import nearest
 
 # Words for parts that every model has.
 ALL, BACKBONE, HEAD, NORMS = WORDS = ("all", "backbone", "head", "norms")
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # A model that is divided into fewer parts is looked into.
 _FEW = 4
 
@@ -67,8 +68,14 @@ def _matched(model: nn.Module, pattern: str, names: Sequence[str],
 def _norms(model: nn.Module) -> list[str]:
     """Return the parameters of the layers that are called a norm, whichever library they are of."""
     return [f"{path}.{name}" for path, module in model.named_modules()
-            if "norm" in type(module).__name__.lower()
+            if is_norm(module)
             for name, _ in module.named_parameters(recurse=False)]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a layer is a norm: one of torch's kinds, or called so in another library."""
+    name = type(module).__name__.lower()
+    return isinstance(module, _NORMS) or ("norm" in name and "normfree" not in name)
 
 
 def paths_of(name: str) -> Iterator[str]:

@@ -57,10 +57,13 @@ def begin_small(model: nn.Module, new: Container[str]) -> None:
         new: names of those that are not.
     """
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and f"{name}.weight" in new:
-            inputs = module.weight[0].numel()
-            if module.weight.std() > inputs**-0.5:  # torch's own is 0.58 of it
-                module.reset_parameters()
+        if f"{name}.weight" not in new or not isinstance(module, (nn.Linear, nn.Conv2d)):
+            continue
+        weight = module.weight.detach()
+        if weight.ndim == 4 and weight.shape[2:] != (1, 1):  # no last layer
+            continue
+        if weight.numel() > 1 and weight.std() > (inputs := weight[0].numel())**-0.5:
+            weight *= (3 * inputs)**-0.5 / weight.std()
 
 
 def misfit(error: RuntimeError, name: str, arguments: Iterable[str],

@@ -19,7 +19,7 @@ _KINDS = {"activation", "batchnorm", "channelshuffle", "conv", "dropout", "flatt
           "instancenorm", "linear", "normalization", "padding", "pixelshuffle", "pooling",
           "upsampling"}
 _NO_LAYERS = ("Bilinear", "Lazy", "MaxUnpool", "MultiheadAttention")
-_OUTPUTS = ("out_channels", "out_features")
+_OUTPUTS = ("out_channels", "out_features", "num_classes")
 
 
 def _torch_layers() -> dict[str, Any]:
@@ -101,6 +101,10 @@ def _chain(layers: Sequence[Any], example: Tensor,
             raise ConfigError(
                 f"layer {node[NAME]} cannot take {_shape(example)}: {error}", where_in(node, NAME),
                 f"Leave {known[0]} out: it is found by itself." if known else None) from error
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != 1:
+            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigError(f"layer {node[NAME]} returns {what} for one image, nothing that a "
+                              "next layer could take", where_in(node, NAME))
         example = output
     return nn.Sequential(modules), example
 
@@ -108,8 +112,8 @@ def _chain(layers: Sequence[Any], example: Tensor,
 def _facts(example: Tensor, num_classes: int | None) -> dict[str, Any]:
     """Return what layers are told of their input, and the last one of its outputs."""
     shape = list(example.shape)
-    facts = {"example": example, "num_classes": num_classes, "in_features": shape[-1],
-             "in_channels": shape[1], "num_features": shape[1], "num_channels": shape[1],
+    facts = {"example": example, "in_features": shape[-1], "in_channels": shape[1],
+             "num_features": shape[1], "num_channels": shape[1],
              "normalized_shape": shape[1:] if len(shape) != 3 else shape[2:]}
     return facts if num_classes is None else facts | dict.fromkeys(_OUTPUTS, num_classes)
 
@@ -130,7 +134,8 @@ def _unnamed(node: Any) -> Any:
 
 def _with_outputs(layers: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the layers whose number of outputs can be set, those of groups too."""
-    for node in filter(is_node, layers):
+    # What is no list is refused elsewhere.
+    for node in filter(is_node, layers if isinstance(layers, (list, tuple)) else ()):
         entry = LAYERS.find(node[NAME])
         if entry is group:
             yield from _with_outputs(node.get("layers", ()))
@@ -152,10 +157,12 @@ def _problems_of_model(node: Mapping[str, Any], key: str) -> Iterator[ConfigErro
     """Yield what is wrong with the layers of a model, and those without outputs but the last."""
     yield from _problems(node, key)
     for item in list(_with_outputs(node[key]))[:-1]:
-        needed = next(each for each in _OUTPUTS if each in parameters_of(LAYERS.get(item[NAME]))[0])
-        if needed not in item:
-            yield ConfigError(f"layer {item[NAME]} needs {needed}", where_in(item, NAME),
-                              "Only the last layer's are known, one for each class.")
+        parameters, _ = parameters_of(LAYERS.get(item[NAME]))
+        for key in _OUTPUTS:
+            if key not in item and key in parameters and (
+                    parameters[key].default is parameters[key].empty):
+                yield ConfigError(f"layer {item[NAME]} needs {key}", where_in(item, NAME),
+                                  "Only the last layer's are known, one for each class.")
 
 
 vars(sequential)["nodes"] = {"layers": _problems_of_model}

@@ -30,7 +30,7 @@ from cvkit.system.device import describe
 from cvkit.system.log import FILE, LOG, SCREEN, screen
 from cvkit.system.text import and_more, duration, escape_controls, plural
 from cvkit.training.freezing import learning_in_words
-from cvkit.training.groups import table_of
+from cvkit.training.groups import table_of, unused
 from cvkit.training.schedulers import depends_on_length, is_to_find
 from cvkit.training.signals import Interrupted
 from cvkit.training.state import TrainingState
@@ -143,6 +143,8 @@ class Console(Reporter):
             learning = learning_in_words(state.model, state.freezing,
                                          self.parts.config.TRAIN.EPOCHS)
             words.append(f"learning   {learning}")
+        words += [f"unused     group {name}: others have what it matches, or it never learns"
+                  for name in unused(self.parts.config.OPTIMIZER, groups)]
         if "lr_mult" in groups[0] and self.run is None:
             words += [f"{'' if number else 'groups':<11}{line}"
                       for number, line in enumerate(table_of(groups))]

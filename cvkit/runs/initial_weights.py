@@ -111,11 +111,15 @@ def _of_file(path: Path) -> InitialWeights:
 
 def _refuse_stand_ins(path: Path) -> None:
     """Refuse what was fetched in place of a file of weights."""
-    with path.open("rb") as file:
-        start = file.read(200)
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     is_pointer = start.startswith(b"version https://git-lfs")
     what = ("is empty" if not start else "is a pointer of Git LFS" if is_pointer else
-            "is a web page" if start.lstrip()[:1] == b"<" else None)
+            "is a web page" if start.lstrip().lower().startswith((b"<!doctype", b"<html")) else
+            None)
     if what:
         raise CheckpointError(f"{path} {what}", hint="Download the file itself once more.")
 

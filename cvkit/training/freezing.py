@@ -11,7 +11,7 @@ from torch import nn
 from cvkit.config import Config
 from cvkit.errors import ConfigError, located
 from cvkit.models.features import head_of
-from cvkit.models.parts import matching
+from cvkit.models.parts import is_norm, matching
 
 
 class Freezing:
@@ -38,12 +38,16 @@ class Freezing:
     def hold(self, model: nn.Module, epoch: float) -> None:
         """Let layers of frozen parameters that keep statistics (BatchNorm) go by them.
 
-        One without parameters is frozen where all parameters of what is around it are. What is in
+        One without parameters is frozen where all parameters of what is around it, or of all
+        other norms, are. What is in
         such a layer (timm's have an activation and a dropout) stays in the mode that it has.
         """
         modules = dict(model.named_modules())
         parameters = dict(model.named_parameters(remove_duplicate=False))
         frozen = {id(parameters[name]) for name, until in self.until.items() if epoch < until}
+        of_norms = [id(each) for module in modules.values() if is_norm(module)
+                    for each in module.parameters(recurse=False)]
+        are_norms_frozen = bool(of_norms) and frozen.issuperset(of_norms)
         for name, module in modules.items():
             if not any(buffer.is_floating_point() for buffer in module.buffers(recurse=False)):
                 continue
@@ -51,7 +55,7 @@ class Freezing:
             while name and not own:
                 own = list(modules[name].parameters())
                 name = name.rpartition(".")[0]
-            if own and all(id(parameter) in frozen for parameter in own):
+            if are_norms_frozen or (own and all(id(parameter) in frozen for parameter in own)):
                 module.training = False
 
 

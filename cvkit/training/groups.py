@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from cvkit.errors import ConfigError, located
+from cvkit.errors import located
 from cvkit.models.features import head_of
 from cvkit.models.parts import matching, stages_of
 from cvkit.system.text import in_columns
@@ -38,7 +38,7 @@ def parameter_groups(node: Mapping[str, Any], model: nn.Module, loss: nn.Module 
         freezing: what does not learn at first, or ever.
 
     Raises:
-        ConfigError: a pattern matches nothing, or nothing that is left.
+        ConfigError: a pattern matches nothing.
     """
     until = {} if freezing is None else freezing.until
     learning = {name: parameter for name, parameter in model.named_parameters()
@@ -68,18 +68,12 @@ def _chosen(node: Mapping[str, Any], model: nn.Module,
         return [("", names, {})]
     head = functools.cache(lambda: head_of(model, image_shape))
     chosen: list[tuple[str, list[str], dict[str, Any]]] = []
-    taken = set[str]()
     for item in nodes:
         patterns = [item["match"]] if isinstance(item["match"], str) else list(item["match"])
         options = {key: item[key] for key in item if key not in ("match", "lr_mult")}
         with located(item, "match"):
             found = matching(model, patterns, head)
-            if taken.issuperset(found):
-                raise ConfigError(f"all that {', '.join(patterns)} matches is in the groups before "
-                                  "it", hint="The first that matches counts: move it up, or leave "
-                                             "it out.")
-        taken.update(found)
-        chosen.append((" ".join(patterns), found,
+        chosen.append((_called(item), found,
                        {"lr_mult": float(item.get("lr_mult", 1.0)), **options}))
     chosen.append((_REST, names, {"lr_mult": 1.0}))
     if decay is None:
@@ -90,6 +84,23 @@ def _chosen(node: Mapping[str, Any], model: nn.Module,
              {**options, "lr_mult": options["lr_mult"] * decay ** (len(stages) - 1 - place)})
             for name, parts, options in chosen
             for place, (stage, inner) in enumerate(stages.items())]
+
+
+def _called(item: Mapping[str, Any]) -> str:
+    return item["match"] if isinstance(item["match"], str) else " ".join(item["match"])
+
+
+def unused(node: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return those of an optimizer's `groups` that no parameter has, by name.
+
+    Args:
+        node: the config's OPTIMIZER.
+        groups: that `parameter_groups` returned.
+    """
+    called = [_called(item) for item in node.get("groups") or ()]
+    has = {name for name in called for group in groups
+           if f"{group['name']},".startswith((f"{name},", f"{name} in "))}
+    return [name for place, name in enumerate(called) if name not in has or name in called[:place]]
 
 
 def table_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -50,8 +50,8 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         axes = figure.add_subplot(grid[place, 0] if is_2x2 else grid[0, place])
         panels[quantity, "train"] = axes
         panels[quantity, "held out"] = figure.add_subplot(grid[place, 1]) if is_2x2 else axes
-    multipliers = histories[0][-1].get("lr_mult", {}) if len(runs) == 1 else {}
-    has_groups = len(set(multipliers.values())) > 1
+    has_groups = len(runs) == 1 and any(
+        len(set(epoch.get("lr_mult", {}).values())) > 1 for epoch in histories[0])
     # Beside the rates of groups there is room for their names.
     places = grid[-1, :].subgridspec(1, 2, width_ratios=[5, 1]) if has_groups else [grid[-1, :]]
     legend_panel = figure.add_subplot(places[1]) if has_groups else None

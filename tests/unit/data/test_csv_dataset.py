@@ -149,6 +149,18 @@ def test_labels_that_differ_in_capitals_alone_are_told():
     assert build().notes[1:] == ("CAT and cat are two classes, which differ in capitals alone",)
 
 
+def test_a_column_of_another_meaning_is_not_taken_for_that_of_the_splits():
+    pictures(Path("x"))
+    rows = [f"{n:03}.png,{'cat' if n < 5 else 'ant'}" for n in range(15)]
+    table("\n".join(f"{row},{'train' if n % 2 else 'extra'}" for n, row in enumerate(rows)), "file,label,set\n")
+    assert build().notes == ("columns of labels.csv: file is the image, label is the label",)
+    words = ["Training"] * 9 + ["PublicTest", "PrivateTest"] * 3
+    table("\n".join(f"{row},{word}" for row, word in zip(["000.png,cat", *rows[1:4], *rows[10:], rows[4], *rows[5:10]], words)),
+          "file,label,Usage\n")
+    data = build()
+    assert [len(split) for split in (data.train, data.val, data.test)] == [9, 3, 3]
+
+
 @pytest.mark.parametrize("name", ["subset", "set", "Data_Set", "usage"])
 def test_a_column_says_the_splits(name):
     pictures(Path("x"))

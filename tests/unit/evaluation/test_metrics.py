@@ -254,6 +254,7 @@ def test_two_of_a_kind_are_told_apart_by_their_names():
         metric.update(logits, labels)
     assert together((metric, values_of(metric)) for metric in metrics) == pytest.approx(
         {"accuracy": 0.75, "f1_score": (0.8 + 2 / 3) / 2, "f1_weighted": (3 * 0.8 + 2 / 3) / 4})
+    assert len(build_metrics([{"NAME": "F1Score"}, {"NAME": "F1Score", "average": "none"}], ["a", "b"])) == 3
     with pytest.raises(ConfigError, match="two metrics compute 'f1_score'\n  Call one of them otherwise: name: f1_score_2"):
         build_metrics([{"NAME": "F1Score", "average": average} for average in ("macro", "weighted")], ["a", "b"])
 

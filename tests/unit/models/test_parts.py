@@ -42,12 +42,34 @@ def test_of_two_heads_none_is_taken_for_the_one(name, heads):
     assert len(matching(model, [f"!{head}" for head in heads], str)) == len(list(model.parameters())) - 4
 
 
+class Twice(nn.Module):
+    """The same layer for two views; its forward changes its input and keeps what it made."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Linear(12, 5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        x = x.clamp_(-3, 3).flatten(1)
+        with torch.no_grad():
+            self.kept = self.body(x)
+        return (self.fc(self.kept) + self.fc(self.kept.detach() + 1)) / 2
+
+
+def test_a_layer_that_is_called_twice_is_one_head():
+    model = Twice()
+    assert head_of(model, (3, 2, 2)) == "fc" and not model.kept.requires_grad
+
+
 def test_layers_of_the_head_s_size_before_it_are_no_second_head():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
     assert head_of(model, (3, 2, 2)) == "5"
     on_tokens = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.Flatten(2), nn.Unflatten(2, (4, 1)), nn.Flatten(2))
     on_tokens.append(nn.Linear(4, 6)).append(nn.AdaptiveAvgPool2d((1, 6))).append(nn.Flatten())
     assert head_of(on_tokens, (3, 4, 4)) == "4"
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    with torch.no_grad():
+        assert head_of(nn.Sequential(inner, nn.BatchNorm1d(5), nn.Linear(5, 5)), (3, 2, 2)) == "2"
 
 
 def test_a_model_whose_logits_are_of_no_last_layer_has_no_head():
@@ -91,6 +113,19 @@ def test_norms_are_found_whatever_their_class(name, count):
     found = matching(model, ["norms"], str)
     kept = {path for path, buffer in model.named_buffers() if buffer.is_floating_point() and path.endswith("running_mean")}
     assert len(found) == count and {path.rpartition(".")[0] for path in kept} <= {path.rpartition(".")[0] for path in found}
+
+
+def test_norms_are_those_of_a_kind_or_of_a_name():
+    class BN(nn.BatchNorm2d):
+        pass
+
+    class NormFreeBlock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1))
+
+    model = nn.Sequential(BN(2), NormFreeBlock(), nn.Linear(2, 2))
+    assert matching(model, ["norms"], str) == ["0.weight", "0.bias"]
 
 
 def test_a_model_without_norms_says_so():

@@ -76,6 +76,11 @@ def test_a_cam_is_drawn_of_its_blocks_by_number_or_name():
     ("[{NAME: ReLU, name: forward}]", "MODEL.layers.0.name: a layer cannot be called 'forward'"),
     ("[{NAME: ReLU, name: 3}]", "MODEL.layers.0.name: a layer cannot be called 3"),
     ("[{NAME: Flatten}, {NAME: Linear, out_features: 4}]", "wrong.yaml:1 MODEL.layers.1.out_features: out_features of the last layer is 4, but the data has 10 classes\n  Leave it out"),
+    ("[{NAME: Sequential, layers: 3}, {NAME: Flatten}, {NAME: Linear}]",
+     "wrong.yaml:1 MODEL.layers.0.layers: layers of layer Sequential takes list, not 3"),
+    ("[{NAME: MaxPool2d, kernel_size: 2, return_indices: true}, {NAME: Flatten}, {NAME: Linear}]",
+     "wrong.yaml:1 MODEL.layers.0.NAME: layer MaxPool2d returns tuple for one image"),
+    ("[{NAME: Flatten, start_dim: 0}, {NAME: Linear}]", "layer Flatten returns (3072,) for one image"),
     ("[]", "wrong.yaml:1 MODEL.layers: the last layer returns 3×32×32"),
     ("Linear", "wrong.yaml:1 MODEL.layers: layers of model Sequential takes list, not 'Linear'")])
 def test_mistakes_name_the_layer(layers, expected, tmp_path, monkeypatch):
@@ -104,6 +109,19 @@ def test_a_layer_of_one_s_own_may_ask_for_what_comes_in():
 
     model = build_model(node({"NAME": "Scale", "start": 2.0}, {"NAME": "Flatten"}, {"NAME": "Linear"}), 4, (3, 8, 8))
     assert model[0].factor.tolist() == [[[2.0]]] * 3
+
+
+def test_a_layer_of_one_s_own_may_be_the_last_and_have_defaults():
+    @LAYERS.register()
+    def head(in_features, num_classes):
+        return nn.Sequential(nn.Dropout(0.1), nn.Linear(in_features, num_classes))
+
+    @LAYERS.register()
+    def block(in_channels, out_channels=7):
+        return nn.Conv2d(in_channels, out_channels, 3)
+
+    model = build_model(node({"NAME": "block"}, {"NAME": "Flatten"}, {"NAME": "head"}), 4, (3, 8, 8))
+    assert model[0].out_channels == 7 and model[2][1].weight.shape == (4, 7 * 36)
 
 
 def test_it_is_trained_resumed_and_opened(tiny):

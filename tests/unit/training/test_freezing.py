@@ -175,6 +175,14 @@ def test_mistakes_are_told_before_training(quick, settings, where, message):
     assert message in str(caught.value) and str(caught.value.where).endswith(f" {where}")
 
 
+def test_norms_without_parameters_are_held_where_all_others_are():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    Freezing({"3.weight": math.inf, "3.bias": math.inf}).hold(model.train(), 1)
+    assert [module.training for module in model] == [True, False, True, False]
+    Freezing({"3.weight": math.inf}).hold(model.train(), 1)
+    assert model[1].training
+
+
 def test_an_epoch_can_be_taken_out(quick):
     config = load_config(quick, {**HEAD, "TRAIN.UNFREEZE": {"2": None, "3": "all"}})
     model = build_model(config.MODEL, 10, (3, 32, 32))

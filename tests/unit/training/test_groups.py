@@ -11,7 +11,7 @@ from cvkit.models import build_model
 from cvkit.runs.folder import Run
 from cvkit.session import build_trainer, check, train
 from cvkit.training.freezing import Freezing
-from cvkit.training.groups import parameter_groups, table_of
+from cvkit.training.groups import parameter_groups, table_of, unused
 from cvkit.training.optimizers import build_optimizer
 from cvkit.training.schedulers import Schedule, build_schedule
 
@@ -23,13 +23,21 @@ def small():
     return build_model({"NAME": "resnet18", "width": 4}, 10, (3, 32, 32))
 
 
-@pytest.mark.parametrize("groups", [
-    [{"match": "layer1"}, {"match": "layer1.0", "lr_mult": 2}], [{"match": "head"}, {"match": ["fc.weight"]}],
-    [{"match": "all"}, {"match": "backbone"}]])
-def test_a_group_that_never_counts_is_refused(groups):
-    with pytest.raises(ConfigError, match=r"all that (layer1\.0|fc\.weight|backbone) matches is in the groups before it\n"
-                                          "  The first that matches counts: move it up, or leave it out"):
-        parameter_groups({**SGD, "groups": groups}, small())
+@pytest.mark.parametrize("groups, never", [
+    ([{"match": "layer1"}, {"match": "layer1.0", "lr_mult": 2}], ["layer1.0"]),
+    ([{"match": "head"}, {"match": ["fc.weight", "fc.bias"]}], ["fc.weight fc.bias"]),
+    ([{"match": "layer1"}, {"match": "layer1"}, {"match": "layer2"}], ["layer1"]),
+    ([{"match": "all"}, {"match": "backbone"}], ["backbone"]), ([{"match": "backbone"}, {"match": "all"}], [])])
+@pytest.mark.parametrize("more", [{}, {"layer_decay": 0.5}])
+def test_groups_that_never_count_are_found(groups, never, more):
+    node = {**SGD, "groups": groups, **more}
+    assert unused(node, parameter_groups(node, small(), decay_norm_and_bias=False)) == never
+
+
+def test_a_group_that_never_counts_is_told(quick, capsys):
+    check(load_config(quick, {"FINE_TUNE": {}, "OPTIMIZER": {**SGD, "groups": [{"match": "all", "weight_decay": 0.0}]}}))
+    assert ("unused     group backbone: others have what it matches, or it never learns\n"
+            in capsys.readouterr().out)
 
 
 def names_in(groups, model):
