@@ -63,7 +63,7 @@ def test_output_that_is_not_utf_8_lacks_letters_and_nothing_else(run, tool, monk
     Path("mine.py").write_text("from cvkit import MODELS\n\n@MODELS.register()\ndef own_net():\n"
                                "    '3×3 日本'\n", encoding="utf-8")
     code, said = say("registry.py", "model", "--import", "mine.py")
-    assert code == 0 and f"own_net   3{times}3 ??\n" in said, said
+    assert code == 0 and f"own_net     3{times}3 ??\n" in said, said
 
 
 def test_a_training_whose_output_is_ascii_ends_well(tiny):

@@ -35,8 +35,9 @@ def test_a_header_says_what_was_measured_and_what_changed_since(path):
 
 
 def test_so_many_were_measured():
-    assert sorted(MEASURED) == ["resnet18_cifar10", "resnet18_cifar10_best", "resnet18_digits",
-                                "resnet18_s1_cifar10", "resnet9_cifar10"]
+    assert sorted(MEASURED) == ["layers_digits", "mobilenet_v3_cifar10", "resnet18_cifar10",
+                                "resnet18_cifar10_best", "resnet18_digits", "resnet18_s1_cifar10",
+                                "resnet9_cifar10"]
     for name, result in MEASURED.items():
         images = "1,438 train, 359 test" if "digits" in name else "50,000 train, 10,000 test"
         assert images in result.contents[0]["data"], name
