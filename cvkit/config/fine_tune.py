@@ -10,14 +10,14 @@ from cvkit.errors import ConfigError
 from cvkit.registry.signatures import plain
 from cvkit.system.text import suggest
 
-# Each key: its default, and whether a value is possible.
-_KEYS: dict[str, tuple[Any, Any]] = {
-    "epochs_frozen": (1, lambda value: type(value) is int and value >= 0),
-    "backbone_lr": (0.1, lambda value: type(value) in (int, float) and 0 <= value < math.inf),
-    "norms_frozen": (False, lambda value: type(value) is bool)}
+# Each key: its default, its values in words, and whether one is possible.
+_KEYS: dict[str, tuple[Any, str, Any]] = {
+    "epochs_frozen": (1, "a whole number, 0 or more",
+                      lambda value: type(value) is int and value >= 0),
+    "backbone_lr": (0.1, "a number, 0 or more",
+                    lambda value: type(value) in (int, float) and 0 <= value < math.inf),
+    "norms_frozen": (False, "true or false", lambda value: type(value) is bool)}
 _LATE = (COMMAND_LINE, PYTHON)
-_KINDS = {"epochs_frozen": "a whole number, 0 or more", "backbone_lr": "a number, 0 or more",
-          "norms_frozen": "true or false"}
 
 
 def expand_fine_tune(config: Config) -> None:
@@ -37,13 +37,13 @@ def expand_fine_tune(config: Config) -> None:
         if key not in _KEYS:
             raise ConfigError(f"FINE_TUNE has no {key!r}", where=node.where(key),
                               hint=suggest(key, _KEYS))
-        if not _KEYS[key][1](value):
-            raise ConfigError(f"{key} is {_KINDS[key]}, not {plain(value)!r}",
-                              where=node.where(key))
+        _, words, is_possible = _KEYS[key]
+        if not is_possible(value):
+            raise ConfigError(f"{key} is {words}, not {plain(value)!r}", where=node.where(key))
     train, optimizer = config.TRAIN, config.OPTIMIZER
     origin = f"{config.origin('FINE_TUNE')} (FINE_TUNE)"
     epochs, factor, are_norms_frozen = (
-        node.get(key, default) for key, (default, _) in _KEYS.items())
+        node.get(key, default) for key, (default, *_) in _KEYS.items())
     for key in ("FREEZE", "UNFREEZE"):
         # What is set later than FINE_TUNE, even to nothing, is meant to count.
         if train[key] or (train.origin(key) in _LATE and config.origin("FINE_TUNE") not in _LATE):

@@ -17,14 +17,15 @@ from cvkit.errors import DataError
 from cvkit.registry import DATASETS
 from cvkit.system.text import and_more, escape_controls, plural, suggest
 
+# A column of these names is that of the splits; of others, if all its fields are splits.
+_SURE = ("split", "subset", "partition", "dataset")
 # What columns are called, but for spaces, underscores and the like; the likeliest first.
 _COLUMNS = {
     "image": ("image", "imagepath", "imagefile", "imagename", "filename", "filepath", "file",
               "path", "imageid", "img", "imgpath", "imgname", "id", "name"),
     "label": ("label", "labels", "class", "classname", "category", "target", "labelname",
               "categoryname", "classid", "labelid"),
-    "split": ("split", "subset", "partition", "dataset", "set", "usage")}
-_SURE = ("split", "subset", "partition", "dataset")
+    "split": (*_SURE, "set", "usage")}
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words} | {
     "publictest": "val", "privatetest": "test"}  # of FER2013
 
@@ -151,7 +152,6 @@ def _likely(table: Table, kind: str, taken: Mapping[str, int]) -> int | None:
     first = table.rows[0].fields
     free = [column for column in range(table.width) if column not in taken.values()]
     if kind == "split":
-        # Sure only of what is in every row.
         free = [column for column in free if first[column].lower() in _SPLIT_OF and (
             _plain(table.called(column)) in _SURE
             or all(row.fields[column].lower() in _SPLIT_OF for row in table.rows))]

@@ -158,10 +158,10 @@ def _problems_of_model(node: Mapping[str, Any], key: str) -> Iterator[ConfigErro
     yield from _problems(node, key)
     for item in list(_with_outputs(node[key]))[:-1]:
         parameters, _ = parameters_of(LAYERS.get(item[NAME]))
-        for key in _OUTPUTS:
-            if key not in item and key in parameters and (
-                    parameters[key].default is parameters[key].empty):
-                yield ConfigError(f"layer {item[NAME]} needs {key}", where_in(item, NAME),
+        for output in _OUTPUTS:
+            if output not in item and output in parameters and (
+                    parameters[output].default is parameters[output].empty):
+                yield ConfigError(f"layer {item[NAME]} needs {output}", where_in(item, NAME),
                                   "Only the last layer's are known, one for each class.")
 
 

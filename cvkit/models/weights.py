@@ -163,10 +163,12 @@ def _best_names(own: Mapping[str, Tensor],
         return sum(other in theirs and own[name].shape == theirs[other].shape
                    for name, other in choice[1].items())
 
-    naming, places = best = max(choices, key=agreeing)
-    for choice in choices:
-        if choice is not best and agreeing(choice) == agreeing(best) > 0:
-            naming += f"; what is{choice[0].removeprefix(',')} fits as well"
+    counts = list(map(agreeing, choices))
+    best = counts.index(max(counts))
+    naming, places = choices[best]
+    for (words, _), count in zip(choices[best + 1:], counts[best + 1:]):
+        if count == counts[best] > 0:
+            naming += f"; what is{words.removeprefix(',')} fits as well"
     return naming, {name: other for name, other in places.items() if other in theirs}
 
 

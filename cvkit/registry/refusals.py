@@ -71,11 +71,12 @@ def no_argument(registry: Any, node: Mapping[str, Any], key: str,
     """
     settable = [name for name in kinds if name not in registry.reserved]
     hint = suggest(key, settable) or f"{node[NAME]} takes no arguments."
-    for meant in nearest(key, settable)[:1]:
+    near = nearest(key, settable)[:1]
+    for meant in near:
         values = values_of(kinds[meant], registry.makes)
         if not values.fit(node[key]):
             hint = hint.replace("? ", f"? It takes {values}. ", 1)
-    whole = None if nearest(key, settable) else registry.hidden_by(node[NAME])
+    whole = None if near else registry.hidden_by(node[NAME])
     if whole and key in parameters_of(registry.get(whole))[0]:
         hint = f"{whole} has it, another {node[NAME]}. Of this one: {hint}"
     return ConfigError(f"{registry.kind} {node[NAME]} has no argument {key!r}",

@@ -39,8 +39,8 @@ class Freezing:
         """Let layers of frozen parameters that keep statistics (BatchNorm) go by them.
 
         One without parameters is frozen where all parameters of what is around it, or of all
-        other norms, are. What is in
-        such a layer (timm's have an activation and a dropout) stays in the mode that it has.
+        other norms, are. What is in such a layer (timm's have an activation and a dropout) stays
+        in the mode that it has.
         """
         modules = dict(model.named_modules())
         parameters = dict(model.named_parameters(remove_duplicate=False))
