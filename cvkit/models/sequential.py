@@ -162,7 +162,7 @@ def _problems_of_model(node: Mapping[str, Any], key: str) -> Iterator[ConfigErro
             if output not in item and output in parameters and (
                     parameters[output].default is parameters[output].empty):
                 yield ConfigError(f"layer {item[NAME]} needs {output}", where_in(item, NAME),
-                                  "Only the last layer's are known, one for each class.")
+                                  f"Set {output}: only the last layer's is known.")
 
 
 vars(sequential)["nodes"] = {"layers": _problems_of_model}

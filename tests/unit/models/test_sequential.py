@@ -63,7 +63,7 @@ def test_a_cam_is_drawn_of_its_blocks_by_number_or_name():
     ("[{NAME: ReLU}, {NAME: Conv2d, out_channels: 8, kernel: 3}, {NAME: Flatten}, {NAME: Linear}]",
      "wrong.yaml:1 MODEL.layers.1.kernel: layer Conv2d has no argument 'kernel'\n  Did you mean kernel_size?"),
     ("[{NAME: Conv2d, kernel_size: 3}, {NAME: Flatten}, {NAME: Linear}]",
-     "wrong.yaml:1 MODEL.layers.0.NAME: layer Conv2d needs out_channels\n  Only the last layer's are known"),
+     "wrong.yaml:1 MODEL.layers.0.NAME: layer Conv2d needs out_channels\n  Set out_channels: only the last layer's is known"),
     ("[ReLU]", "wrong.yaml:1 MODEL.layers.0: expected a node {NAME: …}, not \"ReLU\"\n  Write {NAME: ReLU}."),
     ("[{NAME: Sequential, layers: [{NAME: Tanh}, {NAME: Relu}]}]",
      "wrong.yaml:1 MODEL.layers.0.layers.1.NAME: no layer named 'Relu'\n  Did you mean ReLU?"),
