@@ -6,6 +6,7 @@ From here on a training reads top to bottom: `session` builds the parts, the run
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from cvkit.models.pretrained import begins_trained
 from cvkit.models.probing import refuse_single_images
 from cvkit.reporting.checks import Checks
 from cvkit.reporting.console import Console, say_finished, say_where
-from cvkit.reporting.reporter import add_reporters, refuse_other_reporters
+from cvkit.reporting.reporter import Reporter, add_reporters, refuse_other_reporters
 from cvkit.reporting.requirements import Requirements, check_requirements, enforce
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
@@ -45,7 +46,8 @@ from cvkit.training.trial import (
 
 
 def train(config: Config, resume: bool | str | Path | Run = False,
-          parts: Experiment | None = None) -> Run | None:
+          parts: Experiment | None = None, folder: Path | None = None,
+          reporters: Sequence[Reporter] = ()) -> Run | None:
     """Train what a config describes and return the finished run.
 
     Of several processes (`torchrun`) only the first writes, and opens the run that is returned;
@@ -57,6 +59,8 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             continues the newest that was begun with the same settings, or begins one if there is
             none; one that is finished is returned as it is.
         parts: what the config describes, to train on other data for example; built if not given.
+        folder: of a run that is begun; a new one in OUTPUT_DIR if not given.
+        reporters: besides those that the config names.
 
     Raises:
         UserError: something in the config, the data or the run to resume is wrong, or the loss
@@ -81,7 +85,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         found = _find_rate(state, parts)
         if distributed.is_main():
             if run is None:
-                run = Run.create(parts.config, environment(parts.device))
+                run = Run.create(parts.config, environment(parts.device), folder)
                 stack.enter_context(run.lock())
             else:
                 run.set_config(parts.config)
@@ -91,9 +95,9 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             run.data = parts.data
             log.attach(run.folder)
             checks.run = run
-            reporters = [Console(parts, monitor, run, is_resumed), requirements, checks]
-            add_reporters(reporters, parts.config, run.folder, state)
-            Trainer(state, parts, monitor, run, reporters).train()
+            told = [Console(parts, monitor, run, is_resumed), requirements, checks, *reporters]
+            add_reporters(told, parts.config, run.folder, state)
+            Trainer(state, parts, monitor, run, told).train()
             say_where(run)
         else:
             Trainer(state, parts, monitor).train()

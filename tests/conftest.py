@@ -168,7 +168,7 @@ def painted(_trained, tmp_path):
 def draws_only(monkeypatch):
     """A function that lets a report draw some pictures alone: `draws_only("curves", "cam")`."""
     def only(*names):
-        monkeypatch.setattr("cvkit.reporting.report.draw_all", lambda run, nodes: draw_all(
+        monkeypatch.setattr("cvkit.reporting.pages.draw_all", lambda run, nodes: draw_all(
             run, [node for node in nodes if node["NAME"] in names]))
     return only
 

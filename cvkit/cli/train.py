@@ -3,6 +3,7 @@
     python tools/train.py configs/resnet18_cifar10.yaml
     python tools/train.py configs/resnet18_cifar10.yaml TRAIN.EPOCHS 5 OPTIMIZER.lr 0.05
     python tools/train.py configs/resnet18_cifar10.yaml --resume
+    python tools/train.py configs/resnet18_cifar10.yaml --seeds 5
 """
 
 import argparse
@@ -20,6 +21,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*", help="set keys for this run")
     parser.add_argument("--resume", metavar="RUN", help="continue RUN, a run folder; without RUN, "
                         "the newest of this config; auto: that or, if there is none, a new one")
+    parser.add_argument("--seeds", metavar="N", type=int,
+                        help="train N times, with SEED and the numbers after it: mean ± deviation")
+    parser.add_argument("--folds", metavar="N", type=int,
+                        help="cross-validate: N times, with another fold as the test set each")
+    parser.add_argument("--repeats", metavar="N", type=int,
+                        help="with --folds: so often, each time with other folds")
     parser.add_argument("--check", action="store_true", help="try one batch, write nothing")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved config and where each value was set")
@@ -39,6 +46,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if len(arguments) > 1:
             parser().error("--list stands alone")
         return args
+    if args.seeds is not None and args.folds is not None:
+        parser().error("--seeds or --folds, one at a time")
+    if args.repeats is not None and args.folds is None:
+        parser().error("--repeats goes with --folds")
     names_config = shipped.is_config(args.config or "")
     args.is_of_run = args.resume and args.resume != "auto" and not names_config
     if args.is_of_run:
@@ -64,7 +75,15 @@ def main(words: list[str]) -> None:
         return
     # This imports torch, and comes after what can be told without it.
     from cvkit.session import check, train
+    resume = args.resume if args.resume else args.resume is not None
     if args.check:
         check(config)
+    elif args.seeds is not None or args.folds is not None:
+        from cvkit.repeat import train_folds, train_seeds
+
+        if args.seeds is not None:
+            train_seeds(config, args.seeds, resume)
+        else:
+            train_folds(config, args.folds, 1 if args.repeats is None else args.repeats, resume)
     else:
-        train(config, resume=args.resume if args.resume else args.resume is not None)
+        train(config, resume=resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     path = shipped.find(path)
     config = _read_file(path)
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
-    folder = path.resolve().parent
-    name = folder.parent.name if (folder / "checkpoints").is_dir() else path.resolve().stem
+    folder, name = path.resolve().parent, path.resolve().stem
+    if (folder / "checkpoints").is_dir():
+        name = name_of_resolved(_text_of(path, ())) or folder.parent.name
     return _finished(config, overrides, shipped.shown(path), name)
 
 
@@ -54,6 +56,16 @@ def read_config(text: str, source: str, name: str = "run",
         ConfigError: something in it is wrong.
     """
     return _finished(_parsed(text, source, is_resolved=True), overrides, source, name)
+
+
+def name_of_resolved(text: str) -> str | None:
+    """Return the name of the config that a run's own one says it was resolved from.
+
+    The first line says so; the folder does only until it is moved. It becomes a part of paths, so
+    a name that leads elsewhere is none.
+    """
+    named = re.match(r"# (?!\.+,)([^/\\\n]+), resolved: ", text)
+    return named.group(1) if named else None
 
 
 def _finished(config: Config, overrides: Iterable[str] | Mapping[str, Any], source: str,

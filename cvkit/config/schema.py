@@ -57,6 +57,9 @@ SCHEMA: dict[str, Any] = {
         "SPLIT_SEED": Key(0, "seeds what is held out and what LIMIT takes, whatever SEED is"),
         "VAL_FRACTION": Key(0.0, "part of train held out and monitored; 0: test is monitored",
                             maximum=0.9),
+        "FOLDS": Key(0, "parts of a cross-validation, each with its share of every class; 0: none. "
+                     "--folds trains them all"),
+        "FOLD": Key(0, "which of the FOLDS is the test set, from 0; the others are trained on"),
         "SAMPLER": Component("sampler", "which training images an epoch has; null: every one once"),
         "PIPELINE": Key("auto", "auto: whole batches at once where every transform can and images "
                        "fit in memory, else image by image",

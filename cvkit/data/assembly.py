@@ -75,7 +75,7 @@ def set_aside(whole: ImageSet, fraction: float, seed: int,
     if few.size:
         raise DataError(f"one image only {places[few[0]]}",
                         hint="To be split into train and test, a class needs two at least.")
-    rest, held_out = stratified_split(whole.labels, fraction, seed)
+    rest, held_out = stratified_split(whole.labels, fraction, seed, whole.groups)
     return {"train": whole.take(rest), "test": whole.take(held_out)}
 
 

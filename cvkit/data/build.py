@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import albumentations as A
 import numpy as np
@@ -17,7 +18,7 @@ from cvkit.data.pipeline import Pipeline, build_pipeline
 from cvkit.data.plan import EpochPlan
 from cvkit.data.scan import usable_cores
 from cvkit.data.sources import BatchedSource, PerImageSource, why_not_in_workers
-from cvkit.data.splits import balanced_subset, stratified_split
+from cvkit.data.splits import balanced_subset, fold_split, stratified_split
 from cvkit.data.transforms import Normalize
 from cvkit.data.views import build_views
 from cvkit.errors import ConfigError, located, where_in
@@ -28,7 +29,7 @@ from cvkit.system.text import plural
 
 
 def build_data(config: Config) -> ImageData:
-    """Build `DATA.DATASET`, hold out `VAL_FRACTION` and apply `LIMIT`.
+    """Build `DATA.DATASET`, take one of its `FOLDS`, hold out `VAL_FRACTION` and apply `LIMIT`.
 
     Random numbers of Python, NumPy and torch that it draws are seeded by DATA.SPLIT_SEED.
 
@@ -45,11 +46,14 @@ def build_data(config: Config) -> ImageData:
                           hint="Is a return missing?" if data is None else
                                "docs/add_a_dataset.md shows how to make one.")
     fraction, limit = config.DATA.VAL_FRACTION, config.DATA.LIMIT
+    if config.DATA.FOLDS:
+        data = _with_fold(data, config)
     if fraction > 0:
         if data.val is not None:
             raise ConfigError("this data set has a val split already",
                               where=config.DATA.where("VAL_FRACTION"), hint="Set it to 0.")
-        rest, held_out = stratified_split(data.train.labels, fraction, config.DATA.SPLIT_SEED)
+        rest, held_out = stratified_split(data.train.labels, fraction, config.DATA.SPLIT_SEED,
+                                          data.train.groups)
         data = data.with_splits(train=data.train.take(rest), val=data.train.take(held_out))
     if limit > 0:
         with located(config.DATA, "LIMIT"):
@@ -57,6 +61,45 @@ def build_data(config: Config) -> ImageData:
                 name: split.take(balanced_subset(split.labels, limit, config.DATA.SPLIT_SEED))
                 for name, split in data.splits.items()})
     return data
+
+
+def images_of_folds(data: ImageData) -> ImageSet:
+    """Return the images that folds are made of, in the order in which the data set has them.
+
+    All of a data set that has no test images of its own, but some set aside; else those of train.
+    """
+    parts = [split for split in data.splits.values() if split.images is data.train.images]
+    index = np.concatenate([part.index for part in parts])
+    order = np.argsort(index, kind="stable")
+    labels = np.concatenate([part.labels for part in parts])[order]
+    groups = [part.groups for part in parts if part.groups is not None]
+    return ImageSet(data.train.images, labels, index[order],
+                    np.concatenate(groups)[order] if len(groups) == len(parts) else None)
+
+
+def _with_fold(data: ImageData, config: Config) -> ImageData:
+    """Return the data with one fold as the test images, and the others to train on."""
+    node, whole = config.DATA, images_of_folds(data)
+    if not node.FOLD < node.FOLDS:
+        raise ConfigError(f"there is no fold {node.FOLD}: FOLDS {node.FOLDS} have the numbers 0 to "
+                          f"{node.FOLDS - 1}", where=node.where("FOLD"))
+    if node.FOLDS < 2:
+        raise ConfigError("one fold leaves nothing to train on", where=node.where("FOLDS"),
+                          hint="There are two or more, 5 or 10 as a rule.")
+    if node.LIMIT > 0:
+        # Before, so that each of those that are taken is in one fold.
+        with located(node, "LIMIT"):
+            whole = whole.take(balanced_subset(whole.labels, node.LIMIT, node.SPLIT_SEED))
+    with located(node, "FOLDS"):
+        rest, held_out = fold_split(whole.labels, node.FOLDS, node.FOLD, node.SPLIT_SEED,
+                                    whole.groups)
+    val = data.val if data.val is not None and data.val.images is not whole.images else None
+    is_own = data.test.images is not whole.images
+    note = (f"fold {node.FOLD} of {node.FOLDS} of {plural(len(whole), 'image')} is tested"
+            + (f"; the data set's own {plural(len(data.test), 'test image')} are left out"
+               if is_own else ""))
+    return replace(data, train=whole.take(rest), test=whole.take(held_out), val=val,
+                   notes=(*data.notes, note))
 
 
 def build_loaders(config: Config, data: ImageData, device: torch.device,

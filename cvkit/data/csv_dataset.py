@@ -25,7 +25,8 @@ _COLUMNS = {
               "path", "imageid", "img", "imgpath", "imgname", "id", "name"),
     "label": ("label", "labels", "class", "classname", "category", "target", "labelname",
               "categoryname", "classid", "labelid"),
-    "split": (*_SURE, "set", "usage")}
+    "split": (*_SURE, "set", "usage"),
+    "group": ()}
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words} | {
     "publictest": "val", "privatetest": "test"}  # of FER2013
 
@@ -33,7 +34,8 @@ _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in wor
 @DATASETS.register()
 def CSVDataset(path: str, root: str | None = None, image: str | int | None = None,
                label: str | int | None = None, split: str | int | None = None,
-               val: str | None = None, test: str | None = None, test_fraction: float = 0.2,
+               group: str | int | None = None, val: str | None = None, test: str | None = None,
+               test_fraction: float = 0.2,
                header: bool | Literal["auto"] = "auto", delimiter: str | None = None,
                extension: str = "", channels: int = 3, mean: list[float] | None = None,
                std: list[float] | None = None, skip_unreadable: bool = False,
@@ -50,6 +52,8 @@ def CSVDataset(path: str, root: str | None = None, image: str | int | None = Non
         image, label: columns, by name or by number from 0; by default those that are called so, or
             alike (filename, class), or hold names of images.
         split: column of the splits; by default one called split or subset; "" for none.
+        group: column of what images have in common, a patient or a video: those of a group stay on
+            one side wherever images are set aside, and in one of DATA.FOLDS.
         val, test: further files of the same form, for these splits.
         test_fraction: part of every class for test, where nothing says what is of which split.
         header: whether the first row holds the names of the columns; by default unless it names an
@@ -71,7 +75,8 @@ def CSVDataset(path: str, root: str | None = None, image: str | int | None = Non
     if has_files and split not in (None, ""):
         raise ValueError("split names the column that says what is of val and test; leave it out, "
                          "or the files of these")
-    given = {"image": image, "label": label, "split": "" if has_files else split}
+    given = {"image": image, "label": label, "split": "" if has_files else split,
+             "group": "" if group is None else group}
     if header == "auto" and (isinstance(image, str) or isinstance(label, str)):
         header = True
     notes: list[str] = []
@@ -95,13 +100,16 @@ def CSVDataset(path: str, root: str | None = None, image: str | int | None = Non
     numbers = {name: number for number, name in enumerate(classes)}
     splits = {name: ImageSet.of(
         ImageFiles([each.path for each in part], channels, skip_unreadable, background),
-        [numbers[each.label] for each in part]) for name, part in by_split.items()}
+        [numbers[each.label] for each in part],
+        None if group is None else [each.group for each in part])
+        for name, part in by_split.items()}
     if "" in splits:
         first = {each.label: each.place for each in reversed(images)}
         splits = set_aside(splits[""], test_fraction, seed,
                            [f"of {name} ({first[name]})" for name in classes])
     else:
         _refuse_incomplete(by_split, path)
+        notes += _told_groups(by_split)
     if "test" not in splits:
         splits["test"] = splits.pop("val")
         notes.append("val is the test set, as there is no other")
@@ -109,12 +117,16 @@ def CSVDataset(path: str, root: str | None = None, image: str | int | None = Non
 
 
 class _Image(NamedTuple):
-    """What a row says: its place, "labels.csv:3", the file, the label, and the split or ""."""
+    """What a row says: its place, "labels.csv:3", the file, the label, the split and the group.
+
+    Of the last two "", where there are none.
+    """
 
     place: str
     path: str
     label: str
     split: str
+    group: str
 
 
 # -- columns -----------------------------------------------------------------------------
@@ -192,7 +204,8 @@ def _images(table: Table, columns: Mapping[str, int], root: Path, extension: str
                                 where=row.place, hint="Fill it in, or remove the row.")
         if "split" in fields:
             split = _split_called(fields["split"], row.place)
-        yield _Image(row.place, _file(root, fields["image"], extension), fields["label"], split)
+        yield _Image(row.place, _file(root, fields["image"], extension), fields["label"], split,
+                     fields.get("group", ""))
 
 
 def _file(root: Path, name: str, extension: str) -> str:
@@ -219,7 +232,7 @@ def _each_once(images: Sequence[_Image], notes: list[str]) -> list[_Image]:
     again = []
     for image in images:
         first = seen.setdefault(os.path.normpath(image.path), image)
-        for kind in ("label", "split"):
+        for kind in ("label", "split", "group"):
             here, there = getattr(image, kind), getattr(first, kind)
             if here != there:
                 raise DataError(f"{image.path} has the {kind} {here}, and {there} in {first.place}",
@@ -261,6 +274,16 @@ def _classes(images: Sequence[_Image], path: str) -> list[str]:
         raise DataError(f"{path} has a single class, {names[0]}",
                         hint="Classification needs two. Is DATA.DATASET.label another column?")
     return names
+
+
+def _told_groups(by_split: Mapping[str, Sequence[_Image]]) -> list[str]:
+    """Return a line if the table itself has images of a group in more than one split."""
+    splits_of: dict[str, set[str]] = {}
+    for image in (image for part in by_split.values() for image in part if image.group):
+        splits_of.setdefault(image.group, set()).add(image.split)
+    torn = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
+    return [f"{plural(len(torn), 'group')} have images in more than one split, as the table says: "
+            f"{and_more(torn, 3)}"] if torn else []
 
 
 def _refuse_incomplete(by_split: Mapping[str, Sequence[_Image]], path: str) -> None:

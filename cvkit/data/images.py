@@ -198,20 +198,23 @@ class ImageSet:
         images: uint8 array (N, H, W, C), or `ImageFiles`.
         labels: int64 (N,), indices into the classes.
         index: int64 (N,), each image's place in the split as the data set has it.
+        groups: int64 (N,), numbers of what images have in common, a patient or a video: those of a
+            group stay on one side of a split that cvkit makes. None if there are no groups.
     """
 
     images: np.ndarray | ImageFiles
     labels: np.ndarray
     index: np.ndarray
+    groups: np.ndarray | None = None
 
     @classmethod
-    def of(cls, images: np.ndarray | ImageFiles,
-           labels: Sequence[int] | np.ndarray) -> ImageSet:
+    def of(cls, images: np.ndarray | ImageFiles, labels: Sequence[int] | np.ndarray,
+           groups: Sequence[object] | np.ndarray | None = None) -> ImageSet:
         """Return a whole split.
 
         Raises:
-            DataError: images or labels of another form than above. Labels may be floats if they
-                are whole numbers.
+            DataError: images, labels or groups of another form than above. Labels may be floats if
+                they are whole numbers.
         """
         if isinstance(images, np.ndarray):
             # BGR turned into RGB by [..., ::-1], for example, is not contiguous.
@@ -222,7 +225,11 @@ class ImageSet:
                             hint="Each image needs one, in the same order.")
         if len(images) and not isinstance(images, ImageFiles):
             check_image(images[0])
-        return cls(images, numbers, np.arange(len(numbers)))
+        which = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        if which is not None and len(which) != len(images):
+            raise DataError(f"{len(images):,} images and {len(which):,} groups",
+                            hint="Each image needs one, in the same order.")
+        return cls(images, numbers, np.arange(len(numbers)), which)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -260,7 +267,8 @@ class ImageSet:
 
     def take(self, positions: np.ndarray) -> ImageSet:
         """Return the images at these positions; pixels are shared, not copied."""
-        return ImageSet(self.images, self.labels[positions], self.index[positions])
+        return ImageSet(self.images, self.labels[positions], self.index[positions],
+                        None if self.groups is None else self.groups[positions])
 
 
 def _class_numbers(given: Sequence[int] | np.ndarray) -> np.ndarray:

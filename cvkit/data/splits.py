@@ -1,7 +1,8 @@
-"""Choosing images: a part of every class held out, a balanced few, or some evenly spaced."""
+"""Choosing images: a part of every class held out, folds, a balanced few, some evenly spaced."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,14 +10,27 @@ import numpy as np
 from cvkit.errors import ConfigError, DataError
 from cvkit.system.text import plural
 
+# Images in groups are held out by so many folds, as near to a fraction as those come.
+_FINE = 20
 
-def stratified_split(labels: np.ndarray, fraction: float,
-                     seed: int) -> tuple[np.ndarray, np.ndarray]:
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int,
+                     groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return sorted positions of the rest and of `fraction` of every class, at least one of each.
 
+    Args:
+        groups: numbers (N,); images of the same one stay together, and the fraction is met as
+            nearly as that allows.
+
     Raises:
-        DataError: a class has a single image.
+        DataError: a class has a single image, or all of its images in a single group.
     """
+    if groups is not None:
+        folds = max(2, min(_FINE, len(np.unique(groups)), int(np.bincount(labels).max())))
+        number = fold_numbers(labels, folds, seed, groups)
+        is_held_out = number < min(max(round(folds * fraction), 1), folds - 1)
+        _refuse_lost(labels, is_held_out, groups)
+        return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     random = np.random.default_rng([seed, 1])
     rest, held_out = [], []
     for label in np.unique(labels):
@@ -27,6 +41,65 @@ def stratified_split(labels: np.ndarray, fraction: float,
         held_out.append(members[:count])
         rest.append(members[count:])
     return np.sort(np.concatenate(rest)), np.sort(np.concatenate(held_out))
+
+
+def fold_numbers(labels: np.ndarray, folds: int, seed: int,
+                 groups: np.ndarray | None = None) -> np.ndarray:
+    """Return for each image the fold that it is tested in, int64 (N,), from 0.
+
+    They are those of scikit-learn's StratifiedKFold, or with groups StratifiedGroupKFold, shuffled
+    by the seed.
+
+    Args:
+        labels: (N,), of which each fold has the same shares.
+        folds: 2 or more.
+        groups: numbers (N,); images of the same one are in the same fold.
+
+    Raises:
+        DataError: a class has fewer images than there are folds, or there are fewer groups.
+    """
+    # Importing it takes longer than a short training, and few ask for it.
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    counts = np.bincount(labels)
+    few = np.flatnonzero((counts > 0) & (counts < folds))
+    if groups is None and few.size:
+        raise DataError(f"class number {few[0]} has {plural(int(counts[few[0]]), 'image')}, and "
+                        f"{folds} folds need as many of each class")
+    if groups is not None and len(np.unique(groups)) < folds:
+        raise DataError(f"{plural(len(np.unique(groups)), 'group')} of images cannot be in "
+                        f"{folds} folds")
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    number = np.empty(len(labels), dtype=np.int64)
+    with warnings.catch_warnings():
+        # Of a class with fewer images than folds: groups cannot have it in each.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
+        for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(labels)), labels, groups)):
+            number[held_out] = fold
+    return number
+
+
+def fold_split(labels: np.ndarray, folds: int, fold: int, seed: int,
+               groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted positions of the images that are trained on, and of those of one fold.
+
+    Args:
+        fold: which of the folds, from 0; the others as of `fold_numbers`.
+
+    Raises:
+        DataError: as `fold_numbers`; or no image of a class is left to train on.
+    """
+    is_held_out = fold_numbers(labels, folds, seed, groups) == fold
+    _refuse_lost(labels, is_held_out, groups)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _refuse_lost(labels: np.ndarray, is_held_out: np.ndarray, groups: np.ndarray | None) -> None:
+    lost = np.setdiff1d(labels, labels[~is_held_out])
+    if lost.size:
+        raise DataError(f"all images of class number {lost[0]} would be held out, and none trained "
+                        "on", hint="They are of too few groups." if groups is not None else None)
 
 
 def balanced_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:

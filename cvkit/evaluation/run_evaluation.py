@@ -137,16 +137,31 @@ def _together(runs: Sequence[Run]) -> Predictions:
             raise DataError(f"{runs[0].folder} and {run.folder} are tested on different images",
                             hint="DATA.DATASET.root tests all of them on the same folder.")
         everything.append(other.probabilities[:, order])
-    probabilities: np.ndarray = np.stack(everything).mean(0, dtype=np.float32)
+    return with_probabilities(first, np.stack(everything).mean(0, dtype=np.float32),
+                              runs[0].config.METRICS, len(runs))
+
+
+def with_probabilities(first: Predictions, probabilities: np.ndarray, nodes: Sequence[Any],
+                       models: int) -> Predictions:
+    """Return predictions with other probabilities, and all that follows from them.
+
+    The loss is their cross entropy.
+
+    Args:
+        first: the images and classes.
+        probabilities: float32 (N, C).
+        nodes: METRICS of the config.
+        models: whose probabilities they are.
+    """
     logits = torch.from_numpy(probabilities).clamp_min(torch.finfo(torch.float32).tiny).log()
     labels = torch.from_numpy(first.true)
-    metrics = build_metrics(runs[0].config.METRICS, first.classes)
+    metrics = build_metrics(nodes, first.classes)
     for metric in metrics:
         metric.update(logits.clone(), labels.clone())
     loss = float(torch.nn.functional.nll_loss(logits, labels))
     values = {"loss": loss, **together((metric, values_of(metric)) for metric in metrics)}
     return replace(first, probabilities=probabilities, predicted=probabilities.argmax(1),
-                   loss=loss, metrics=values, models=len(runs))
+                   loss=loss, metrics=values, models=models)
 
 
 def _kept(path: Path) -> Predictions | None:

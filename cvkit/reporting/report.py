@@ -3,50 +3,38 @@
 from __future__ import annotations
 
 import inspect
-import io
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from tqdm.auto import tqdm
-
 import cvkit
 from cvkit.deployment.page import PageModel, page_model
-from cvkit.errors import RunError, UserError
+from cvkit.errors import RunError
 from cvkit.evaluation.metrics import is_part
 from cvkit.models import parameters_in_words
 from cvkit.registry import MODELS, NAME
+from cvkit.reporting.group_report import write_group_report
+from cvkit.reporting.pages import drawn_blocks, write_pages
 from cvkit.reporting.report_format import (
     Block,
     Code,
-    Image,
     Link,
     Model,
     Section,
     Table,
     Text,
     UserMarkdown,
-    render_html,
-    render_markdown,
 )
 from cvkit.reporting.requirements import check_requirements, summary
 from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
+from cvkit.runs.group import Group
 from cvkit.system.command import SOURCE, command
 from cvkit.system.environment import git_facts
-from cvkit.system.text import and_more, duration, escape_controls, plural
-from cvkit.visualizers.draw import draw_all, not_among
-from cvkit.visualizers.drawing import (
-    DPI,
-    IN_THE_TEXT,
-    Picture,
-    missing_letters_told_once,
-    told_names,
-)
+from cvkit.system.text import and_more, duration, plural
+from cvkit.visualizers.draw import not_among
 from cvkit.visualizers.flags import same_images
 
 # Sections with pictures stand in this order; the one that names none has the config's others.
@@ -63,8 +51,6 @@ _PICTURES = {
 _ALWAYS = ("curves", "lr_finder", "misclassified", "cam", "confusion", "dataset", "samples",
            "architecture", "summary")
 _GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*"}
-# Text beside a picture is long, so it is folded away under these titles.
-_TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}
 
 
 def write_report(run: Drawable, nodes: Sequence[Any] = (),
@@ -74,7 +60,7 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
     What you write into `notes.md` in the run folder (Markdown) comes first in both.
 
     Args:
-        run: a finished run.
+        run: a finished run, or a group of them.
         nodes: visualizers with arguments, before those of the run's config and the defaults.
         folder: where to; None for the run folder.
         with_model: whether `report.html` holds the model too, and names pictures that are given to
@@ -88,6 +74,8 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
             folder cannot be written; the model cannot run in a page. A single picture that cannot
             be drawn is named in the report.
     """
+    if isinstance(run, Group):
+        return write_group_report(run, nodes, folder)
     if not isinstance(run, Run):
         raise RunError(f"a report is of one finished run; this is {run.label}",
                        hint=run.advice)
@@ -99,23 +87,10 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
     run.predictions, run.model, run.data  # noqa: B018
     folder = folder or run.folder
     model = page_model(run) if with_model else None
-    pictures = _draw(run, _choose(run, nodes))
+    pictures = drawn_blocks(run, _choose(run, nodes), run.predictions.classes)
     sections = _sections(run, pictures, model)
     title = f"{run.config.name}: {100 * run.predictions.accuracy:.2f} % test accuracy"
-    paths = folder / "report.html", folder / "README.md"
-    try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        for blocks in pictures.values():
-            for block in blocks:
-                if isinstance(block, Image):
-                    (folder / "images" / f"{block.name}.png").write_bytes(block.png)
-        for path, render in zip(paths, (render_html, render_markdown)):
-            path.write_text(escape_controls(render(title, sections), keep="\n\t"), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot write the report into {folder}: {error.strerror}",
-                       hint="Choose another folder with --out.") from None
-    print(*paths, sep="\n")
-    return list(paths)
+    return write_pages(folder, "report", title, sections)
 
 
 def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
@@ -126,39 +101,6 @@ def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
         gallery = next((node for node in chosen if node[NAME] == "misclassified"), None)
         chosen += [same_images(gallery, node) for node in not_among(chosen, more)]
     return chosen
-
-
-def _draw(run: Run, nodes: Sequence[Any]) -> dict[str, list[Block]]:
-    """Return the pictures by the name of their visualizer; what cannot be drawn says why."""
-    pictures: dict[str, list[Block]] = {}
-    names = ", ".join(told_names(run.predictions.classes)[1].split("\n")[1:])
-    for drawn in draw_all(run, nodes):
-        blocks = pictures.setdefault(drawn.visualizer, [])
-        if isinstance(drawn.result, UserError):
-            tqdm.write(f"not drawn: {drawn.visualizer}: {drawn.result}", file=sys.stderr)
-            reason = " ".join(filter(None, [drawn.result.problem, drawn.result.hint]))
-            blocks.append(Text(f"{drawn.visualizer} was not drawn: {reason}"))
-        else:
-            blocks += _picture(drawn.name, drawn.result, drawn.visualizer, names)
-    return pictures
-
-
-def _picture(name: str, figure: Figure, visualizer: str, names: str) -> list[Block]:
-    if isinstance(figure, Picture):
-        png, width, height = figure.png()
-    else:
-        file = io.BytesIO()
-        with missing_letters_told_once():
-            figure.savefig(file, format="png", dpi=DPI)
-        png, (width, height) = file.getvalue(), figure.get_size_inches()
-    caption = (getattr(figure, "caption", "") or name).replace(IN_THE_TEXT, names)
-    # A browser measures 96 pixels an inch; the file is sharper than that.
-    blocks: list[Block] = [Image(name, png, round(96 * width), round(96 * height), caption,
-                                 getattr(figure, "title", ""))]
-    table = getattr(figure, "table", "")
-    if table and visualizer in _TABLES:
-        blocks.append(Code(table, title=_TABLES[visualizer]))
-    return blocks
 
 
 def _sections(run: Run, pictures: dict[str, list[Block]],

@@ -16,6 +16,8 @@ from cvkit.system.files import user_path
 from cvkit.system.text import suggest
 
 UTC = "%Y-%m-%dT%H:%M:%S"
+# What the folders of a group's runs are called.
+MEMBER = re.compile(r"seed_\d{1,9}|(repeat_\d{1,9}_)?fold_\d{1,9}")
 
 
 def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:
@@ -23,10 +25,10 @@ def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[P
     name = config_name if config_name == "*" else glob.escape(config_name)
     found = {path.parent.parent for path in Path(output_dir).glob(f"{name}/*/checkpoints/*.pt")
              if path.name in ("last.pt", "previous.pt")}
-    return sorted(found, key=lambda path: (_begun(path), *_in_order(path.name), path))
+    return sorted(found, key=lambda path: (begun(path), *_in_order(path.name), path))
 
 
-def _begun(folder: Path) -> str:
+def begun(folder: Path) -> str:
     """Return when a run was begun, in UTC: local time, in its name, may be set back."""
     try:
         text = (folder / "environment.txt").read_text(encoding="utf-8", errors="replace")
@@ -49,6 +51,35 @@ def _in_order(name: str) -> tuple[str, int]:
     return (number[1], int(number[2])) if number else (name, 1)
 
 
+def find_groups(output_dir: str | Path = "runs", config_name: str = "*",
+                ending: str = "") -> list[Path]:
+    """Return the folders of groups of runs, see `runs/group.py`, oldest first.
+
+    Args:
+        ending: of their names, "seeds" or "folds".
+    """
+    name = config_name if config_name == "*" else glob.escape(config_name)
+    found = {path.parent.parent.parent
+             for path in Path(output_dir).glob(f"{name}/*{ending}/*/checkpoints/last.pt")}
+    return sorted(filter(is_group, found), key=lambda path: (begun(members_of(path)[0]), path))
+
+
+def is_group(folder: str | Path) -> bool:
+    """Tell whether a folder holds the runs of a group."""
+    return bool(members_of(folder))
+
+
+def members_of(folder: str | Path) -> list[Path]:
+    """Return the folders of a group's runs, in the order of their seeds or folds."""
+    try:
+        found = [path for path in Path(folder).iterdir()
+                 if MEMBER.fullmatch(path.name) and (path / "config.yaml").is_file()]
+    except OSError:
+        return []
+    return sorted(found, key=lambda path: [int(number) for number in re.findall(
+        r"\d+", path.name if "repeat" in path.name else f"0_{path.name}")])
+
+
 def find_run(run: str | Path | None = None, output_dir: str | Path = "runs",
              config_name: str = "*") -> Path:
     """Return the folder of a run; arguments and errors as of `open_run`."""
@@ -69,6 +100,9 @@ def find_run(run: str | Path | None = None, output_dir: str | Path = "runs",
             return folder
         if not folder.name or not os.path.isdir(folder):
             continue
+        if members := members_of(folder):
+            raise RunError(f"{folder} is a group of {len(members)} runs", hint=(
+                f"Name one of them: {members[0]}"))
         if of_config := find_runs(folder.parent, folder.name):
             return of_config[-1]
         if kept := next(folder.glob("checkpoints/*.pt"), None):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from cvkit.config import Config, read_config
-from cvkit.config.load import RESOLVED
+from cvkit.config.load import RESOLVED, name_of_resolved
 from cvkit.config.tree import in_words
 from cvkit.data import ImageData, Loaders, build_loaders
 from cvkit.data.assembly import PLACES
@@ -88,10 +87,7 @@ class Run(Experiment):
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{folder} is not a run folder: {path.name} cannot be read "
                            f"({error})") from None
-        # The first line names the config, which the folder does only until it is moved.
-        # It becomes a part of paths, so a name that leads elsewhere is none.
-        named = re.match(r"# (?!\.+,)([^/\\\n]+), resolved: ", text)
-        name = named.group(1) if named else self.folder.resolve().parent.name
+        name = name_of_resolved(text) or self.folder.resolve().parent.name
         super().__init__(read_config(text, str(path), name=name, overrides=overrides))
         self.changed = list(overrides if isinstance(overrides, Mapping) else overrides[::2])
         fixed = [key for key in self.changed if not is_among(key, may_change)]
@@ -105,24 +101,22 @@ class Run(Experiment):
         return f"<Run {self.folder}>"
 
     @classmethod
-    def create(cls, config: Config, environment: str) -> Run:
+    def create(cls, config: Config, environment: str, folder: Path | None = None) -> Run:
         """Make a new folder; no other run is ever written into.
 
+        Args:
+            config: of the run.
+            environment: the text of environment.txt.
+            folder: that is not there yet, or holds no checkpoint; None for one of OUTPUT_DIR.
+
         Raises:
-            RunError: OUTPUT_DIR cannot be written.
+            RunError: it cannot be written.
         """
-        parent = Path(config.OUTPUT_DIR) / config.name
-        start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        parent = Path(config.OUTPUT_DIR) / config.name if folder is None else folder.parent
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            for number in range(1, 1000):
-                folder = parent / (start if number == 1 else f"{start}_{number}")
-                try:
-                    folder.mkdir()
-                    break
-                except FileExistsError:
-                    continue
-            (folder / "checkpoints").mkdir()
+            if folder is None:
+                folder = new_folder(parent)
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             begun = datetime.now(timezone.utc).strftime(UTC)
             (folder / "environment.txt").write_text(f"{environment}begun: {begun}Z\n",
                                                     encoding="utf-8")
@@ -426,6 +420,24 @@ class Run(Experiment):
                 # Windows removes no open file; it may stay.
                 with suppress(PermissionError):
                     path.unlink(missing_ok=True)
+
+
+def new_folder(parent: Path, ending: str = "") -> Path:
+    """Make a folder that is called by the time now, and an ending.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(1, 1000):
+        folder = parent / f"{start}{'' if number == 1 else f'_{number}'}{ending}"
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue
+    return folder
 
 
 def _write_config(folder: Path, config: Config) -> None:

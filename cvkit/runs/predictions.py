@@ -128,7 +128,8 @@ class Predictions:
             found = cls(read("index"), read("true"), read("predicted"), read("probabilities"),
                         classes=read("classes").tolist(), epoch=int(read("epoch")),
                         loss=float(read("loss")), images=str(read("images")),
-                        batches=int(read("batches")), metrics=json.loads(str(read("metrics"))))
+                        batches=int(read("batches")), metrics=json.loads(str(read("metrics"))),
+                        models=int(read("models")))
             found._check()
         # By where it is damaged, zipfile, zlib, NumPy or a look-up fails.
         except Exception as error:
@@ -165,7 +166,7 @@ def _row(name: str, scores: np.ndarray, images: int) -> tuple[str, ...]:
 
 
 # Older versions did not write these.
-_ADDED = {"images": "", "batches": 0, "metrics": "{}"}
+_ADDED = {"images": "", "batches": 0, "metrics": "{}", "models": 1}
 
 
 def _read_array(path: Path, name: str) -> np.ndarray:

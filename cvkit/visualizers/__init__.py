@@ -7,6 +7,7 @@ loaders, data, config`); its other parameters are set in the config or by flags.
 from cvkit.visualizers import (  # noqa: F401  each registers its own
     cam,
     confusion,
+    curve_band,
     curves,
     dataset,
     disagreements,
@@ -14,4 +15,5 @@ from cvkit.visualizers import (  # noqa: F401  each registers its own
     misclassified,
     samples,
     summary,
+    wrong_in_all,
 )

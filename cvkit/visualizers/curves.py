@@ -86,7 +86,7 @@ def curves(runs: list[Run], layout: Literal["overlaid", "2x2"] = "overlaid") -> 
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(whole_numbers())
         axes.set_ylabel("accuracy (%)" if quantity == "accuracy" else "loss")
-    _choose_scale([panels["loss", "train"], panels["loss", "held out"]])
+    choose_scale([panels["loss", "train"], panels["loss", "held out"]])
     _share_percentages([panels["accuracy", "train"], panels["accuracy", "held out"]])
     _finish_rates(rate_panel)
     handles = {label: handle for axes in panels.values() for handle, label in zip(
@@ -177,7 +177,7 @@ def _share_percentages(panels: Sequence[Axes]) -> None:
         axes.set_ylim(max(low - margin, -2), min(high + margin, 102))
 
 
-def _choose_scale(panels: Sequence[Axes]) -> None:
+def choose_scale(panels: Sequence[Axes]) -> None:
     """Give losses one scale, a logarithmic one where a linear one would flatten them."""
     low, high = _range_of(panels)
     is_log = low > 0 and high > 20 * low

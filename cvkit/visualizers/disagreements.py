@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cvkit.data import ImageData
@@ -27,15 +29,10 @@ def disagreements(compared: list[Run], data: ImageData,
     """
     refuse_below_one(count=count)
     names, first = run_names(compared), compared[0].predictions
+    refuse_other_images(compared)
     pictures = []
     for name, run in zip(names[1:], compared[1:]):
         other = run.predictions
-        # Older versions noted no fingerprint.
-        are_noted = first.images and other.images
-        if (other.classes != first.classes or not np.array_equal(other.index, first.index)
-                or not np.array_equal(other.true, first.true)
-                or (are_noted and first.images != other.images)):
-            raise RunError(f"{compared[0].folder} and {run.folder} were tested on different images")
         is_right, other_is_right = (item.true == item.predicted for item in (first, other))
         rows = np.flatnonzero(~is_right & other_is_right)
         rows = rows[np.argsort(-first.probabilities[rows].max(1), kind="stable")]
@@ -48,3 +45,20 @@ def disagreements(compared: list[Run], data: ImageData,
         pictures.append(gallery(data, first, rows[:count], "Wrong in one, right in the other",
                                 caption) if len(rows) else message(caption))
     return pictures[0] if len(pictures) == 1 else pictures
+
+
+def refuse_other_images(runs: Sequence[Run]) -> None:
+    """Refuse runs that were not tested on the same images.
+
+    Raises:
+        RunError: names the first two.
+    """
+    first = runs[0].predictions
+    for run in runs[1:]:
+        other = run.predictions
+        # Older versions noted no fingerprint.
+        are_noted = first.images and other.images
+        if (other.classes != first.classes or not np.array_equal(other.index, first.index)
+                or not np.array_equal(other.true, first.true)
+                or (are_noted and first.images != other.images)):
+            raise RunError(f"{runs[0].folder} and {run.folder} were tested on different images")

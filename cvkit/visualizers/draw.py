@@ -20,7 +20,10 @@ from cvkit.registry import NAME, VISUALIZERS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Drawable, Experiment
+from cvkit.runs.finding import begun, find_groups, find_runs, is_group, members_of
 from cvkit.runs.folder import MAY_CHANGE, Run, open_run, refuse_links
+from cvkit.runs.group import Group, open_group
+from cvkit.system.files import user_path
 from cvkit.system.text import escape_controls
 from cvkit.visualizers.drawing import missing_letters_told_once
 from cvkit.visualizers.flags import arguments_of
@@ -62,18 +65,36 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Drawable:
                           hint="Name one of them.")
     if has_config:
         subject: Drawable = Experiment(load_config(words[0], words[1:]))
+    elif len(runs) == 1 and is_group(user_path(runs[0])):
+        subject = _opened_group(runs[0], words)
     elif len(runs) > 1:
         subject = Runs([open_run(run, overrides=words, may_change=_MAY_DRAW) for run in runs])
     else:
         folder = dict(zip(words[::2], words[1::2])).get("OUTPUT_DIR", "runs")
-        subject = open_run(runs[0] if runs else None, folder, overrides=words,
-                           may_change=_MAY_DRAW)
+        group = _newest_group(folder) if not runs else None
+        subject = _opened_group(group, words) if group else open_run(
+            runs[0] if runs else None, folder, overrides=words, may_change=_MAY_DRAW)
     import_user_code(list(subject.config.IMPORTS), where=subject.config.where("IMPORTS"))
     for run in getattr(subject, "runs", []):
         print(f"run {run.folder}")
         if "TTA" in run.changed:
             run.shown = evaluate(run)
     return subject
+
+
+def _opened_group(folder: str | Path, words: Sequence[str]) -> Group:
+    if words:
+        raise ConfigError(f"{words[0]} cannot be set for a group of runs",
+                          hint=f"Name one of them: --run {members_of(folder)[0]}")
+    return open_group(folder)
+
+
+def _newest_group(output_dir: str) -> Path | None:
+    """Return the newest group of runs, if no run was begun after its first one."""
+    groups, runs = find_groups(output_dir), find_runs(output_dir)
+    if not groups or (runs and begun(runs[-1]) > begun(members_of(groups[-1])[0])):
+        return None
+    return groups[-1]
 
 
 def choose_nodes(subject: Drawable, flagged: Sequence[Any], everything: bool) -> list[Any]:
@@ -220,6 +241,9 @@ def visuals_folder(subject: Drawable) -> Path:
     """
     if isinstance(subject, Run):
         subject.refuse_links()
+        return subject.folder / "visuals"
+    if isinstance(subject, Group):
+        refuse_links([subject.folder, *subject.folder.iterdir()])
         return subject.folder / "visuals"
     if isinstance(subject, Runs):
         folders = [run.folder.resolve() for run in subject.runs]

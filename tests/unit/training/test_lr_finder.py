@@ -119,7 +119,7 @@ def test_a_schedule_s_rate_is_found_used_and_recorded(tiny, monkeypatch):
     assert f"found      max_lr {expected.suggestion:g}: half the rate" in log
     assert f"SGD, OneCycleLR up to {expected.suggestion} (not OPTIMIZER.lr)" in log
     drawn = []
-    monkeypatch.setattr("cvkit.reporting.report.draw_all", lambda run, nodes: drawn.extend(nodes) or [])
+    monkeypatch.setattr("cvkit.reporting.pages.draw_all", lambda run, nodes: drawn.extend(nodes) or [])
     write_report(run)
     assert {"NAME": "lr_finder"} in drawn
     again = train(load_config(run.folder / "config.yaml"))  # repeats it, without looking again

@@ -1,0 +1,150 @@
+"""Training a config several times: with other seeds, or with each fold as the test set in turn."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cvkit.config import Config
+from cvkit.data.build import images_of_folds
+from cvkit.errors import ConfigError, DivergenceError, RunError, UserError
+from cvkit.evaluation.out_of_fold import out_of_fold
+from cvkit.runs.finding import find_groups, is_group, members_of
+from cvkit.runs.folder import Run, new_folder
+from cvkit.runs.group import Folds, Group, open_group
+from cvkit.session import train
+from cvkit.system import distributed
+from cvkit.system.command import command
+from cvkit.system.files import user_path, writing
+from cvkit.system.log import LOG, SCREEN
+from cvkit.system.text import and_more
+
+
+def train_seeds(config: Config, count: int, resume: bool | str | Path = False) -> Group:
+    """Train a config with several seeds: SEED, SEED + 1, …; splits and test images stay the same.
+
+    Args:
+        config: from `load_config`.
+        count: how many; more than a group that goes on has adds to it.
+        resume: True goes on with the newest group of this config, a path with that one.
+
+    Raises:
+        ConfigError: fewer than two.
+        UserError: as of `session.train`. What is trained by then is kept.
+    """
+    if count < 2:
+        raise ConfigError(f"--seeds is 2 or more, not {count}",
+                          hint="One seed is what SEED says, without --seeds.")
+    settings = {f"seed_{config.SEED + number}": {"SEED": config.SEED + number}
+                for number in range(count)}
+    return _train_each(config, f"--seeds {count}", settings, resume)
+
+
+def train_folds(config: Config, folds: int, repeats: int = 1,
+                resume: bool | str | Path = False) -> Folds:
+    """Cross-validate a config: train it with each fold as the test set, on all others.
+
+    Args:
+        config: from `load_config`.
+        folds: 2 or more, of which each has the same shares of the classes.
+        repeats: how often, each time with other folds.
+        resume: as of `train_seeds`.
+
+    Raises:
+        ConfigError: fewer than two folds.
+        UserError: as of `session.train`. What is trained by then is kept.
+    """
+    if folds < 2 or repeats < 1:
+        raise ConfigError(f"--folds is 2 or more and --repeats 1 or more, not {folds} and "
+                          f"{repeats}")
+    settings = {f"{f'repeat_{repeat}_' if repeat else ''}fold_{fold}": {
+                    "DATA.FOLDS": folds, "DATA.FOLD": fold,
+                    "DATA.SPLIT_SEED": config.DATA.SPLIT_SEED + repeat}
+                for repeat in range(repeats) for fold in range(folds)}
+    group = _train_each(config, f"--folds {folds} --repeats {repeats}", settings, resume)
+    assert isinstance(group, Folds)
+    if len(group.runs) == len(settings):
+        said = out_of_fold(group.runs, images_of_folds(group.runs[0].data))
+        said.save(group.folder / "predictions.npz")
+        LOG.info(f"all images, each by a model that was not trained on it: "
+                 f"{100 * said.accuracy:.2f} % of {len(said.true):,}", extra=SCREEN)
+    return group
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Return a frozen copy of a config with other values of keys, which belong to every config."""
+    config = config.clone()
+    config.defrost()
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        node = config
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    config.freeze()
+    return config
+
+
+def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, Any]],
+                resume: bool | str | Path) -> Group:
+    """Train a run of each name, with its settings, in a folder; return the group.
+
+    Args:
+        flags: that ask for it, the first of which says what the folder's name ends in.
+    """
+    ending = flags.split()[0].strip("-")
+    if distributed.local_size() > 1:
+        raise RunError(f"--{ending} trains in one process",
+                       hint="Under torchrun, train one after the other: SEED 1, or DATA.FOLDS 5 "
+                            "DATA.FOLD 0.")
+    folder = _folder_of(config, ending, resume)
+    diverged = {}
+    for number, (name, setting) in enumerate(settings.items(), 1):
+        LOG.info(f"== {name}, {number} of {len(settings)}", extra=SCREEN)
+        try:
+            _train_one(with_settings(config, setting), folder / name)
+        except DivergenceError as error:
+            diverged[name] = error
+            LOG.info(f"{name}: {error}", extra=SCREEN)
+        except (KeyboardInterrupt, UserError):
+            if found := members_of(folder):
+                words = shlex.join([str(found[0] / "config.yaml"), *flags.split(), "--resume",
+                                    str(folder)])
+                LOG.info(f"All of them go on with: {command('train')} {words}", extra=SCREEN)
+            raise
+    if len(diverged) == len(settings):
+        raise RunError(f"all {len(settings)} runs diverged", hint=str(diverged[name]))
+    group = open_group(folder)
+    LOG.info(f"\n{group.title}\n{group.summary()}", extra=SCREEN)
+    if diverged:
+        LOG.info(f"left out   {', '.join(diverged)}: diverged", extra=SCREEN)
+    return group
+
+
+def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
+    """Return the folder of a group that goes on, or a new one."""
+    found = find_groups(config.OUTPUT_DIR, config.name, ending)
+    if isinstance(resume, (str, Path)) and resume != "auto":
+        if not is_group(resume):
+            raise RunError(f"no group {resume}", hint=f"{config.name} has "
+                           f"{and_more(list(map(str, found[::-1])), 5) or 'none'}.")
+        return user_path(resume)
+    if resume and found:
+        return found[-1]
+    if resume is True:
+        raise RunError(f"no group of {config.name} in {config.OUTPUT_DIR}/ to go on with",
+                       hint="Without --resume one is begun.")
+    parent = Path(config.OUTPUT_DIR) / config.name
+    with writing(parent):
+        return new_folder(parent, f"_{ending}")
+
+
+def _train_one(config: Config, folder: Path) -> None:
+    """Train a run of a group: to its end, if it was begun."""
+    run = Run(folder) if (folder / "config.yaml").is_file() else None
+    if run is not None and run.has_checkpoint:
+        train(config, resume=run)
+    else:
+        train(config, folder=folder)
