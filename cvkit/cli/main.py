@@ -18,6 +18,7 @@ COMMANDS = (
     "visualize",
     "demo",
     "compare",
+    "sweep",
     "find-lr",
     "registry",
     "config",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cvkit.config.dialect import flow
-from cvkit.config.schema import BASE, KEYS, RENAMED, SCHEMA, Component, Key
+from cvkit.config.schema import BASE, KEYS, RENAMED, SCHEMA, SWEEP, Component, Key
 from cvkit.config.tree import DEFAULT, PYTHON, Config, adopt, dotted
 from cvkit.errors import ConfigError, raise_together
 from cvkit.registry import NAME, REGISTRIES
@@ -104,6 +104,8 @@ def _unknown_key(key: str, path: str, schema: Mapping[str, Any], origin: str) ->
     elif isinstance(schema.get(key.split(".")[0]), dict):
         nested = key.replace(".", ": {") + ": …" + "}" * key.count(".")
         hint = f"Write {nested}; keys with dots are for the command line."
+    elif full == SWEEP:
+        hint = f"The file describes a sweep: {command('sweep')} FILE"
     elif key.strip("_").upper() == BASE.strip("_"):
         hint = f"{BASE} stands at the top of a file: {BASE}: other.yaml"
     elif name in schema:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from cvkit.config.check import conform
 from cvkit.config.fine_tune import expand_fine_tune
 from cvkit.config.merge import absolute_imports, merge, override
 from cvkit.config.parse import MOST_TEXT, parse_value
-from cvkit.config.schema import BASE, RENAMED, SCHEMA
+from cvkit.config.schema import BASE, RENAMED, SCHEMA, SWEEP, SWEEP_SCHEMA
 from cvkit.config.tree import Config
 from cvkit.errors import ConfigError, located
+from cvkit.system.command import command
 from cvkit.system.text import nearest, suggest
 
 # The first line of a run's own config says so.
@@ -68,6 +71,50 @@ def name_of_resolved(text: str) -> str | None:
     return named.group(1) if named else None
 
 
+@dataclass(frozen=True)
+class SweepConfig:
+    """A config with a SWEEP node, which says what of it is searched for.
+
+    Attributes:
+        node: of SWEEP, with its defaults, frozen.
+        name: of the file.
+    """
+
+    node: Config
+    name: str
+    _rest: Config
+    _source: str
+
+    def config(self, values: Mapping[str, Any]) -> Config:
+        """Return the config without SWEEP, and with other values of keys, frozen.
+
+        Raises:
+            ConfigError: something in it is wrong.
+        """
+        places = {key: self.node.SPACE.origin(key) for key in self.node.SPACE}
+        config = override(copy.deepcopy(self._rest), values, places)
+        return _finished(config, {}, self._source, self.name)
+
+
+def load_sweep(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> SweepConfig:
+    """Read a YAML config that has a SWEEP node; arguments and errors as of `load_config`.
+
+    What SWEEP.BASE names comes before the `_BASE_` of the file.
+    """
+    path = shipped.find(path)
+    source, config = shipped.shown(path), override(_read_file(path), overrides)
+    if SWEEP not in config:
+        raise ConfigError(f"{path} has no {SWEEP}", hint=f"To train it: {command('train')} {path}")
+    where = config.where(SWEEP)
+    node = conform(config.pop(SWEEP), SWEEP_SCHEMA, SWEEP, source)
+    if not node.SPACE:
+        raise ConfigError("there is nothing to search for", where=where,
+                          hint="SPACE: {OPTIMIZER.lr: {NAME: float, low: 1e-3, high: 1, log: "
+                               "true}}")
+    node.freeze()
+    return SweepConfig(node, path.resolve().stem, config, source)
+
+
 def _finished(config: Config, overrides: Iterable[str] | Mapping[str, Any], source: str,
               name: str) -> Config:
     config = conform(override(config, overrides), SCHEMA, "", source)
@@ -84,15 +131,18 @@ def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> Config:
         raise ConfigError(f"{BASE} goes in a circle: {' -> '.join(map(str, (*chain, path)))}")
     is_resolved = RESOLVED in text.split("\n", 1)[0]
     config, merged = _parsed(text, shipped.shown(path), is_resolved), Config()
-    with located(config, BASE):
-        bases = config.get(BASE, [])
-        bases = [bases] if isinstance(bases, str) else bases
-        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-            raise ConfigError(f"{BASE} is a path or a list of paths")
-        for base in bases:
-            base_path = shipped.find(base, path.parent)
-            merged = merge(merged, _read_file(base_path, (*chain, path)))
-    config.pop(BASE, None)
+    sweep = config.get(SWEEP)
+    for node, key in ((sweep if isinstance(sweep, Config) else Config(), BASE.strip("_")),
+                      (config, BASE)):
+        with located(node, key):
+            bases = node.get(key, [])
+            bases = [bases] if isinstance(bases, str) else bases
+            if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+                raise ConfigError(f"{key} is a path or a list of paths")
+            for base in bases:
+                base_path = shipped.find(base, path.parent)
+                merged = merge(merged, _read_file(base_path, (*chain, path)))
+        node.pop(key, None)
     if "IMPORTS" in config:
         imports = absolute_imports(config["IMPORTS"], path.parent)
         config.put("IMPORTS", imports, config.origin("IMPORTS"))

@@ -40,12 +40,14 @@ def merge(base: Any, over: Any) -> Any:
     return merged
 
 
-def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+def override(config: Config, overrides: Iterable[str] | Mapping[str, Any],
+             places: Mapping[str, str] | None = None) -> Config:
     """Return a config with KEY VALUE pairs merged over it; their order does not matter.
 
     Args:
         config: open nodes, of files.
         overrides: as of `load_config`.
+        places: where keys of a mapping were set, if not in Python.
 
     Raises:
         ConfigError: a key or value that cannot be read, or a number of no item.
@@ -61,10 +63,11 @@ def override(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Co
     pairs.sort(key=lambda pair: (pair[0].count("."), pair[0].split(".")[-1] != NAME, pair[0]))
     for key, value in pairs:
         is_text = isinstance(value, str) and origin == COMMAND_LINE
-        value = parse_value(value, key) if is_text else adopt(value, origin, key)
+        value = parse_value(value, key) if is_text else adopt(
+            value, (places or {}).get(key, origin), key)
         if key == "IMPORTS":
             value = absolute_imports(value, Path())
-        config = _set_at(config, key.split("."), value, origin)
+        config = _set_at(config, key.split("."), value, (places or {}).get(key, origin))
     return config
 
 

@@ -109,6 +109,23 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+# A file that has this node besides says what of a config is searched for.
+SWEEP = "SWEEP"
+SWEEP_SCHEMA: dict[str, Any] = {
+    "SPACE": Key(None, "by key of the config, the values that are tried: [batch, group], or "
+                 "{NAME: float, low: 1e-3, high: 1, log: true}"),
+    "SAMPLER": Component("searcher", "what proposes values", {NAME: "TPESampler"}),
+    "PRUNER": Component("pruner", "what ends hopeless trials early; null: nothing"),
+    "TRIALS": Key(20, "how many in all; of a grid at most its points", minimum=1),
+    "SEEDS": Key(1, "trainings a trial, of which the mean counts", minimum=1),
+    "MONITOR": Key("", "what is searched for, loss or a metric; empty: TRAIN.MONITOR"),
+    "STORAGE": Key("", "a database that several machines share, postgresql://…; empty: a file "
+                   "beside the runs"),
+    "HEARTBEAT": Key(60, "seconds between a trial's signs of life in a database; after two without "
+                     "any it is tried again", minimum=1),
+}
+
+
 def _by_dotted_key(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, spec in schema.items():
         yield path + key, spec

@@ -37,5 +37,10 @@ _SHOWN = ("compared", "range_test", "run", "runs", "predictions", "model", "load
           "config")
 VISUALIZERS = Registry("visualizer", "cvkit.visualizers", offers=_SHOWN, reserved=_SHOWN)
 
-__all__ = ["DATASETS", "LAYERS", "LOSSES", "METRICS", "MODELS", "NAME", "OPTIMIZERS", "REGISTRIES",
-           "SAMPLERS", "SCHEDULERS", "TRANSFORMS", "VISUALIZERS", "WRITERS", "Registry"]
+SEARCHERS = Registry("searcher", "cvkit.sweep.engine", offers=("space", "seed"),
+                     reserved=("space",))
+PRUNERS = Registry("pruner", "cvkit.sweep.engine")
+
+__all__ = ["DATASETS", "LAYERS", "LOSSES", "METRICS", "MODELS", "NAME", "OPTIMIZERS", "PRUNERS",
+           "REGISTRIES", "SAMPLERS", "SCHEDULERS", "SEARCHERS", "TRANSFORMS", "VISUALIZERS",
+           "WRITERS", "Registry"]

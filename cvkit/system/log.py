@@ -45,13 +45,25 @@ class Screen(_Place):
 
     def __init__(self) -> None:
         super().__init__("screen")
+        self._is_muted = False
         self.begin()
 
     def begin(self) -> None:
         """Count the time without a line from now."""
         self._spoke, self._wait = time.monotonic(), _FIRST_WAIT
 
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Show nothing meanwhile, neither lines nor bars."""
+        before, self._is_muted = self._is_muted, True
+        try:
+            yield
+        finally:
+            self._is_muted = before
+
     def emit(self, record: logging.LogRecord) -> None:
+        if self._is_muted:
+            return
         show_what_can_be_shown()
         tqdm.write(record.getMessage(), file=sys.stdout)
         sys.stdout.flush()
@@ -64,7 +76,8 @@ class Screen(_Place):
 
     @property
     def _may_speak(self) -> bool:
-        return distributed.is_main() and LOG.isEnabledFor(logging.INFO)
+        return (distributed.is_main() and LOG.isEnabledFor(logging.INFO)
+                and not self._is_muted)
 
     def is_sign_of_life_due(self) -> bool:
         """Whether nothing was said for long; after each time that it was, longer."""

@@ -18,6 +18,8 @@ FLOORS = [  # a part imports from lower floors only; within a floor only what is
     {"runs", "evaluation"},
     {"training", "reporting", "visualizers", "deployment"},
     {"session"},
+    {"repeat"},
+    {"sweep"},
     {"cli", "__main__"},
 ]
 WITHIN = {("system", "errors"), ("registry", "errors"), ("registry", "system"),

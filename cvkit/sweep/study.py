@@ -1,0 +1,295 @@
+"""A sweep: its folder, its study in Optuna, and how far its trials are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from cvkit.config import Config
+from cvkit.config.load import SweepConfig
+from cvkit.errors import RunError, raise_together
+from cvkit.evaluation.metrics import is_part
+from cvkit.registry import NAME, PRUNERS, SEARCHERS
+from cvkit.runs.folder import MAY_CHANGE, is_among
+from cvkit.sweep.engine import open_storage, require_optuna, retry
+from cvkit.sweep.space import Space
+from cvkit.system.files import lock_file, writing
+from cvkit.system.text import plural
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+JOURNAL, PAGE = "journal.log", "sweep.html"
+_WORKERS = ".workers"
+# Seconds that a trial may have no worker.
+_UNNAMED = 60
+# What a trial is noted with: which worker trains it, why it failed, that there were enough already.
+WORKER, ERROR, DIVERGED, SURPLUS = "worker", "error", "diverged", "surplus"
+# And a study: with the split whose values choose.
+MONITORED = "monitored"
+
+
+class Sweep:
+    """What a config with a SWEEP node describes.
+
+    Args:
+        source: from `load_sweep`.
+
+    Attributes:
+        node: SWEEP.
+        usual, base: the first value of each key, and the config of such a trial.
+        space: the keys that are tried.
+        folder: `OUTPUT_DIR/<name>/`, where the trials are: `trial_0000/`.
+
+    Raises:
+        UserError: something in it is wrong, or Optuna is not installed.
+    """
+
+    def __init__(self, source: SweepConfig):
+        require_optuna()
+        self.source, self.node, self.name = source, source.node, source.name
+        raise_together([problem for registry, key in ((SEARCHERS, "SAMPLER"), (PRUNERS, "PRUNER"))
+                        if self.node[key] is not None
+                        for problem in registry.problems(self.node[key])])
+        self.space = Space(source)
+        self.usual = {each.key: each.corners[0] for each in self.space.dimensions}
+        self.base = self.config(self.usual)
+        self.folder = Path(self.base.OUTPUT_DIR) / self.name
+        self.is_grid = self.node.SAMPLER[NAME] == "GridSampler"
+        # Its points are checked here, before anything is written.
+        self.trials = (min(self.node.TRIALS, len(self.space.grid())) if self.is_grid
+                       else self.node.TRIALS)
+
+    def config(self, values: dict[str, Any]) -> Config:
+        """Return the config of a trial with these values."""
+        monitor = {"TRAIN.MONITOR": self.node.MONITOR} if self.node.MONITOR else {}
+        return self.source.config({**monitor, **values})
+
+    def folder_of(self, number: int) -> Path:
+        """Return the folder of a trial, in which its run is, or a run for each of SEEDS."""
+        return self.folder / f"trial_{number:04d}"
+
+    def config_file_of(self, number: int) -> Path:
+        """Return the config of a trial's run, of several that of its first seed."""
+        seed = "" if self.node.SEEDS == 1 else f"seed_{self.base.SEED}"
+        return self.folder_of(number) / seed / "config.yaml"
+
+    # -- the study -------------------------------------------------------------------
+
+    @cached_property
+    def _storage(self) -> Any:
+        return open_storage(self.node.STORAGE, self.folder / JOURNAL, self.node.HEARTBEAT)
+
+    def open(self) -> Study | None:
+        """Return the study, or None if none was begun.
+
+        Raises:
+            RunError: it was begun with another space, or config; or the storage is out of reach.
+        """
+        import optuna
+
+        if not self.node.STORAGE and not (self.folder / JOURNAL).is_file():
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            tools = {key.lower(): registry.build(self.node[key], **offered)
+                     for registry, key, offered in (
+                         (SEARCHERS, "SAMPLER", {"space": self.space, "seed": self.base.SEED}),
+                         (PRUNERS, "PRUNER", {})) if self.node[key] is not None}
+        tools.setdefault("pruner", optuna.pruners.NopPruner())
+        try:
+            study = optuna.load_study(study_name=self.name, storage=self._storage, **tools)
+        except KeyError:
+            return None
+        self._refuse_other(study)
+        return study
+
+    def begin(self, is_lower_better: bool, monitored: str) -> Study:
+        """Return the study, begun if it was not; errors as of `open`.
+
+        Args:
+            is_lower_better: whether the value that is searched for is.
+            monitored: the split that it is of.
+        """
+        import optuna
+
+        study = optuna.create_study(study_name=self.name, storage=self._storage,
+                                    direction="minimize" if is_lower_better else "maximize",
+                                    load_if_exists=True)
+        if "sweep" not in study.user_attrs:
+            study.set_user_attr(MONITORED, monitored)
+            study.set_user_attr("sweep", self._description())
+        found = self.open()
+        assert found is not None
+        return found
+
+    def _description(self) -> dict[str, dict[str, str]]:
+        """Return what trials of one study have in common, in words."""
+        from cvkit.config.tree import in_words
+
+        keys = [each.key for each in self.space.dimensions]
+        rest = {key: in_words(value) for key, value in self.base.flat().items()
+                if not is_among(key, [*MAY_CHANGE, *keys])}
+        return {"SPACE": self.space.text(), "config": {**rest, "SEEDS": str(self.node.SEEDS)}}
+
+    def _refuse_other(self, study: Study) -> None:
+        then, now = study.user_attrs.get("sweep", self._description()), self._description()
+        lines = [f"{key}: {then[part].get(key, 'not set')} then, "
+                 f"{now[part].get(key, 'not set')} now"
+                 for part in ("SPACE", "config") for key in {**then[part], **now[part]}
+                 if then[part].get(key) != now[part].get(key)]
+        if lines:
+            place = (self.node.STORAGE and "its database") or self.folder
+            raise RunError(f"the sweep {self.name} was begun with another "
+                           f"{'space' if then['SPACE'] != now['SPACE'] else 'config'}: "
+                           + "; ".join(lines),
+                           hint=f"Put back what was there to go on, give the file another name, "
+                                f"or remove {place}.")
+
+    # -- workers ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[str]:
+        """Be a worker meanwhile: yield a name that others can tell from that of a dead one."""
+        # Host and process may be the same again, in a container.
+        name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        path = self.folder / _WORKERS / name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w", encoding="utf-8")
+        with file:
+            lock_file(file)
+            yield name
+        path.unlink(missing_ok=True)
+
+    def retry_dead(self, study: Study, own: str) -> None:
+        """Let trials be tried again whose worker, on this machine, is gone.
+
+        In a database their missing signs of life tell that, to all machines.
+        """
+        from optuna.trial import TrialState
+
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get(WORKER)
+            if worker is None:
+                # It was just asked for, or its worker died right then.
+                since = (datetime.now() - (trial.datetime_start or datetime.min)).total_seconds()
+                is_lost = since > _UNNAMED + 2 * self.node.HEARTBEAT
+            else:
+                is_lost = not self.node.STORAGE and worker != own and self._is_dead(worker)
+            if is_lost:
+                # Another worker may have found it as well.
+                with contextlib.suppress(ValueError):
+                    study.tell(trial.number, state=TrialState.FAIL)
+                    retry(study, trial)
+
+    def _is_dead(self, worker: str) -> bool:
+        path = self.folder / _WORKERS / worker
+        try:
+            file: IO = path.open("r+", encoding="utf-8")
+        except OSError:
+            # It ended, and took its trial with it.
+            return True
+        with file:
+            try:
+                lock_file(file)
+            except BlockingIOError:
+                return False
+        path.unlink(missing_ok=True)
+        return True
+
+
+# -- how far it is -----------------------------------------------------------------------
+
+
+def original(trial: FrozenTrial) -> int:
+    """Return the number of a trial, or of that which it tries again."""
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        number = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    return trial.number if number is None else number
+
+
+def place_of(study: Study, trial: FrozenTrial) -> int:
+    """Return how many trials were begun before one, those that try again not counted."""
+    # Some pruners show samplers a part of the trials only.
+    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+    return sum(each.number < original(trial) and original(each) == each.number
+               and SURPLUS not in each.user_attrs for each in trials)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The last try of each trial, in their order.
+
+    Attributes:
+        trials: by the number of the first try.
+        total: how many there are to be.
+    """
+
+    trials: dict[int, FrozenTrial]
+    total: int
+
+    @classmethod
+    def of(cls, study: Study | None, total: int) -> Progress:
+        """Return how far a study is."""
+        found = {original(trial): trial
+                 for trial in (study.get_trials(deepcopy=False) if study else ())
+                 if SURPLUS not in trial.user_attrs}
+        return cls(dict(sorted(found.items())), total)
+
+    def having(self, *states: str) -> list[FrozenTrial]:
+        """Return the trials in one of these states, "complete", "pruned" and so on."""
+        return [trial for trial in self.trials.values() if state_of(trial) in states]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all are finished."""
+        return len(self.having("complete", "pruned", "diverged", "failed")) >= self.total
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is none left to begin."""
+        return len(self.trials) >= self.total and not self.having("waiting")
+
+    def in_words(self) -> str:
+        """Return "12 of 40 trials: 9 complete, 2 pruned, 1 running"."""
+        states = ("complete", "pruned", "diverged", "failed", "running", "waiting")
+        counts = {state: len(self.having(state)) for state in states}
+        parts = [f"{count} {state}" for state, count in counts.items() if count]
+        finished = sum(counts[state] for state in states[:4])
+        return (f"{finished} of {plural(self.total, 'trial')} finished"
+                + (f": {', '.join(parts)}" if parts else ""))
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """Return what became of a trial: complete, pruned, diverged, failed, running or waiting."""
+    if DIVERGED in trial.user_attrs and trial.state.is_finished():
+        return "diverged"
+    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+
+
+def best_of(study: Study, progress: Progress) -> FrozenTrial | None:
+    """Return the best of the trials that are complete, or None."""
+    complete = progress.having("complete")
+    choose = min if study.direction.name == "MINIMIZE" else max
+    return choose(complete, key=lambda trial: trial.value or 0.0) if complete else None
+
+
+def shown(name: str, value: float | None) -> str:
+    """Return the value of a metric in words."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if is_part(name) else f"{value:.4f}"
