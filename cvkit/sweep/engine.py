@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cvkit.errors import RunError, UserError
 from cvkit.registry import PRUNERS, SEARCHERS
 from cvkit.sweep.space import Space
+from cvkit.sweep.trials import place_of
 from cvkit.system.files import writing
 from cvkit.system.log import LOG, SCREEN
 
@@ -87,8 +89,6 @@ def GridSampler(space: Space) -> BaseSampler:
 
         def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str,
                                param_distribution: Any) -> Any:
-            from cvkit.sweep.study import place_of
-
             return self.points[place_of(study, trial) % len(self.points)][param_name]
 
     return Grid()
@@ -108,8 +108,6 @@ def open_storage(url: str, file: Path, heartbeat: int) -> BaseStorage:
     Raises:
         RunError: the database cannot be reached, after a minute, or the file not be written.
     """
-    import warnings
-
     from optuna.exceptions import ExperimentalWarning
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -205,15 +203,3 @@ def patient(action: Callable[[], Any], errors: Any, what: str, patience: float =
 def _say_lost(error: Exception) -> None:
     reason = str(error.__cause__ or error).strip().split("\n")[0]
     LOG.info(f"note       the database was out of reach for a moment: {reason}", extra=SCREEN)
-
-
-def retry(study: Study, trial: FrozenTrial) -> None:
-    """Let a trial that was interrupted be tried again, with the same values."""
-    import warnings
-
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.storages import RetryHeartbeatStaleTrialCallback
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback()(study, trial)

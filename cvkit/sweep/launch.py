@@ -16,7 +16,8 @@ from cvkit.runs.experiment import Experiment
 from cvkit.session import prepare
 from cvkit.sweep.page import train_again, write_sweep_page
 from cvkit.sweep.space import told
-from cvkit.sweep.study import Progress, Sweep, best_of, original, shown
+from cvkit.sweep.study import Sweep
+from cvkit.sweep.trials import Progress, best_of, original, shown
 from cvkit.sweep.worker import parts_for, work
 from cvkit.system import distributed
 from cvkit.system.log import LOG, SCREEN
@@ -53,7 +54,7 @@ def run_sweep(source: SweepConfig, workers: int = 1, words: Sequence[str] = ()) 
     if distributed.local_size() > 1:
         raise ConfigError("a sweep runs without torchrun", hint="--workers 2 uses two GPUs.")
     sweep = Sweep(source)
-    study = sweep.open()
+    study = sweep.find_study()
     if study is None or not Progress.of(study, sweep.trials).is_done:
         data, is_lower = _prepared(sweep)
         study = sweep.begin(is_lower, data.data.monitored)
@@ -80,7 +81,7 @@ def run_sweep(source: SweepConfig, workers: int = 1, words: Sequence[str] = ()) 
 def work_beside(source: SweepConfig) -> None:
     """Be one of several workers of a sweep that was begun."""
     sweep = Sweep(source)
-    study = sweep.open()
+    study = sweep.find_study()
     assert study is not None
     work(sweep, study, Experiment(sweep.base))
 
@@ -88,7 +89,7 @@ def work_beside(source: SweepConfig) -> None:
 def show_status(source: SweepConfig) -> None:
     """Say how far a sweep is, and write `sweep.html` of what there is."""
     sweep = Sweep(source)
-    study = sweep.open()
+    study = sweep.find_study()
     say_progress(sweep, study)
     if study is not None and best_of(study, Progress.of(study, sweep.trials)) is not None:
         write_sweep_page(sweep, study)

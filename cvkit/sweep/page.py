@@ -10,17 +10,8 @@ from cvkit.reporting.pages import picture, write_pages
 from cvkit.reporting.report_format import Block, Code, Section, Table, Text
 from cvkit.sweep.pictures import pictures
 from cvkit.sweep.space import short, told
-from cvkit.sweep.study import (
-    DIVERGED,
-    ERROR,
-    MONITORED,
-    Progress,
-    Sweep,
-    best_of,
-    original,
-    shown,
-    state_of,
-)
+from cvkit.sweep.study import MONITORED, Sweep
+from cvkit.sweep.trials import DIVERGED, ERROR, Progress, best_of, original, shown, state_of
 from cvkit.system.command import command
 from cvkit.system.text import duration, escape_controls
 

@@ -14,7 +14,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from cvkit.evaluation.metrics import is_part
 from cvkit.sweep.space import Dimension, short
-from cvkit.sweep.study import Progress, Sweep, original
+from cvkit.sweep.study import Sweep
+from cvkit.sweep.trials import Progress, original
 from cvkit.system.text import plural
 from cvkit.visualizers.drawing import (
     COLOURS,

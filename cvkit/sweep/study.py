@@ -1,4 +1,4 @@
-"""A sweep: its folder, its study in Optuna, and how far its trials are."""
+"""A sweep: what its config describes, its folder, its study in Optuna, and its workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import platform
 import uuid
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,25 +16,21 @@ from typing import IO, TYPE_CHECKING, Any
 from cvkit.config import Config
 from cvkit.config.load import SweepConfig
 from cvkit.errors import RunError, raise_together
-from cvkit.evaluation.metrics import is_part
 from cvkit.registry import NAME, PRUNERS, SEARCHERS
 from cvkit.runs.folder import MAY_CHANGE, is_among
-from cvkit.sweep.engine import open_storage, require_optuna, retry
+from cvkit.sweep.engine import open_storage, require_optuna
 from cvkit.sweep.space import Space
+from cvkit.sweep.trials import WORKER, retry
 from cvkit.system.files import lock_file, writing
-from cvkit.system.text import plural
 
 if TYPE_CHECKING:
     from optuna.study import Study
-    from optuna.trial import FrozenTrial
 
 JOURNAL, PAGE = "journal.log", "sweep.html"
 _WORKERS = ".workers"
 # Seconds that a trial may have no worker.
 _UNNAMED = 60
-# What a trial is noted with: which worker trains it, why it failed, that there were enough already.
-WORKER, ERROR, DIVERGED, SURPLUS = "worker", "error", "diverged", "surplus"
-# And a study: with the split whose values choose.
+# What a study is noted with: the split whose values choose.
 MONITORED = "monitored"
 
 
@@ -90,7 +85,7 @@ class Sweep:
     def _storage(self) -> Any:
         return open_storage(self.node.STORAGE, self.folder / JOURNAL, self.node.HEARTBEAT)
 
-    def open(self) -> Study | None:
+    def find_study(self) -> Study | None:
         """Return the study, or None if none was begun.
 
         Raises:
@@ -115,7 +110,7 @@ class Sweep:
         return study
 
     def begin(self, is_lower_better: bool, monitored: str) -> Study:
-        """Return the study, begun if it was not; errors as of `open`.
+        """Return the study, begun if it was not; errors as of `find_study`.
 
         Args:
             is_lower_better: whether the value that is searched for is.
@@ -129,7 +124,7 @@ class Sweep:
         if "sweep" not in study.user_attrs:
             study.set_user_attr(MONITORED, monitored)
             study.set_user_attr("sweep", self._description())
-        found = self.open()
+        found = self.find_study()
         assert found is not None
         return found
 
@@ -207,89 +202,3 @@ class Sweep:
                 return False
         path.unlink(missing_ok=True)
         return True
-
-
-# -- how far it is -----------------------------------------------------------------------
-
-
-def original(trial: FrozenTrial) -> int:
-    """Return the number of a trial, or of that which it tries again."""
-    from optuna.storages import RetryHeartbeatStaleTrialCallback
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        number = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
-    return trial.number if number is None else number
-
-
-def place_of(study: Study, trial: FrozenTrial) -> int:
-    """Return how many trials were begun before one, those that try again not counted."""
-    # Some pruners show samplers a part of the trials only.
-    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-    return sum(each.number < original(trial) and original(each) == each.number
-               and SURPLUS not in each.user_attrs for each in trials)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The last try of each trial, in their order.
-
-    Attributes:
-        trials: by the number of the first try.
-        total: how many there are to be.
-    """
-
-    trials: dict[int, FrozenTrial]
-    total: int
-
-    @classmethod
-    def of(cls, study: Study | None, total: int) -> Progress:
-        """Return how far a study is."""
-        found = {original(trial): trial
-                 for trial in (study.get_trials(deepcopy=False) if study else ())
-                 if SURPLUS not in trial.user_attrs}
-        return cls(dict(sorted(found.items())), total)
-
-    def having(self, *states: str) -> list[FrozenTrial]:
-        """Return the trials in one of these states, "complete", "pruned" and so on."""
-        return [trial for trial in self.trials.values() if state_of(trial) in states]
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all are finished."""
-        return len(self.having("complete", "pruned", "diverged", "failed")) >= self.total
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether there is none left to begin."""
-        return len(self.trials) >= self.total and not self.having("waiting")
-
-    def in_words(self) -> str:
-        """Return "12 of 40 trials: 9 complete, 2 pruned, 1 running"."""
-        states = ("complete", "pruned", "diverged", "failed", "running", "waiting")
-        counts = {state: len(self.having(state)) for state in states}
-        parts = [f"{count} {state}" for state, count in counts.items() if count]
-        finished = sum(counts[state] for state in states[:4])
-        return (f"{finished} of {plural(self.total, 'trial')} finished"
-                + (f": {', '.join(parts)}" if parts else ""))
-
-
-def state_of(trial: FrozenTrial) -> str:
-    """Return what became of a trial: complete, pruned, diverged, failed, running or waiting."""
-    if DIVERGED in trial.user_attrs and trial.state.is_finished():
-        return "diverged"
-    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
-
-
-def best_of(study: Study, progress: Progress) -> FrozenTrial | None:
-    """Return the best of the trials that are complete, or None."""
-    complete = progress.having("complete")
-    choose = min if study.direction.name == "MINIMIZE" else max
-    return choose(complete, key=lambda trial: trial.value or 0.0) if complete else None
-
-
-def shown(name: str, value: float | None) -> str:
-    """Return the value of a metric in words."""
-    if value is None:
-        return "–"
-    return f"{100 * value:.2f} %" if is_part(name) else f"{value:.4f}"

@@ -16,18 +16,19 @@ from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run
 from cvkit.runs.metrics_file import read_metrics
 from cvkit.session import train
-from cvkit.sweep.engine import patient, retry
+from cvkit.sweep.engine import patient
 from cvkit.sweep.space import told
-from cvkit.sweep.study import (
+from cvkit.sweep.study import Sweep
+from cvkit.sweep.trials import (
     DIVERGED,
     ERROR,
     SURPLUS,
     WORKER,
     Progress,
-    Sweep,
     best_of,
     original,
     place_of,
+    retry,
     shown,
     state_of,
 )
