@@ -72,6 +72,14 @@ class Predictions:
             return f"of {self.models} models together"
         return moment_of(self.epoch, self.batches)
 
+    def is_of_same_images(self, other: Predictions) -> bool:
+        """Tell whether both are of the same images, as far as they note which those are."""
+        # Older versions noted no fingerprint.
+        are_noted = self.images and other.images
+        return (self.classes == other.classes and np.array_equal(self.index, other.index)
+                and np.array_equal(self.true, other.true)
+                and (not are_noted or self.images == other.images))
+
     def scores(self) -> tuple[np.ndarray, np.ndarray]:
         """Return precision, recall and F1 of each class, float64 (C, 3), and its images, (C,).
 

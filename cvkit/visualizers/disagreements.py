@@ -30,11 +30,7 @@ def disagreements(compared: list[Run], data: ImageData,
     pictures = []
     for name, run in zip(names[1:], compared[1:]):
         other = run.predictions
-        # Older versions noted no fingerprint.
-        are_noted = first.images and other.images
-        if (other.classes != first.classes or not np.array_equal(other.index, first.index)
-                or not np.array_equal(other.true, first.true)
-                or (are_noted and first.images != other.images)):
+        if not first.is_of_same_images(other):
             raise RunError(f"{compared[0].folder} and {run.folder} were tested on different images")
         is_right, other_is_right = (item.true == item.predicted for item in (first, other))
         rows = np.flatnonzero(~is_right & other_is_right)
