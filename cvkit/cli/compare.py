@@ -1,6 +1,10 @@
-"""Compare runs: what differs in their configs, results, curves, and which images one gets right.
+"""Compare runs: a row for each, the best first: what differs in their configs, and results.
 
     python tools/compare.py runs/resnet18_cifar10/2026-01-31_12-00-00 runs/other/2026-02-01_09-30-00
+    python tools/compare.py runs --sort "training time" --csv runs.csv
+
+A folder stands for all runs below it. Of two runs that were tested on the same images it also says
+whether chance makes such a difference.
 
 Or keep what runs came to, in small files and a page of tables:
 
@@ -8,18 +12,27 @@ Or keep what runs came to, in small files and a page of tables:
 """
 
 import argparse
+import shutil
 from typing import Any
 
 from cvkit.cli.tool import new_parser, parse_words
-from cvkit.errors import DataError, RunError
 from cvkit.system.files import user_path
 
 
 def parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__, "compare")
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="two or more run folders")
-    parser.add_argument("--count", type=int, default=20, help="images to show; default 20")
-    parser.add_argument("--out", metavar="FOLDER", type=user_path, help="default: runs/compare/…")
+    parser.add_argument("runs", metavar="RUN", nargs="*",
+                        help="two or more run folders, or folders that hold some")
+    parser.add_argument("--sort", metavar="COLUMN", default="test accuracy",
+                        help="of the table, as OPTIMIZER.lr or test_loss; default test_accuracy")
+    parser.add_argument("--csv", metavar="FILE", type=user_path,
+                        help="write the table there, all of it and not rounded")
+    parser.add_argument("--curves", action="store_true", help="draw their curves")
+    parser.add_argument("--disagreements", metavar="N", type=int, nargs="?", const=20,
+                        help="draw N images, 20 by default, that the first gets wrong and another "
+                             "right")
+    parser.add_argument("--out", metavar="FOLDER", type=user_path,
+                        help="of these pictures; default: runs/compare/…")
     parser.add_argument("--results", metavar="FOLDER", type=user_path,
                         help="write there what each run came to, a file of JSON each, and tables "
                              "into FOLDER.md; a path that ends in .json is the file of one run")
@@ -37,21 +50,36 @@ def main(words: list[str]) -> None:
         for path in keep_all([open_run(run) for run in args.runs], args.results, args.note):
             print(f"written    {path}")
         return
+    nodes: list[Any] = [{"NAME": "curves"}] if args.curves else []
+    if args.disagreements is not None:
+        nodes.append({"NAME": "disagreements", "count": args.disagreements})
     if args.note:
         parser().error("--note goes with --results")
-    if len(args.runs) < 2:
-        parser().error("there is nothing to compare one run with; name two or more")
-    from cvkit.visualizers import draw
+    if args.out and not nodes:
+        parser().error("--out goes with --curves or --disagreements")
+    if args.disagreements is not None and args.disagreements < 1:
+        parser().error(f"--disagreements is 1 or more, not {args.disagreements}")
+    if args.csv and not args.csv.name:
+        parser().error(f"--csv is a file, not {args.csv}")
+    if not args.runs:
+        parser().error("there is nothing to compare; name two runs or more")
+    from cvkit.runs.table import open_table
+    from cvkit.system.files import write_whole
 
-    if args.count < 1:
-        parser().error(f"--count is 1 or more, not {args.count}")
-    runs: Any = draw.open_subject(args.runs, [])
-    folder = args.out or draw.visuals_folder(runs)
-    print(f"\n{runs.table()}\n")
-    draw.save_all(runs, [{"NAME": "curves"}], folder)
-    (folder / "table.txt").write_text(runs.table() + "\n", encoding="utf-8")
-    try:
-        draw.save_all(runs, [{"NAME": "disagreements", "count": args.count}], folder)
-    except (RunError, DataError) as error:
-        # The runs were tested on different images, or these are not here.
-        print(f"left out: disagreements: {error}")
+    table = open_table(args.runs)
+    table.sort(args.sort)
+    for error in table.left_out:
+        print("left out: " + str(error).split("\n")[0])
+    # Into a file or a pipe there goes more than into most terminals.
+    print(f"\n{table.text(shutil.get_terminal_size((200, 24)).columns)}\n")
+    if tested := table.paired_test():
+        print(f"{tested}\n")
+    if args.csv:
+        write_whole(args.csv, table.csv())
+        print(f"written    {args.csv}")
+    if nodes:
+        from cvkit.visualizers import draw
+
+        runs: Any = draw.open_subject(
+            [str(run.folder) for entry in table.entries for run in entry.runs], [])
+        draw.save_all(runs, nodes, args.out or draw.visuals_folder(runs))

@@ -53,6 +53,10 @@ def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(words[:first]), list(words[first:])
 
 
+# What flags of earlier versions are called now.
+_FORMER = {"--count": "--disagreements N"}
+
+
 def unknown_flag(flag: str, own: Iterable[str], takes_keys: bool = True) -> ConfigError:
     """Return the error for a flag that a tool does not have.
 
@@ -62,7 +66,9 @@ def unknown_flag(flag: str, own: Iterable[str], takes_keys: bool = True) -> Conf
         takes_keys: whether keys of the config can be set as well; one may be meant.
     """
     word = flag.strip("-").replace("-", "_").upper()
+    own = list(own)
     meant = [key for key in KEYS if takes_keys and key.split(".")[-1] == word]
+    meant += [now for old, now in _FORMER.items() if flag == old and now.split()[0] in own]
     hint = (f"Did you mean {meant[0]}? The flags are {', '.join(own)}." if meant
             else suggest(flag, own, listed=30).replace("Allowed:", "The flags are"))
     if takes_keys:

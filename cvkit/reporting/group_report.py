@@ -11,7 +11,8 @@ from cvkit.errors import RunError, UserError
 from cvkit.registry import NAME
 from cvkit.reporting.pages import drawn_blocks, write_pages
 from cvkit.reporting.report_format import Block, Code, Section, Table, Text
-from cvkit.runs.group import Folds, Group, Spread
+from cvkit.runs.group import Folds, Group
+from cvkit.runs.spread import Spread
 from cvkit.system.text import duration, plural
 from cvkit.visualizers.draw import not_among
 

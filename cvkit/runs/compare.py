@@ -1,19 +1,15 @@
-"""Several runs side by side."""
+"""Several runs side by side, and names that tell them apart."""
 
 from __future__ import annotations
 
-import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 from cvkit.config.tree import in_words
 from cvkit.data import ImageData
-from cvkit.models import parameters_in_words
 from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
-from cvkit.system.text import duration, escape_controls, in_columns
+from cvkit.runs.table import Entry, Table
 
 
 class Runs(Drawable):
@@ -35,49 +31,20 @@ class Runs(Drawable):
         return run_names(self.runs)
 
     def table(self) -> str:
-        """Return as text what differs in the configs, and the results, a column for each run."""
-        results = list(map(_results_of, self.runs))
-        rows = [["", *self.names], ["-- config, where it differs"], *self._differences(),
-                ["-- results"], *([title, *(column[title] for column in results)]
-                                  for title in results[0])]
-        lines = rows[:1]
-        # A long value goes on in the next line.
-        for row in rows[1:]:
-            parts = [textwrap.wrap(escape_controls(cell), 44) or [""] for cell in row]
-            lines += [list(line) for line in zip_longest(*parts, fillvalue="")]
-        return "\n".join(in_columns(lines))
+        """Return as text what differs in the configs, and the results, a row for each run.
 
-    def _differences(self) -> list[list[str]]:
-        flat = [run.config.flat() for run in self.runs]
-        keys = dict.fromkeys(key for values in flat for key in values)
-        rows = [[key, *(in_words(values[key]) if key in values else "–" for values in flat)]
-                for key in keys
-                if key.split(".")[0] not in ("VISUALIZERS", "WRITERS", "REQUIRE", "OUTPUT_DIR")
-                and len({in_words(values.get(key)) for values in flat}) > 1]
-        return rows or [["nothing", *[""] * len(self.runs)]]
+        Raises:
+            UserError: a run is not finished, or damaged.
+        """
+        table = Table([Entry(run.folder, [run]) for run in self.runs])
+        if table.left_out:
+            raise table.left_out[0]
+        return table.text()
 
     @property
     def data(self) -> ImageData:
         """The images of the first run."""
         return self.runs[0].data
-
-
-def _results_of(run: Run) -> dict[str, str]:
-    """Return what a run came to, in words by title."""
-    predictions, best, last = run.predictions, run.best, run.metrics[-1]
-    speeds = [epoch["images_per_second"] for epoch in run.metrics]
-    tested, trained = f"({predictions.place})", f"(epoch {last['epoch']})"
-    return {
-        "test accuracy": f"{100 * predictions.accuracy:.2f} % {tested}",
-        "test loss": f"{predictions.loss:.4f} {tested}",
-        "accuracy of best.pt": f"{100 * best[f'{run.monitored}/accuracy']:.2f} % "
-                               f"({run.monitored}, epoch {best['epoch']})",
-        "train accuracy": f"{100 * last['train/accuracy']:.2f} % {trained}",
-        "train loss": f"{last['train/loss']:.4f} {trained}",
-        "epochs": str(len(speeds)),
-        "training time": duration(run.seconds),
-        "images per second": f"{statistics.mean(speeds):,.0f}",
-        "parameters": parameters_in_words(run.checkpoint().build_model(), unit="")}
 
 
 # A run's name has at most so many characters of settings.

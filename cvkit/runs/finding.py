@@ -18,6 +18,8 @@ from cvkit.system.text import suggest
 UTC = "%Y-%m-%dT%H:%M:%S"
 # What the folders of a group's runs are called.
 MEMBER = re.compile(r"seed_\d{1,9}|(repeat_\d{1,9}_)?fold_\d{1,9}")
+# In these they are to differ.
+REPEATED = ("SEED", "DATA.FOLD", "DATA.SPLIT_SEED")
 
 
 def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:
@@ -122,3 +124,27 @@ def _newest_in(runs: Sequence[Path]) -> str:
     if not runs:
         return f"Train one: {command('train')} CONFIG"
     return "The newest runs, the last one first:\n    " + "\n    ".join(map(str, runs[:-6:-1]))
+
+
+def find_all(place: str | Path, output_dir: str | Path = "runs") -> list[Path]:
+    """Return the run folders that a path stands for: it is one, or at most four levels above some.
+
+    Args:
+        place: the path, or one below `output_dir`.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = user_path(place)
+    path = path.parent if path.name == "config.yaml" else path
+    for folder in (path, user_path(output_dir) / path):
+        if not os.path.isdir(folder):
+            continue
+        found: list[Path] = []
+        # In OUTPUT_DIR they are <config>/<start time>/, of several seeds or folds seed_0/ in that.
+        for level in range(5):
+            below = {file.parent for file in folder.glob("*/" * level + "config.yaml")}
+            found += sorted(run for run in below if not set(run.parents) & set(found))
+        if found:
+            return found
+    return [find_run(place, output_dir)]

@@ -41,6 +41,8 @@ MAY_CHANGE = ("OUTPUT_DIR", "DEVICE", "WRITERS", "VISUALIZERS", "REQUIRE", "IMPO
               "DATA.PIPELINE", "DATA.WORKERS", "DATA.CACHE_GB", *_IMAGES, "DATA.DATASET.download",
               "DATA.EVAL_BATCH_SIZE", "TRAIN.COMPILE", "TRAIN.CHECKPOINT_EVERY",
               "TRAIN.UNUSED_PARAMETERS")
+# Other paths may lead to other images.
+WHERE_IT_RUNS = tuple(key for key in MAY_CHANGE if key not in _IMAGES)
 
 
 def is_among(key: str, names: Sequence[str]) -> bool:
@@ -162,7 +164,7 @@ class Run(Experiment):
             RunError: something in `metrics.jsonl` is not what training writes.
         """
         epochs = read_metrics(self.folder)
-        split = _monitored_in(epochs)
+        split = monitored_in(epochs)
         needed = ["lr", "seconds", "images_per_second", "train/loss", "train/accuracy",
                   f"{split}/loss", f"{split}/accuracy", f"{split}/{self.config.TRAIN.MONITOR}"]
         for epoch in epochs:
@@ -175,20 +177,24 @@ class Run(Experiment):
     @property
     def monitored(self) -> str:
         """The split that was evaluated after each epoch: "val", or "test" without one."""
-        return _monitored_in(self.metrics)
+        return monitored_in(self.metrics)
 
     @property
     def best(self) -> dict[str, Any]:
-        """The epoch of `metrics` that TRAIN.MONITOR calls the best, the first of equal ones.
+        """The epoch of `metrics` that TRAIN.MONITOR calls the best, see `best_of`."""
+        return self.best_of(self.metrics)
+
+    def best_of(self, epochs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return which of these epochs TRAIN.MONITOR calls the best, the first of equal ones.
 
         Raises:
             RunError: no epoch was finished.
         """
-        epochs, monitor = self.metrics, self.config.TRAIN.MONITOR
+        monitor = self.config.TRAIN.MONITOR
         if not epochs:
             raise RunError(f"{self.folder} has no finished epoch")
         choose = min if is_lower_better(monitor, epochs[-1]) else max
-        key = f"{_monitored_in(epochs)}/{monitor}"
+        key = f"{monitored_in(epochs)}/{monitor}"
         known = [epoch for epoch in epochs if not math.isnan(epoch[key])]
         return choose(known or epochs, key=lambda epoch: epoch[key])
 
@@ -270,8 +276,7 @@ class Run(Experiment):
         except CheckpointError:
             return False, []
         training = noted.training or {}
-        where_it_runs = [key for key in MAY_CHANGE if key not in _IMAGES]
-        are_chosen = any(is_among(key, ["DATA"]) and not is_among(key, where_it_runs)
+        are_chosen = any(is_among(key, ["DATA"]) and not is_among(key, WHERE_IT_RUNS)
                          for key in self.changed)
         images = training.get("images", {}).get("training")
         are_other = not are_chosen and images not in (None, self.data.train.identity)
@@ -447,7 +452,8 @@ def _write_config(folder: Path, config: Config) -> None:
     write_whole(folder / "config.yaml", header + config.dump())
 
 
-def _monitored_in(epochs: Sequence[Mapping[str, Any]]) -> str:
+def monitored_in(epochs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the split that was evaluated after each of these epochs, see `Run.monitored`."""
     return "val" if any("val/loss" in epoch for epoch in epochs) else "test"
 
 

@@ -7,58 +7,20 @@ predictions of all images, each by a model that was not trained on it.
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from cvkit.data import ImageData
 from cvkit.data.build import images_of_folds
 from cvkit.errors import RunError
-from cvkit.evaluation.metrics import is_part
 from cvkit.runs.compare import Runs
 from cvkit.runs.finding import is_group, members_of
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
+from cvkit.runs.spread import Spread
 from cvkit.system.files import user_path
 from cvkit.system.text import in_columns, plural
-
-
-class Spread(NamedTuple):
-    """How several values of one metric lie.
-
-    `deviation` is that of a sample (n - 1); `low` to `high` is the 95 % confidence interval of the
-    mean by Student's t. They are NaN of a single value.
-    """
-
-    mean: float
-    deviation: float
-    low: float
-    high: float
-    size: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of one value or more."""
-        from scipy.stats import t
-
-        mean, count = statistics.fmean(values), len(values)
-        if count < 2:
-            return cls(mean, math.nan, math.nan, math.nan, count)
-        deviation = statistics.stdev(values)
-        half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-        return cls(mean, deviation, mean - half, mean + half, count)
-
-    def in_words(self, name: str) -> tuple[str, str]:
-        """Return "87.21 ± 0.32 %" and the interval, "86.81 to 87.61 %", of a metric of a name."""
-        scale, digits, unit = (100, 2, " %") if is_part(name) else (1, 4, "")
-        if self.size < 2:
-            return f"{scale * self.mean:.{digits}f}{unit}", "–"
-        return (f"{scale * self.mean:.{digits}f} ± {scale * self.deviation:.{digits}f}{unit}",
-                f"{scale * self.low:.{digits}f} to {scale * self.high:.{digits}f}{unit}")
 
 
 class Group(Runs):

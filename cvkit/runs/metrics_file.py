@@ -76,7 +76,7 @@ def _is_metric(name: str, value: Any) -> bool:
     if name == "rates":
         return isinstance(value, list) and all(
             isinstance(pair, list) and len(pair) == 2
-            and all(map(_is_plottable, pair)) for pair in value)
+            and _is_plottable(pair[0]) and _is_plottable(pair[1]) for pair in value)
     if name == "lower_is_better":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if name == "lr_mult":

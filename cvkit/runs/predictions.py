@@ -72,6 +72,14 @@ class Predictions:
             return f"of {self.models} models together"
         return moment_of(self.epoch, self.batches)
 
+    def is_of_same_images(self, other: Predictions) -> bool:
+        """Tell whether both are of the same images, as far as they note which those are."""
+        # Older versions noted no fingerprint.
+        are_noted = self.images and other.images
+        return (self.classes == other.classes and np.array_equal(self.index, other.index)
+                and np.array_equal(self.true, other.true)
+                and (not are_noted or self.images == other.images))
+
     def scores(self) -> tuple[np.ndarray, np.ndarray]:
         """Return precision, recall and F1 of each class, float64 (C, 3), and its images, (C,).
 
@@ -158,6 +166,31 @@ class Predictions:
         for name in ("epoch", "batches"):
             if not 0 <= getattr(self, name) < 2**53:
                 raise ValueError(f"{name} is {getattr(self, name)}")
+
+
+def mcnemar(first: Predictions, other: Predictions) -> tuple[int, int, float]:
+    """Test whether two models are right equally often on the same images.
+
+    Were they, an image that one alone is right on would be either's by the toss of a coin: the
+    exact form of the test of McNemar (Psychometrika 12, 1947), which Dietterich (Neural Computation
+    10, 1998) advises where each model is trained once. It knows nothing of other seeds.
+
+    Returns:
+        On how many images the first alone is right, on how many the other, and the two-sided p.
+
+    Raises:
+        RunError: they are of different images.
+    """
+    from scipy.stats import binomtest
+
+    if not first.is_of_same_images(other):
+        raise RunError("these predictions are of different images")
+    is_right, other_is_right = (item.true == item.predicted for item in (first, other))
+    only_first = int((is_right & ~other_is_right).sum())
+    only_other = int((~is_right & other_is_right).sum())
+    discordant = only_first + only_other
+    p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return only_first, only_other, p
 
 
 def _row(name: str, scores: np.ndarray, images: int) -> tuple[str, ...]:

@@ -6,13 +6,11 @@ import numpy as np
 
 from cvkit.errors import RunError
 from cvkit.registry import VISUALIZERS
+from cvkit.runs.finding import REPEATED
 from cvkit.runs.folder import Run
 from cvkit.system.text import plural
 from cvkit.visualizers.curves import choose_scale
 from cvkit.visualizers.drawing import COLOURS, Picture, styled, whole_numbers, wrap
-
-# By these alone runs of a group differ.
-_FREE = ("SEED", "DATA.FOLD", "DATA.SPLIT_SEED")
 
 
 @VISUALIZERS.register()
@@ -72,7 +70,7 @@ def _refuse_other_configs(runs: list[Run]) -> None:
         if not run.metrics:
             raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
         other = next((key for key, value in {**first, **run.hyperparameters}.items()
-                      if key not in _FREE and (first.get(key), run.hyperparameters.get(key))
+                      if key not in REPEATED and (first.get(key), run.hyperparameters.get(key))
                       != (value, value)), None)
         if other:
             raise RunError(f"{run.folder} differs from {runs[0].folder} in {other}; a band is of "

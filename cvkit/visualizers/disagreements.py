@@ -53,12 +53,6 @@ def refuse_other_images(runs: Sequence[Run]) -> None:
     Raises:
         RunError: names the first two.
     """
-    first = runs[0].predictions
     for run in runs[1:]:
-        other = run.predictions
-        # Older versions noted no fingerprint.
-        are_noted = first.images and other.images
-        if (other.classes != first.classes or not np.array_equal(other.index, first.index)
-                or not np.array_equal(other.true, first.true)
-                or (are_noted and first.images != other.images)):
+        if not runs[0].predictions.is_of_same_images(run.predictions):
             raise RunError(f"{runs[0].folder} and {run.folder} were tested on different images")

@@ -666,8 +666,8 @@ WORDS_OF_TOOLS = {
                      "red", "--disagreements", "--", "-", "---", "--=", "--cam-", "--run=", "--out="],
     "registry.py": ["model", "transform", "modell", "CutOut", "resnet18", "--import", "tiny.yaml",
                     "gone.py", "--imports", "optimizer", "SGD", "--", "-m", "models", "MODEL"],
-    "compare.py": ["RUN", "RUN", "runs", "gone", "--count", "0", "-1", "x", "--out", "out", "--cout",
-                   "tiny.yaml", "--"],
+    "compare.py": ["RUN", "RUN", "OTHER", "runs", "gone", "--sort", "--csv", "epochs", "a.csv", "--curves",
+                   "--disagreements", "0", "-1", "x", "--out", "out", "--srot", "tiny.yaml", "--"],
     "find_lr.py": ["--steps", "--step", "--lowest", "--highest", "--out", "2", "0", "-1", "1e-5", "1",
                    "nan", "inf", "x", "--check", "--", "tiny.yaml"],
 }
@@ -686,6 +686,7 @@ def test_command_lines(tool, run, name, monkeypatch):
     Path("tiny.yaml").write_text(TINY)
     monkeypatch.setenv("COLUMNS", "100")
     flags, texts = WORDS_OF_TOOLS[name], [word for word in WORDS if "\0" not in word]
+    folders = {"RUN": run.folder, "OTHER": shutil.copytree(run.folder, run.folder.parent / "other")}
 
     def words(random):
         for _ in range(random.choice([0, 1, 1, 2, 2, 3, 4, 6])):
@@ -704,7 +705,7 @@ def test_command_lines(tool, run, name, monkeypatch):
                 yield random.choice(["tiny.yaml", "gone.yaml", "runs", ".", "tiny.yml"])
 
     def case(random):
-        found = [str(run.folder) if word == "RUN" else word for word in words(random)]
+        found = [str(folders.get(word, word)) for word in words(random)]
         if name in ("train.py", "find_lr.py", "visualize.py") and random.random() < 0.8:
             found.insert(0, "tiny.yaml")
         if name == "train.py":  # it is not to train

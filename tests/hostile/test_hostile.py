@@ -507,7 +507,7 @@ def test_a_comparison_is_not_written_through_links(run, tmp_path, tool):
     second = shutil.copytree(run.folder, run.folder.parent / "second")
     (tmp_path / "outside").mkdir()
     (tmp_path / "runs" / "compare").symlink_to(tmp_path / "outside")
-    code, _, err = tool("compare.py", run.folder, second)
+    code, _, err = tool("compare.py", run.folder, second, "--curves")
     assert code == 2 and "is a link to" in err and not list((tmp_path / "outside").iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,10 +177,11 @@ def test_norms_side_by_side_differ_in_the_norm_alone(few_images, own_folder, too
         r"\\\n#\s+|\n# Time.*", " ", (ROOT / "configs/resnet18_layernorm_cifar10.yaml").read_text()) + "\n_",
         re.DOTALL)
     words = command.split("\n")[0].split()
-    code, out, err = tool("compare.py", *words[2:])
+    code, _, err = tool("compare.py", *words[2:], "--csv", "norms.csv")
     assert code == 0, err
-    table = out.split("-- results")[0].split("-- config, where it differs")[1].split("\n")
-    assert [line.split() for line in table if line.strip()] == [["MODEL.norm", "batch", "group", "layer"]]
+    rows = [line.split(",") for line in Path("norms.csv").read_text().splitlines()]
+    assert rows[0][:3] == ["run", "MODEL.norm", "test accuracy"]
+    assert sorted(row[1] for row in rows[1:]) == ["batch", "group", "layer"]
 
 
 # -- what the rows ask for ---------------------------------------------------------------

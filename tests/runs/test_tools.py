@@ -56,8 +56,9 @@ def test_output_that_is_not_utf_8_lacks_letters_and_nothing_else(run, tool, monk
     monkeypatch.setattr("cvkit.evaluation.run_evaluation.evaluate", lambda runs: runs[0].predictions)
     code, said = say("evaluate.py", "--run", run.folder)
     assert code == 0 and re.search(r"^\?\?  ", said, re.MULTILINE), said
-    code, said = say("compare.py", run.folder, run.folder, "--out", "größe")
-    assert code == 0 and "parameters" in Path("größe/table.txt").read_text(encoding="utf-8"), said
+    code, said = say("compare.py", run.folder, shutil.copytree(run.folder, "größe"), "--csv", "größe.csv")
+    assert code == 0 and "Both are right on the same test images" in said, said
+    assert "\ngröße," in Path("größe.csv").read_text(encoding="utf-8")
     code, said = say("find_lr.py", config, "MODEL.norm", "日本")
     assert code == 2 and said.startswith("error: ") and "not '??'" in said
     Path("mine.py").write_text("from cvkit import MODELS\n\n@MODELS.register()\ndef own_net():\n"
@@ -103,7 +104,7 @@ def test_a_tilde_is_the_home_folder_for_every_tool(tool, painted, tiny, home, tm
             ("train.py", ["--resume", f"~/outs/tiny/{new.name}"]),
             ("evaluate.py", [f"--run={run}"]),
             ("visualize.py", ["--run", run, "--curves", "--out", "~/drawn"]),
-            ("compare.py", [run, f"~/outs/tiny/{new.name}", "--out", "~/compared"])):
+            ("compare.py", [run, f"~/outs/tiny/{new.name}", "--csv", "~/compared"])):
         code, _, err = tool(name, *arguments)
         assert code == 0, f"{name} {arguments}\n{err}"
     assert {"drawn", "compared"} <= {path.name for path in home.iterdir()}
@@ -183,19 +184,12 @@ def test_a_report_from_the_command_line(tool, painted):
 def test_compare_two_runs(tool, run, painted, tmp_path):
     shutil.copytree(painted.folder, tmp_path / "runs" / "again" / "1")
     other = tmp_path / "runs" / "again" / "1"
-    code, out, err = tool("compare.py", painted.folder, other)
-    assert code == 0, err
+    code, out, err = tool("compare.py", painted.folder, other, "--curves", "--disagreements", "3")
+    assert code == 0 and "Both are right on the same test images" in out, err
     folder = next(tmp_path.glob("runs/compare/painted_*_again_1"))
-    assert {path.name for path in folder.iterdir()} == {
-        "curves.png", "disagreements.png", "table.txt"}
-    table = (folder / "table.txt").read_text()
-    assert table in out and re.search(r"^test accuracy( +\d+\.\d\d % \(after epoch 2\)){2}$", table, re.MULTILINE)
-    code, out, err = tool("compare.py", run.folder, painted.folder, "--out", "x")
-    assert code == 0 and "left out: disagreements: " in out, err
-    assert "OPTIMIZER.lr" in out and Path("x/curves.png").is_file()
-    assert tool("compare.py", run.folder)[0] == 2
-    code, _, err = tool("compare.py", run.folder, other, "--count", "0")
-    assert code == 2 and "--count is 1 or more, not 0" in err
+    assert {path.name for path in folder.iterdir()} == {"curves.png", "disagreements.png"}
+    code, out, err = tool("compare.py", run.folder, painted.folder, "--curves", "--disagreements", "--out", "x")
+    assert code == 2 and "were tested on different images" in err and Path("x/curves.png").is_file()
 
 
 def test_runs_compared_with_tta_have_pictures_of_their_own(tool, painted):

@@ -45,7 +45,8 @@ def test_bash_completes_commands_flags_configs_and_keys_without_torch(complete):
 
 @pytest.mark.parametrize("words, expected", [
     ([""], sorted(COMMANDS)), (["e"], ["evaluate", "export"]), (["trian", ""], []),
-    (["train", "--"], ["--check", "--help", "--list", "--print-config", "--resume"]),
+    (["train", "--"], ["--check", "--folds", "--help", "--list", "--print-config", "--repeats", "--resume",
+                       "--seeds"]),
     (["train", "--check", "vit"], ["vit_cifar10"]),
     (["train", ""], sorted([*names(), "my.yaml"])), (["train", "m"], ["mobilenet_v3_cifar10", "my.yaml"]),
     (["train", "my.yaml", "SE"], ["SEED"]), (["train", "my.yaml", "m"], []),

@@ -15,7 +15,7 @@ from conftest import ROOT
 from cvkit.config import load_config
 from cvkit.config.tree import in_words
 from cvkit.errors import CheckpointError, ConfigError, RunError
-from cvkit.runs.compare import Runs, run_names
+from cvkit.runs.compare import run_names
 from cvkit.runs.finding import find_runs
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among, open_run
 from cvkit.runs.predictions import Predictions
@@ -330,23 +330,6 @@ def test_settings_that_are_too_long_for_a_run_s_name_are_hinted_at(run):
     other = Run(run.folder.parent / "other")
     names = run_names([run, other])
     assert names == ["tiny (SEED 0, MODEL.norm default, …)", "tiny (SEED 1, MODEL.norm layer, …)"]
-
-
-def test_the_table_of_runs_has_what_differs_and_the_results(run, painted):
-    rows = {line.split("  ")[0]: line.split("  ")[1:] for line in Runs([run, painted]).table().splitlines()}
-    cells = {name: [cell.strip() for cell in row if cell.strip()] for name, row in rows.items()}
-    assert cells["OPTIMIZER.lr"] == ["0.05", "0.0001"]
-    assert cells["DATA.DATASET.NAME"] == ["Digits", "ImageFolder"]
-    assert "SEED" not in cells and "DATA.TRAIN_TRANSFORMS" not in cells
-    assert cells["test accuracy"] == [f"{100 * item.predictions.accuracy:.2f} % (after epoch 2)"
-                                      for item in (run, painted)]
-    assert cells["train loss"] == [f"{item.metrics[-1]['train/loss']:.4f} (epoch 2)"
-                                   for item in (run, painted)]
-    assert cells["epochs"] == ["2", "2"]
-    assert cells["parameters"] == [
-        f"{sum(weight.numel() for weight in item.model.parameters()):,}" for item in (run, painted)]
-    same = Runs([run, run]).table()
-    assert "nothing" in same.splitlines()[2]
 
 
 def test_values_of_a_config_in_words():
