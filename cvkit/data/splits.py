@@ -10,8 +10,8 @@ import numpy as np
 from cvkit.errors import ConfigError, DataError
 from cvkit.system.text import plural
 
-# Images in groups are held out by so many folds, as near to a fraction as those come.
-_FINE = 20
+# Of so many folds at most the first ones are held out that come nearest to a fraction.
+_MOST_FOLDS = 10
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int,
@@ -26,9 +26,13 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int,
         DataError: a class has a single image, or all of its images in a single group.
     """
     if groups is not None:
-        folds = max(2, min(_FINE, len(np.unique(groups)), int(np.bincount(labels).max())))
+        most = max(2, min(_MOST_FOLDS, len(np.unique(groups)), int(np.bincount(labels).max())))
+        # The fewer, the nearer is each to the shares of the classes.
+        folds = min(range(2, most + 1), key=lambda count: (
+            round(abs(round(count * fraction) / count - fraction), 2), count))
         number = fold_numbers(labels, folds, seed, groups)
-        is_held_out = number < min(max(round(folds * fraction), 1), folds - 1)
+        sizes = np.cumsum(np.bincount(number, minlength=folds))[:-1]
+        is_held_out = number <= np.abs(sizes - fraction * len(labels)).argmin()
         _refuse_lost(labels, is_held_out, groups)
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     random = np.random.default_rng([seed, 1])

@@ -56,6 +56,10 @@ class Column:
     def words(self) -> list[str]:
         """Return each cell as a terminal shows it."""
         words = [", ".join(map(in_words, cell)) for cell in self.cells]
+        short = [", ".join(f"{value:.4g}" if isinstance(value, float) else in_words(value)
+                           for value in cell) for cell in self.cells]
+        if len(set(short)) == len(set(words)):
+            words = short
         if max(map(len, words)) > _WIDEST:
             # What differs is often at the end of a long list.
             same = _alike([word for word in words if word])

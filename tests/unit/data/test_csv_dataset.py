@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import fill
 from PIL import Image
 
 from cvkit.config import load_config
@@ -406,3 +407,54 @@ def test_the_pictures_of_cifar_are_read_by_a_table(cifar_images, tiny):
     assert data.classes == folder.classes and data.image_size == (32, 32)
     assert len(data.train) == -(-len(folder.train) // 20)
     assert np.array_equal(data.train.image(1), folder.train.image(20))
+
+
+# -- groups ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patients(tmp_path):
+    """A table of 60 pictures of 12 patients."""
+    fill(tmp_path, {"cat": 30, "dog": 30})
+    rows = [f"{name}/{number:03}.png,{name},p{number // 5 + (6 if name == 'dog' else 0)}"
+            for name in ("cat", "dog") for number in range(30)]
+    (tmp_path / "patients.csv").write_text("\n".join(["file,label,patient", *rows]) + "\n")
+    return tmp_path / "patients.csv"
+
+
+def test_a_patient_is_on_one_side_of_each_split(patients, tiny):
+    keys = {"DATA.DATASET": {"NAME": "CSVDataset", "path": str(patients), "group": "patient"},
+            "DATA.LIMIT": 0, "DATA.TRAIN_TRANSFORMS": [], "DATA.VAL_FRACTION": 0.25}
+    for more in ({}, {"DATA.FOLDS": 3, "DATA.FOLD": 1}):
+        data = build_data(load_config(tiny, {**keys, **more}))
+        of = {}
+        for name, split in data.splits.items():
+            for position in range(len(split)):
+                label, file = Path(split.name(position)).parts[-2:]
+                of.setdefault((label, int(file[:3]) // 5), set()).add(name)
+        assert len(of) == 12 and all(len(splits) == 1 for splits in of.values())
+        assert {len(split) % 5 for split in data.splits.values()} == {0}
+
+
+def test_without_the_column_a_patient_may_be_on_both(patients):
+    data = DATASETS.build({"NAME": "CSVDataset", "path": str(patients), "label": "label"}, seed=0)
+    assert data.train.groups is None
+
+
+def test_a_table_that_splits_groups_itself_is_told(patients):
+    lines = patients.read_text().splitlines()
+    halves = [f"{line},{'split' if not number else 'train' if number % 2 else 'test'}"
+              for number, line in enumerate(lines)]
+    patients.write_text("\n".join(halves))
+    data = DATASETS.build({"NAME": "CSVDataset", "path": str(patients), "group": "patient"}, seed=0)
+    assert any(note.startswith("12 groups have images in more than one split, as the table says: p0, p1")
+               for note in data.notes)
+
+
+@pytest.mark.parametrize("change, message", [
+    (("patient", "pationt"), r"has no column 'patient'\n  Did you mean pationt"),
+    ((",p3", ","), "no group in column patient: it is empty")])
+def test_a_group_that_is_not_there_is_told(patients, change, message):
+    patients.write_text(patients.read_text().replace(*change))
+    with pytest.raises(DataError, match=message):
+        DATASETS.build({"NAME": "CSVDataset", "path": str(patients), "group": "patient"}, seed=0)
