@@ -61,7 +61,7 @@ def train_folds(config: Config, folds: int, repeats: int = 1,
                           f"{repeats}")
     settings = {f"{f'repeat_{repeat}_' if repeat else ''}fold_{fold}": {
                     "DATA.FOLDS": folds, "DATA.FOLD": fold,
-                    "DATA.SPLIT_SEED": config.DATA.SPLIT_SEED + repeat}
+                    "DATA.FOLD_REPEAT": repeat}
                 for repeat in range(repeats) for fold in range(folds)}
     group = _train_each(config, f"--folds {folds} --repeats {repeats}", settings, resume)
     assert isinstance(group, Folds)

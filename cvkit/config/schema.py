@@ -60,6 +60,7 @@ SCHEMA: dict[str, Any] = {
         "FOLDS": Key(0, "parts of a cross-validation, each with its share of every class; 0: none. "
                      "--folds trains them all"),
         "FOLD": Key(0, "which of the FOLDS is the test set, from 0; the others are trained on"),
+        "FOLD_REPEAT": Key(0, "which division of the images into FOLDS, from 0"),
         "SAMPLER": Component("sampler", "which training images an epoch has; null: every one once"),
         "PIPELINE": Key("auto", "auto: whole batches at once where every transform can and images "
                        "fit in memory, else image by image",

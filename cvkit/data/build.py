@@ -91,8 +91,8 @@ def _with_fold(data: ImageData, config: Config) -> ImageData:
         with located(node, "LIMIT"):
             whole = whole.take(balanced_subset(whole.labels, node.LIMIT, node.SPLIT_SEED))
     with located(node, "FOLDS"):
-        rest, held_out = fold_split(whole.labels, node.FOLDS, node.FOLD, node.SPLIT_SEED,
-                                    whole.groups)
+        rest, held_out = fold_split(whole.labels, node.FOLDS, node.FOLD,
+                                    node.SPLIT_SEED + node.FOLD_REPEAT, whole.groups)
     val = data.val if data.val is not None and data.val.images is not whole.images else None
     is_own = data.test.images is not whole.images
     note = (f"fold {node.FOLD} of {node.FOLDS} of {plural(len(whole), 'image')} is tested"

@@ -19,7 +19,7 @@ UTC = "%Y-%m-%dT%H:%M:%S"
 # What the folders of a group's runs are called.
 MEMBER = re.compile(r"seed_\d{1,9}|(repeat_\d{1,9}_)?fold_\d{1,9}")
 # In these they are to differ.
-REPEATED = ("SEED", "DATA.FOLD", "DATA.SPLIT_SEED")
+REPEATED = ("SEED", "DATA.FOLD", "DATA.FOLD_REPEAT")
 
 
 def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[Path]:

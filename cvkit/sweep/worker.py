@@ -196,7 +196,7 @@ class _Watcher(Reporter):
 def parts_for(config: Config, data: Experiment) -> Experiment:
     """Return what a trial trains on, with the images that are there if they are the same."""
     parts = Experiment(config)
-    names = ("DATASET", "FOLDS", "FOLD", "LIMIT", "SPLIT_SEED", "VAL_FRACTION")
+    names = ("DATASET", "FOLDS", "FOLD", "FOLD_REPEAT", "LIMIT", "SPLIT_SEED", "VAL_FRACTION")
     if all(config.DATA[name] == data.config.DATA[name] for name in names):
         parts.data, parts.built_data = data.data, data.built_data
     return parts

@@ -132,8 +132,8 @@ def test_a_metric_is_in_the_table_under_its_name(make):
 def test_runs_of_a_group_are_one_row_of_mean_and_deviation(make):
     rights = [60, 75, 81]
     for seed, right in enumerate(rights):
-        make(f"tiny/2026-01-01_00-00-00_seeds/seed_{seed}", "\nSEED: 0", f"\nSEED: {seed}", "SPLIT_SEED: 0",
-             f"SPLIT_SEED: {seed}", right=right, test_f1=right / 200, seconds=float(right))
+        make(f"tiny/2026-01-01_00-00-00_seeds/seed_{seed}", "\nSEED: 0", f"\nSEED: {seed}", "FOLD_REPEAT: 0",
+             f"FOLD_REPEAT: {seed}", right=right, test_f1=right / 200, seconds=float(right))
     make("tiny/2026-01-02_00-00-00", "lr: 0.05", "lr: 0.2", "\nSEED: 0", "\nSEED: 7", right=100)
     table = open_table(["runs"])
     values = np.array(rights) / 150
@@ -154,7 +154,7 @@ def test_runs_of_a_group_are_one_row_of_mean_and_deviation(make):
     assert len(open_table(["runs/tiny/2026-01-01_00-00-00_seeds"]).entries) == 1
     members = [f"runs/tiny/2026-01-01_00-00-00_seeds/seed_{seed}" for seed in (0, 2)]
     assert open_table(members).names == ["seed_0", "seed_2"]
-    assert {"SEED", "DATA.SPLIT_SEED"} <= set(rows_of(open_table(members))[0])
+    assert {"SEED", "DATA.FOLD_REPEAT"} <= set(rows_of(open_table(members))[0])
 
 
 def test_seeds_of_a_group_are_a_column_where_other_runs_differ_in_them(make):
