@@ -1,0 +1,378 @@
+"""Sweeps: trials are the runs that they would be alone, whoever is stopped, killed or diverges."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from helpers import at_step, equal, without_times
+
+from cvkit.config import load_config
+from cvkit.config.load import load_sweep
+from cvkit.errors import RunError
+from cvkit.runs.folder import Run
+from cvkit.session import train
+from cvkit.sweep.launch import run_sweep
+from cvkit.sweep.study import Sweep
+from cvkit.sweep.trials import Progress, best_of, original, state_of
+from cvkit.training.signals import Interrupted
+from cvkit.training.trainer import Trainer
+
+optuna = pytest.importorskip("optuna")
+
+GRID = """\
+SWEEP:
+  BASE: tiny.yaml
+  SPACE:
+    OPTIMIZER.lr: [0.01, 0.05, 0.2]
+    OPTIMIZER.momentum: [0.0, 0.9]
+  SAMPLER: {NAME: GridSampler}
+DATA: {LIMIT: 60}
+"""
+POINTS = [(lr, momentum) for lr in (0.01, 0.05, 0.2) for momentum in (0.0, 0.9)]
+
+
+@pytest.fixture
+def grid(quick, tmp_path):
+    """The path of a sweep of six trials."""
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return "grid.yaml"
+
+
+def trials_of(path, *words):
+    sweep = Sweep(load_sweep(path, words))
+    return Progress.of(sweep.find_study(), sweep.trials).trials
+
+
+def values_of(path, *words):
+    return {(trial.params["OPTIMIZER.lr"], trial.params["OPTIMIZER.momentum"]): trial.value
+            for trial in trials_of(path, *words).values()}
+
+
+def test_a_grid_is_what_one_would_do_by_hand_to_the_last_digit(grid):
+    study = run_sweep(load_sweep(grid))
+    by_hand = {}
+    for number, (lr, momentum) in enumerate(POINTS):
+        run = train(load_config("tiny.yaml", {"DATA.LIMIT": 60, "OPTIMIZER.lr": lr,
+                                              "OPTIMIZER.momentum": momentum}))
+        by_hand[lr, momentum] = run.predictions.accuracy
+        trial = Run(f"runs/grid/trial_{number:04d}")
+        assert equal(trial.checkpoint("last").model, run.checkpoint("last").model)
+        assert without_times(trial.metrics) == without_times(run.metrics)
+        assert trial.config.name == "grid"
+    assert values_of(grid) == by_hand
+    assert study.best_value == max(by_hand.values())
+    assert [tuple(trial.params.values()) for trial in trials_of(grid).values()] == POINTS
+
+
+def test_what_is_finished_is_only_shown_again_and_more_trials_go_on(grid, capsys):
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "2"]))
+    first = values_of(grid)
+    times = {path: path.stat().st_mtime_ns for path in (Sweep(load_sweep(grid)).folder).glob("trial_*/config.yaml")}
+    assert len(times) == 2
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "2"]))
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "3"]))
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert len(values_of(grid)) == 3 and first.items() <= values_of(grid).items()
+    assert "sweep      grid: 3 of 3 trials finished: 3 complete" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_a_trial_cleanly_and_the_same_command_goes_on(grid, capsys, tmp_path):
+    run_sweep(load_sweep(grid, ["OUTPUT_DIR", "whole"]))
+    whole = values_of(grid, "OUTPUT_DIR", "whole")
+    with pytest.MonkeyPatch.context() as patched:
+        # In the second epoch of the third trial, of two batches each.
+        at_step(patched, 11, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            run_sweep(load_sweep(grid))
+    out = capsys.readouterr().out
+    assert out.endswith("The same command goes on.\n") and "2 complete, 1 waiting" in out
+    assert Run("runs/grid/trial_0002").checkpoint("last").epoch == 1
+    steps = []
+    with pytest.MonkeyPatch.context() as patched:
+        at_step(patched, 1, lambda: None)
+        real = Trainer.train_epoch
+        patched.setattr(Trainer, "train_epoch", lambda trainer: steps.append(trainer.state.epoch) or real(trainer))
+        run_sweep(load_sweep(grid))
+    # The third begins where it was stopped, the other three at their beginning.
+    assert steps == [1, 0, 1, 0, 1, 0, 1]
+    assert values_of(grid) == whole
+    numbers = sorted(path.name for path in (tmp_path / "runs" / "grid").glob("trial_*"))
+    assert len(numbers) == 6
+    for number, trial in trials_of(grid).items():
+        ours = Run(f"runs/grid/trial_{number:04d}")
+        theirs = next(run for run in map(Run, (tmp_path / "whole" / "grid").glob("trial_*"))
+                      if run.config.OPTIMIZER == ours.config.OPTIMIZER)
+        assert equal(ours.checkpoint("last").model, theirs.checkpoint("last").model)
+        assert state_of(trial) == "complete"
+
+
+def test_a_trial_whose_worker_is_gone_is_tried_again_and_no_other(tiny, tmp_path):
+    """The lock that a worker holds tells that it lives."""
+    (tmp_path / "grid.yaml").write_text(GRID)
+    sweep = Sweep(load_sweep("grid.yaml"))
+    study = sweep.begin(False, "test")
+    gone, held, fresh = study.ask(), study.ask(), study.ask()
+    values = sweep.space.suggest(gone)
+    with sweep.working() as dead:
+        gone.set_user_attr("worker", dead)
+    shutil.copy(__file__, sweep.folder / ".workers" / dead)  # it left its file, unlocked
+    with sweep.working() as alive:
+        held.set_user_attr("worker", alive)
+        for _ in range(2):
+            # A process is not kept out by a lock of its own.
+            subprocess.run([sys.executable, "-c", (
+                "from cvkit.config.load import load_sweep; from cvkit.sweep.study import Sweep; "
+                "sweep = Sweep(load_sweep('grid.yaml')); sweep.retry_dead(sweep.find_study(), 'me')")],
+                check=True, cwd=tmp_path)
+    trials = study.get_trials()
+    assert [trial.state.name for trial in trials] == ["FAIL", "RUNNING", "RUNNING", "WAITING"]
+    assert trials[3].params == values and original(trials[3]) == 0
+    del fresh
+
+
+def test_a_trial_that_diverges_is_marked_and_the_rest_goes_on(grid, monkeypatch, capsys):
+    epoch = Trainer.train_epoch
+
+    def diverging(trainer):
+        if trainer.config.OPTIMIZER.lr == 0.05:
+            raise trainer.divergence("loss is", 1)
+        return epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "train_epoch", diverging)
+    run_sweep(load_sweep(grid))
+    states = [state_of(trial) for trial in trials_of(grid).values()]
+    assert states == ["complete", "complete", "diverged", "diverged", "complete", "complete"]
+    out = capsys.readouterr().out
+    assert re.search(r"trial 2 +diverged: the loss is no longer finite in epoch 1.*lr 0.05, momentum 0", out)
+    assert "4 complete, 2 diverged" in out
+
+
+def test_where_no_trial_is_complete_the_exit_code_is_1(grid, tool, monkeypatch):
+    monkeypatch.setattr(Trainer, "train_epoch", lambda trainer: (_ for _ in ()).throw(
+        trainer.divergence("loss is", 1)))
+    code, _, err = tool("sweep.py", grid, "SWEEP.TRIALS", "2")
+    assert code == 1
+    assert "no trial of grid is complete: 2 of 2 trials finished: 2 diverged" in err
+
+
+def test_a_trial_that_cannot_be_trained_is_told_and_not_fatal(grid, monkeypatch, capsys):
+    epoch = Trainer.train_epoch
+
+    def failing(trainer):
+        if trainer.config.OPTIMIZER.lr == 0.05:
+            raise RunError("no memory is left", hint="Buy some.")
+        return epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "train_epoch", failing)
+    run_sweep(load_sweep(grid))
+    states = [state_of(trial) for trial in trials_of(grid).values()]
+    assert states.count("failed") == 2 and states.count("complete") == 4
+    assert "failed: no memory is left Buy some." in capsys.readouterr().out
+
+
+def test_a_bug_is_not_taken_for_a_bad_trial(grid, monkeypatch):
+    monkeypatch.setattr(Trainer, "evaluate", lambda trainer: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_sweep(load_sweep(grid))
+
+
+def test_pruned_trials_stop_at_the_end_of_an_epoch(quick, tmp_path):
+    (tmp_path / "prune.yaml").write_text("""\
+SWEEP:
+  BASE: tiny.yaml
+  SPACE: {OPTIMIZER.lr: {NAME: float, low: 0.001, high: 0.3, log: true}}
+  PRUNER: {NAME: ThresholdPruner, lower: 0.5, n_warmup_steps: 2}
+  TRIALS: 2
+TRAIN: {EPOCHS: 4}
+DATA: {LIMIT: 60}
+""")
+    with pytest.raises(RunError, match="2 pruned"):
+        run_sweep(load_sweep("prune.yaml"))
+    for number, trial in trials_of("prune.yaml").items():
+        run = Run(f"runs/prune/trial_{number:04d}")
+        assert [epoch["epoch"] for epoch in run.metrics] == [1, 2] and trial.last_step == 2
+        assert trial.intermediate_values == {
+            epoch["epoch"]: epoch["test/accuracy"] for epoch in run.metrics}
+        assert run.checkpoint("last").epoch == 2 and not (run.folder / "predictions.npz").exists()
+
+
+def test_the_value_is_that_of_the_best_epoch_on_validation_images_and_a_loss_is_minimised(quick, tmp_path):
+    (tmp_path / "loss.yaml").write_text("""\
+SWEEP:
+  BASE: tiny.yaml
+  SPACE: {OPTIMIZER.lr: [0.01, 0.3, 3.0]}
+  SAMPLER: {NAME: GridSampler}
+  MONITOR: loss
+TRAIN: {EPOCHS: 3}
+DATA: {VAL_FRACTION: 0.3}
+""")
+    study = run_sweep(load_sweep("loss.yaml"))
+    trials = trials_of("loss.yaml")
+    for number, trial in trials.items():
+        run = Run(f"runs/loss/trial_{number:04d}")
+        assert trial.value == min(epoch["val/loss"] for epoch in run.metrics)
+        assert run.config.TRAIN.MONITOR == "loss"
+    best = best_of(study, Progress.of(study, 3))
+    assert best.value == min(trial.value for trial in trials.values())
+
+
+def test_with_seeds_the_mean_counts_and_a_trial_is_a_group(grid):
+    from cvkit.runs.group import open_group
+
+    run_sweep(load_sweep(grid, ["SWEEP.SEEDS", "2", "SWEEP.TRIALS", "2"]))
+    for number, trial in trials_of(grid, "SWEEP.SEEDS", "2").items():
+        group = open_group(f"runs/grid/trial_{number:04d}")
+        assert [run.config.SEED for run in group.runs] == [0, 1]
+        assert trial.value == np.mean(group.values["accuracy"])
+
+
+def test_the_line_on_test_images_is_said_only_where_they_choose(grid, capsys):
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
+    assert "the test images choose the best trial" in capsys.readouterr().out
+    assert "The test images chose it" in Path("runs/grid/README.md").read_text("utf-8")
+    keys = ["SWEEP.TRIALS", "1", "DATA.VAL_FRACTION", "0.3", "OUTPUT_DIR", "other"]
+    run_sweep(load_sweep(grid, keys))
+    assert "the test images choose" not in capsys.readouterr().out
+    assert "test images chose" not in Path("other/grid/README.md").read_text("utf-8")
+
+
+# -- what is refused ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change, message", [
+    (("[0.01, 0.05, 0.2]", "[0.01, 0.05]"), "the sweep grid was begun with another space: OPTIMIZER.lr: "
+     "[0.01, 0.05, 0.2] then, [0.01, 0.05] now"),
+    (("LIMIT: 60", "LIMIT: 70"), "was begun with another config: DATA.LIMIT: 60 then, 70 now")])
+def test_a_study_that_was_begun_otherwise_is_refused(grid, tool, tmp_path, change, message):
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
+    (tmp_path / "grid.yaml").write_text(GRID.replace(*change))
+    code, _, err = tool("sweep.py", grid)
+    assert code == 2 and message in err and "give the file another name, or remove runs/grid." in err
+
+
+def test_another_place_to_compute_is_no_other_config(grid):
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "2", "DATA.WORKERS", "0", "DEVICE", "cpu"]))
+
+
+def test_a_value_that_cannot_be_built_is_told_before_the_first_trial(grid, tmp_path, tool):
+    (tmp_path / "norms.yaml").write_text(TINY + "SWEEP: {SPACE: {MODEL.norm: [batch, group]}}\n")
+    code, _, err = tool("sweep.py", "norms.yaml")
+    assert code == 2 and "MODEL.norm: model resnet18 cannot be built: norm group: groups 32 does not divide 4" in err
+    assert not list(tmp_path.glob("runs/norms/trial_*"))
+    code, _, err = tool("sweep.py", grid, "SWEEP.MONITOR", "acuracy")
+    assert code == 2 and "no metric named 'acuracy'" in err and "Did you mean accuracy?" in err
+
+
+@pytest.mark.parametrize("url, message", [
+    ("postgresql://nobody@127.0.0.1:1/x", "the database postgresql+psycopg://nobody@127.0.0.1:1/x cannot be "
+     "reached: connection failed"),
+    ("postgresq://a/b", "STORAGE is no address of a database"), ("nonsense", "STORAGE is no address of a database")])
+def test_a_storage_that_is_not_there_is_asked_for_and_told(grid, tool, monkeypatch, url, message):
+    monkeypatch.setattr("cvkit.sweep.engine.PATIENCE", 0.3)
+    monkeypatch.setattr("cvkit.sweep.engine.PAUSE", 0.1)
+    code, out, err = tool("sweep.py", grid, "SWEEP.STORAGE", url)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert ("waiting    for the database" in out) == ("reached" in message)
+
+
+def test_a_password_is_not_shown(grid, tool, monkeypatch):
+    monkeypatch.setattr("cvkit.sweep.engine.PATIENCE", 0.0)
+    code, out, err = tool("sweep.py", grid, "SWEEP.STORAGE", "postgresql://me:secret@127.0.0.1:1/x")
+    assert code == 2 and "secret" not in out + err and "me:***@" in err
+
+
+def test_without_optuna_the_way_to_install_it_is_told(grid, tool, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    code, _, err = tool("sweep.py", grid)
+    assert code == 2 and "a sweep needs Optuna" in err and "pip install 'cvkit[sweep]'" in err
+
+
+def test_workers_and_status(grid, tool):
+    code, _, err = tool("sweep.py", grid, "--workers", "0")
+    assert code == 2 and "--workers is 1 or more, not 0" in err
+    code, out, _ = tool("sweep.py", grid, "--status")
+    assert code == 0 and out == "sweep      grid: 0 of 6 trials finished\n"
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "2"]))
+    code, out, _ = tool("sweep.py", grid, "--status")
+    assert code == 0 and "sweep      grid: 2 of 6 trials finished: 2 complete" in out
+    assert re.search(r"best       trial [01]: accuracy \d+\.\d\d % with lr 0.01, momentum", out)
+
+
+# -- several processes -------------------------------------------------------------------
+
+
+def start(*words, folder, **options):
+    return subprocess.Popen([sys.executable, "-m", "cvkit", "sweep", *words], cwd=folder, text=True,
+                            encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+
+
+@pytest.fixture
+def slow_grid(tmp_path):
+    """A sweep for processes of their own, whose epochs take a while."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "slowly.py").write_text(
+        "import time\nfrom cvkit import Reporter\nfrom cvkit.registry import WRITERS\n\n"
+        "@WRITERS.register()\nclass slowly(Reporter):\n"
+        "    def epoch(self, state, values):\n        time.sleep(0.4)\n")
+    (tmp_path / "grid.yaml").write_text(
+        GRID + "IMPORTS: [slowly.py]\nWRITERS: [{NAME: slowly}]\nTRAIN: {EPOCHS: 4}\n")
+    return tmp_path
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_no_trial_and_two_workers_share_the_rest(slow_grid):
+    first = start("grid.yaml", folder=slow_grid)
+    metrics = slow_grid / "runs" / "grid" / "trial_0001" / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 2)
+    first.kill()
+    first.communicate()
+    done = metrics.read_text().splitlines(keepends=True)[0]
+    again = start("grid.yaml", "--workers", "2", folder=slow_grid)
+    out, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, out
+    assert "6 of 6 trials finished: 6 complete" in out
+    # What the killed one had trained of its trial was gone on from.
+    assert metrics.read_text().startswith(done) and metrics.read_text().count("\n") == 4
+    assert sorted(values_of("grid.yaml")) == sorted(POINTS)
+    workers = {trial.user_attrs["worker"] for trial in trials_of("grid.yaml").values()}
+    assert len(workers) == 3
+    assert not list((slow_grid / "runs" / "grid" / ".workers").iterdir())
+    numbers = [original(trial) for trial in trials_of("grid.yaml").values()]
+    assert sorted(f"trial_{number:04d}" for number in numbers) == sorted(
+        path.name for path in (slow_grid / "runs" / "grid").glob("trial_*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_all_workers_and_the_same_command_goes_on(slow_grid):
+    process = start("grid.yaml", "--workers", "2", folder=slow_grid)
+    folder = slow_grid / "runs" / "grid"
+    wait_for(lambda: len(list(folder.glob("trial_*/metrics.jsonl"))) >= 2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, out
+    assert out.count("Stopping after this step") == 2 and "The same command goes on." in out
+    assert "2 waiting" in out
+    stopped = {path.parent.name: path.read_text() for path in folder.glob("trial_*/metrics.jsonl")}
+    again = start("grid.yaml", "--workers", "2", folder=slow_grid)
+    out, _ = again.communicate(timeout=300)
+    assert again.returncode == 0 and "6 of 6 trials finished: 6 complete" in out, out
+    for name, text in stopped.items():
+        assert (folder / name / "metrics.jsonl").read_text().startswith(text)
+    shutil.rmtree(folder)
