@@ -1,3 +1,3 @@
 """What a training tells, and the report of a run."""
 
-from cvkit.reporting import jsonl, tensorboard  # noqa: F401  they register their writers
+from cvkit.reporting import jsonl, mlflow, tensorboard, wandb  # noqa: F401  register their writers

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from pathlib import Path
 from typing import Any
 
 from cvkit.config import Config
+from cvkit.errors import ConfigError, where_in
 from cvkit.registry import NAME, WRITERS
 from cvkit.runs.folder import Run
 from cvkit.training.state import TrainingState
@@ -72,10 +74,14 @@ def refuse_other_reporters(config: Config) -> None:
     """Refuse classes that cannot be called as reporters are; functions are known once they ran.
 
     Raises:
-        ConfigError: names the first call that one lacks.
+        ConfigError: names the first call that one lacks, or the package.
     """
     for node in config.WRITERS:
         entry = WRITERS.get(node[NAME])
+        package = getattr(entry, "package", "")
+        if package and not _is_installed(package):
+            raise ConfigError(f"writer {node[NAME]} needs {package}, which is not installed",
+                              where_in(node, NAME), f'pip install "cvkit[{package}]"')
         if inspect.isclass(entry):
             WRITERS.refuse_without(node, entry, *_calls_of(entry))
 
@@ -102,6 +108,12 @@ def add_reporters(reporters: list[Reporter], config: Config, folder: Path,
         for reporter in reporters:
             reporter.stopped(state, error)
         raise
+
+
+def _is_installed(package: str) -> bool:
+    # A folder of that name, such as W&B leaves where it is started, has no file of its own.
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _calls_of(reporter: Any) -> tuple[str, ...]:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cvkit.errors import UserError
-from cvkit.registry import NAME, WRITERS
+from cvkit.registry import WRITERS
 from cvkit.reporting.reporter import Reporter
+from cvkit.reporting.tracking import last_scalars, parameters, pictures_of, scalars
 from cvkit.runs.folder import Run
 from cvkit.runs.metrics_file import read_metrics
 from cvkit.training.state import TrainingState
-
-# TensorBoard gets the pictures of these visualizers.
-PICTURES = ("misclassified", "cam")
 
 
 @WRITERS.register("tensorboard")
@@ -52,9 +48,8 @@ class TensorBoard(Reporter):
         self._add(state.epoch, values)
 
     def _add(self, step: int, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._writer.add_scalar(name, value, step)
+        for name, value in scalars(values).items():
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def end(self, state: TrainingState, run: Run) -> None:
@@ -64,16 +59,15 @@ class TensorBoard(Reporter):
             self._writer.close()
 
     def _add_end(self, run: Run) -> None:
-        predictions = run.predictions
-        # Where the test set was watched, each epoch has its values already.
-        if run.monitored != "test":
-            self._add(predictions.epoch, {"test/loss": predictions.loss,
-                                           "test/accuracy": predictions.accuracy})
-        self._add_hyperparameters(run.hyperparameters)
-        count: Counter[str] = Counter()
-        for node in run.config.VISUALIZERS if self._pictures else ():
-            if node[NAME] in PICTURES:
-                self._add_pictures(run, node, predictions.epoch, count)
+        epoch = run.predictions.epoch
+        self._add(epoch, last_scalars(run))
+        # Of truth values torch would make numbers.
+        self._add_hyperparameters(parameters(run))
+        if self._pictures:
+            import numpy as np
+
+            for name, image in pictures_of(run, "TensorBoard"):
+                self._writer.add_image(name, np.asarray(image), epoch, dataformats="HWC")
         if self._graph:
             self._add_graph(run)
 
@@ -83,39 +77,11 @@ class TensorBoard(Reporter):
     def _add_hyperparameters(self, values: dict[str, Any]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        # Of truth values torch would make numbers.
-        words = {key: str(value).lower() if isinstance(value, bool) else value
-                 for key, value in values.items()}
         # Left out is the record of which hyperparameters and metrics there are: TensorBoard would
         # take that of one run for all. Without any, it goes by the runs themselves.
-        _, start, end = hparams(words, {})
+        _, start, end = hparams(values, {})
         self._writer.file_writer.add_summary(start)
         self._writer.file_writer.add_summary(end)
-
-    def _add_pictures(self, run: Any, node: Any, step: int, count: Counter[str]) -> None:
-        """Draw a node: as `cam`, or `cam_LayerCAM` with an argument; further ones as `cam_2`."""
-        words = [node[NAME]]
-        for key, value in node.items():
-            if key not in (NAME, "count"):
-                words += value if isinstance(value, (list, tuple)) else [value]
-        tag = "_".join(map(str, words))
-        import numpy as np
-        from PIL import Image
-
-        from cvkit.visualizers.draw import figures_of
-
-        try:
-            figures = figures_of(run, node)
-        except UserError as error:
-            print(f"TensorBoard has no {tag}: {error.problem}")
-            return
-        for figure in figures:
-            count[tag] += 1
-            name = tag if count[tag] == 1 else f"{tag}_{count[tag]}"
-            png = io.BytesIO()
-            figure.savefig(png, format="png")
-            pixels = np.asarray(Image.open(png).convert("RGB"))
-            self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def _add_graph(self, run: Any) -> None:
         import torch

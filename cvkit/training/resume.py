@@ -25,6 +25,9 @@ from cvkit.system.saving import weights_of
 from cvkit.training.schedulers import depends_on_length, is_to_find, with_rate
 from cvkit.training.state import TrainingState
 
+# What a run may be resumed with to train longer.
+LENGTH = ("TRAIN.EPOCHS", "TRAIN.EARLY_STOP")
+
 
 class CheckpointInterval:
     """When to save inside an epoch.
@@ -150,9 +153,9 @@ def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     The number of epochs is none of them where the schedule does not depend on it.
     """
     now, then = config.flat(), run.config.flat()
-    free = [*MAY_CHANGE, "TRAIN.EARLY_STOP"]
-    if not depends_on_length(config.SCHEDULER):
-        free.append("TRAIN.EPOCHS")
+    free = [*MAY_CHANGE, *LENGTH]
+    if depends_on_length(config.SCHEDULER):
+        free.remove("TRAIN.EPOCHS")
     return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
             if now.get(key) != then.get(key) and not is_among(key, free)}
 

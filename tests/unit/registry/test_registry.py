@@ -45,7 +45,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
     SCHEDULERS: ["CyclicLR", "OneCycleLR"],
     METRICS: ["Accuracy", "BalancedAccuracy", "PerClassAccuracy", "TopKAccuracy"],
-    WRITERS: ["jsonl", "tensorboard"],
+    WRITERS: ["jsonl", "mlflow", "tensorboard", "wandb"],
     VISUALIZERS: ["architecture", "augmentations", "cam", "cam_matrix", "confusion", "curves",
                   "dataset", "disagreements", "lr_finder", "misclassified", "samples",
                   "summary"],
