@@ -10,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cvkit.config import Config
 from cvkit.errors import RunError, UserError
-from cvkit.registry import PRUNERS, SEARCHERS
+from cvkit.registry import NAME, PRUNERS, SEARCHERS
 from cvkit.sweep.space import Space
 from cvkit.sweep.trials import place_of
 from cvkit.system.files import writing
 from cvkit.system.log import LOG, SCREEN
 
 if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.study import Study
@@ -92,6 +94,63 @@ def GridSampler(space: Space) -> BaseSampler:
             return self.points[place_of(study, trial) % len(self.points)][param_name]
 
     return Grid()
+
+
+def build_tools(sampler: Config, pruner: Config | None, space: Space,
+                seed: int) -> tuple[BaseSampler, BasePruner]:
+    """Return what proposes values and what ends trials, as the nodes of a sweep name them.
+
+    Args:
+        seed: of the proposals, unless the node has one; what is proposed depends on it and on the
+            number of the trial, so that of several workers each proposes something else.
+    """
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.pruners import NopPruner
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        built = NopPruner() if pruner is None else PRUNERS.build(pruner)
+        return _seeded(sampler, space, sampler.get("seed", seed)), built
+
+
+def _seeded(node: Config, space: Space, seed: int | None) -> BaseSampler:
+    from optuna.samplers import BaseSampler
+
+    def build(seed: int | None) -> BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return SEARCHERS.build({**node, "seed": seed} if "seed" in node else node, space=space,
+                                   seed=seed)
+
+    # Points of one sequence are shared by number already.
+    if seed is None or node[NAME] == "QMCSampler" or not (
+            "seed" in node or SEARCHERS.asks_for(node, "seed")):
+        return build(seed)
+    first: int = seed
+
+    class Seeded(BaseSampler):
+        """Asks a sampler that was seeded by the number of the trial."""
+
+        own = build(first)
+
+        def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+            self.own = build(first + trial.number)
+            self.own.before_trial(study, trial)
+
+        def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict:
+            return self.own.infer_relative_search_space(study, trial)
+
+        def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict) -> dict:
+            return self.own.sample_relative(study, trial, search_space)
+
+        def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str,
+                               param_distribution: Any) -> Any:
+            return self.own.sample_independent(study, trial, param_name, param_distribution)
+
+        def after_trial(self, study: Study, trial: FrozenTrial, state: Any, values: Any) -> None:
+            self.own.after_trial(study, trial, state, values)
+
+    return Seeded()
 
 
 # -- storage -----------------------------------------------------------------------------

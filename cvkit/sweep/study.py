@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 import uuid
-import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property
@@ -18,7 +17,7 @@ from cvkit.config.load import SweepConfig
 from cvkit.errors import RunError, raise_together
 from cvkit.registry import NAME, PRUNERS, SEARCHERS
 from cvkit.runs.folder import MAY_CHANGE, is_among
-from cvkit.sweep.engine import open_storage, require_optuna
+from cvkit.sweep.engine import build_tools, open_storage, require_optuna
 from cvkit.sweep.space import Space
 from cvkit.sweep.trials import WORKER, retry
 from cvkit.system.files import lock_file, writing
@@ -95,15 +94,11 @@ class Sweep:
 
         if not self.node.STORAGE and not (self.folder / JOURNAL).is_file():
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            tools = {key.lower(): registry.build(self.node[key], **offered)
-                     for registry, key, offered in (
-                         (SEARCHERS, "SAMPLER", {"space": self.space, "seed": self.base.SEED}),
-                         (PRUNERS, "PRUNER", {})) if self.node[key] is not None}
-        tools.setdefault("pruner", optuna.pruners.NopPruner())
+        sampler, pruner = build_tools(self.node.SAMPLER, self.node.PRUNER, self.space,
+                                      self.base.SEED)
         try:
-            study = optuna.load_study(study_name=self.name, storage=self._storage, **tools)
+            study = optuna.load_study(study_name=self.name, storage=self._storage,
+                                      sampler=sampler, pruner=pruner)
         except KeyError:
             return None
         self._refuse_other(study)

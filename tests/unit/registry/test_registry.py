@@ -22,9 +22,11 @@ from cvkit.registry import (
     METRICS,
     MODELS,
     OPTIMIZERS,
+    PRUNERS,
     REGISTRIES,
     SAMPLERS,
     SCHEDULERS,
+    SEARCHERS,
     TRANSFORMS,
     VISUALIZERS,
     WRITERS,
@@ -46,14 +48,17 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     SCHEDULERS: ["CyclicLR", "OneCycleLR"],
     METRICS: ["Accuracy", "BalancedAccuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "mlflow", "tensorboard", "wandb"],
-    VISUALIZERS: ["architecture", "augmentations", "cam", "cam_matrix", "confusion", "curves",
-                  "dataset", "disagreements", "lr_finder", "misclassified", "samples",
-                  "summary"],
+    VISUALIZERS: ["architecture", "augmentations", "cam", "cam_matrix", "confusion", "curve_band",
+                  "curves", "dataset", "disagreements", "lr_finder", "misclassified", "samples",
+                  "summary", "wrong_in_all"],
+    SEARCHERS: ["GridSampler"],
+    PRUNERS: [],
 }
 LIBRARIES = {  # how many names each library lends at least, and one of them
     TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"), LAYERS: (80, "Conv2d"),
     LOSSES: (12, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (11, "StepLR"),
-    METRICS: (13, "F1Score"), DATASETS: (20, "SVHN")}
+    METRICS: (13, "F1Score"), DATASETS: (20, "SVHN"), SEARCHERS: (6, "TPESampler"),
+    PRUNERS: (8, "MedianPruner")}
 
 
 @pytest.fixture
@@ -65,7 +70,8 @@ def registry():
 
 def test_all_registries_are_listed():
     assert list(REGISTRIES.values()) == [DATASETS, TRANSFORMS, SAMPLERS, MODELS, LAYERS, LOSSES,
-                                         OPTIMIZERS, SCHEDULERS, METRICS, WRITERS, VISUALIZERS]
+                                         OPTIMIZERS, SCHEDULERS, METRICS, WRITERS, VISUALIZERS,
+                                         SEARCHERS, PRUNERS]
 
 
 @pytest.mark.parametrize("kind", OWN, ids=lambda kind: kind.kind)
@@ -86,7 +92,8 @@ def test_library_names(kind):
 
 @pytest.mark.parametrize("kind, name", [
     (kind, name) for kind in (DATASETS, TRANSFORMS, SAMPLERS, MODELS, LAYERS, LOSSES, OPTIMIZERS,
-                              SCHEDULERS, METRICS, WRITERS, VISUALIZERS) for name in kind])
+                              SCHEDULERS, METRICS, WRITERS, VISUALIZERS, SEARCHERS, PRUNERS)
+    for name in kind])
 def test_every_entry_can_be_described_and_accepts_its_own_defaults(monkeypatch, kind, name):
     # Python parses a whole module to find the line of a class.
     monkeypatch.setattr("cvkit.registry.listing.place_of", lambda entry: f"{entry.__module__}:1")

@@ -9,6 +9,7 @@ from conftest import TINY
 from cvkit.config.load import load_sweep
 from cvkit.errors import ConfigError, UserError
 from cvkit.registry import PRUNERS, SEARCHERS
+from cvkit.sweep.engine import build_tools
 from cvkit.sweep.space import Space
 from cvkit.sweep.study import Sweep
 
@@ -170,6 +171,26 @@ def test_each_sampler_and_pruner_proposes_what_the_space_has(sweep):
             assert values["OPTIMIZER.lr"] in (0.1, 0.2) and 0 <= values["OPTIMIZER.momentum"] <= 0.9
             study.tell(trial, values["OPTIMIZER.momentum"])
     assert set(PRUNERS) >= {"MedianPruner", "HyperbandPruner", "SuccessiveHalvingPruner", "NopPruner"}
+
+
+@pytest.mark.parametrize("name", ["TPESampler", "RandomSampler"])
+def test_workers_propose_other_values_and_the_same_for_the_same_trial(sweep, name):
+    """Each worker has a sampler of its own, of the same seed."""
+    source = sweep(["OPTIMIZER.lr: {NAME: float, low: 0.1, high: 0.2}"], f"  SAMPLER: {{NAME: {name}}}")
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(study_name="s", storage=storage)
+
+    def worker():
+        sampler, _ = build_tools(source.node.SAMPLER, None, Space(source), 0)
+        return optuna.load_study(study_name="s", storage=storage, sampler=sampler)
+
+    two = [worker(), worker()]
+    shared = [Space(source).suggest(two[number % 2].ask())["OPTIMIZER.lr"] for number in range(6)]
+    assert len(set(shared)) == 6
+    optuna.create_study(study_name="alone", storage=storage)
+    sampler, _ = build_tools(source.node.SAMPLER, None, Space(source), 0)
+    alone = optuna.load_study(study_name="alone", storage=storage, sampler=sampler)
+    assert [Space(source).suggest(alone.ask())["OPTIMIZER.lr"] for _ in range(6)] == shared
 
 
 def test_the_seed_of_the_config_decides_what_is_proposed(sweep):
