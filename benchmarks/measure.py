@@ -6,6 +6,7 @@ Images are noise: their content has no part in the time.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import platform
@@ -335,6 +336,30 @@ def predict_pictures(configure: Configure) -> Figures:
                 speed(taken, "onnxruntime", "torch")}
 
 
+def sweep(configure: Configure) -> Figures:
+    """A sweep of 20 tiny trials on digits against the same trials in a loop, imports apart."""
+    # The memory that importing these takes is none of a training's.
+    from cvkit.config.load import load_sweep
+    from cvkit.session import train
+    from cvkit.sweep.launch import run_sweep
+    from cvkit.system.log import screen
+
+    rates = [round(0.01 * (place + 1), 2) for place in range(20)]
+    tiny = ["MODEL.width", "8", "TRAIN.EPOCHS", "2", "DATA.LIMIT", "400"]
+    with tempfile.TemporaryDirectory() as folder, screen.muted(), contextlib.redirect_stdout(
+            io.StringIO()):
+        file = Path(folder, "rates.yaml")
+        file.write_text("_BASE_: cvkit://resnet18_digits.yaml\nSWEEP: {TRIALS: 20, SAMPLER: {NAME: "
+                        f"GridSampler}}, SPACE: {{OPTIMIZER.lr: {rates}}}}}\n", encoding="utf-8")
+        places = (os.path.join(folder, str(number)) for number in range(1000))
+        taken = in_turns({
+            "sweep": lambda: run_sweep(load_sweep(file, [*tiny, "OUTPUT_DIR", next(places)])),
+            "loop": lambda: [train(load_config(DIGITS, [
+                *tiny, "OPTIMIZER.lr", str(rate), "OUTPUT_DIR", next(places)])) for rate in rates]})
+    return {"loop (s)": median(taken["loop"]), "sweep (s)": median(taken["sweep"]),
+            "sweep / loop, time": speed(taken, "loop", "sweep")}
+
+
 def exported_session(member: Trained, folder: str) -> InferenceSession:
     """Return onnxruntime's session of a model, with as many threads as torch has."""
     from onnxruntime import InferenceSession, SessionOptions
@@ -350,7 +375,7 @@ def exported_session(member: Trained, folder: str) -> InferenceSession:
 
 
 PARTS = {"step": step, "freezing": freezing, "growth": growth, "memory": memory, "start": start,
-         "cam": cam, "predict": predict_pictures}
+         "cam": cam, "predict": predict_pictures, "sweep": sweep}
 
 
 def measure(names: Sequence[str] = (),

@@ -37,7 +37,9 @@ _PUBLIC = {
     "Experiment": "cvkit.runs.experiment",
     "Run": "cvkit.runs.folder",
     "Runs": "cvkit.runs.compare",
+    "Group": "cvkit.runs.group",
     "open_run": "cvkit.runs.folder",
+    "open_group": "cvkit.runs.group",
     "evaluate": "cvkit.evaluation.run_evaluation",
     "Prediction": "cvkit.evaluation.predictor",
     "Predictor": "cvkit.evaluation.predictor",
@@ -48,6 +50,10 @@ _PUBLIC = {
     "check": "cvkit.session",
     "find_lr": "cvkit.session",
     "train": "cvkit.session",
+    "train_seeds": "cvkit.repeat",
+    "train_folds": "cvkit.repeat",
+    "load_sweep": "cvkit.config.load",
+    "run_sweep": "cvkit.sweep.launch",
     "write_report": "cvkit.reporting.report",
 }
 

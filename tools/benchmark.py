@@ -20,7 +20,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("words", metavar="PART | KEY VALUE", nargs="*",
                         help="step: training, evaluation and input; freezing: the head alone; "
                              "growth: twice the images; "
-                             "memory; start; cam: class activation maps; predict: files to a CSV. "
+                             "memory; start; cam: class activation maps; predict: files to a CSV; "
+                             "sweep: 20 trials. "
                              "All, if none is named. "
                              "Keys of configs/resnet18_cifar10.yaml hold for step and growth")
     parser.add_argument("--json", action="store_true", help="print JSON instead")

@@ -6,7 +6,8 @@
 
 pictures (--list shows the flags of each, such as --cam-method LayerCAM):
   --curves  --lr-finder  --confusion  --misclassified [N]  --cam [N]  --cam-matrix [N]
-  --samples [N]  --augmentations [N]  --dataset  --summary  --architecture  --disagreements [N]
+  --samples [N]  --augmentations [N]  --dataset  --summary  --architecture
+  --disagreements [N]  --curve-band  --wrong-in-all [N]   (of several runs)
 """
 
 import argparse

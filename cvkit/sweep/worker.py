@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 # Seconds between two looks at the trials of others.
 _WAIT = 2.0
+
+
+# To look for what a trial left in memory takes a third of a second, so only after longer ones.
+_LONG = 20.0
 
 
 class _EnoughError(Exception):
@@ -89,8 +94,7 @@ class _Worker:
         self._result, self._taken = None, None
         begun = time.monotonic()
         try:
-            self._study.optimize(self._train, n_trials=1, catch=(UserError, _EnoughError),
-                                 gc_after_trial=True)
+            self._study.optimize(self._train, n_trials=1, catch=(UserError, _EnoughError))
         except KeyboardInterrupt:
             if self._taken is not None:
                 retry(self._study, self._frozen(self._taken.number))
@@ -107,6 +111,8 @@ class _Worker:
                                                       skip_if_finished=True))
                 _keep_trying(lambda: retry(self._study, self._frozen(number)))
         if self._taken is not None:
+            if time.monotonic() - begun > _LONG:
+                gc.collect()
             number = self._taken.number
             self._tell(_keep_trying(lambda: self._frozen(number)), time.monotonic() - begun)
 

@@ -54,8 +54,10 @@ def clone(tmp_path, monkeypatch, no_runtime):
 
 def smaller(words, is_mistake=False):
     """Return the words of a command that trains, with fewer images, epochs and weights."""
-    if words[0] not in ("tools/train.py", "tools/find_lr.py"):
+    if words[0] not in ("tools/train.py", "tools/find_lr.py", "tools/sweep.py"):
         return words
+    if words[0] == "tools/sweep.py":
+        return [*words, *(word for item in {**SMALL, "MODEL.width": "8", "SWEEP.TRIALS": "2"}.items() for word in item)]
     config = next((word for word in words if word.endswith(".yaml")), "")
     added = dict(SMALL)
     if config and not is_mistake and load_config(config).MODEL.NAME.startswith("resnet"):
@@ -79,7 +81,7 @@ def run_folders(command, clone):
 def test_every_task_has_its_page_and_the_index_names_all():
     assert [path.stem for path in PAGES] == [
         "add_a_dataset", "add_a_model", "add_a_transform", "add_a_visualizer",
-        "add_your_own", "fine_tune", "first_run", "own_images", "performance", "reliability", "results", "resume_on_colab", "several_gpus", "trackers", "troubleshooting", "use_your_model", "write_a_config"]
+        "add_your_own", "fine_tune", "first_run", "many_runs", "own_images", "performance", "reliability", "results", "resume_on_colab", "several_gpus", "trackers", "troubleshooting", "use_your_model", "write_a_config"]
     index = (DOCS / "README.md").read_text()
     assert set(re.findall(r"\((\w+\.md)\)", index)) == {path.name for path in [*PAGES, EXPLANATION]}
 

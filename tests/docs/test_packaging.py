@@ -92,7 +92,7 @@ def test_its_metadata_are_those_of_the_project(wheel):
     metadata = wheel.read(name).decode()
     assert f"\nVersion: {cvkit.__version__}\n" in metadata
     assert "\nRequires-Dist: torch>=2.8\n" in metadata and "\nLicense-Expression: MIT\n" in metadata
-    assert {"demo", "dev", "docs", "export", "mlflow", "timm", "wandb"} == set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.M))
+    assert {"demo", "dev", "docs", "export", "mlflow", "sweep", "timm", "wandb"} == set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.M))
 
 
 def test_every_dependency_has_a_lowest_version_that_is_tested():

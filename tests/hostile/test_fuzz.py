@@ -668,6 +668,8 @@ WORDS_OF_TOOLS = {
                     "gone.py", "--imports", "optimizer", "SGD", "--", "-m", "models", "MODEL"],
     "compare.py": ["RUN", "RUN", "OTHER", "runs", "gone", "--sort", "--csv", "epochs", "a.csv", "--curves",
                    "--disagreements", "0", "-1", "x", "--out", "out", "--srot", "tiny.yaml", "--"],
+    "sweep.py": ["--status", "--workers", "2", "0", "--stauts", "SWEEP.TRIALS", "SWEEP.SPACE", "SWEEP",
+                 "SWEEP.SAMPLER.NAME", "SWEEP.SPACE.OPTIMIZER.lr", "search.yaml", "--worker", "--"],
     "find_lr.py": ["--steps", "--step", "--lowest", "--highest", "--out", "2", "0", "-1", "1e-5", "1",
                    "nan", "inf", "x", "--check", "--", "tiny.yaml"],
 }
@@ -684,6 +686,8 @@ VALUES = ["3", "0", "-1", "-1e-3", "resnet34", "[]", "{}", "[1", "{NAME: SGD}", 
 @pytest.mark.parametrize("name", WORDS_OF_TOOLS)
 def test_command_lines(tool, run, name, monkeypatch):
     Path("tiny.yaml").write_text(TINY)
+    Path("search.yaml").write_text(
+        "_BASE_: tiny.yaml\nSWEEP: {SPACE: {OPTIMIZER.lr: [0.1, 0.2], MODEL.norm: [batch, layer]}}\n")
     monkeypatch.setenv("COLUMNS", "100")
     flags, texts = WORDS_OF_TOOLS[name], [word for word in WORDS if "\0" not in word]
     folders = {"RUN": run.folder, "OTHER": shutil.copytree(run.folder, run.folder.parent / "other")}
@@ -710,6 +714,9 @@ def test_command_lines(tool, run, name, monkeypatch):
             found.insert(0, "tiny.yaml")
         if name == "train.py":  # it is not to train
             found.insert(0, random.choice(["--check", "--print-config", "--print-config"]))
+        if name == "sweep.py":
+            found.insert(0, random.choice(["search.yaml", "search.yaml", "tiny.yaml"]))
+            found = [word for word in found if word != "--worker"] + ["--status"]
         if name == "find_lr.py":
             found += random.choice([[], ["--steps", "2"], ["--stesp", "2"]])
         case.made = found
