@@ -6,10 +6,11 @@
     python tools/evaluate.py TTA "[{NAME: HorizontalFlip}]"
     python tools/evaluate.py DATA.DATASET.root other_images METRICS "[{NAME: TopKAccuracy, k: 3}]"
 
-Of several runs the probabilities are averaged; with TTA those of each image and of what each
-transform makes of it. Without KEY VALUE the predictions.npz of one run is rewritten. Classes and
-normalisation are always those that the run was trained with. Another folder of classes, or
-table (DATA.DATASET.path), is tested whole; DATA.DATASET.test_fraction tests a part of it.
+Of a group of seeds or folds their mean and deviation are printed, of folds also the scores over
+all images. Of several runs the probabilities are averaged; with TTA those of each image and of what
+each transform makes of it. Without KEY VALUE the predictions.npz of one run is rewritten. Classes and
+normalisation are always those that the run was trained with. Another folder of classes, or table
+(DATA.DATASET.path), is tested whole; DATA.DATASET.test_fraction tests a part of it.
 """
 
 import argparse
@@ -32,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str]) -> None:
     args = parse_words(parser(), words)
     from cvkit.evaluation.run_evaluation import evaluate
+    from cvkit.runs.finding import is_group
     from cvkit.runs.folder import MAY_EVALUATE, open_run
+    from cvkit.runs.group import Folds, open_group
 
     # After --run, argparse takes all for runs.
     names, pairs = split_pairs(args.run or [])
@@ -41,6 +44,15 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"{files[0]} is a checkpoint file; runs are evaluated",
                           hint=f"{command('predict')} {files[0]} FOLDER tells the accuracy on "
                                "pictures in class folders.")
+    if len(names) == 1 and is_group(names[0]):
+        group = open_group(names[0])
+        if pairs or args.overrides:
+            raise ConfigError("a group of runs is not evaluated again",
+                              hint=f"Name its runs: --run {group.folder}/*")
+        print(f"{group.title}\n{group.summary()}")
+        if isinstance(group, Folds):
+            print(group.predictions.table())
+        return
     newest: list[str | None] = [None]
     runs = [open_run(name, overrides=[*pairs, *args.overrides], may_change=MAY_EVALUATE)
             for name in names or newest]

@@ -119,6 +119,8 @@ class Run(Experiment):
             if folder is None:
                 folder = new_folder(parent)
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            # One that was killed before its first checkpoint may have had an epoch.
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
             begun = datetime.now(timezone.utc).strftime(UTC)
             (folder / "environment.txt").write_text(f"{environment}begun: {begun}Z\n",
                                                     encoding="utf-8")

@@ -250,12 +250,31 @@ def test_mistakes(tool, quick, words, message):
 
 
 def test_a_group_is_no_run(tool, three):
-    code, _, err = tool("evaluate.py", "--run", three.folder)
+    code, _, err = tool("train.py", "--resume", three.folder)
     assert code == 2 and f"{three.folder} is a group of 3 runs\n  Name one of them: {three.folder}/seed_0" in err
+    code, _, err = tool("evaluate.py", "--run", three.folder, "DATA.LIMIT", "50")
+    assert code == 2 and f"a group of runs is not evaluated again\n  Name its runs: --run {three.folder}/*" in err
     code, _, err = tool("visualize.py", "--run", three.folder, "--curves", "DEVICE", "cpu")
     assert code == 2 and "DEVICE cannot be set for a group of runs" in err
     code, _, err = tool("visualize.py", "--run", three.folder, "--confusion")
     assert code == 2 and "confusion needs one finished run; this is a group of 3 seeds" in err
+
+
+def test_evaluate_says_what_a_group_came_to(tool, three, folds):
+    code, out, _ = tool("evaluate.py", "--run", three.folder)
+    assert code == 0 and out == f"tiny, 3 seeds\n{three.summary()}\n"
+    code, out, _ = tool("evaluate.py", "--run", folds.folder)
+    said = open_group(folds.folder).predictions
+    assert code == 0 and said.table() in out and f"Accuracy: {said.correct}/90" in out
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(config, three):
+    whole = without_times(three.runs[1].metrics)
+    for path in (three.runs[1].folder / "checkpoints").iterdir():
+        path.unlink()
+    (three.runs[1].folder / "predictions.npz").unlink()
+    again = train_seeds(config, 3, resume=True)
+    assert without_times(again.runs[1].metrics) == whole
 
 
 def test_a_group_that_was_moved_is_the_same(three, tmp_path):

@@ -1,0 +1,136 @@
+"""Pictures and page of a sweep, of trials that are known."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+from cvkit.config.load import load_sweep
+from cvkit.sweep.page import write_sweep_page
+from cvkit.sweep.pictures import pictures
+from cvkit.sweep.study import MONITORED, Sweep
+from cvkit.sweep.trials import Progress, best_of
+
+optuna = pytest.importorskip("optuna")
+COMPLETE, PRUNED, FAIL = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL"))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "search.yaml").write_text("""\
+_BASE_: tiny.yaml
+SWEEP:
+  SPACE:
+    OPTIMIZER.lr: {NAME: float, low: 1e-3, high: 1, log: true}
+    MODEL.norm: [batch, layer]
+    TRAIN.EPOCHS: {NAME: int, low: 1, high: 5}
+  TRIALS: 15
+""")
+    return Sweep(load_sweep("search.yaml"))
+
+
+def study_of(sweep, trials, direction="maximize"):
+    """Return a study with trials of (lr, norm, epochs, state, value)."""
+    study = optuna.create_study(direction=direction)
+    for lr, norm, epochs, state, value in trials:
+        study.add_trial(optuna.trial.create_trial(
+            params={"OPTIMIZER.lr": lr, "MODEL.norm": norm, "TRAIN.EPOCHS": epochs}, state=state,
+            distributions={each.key: each.distribution for each in sweep.space.dimensions},
+            value=value if state is COMPLETE else None,
+            intermediate_values={} if state is FAIL else {1: 0.1, 2: value}))
+    return study
+
+
+TRIALS = [(0.001, "batch", 1, COMPLETE, 0.3), (0.1, "layer", 5, COMPLETE, 0.7), (0.01, "batch", 3, PRUNED, 0.2),
+          (1.0, "layer", 2, FAIL, None), (0.05, "batch", 4, COMPLETE, 0.5), (0.2, "batch", 4, COMPLETE, 0.9)]
+DONE = [row for row in TRIALS if row[3] is COMPLETE]
+
+
+@pytest.mark.parametrize("direction, best", [("maximize", [30, 70, 70, 90]), ("minimize", [30, 30, 30, 30])])
+def test_the_history_has_each_trial_at_its_value_and_the_best_so_far(sweep, direction, best):
+    figure = pictures(sweep, study_of(sweep, TRIALS, direction))[0]
+    so_far, complete, pruned = figure.axes[0].lines
+    assert list(complete.get_xdata()) == [0, 1, 4, 5] and np.allclose(complete.get_ydata(), [30, 70, 50, 90])
+    assert np.allclose(so_far.get_ydata(), best)
+    assert list(pruned.get_xdata()) == [2] and np.allclose(pruned.get_ydata(), [20])
+    assert "6 of 15 trials finished: 4 complete, 1 pruned, 1 failed" in figure.caption
+
+
+def test_each_key_is_drawn_against_the_result_on_its_own_scale(sweep):
+    figure = pictures(sweep, study_of(sweep, TRIALS))[1]
+    rate, norm, epochs = figure.axes
+    for axes, column in ((rate, 0), (epochs, 2)):
+        assert np.allclose(axes.collections[0].get_offsets(), [(row[column], 100 * row[4]) for row in DONE])
+    assert rate.get_xscale() == "log" and epochs.get_xscale() == "linear"
+    assert [text.get_text() for text in norm.get_xticklabels()] == ["batch", "layer"]
+    assert np.allclose(norm.collections[0].get_offsets()[:, 0], [0, 1, 0, 0])
+    assert [axes.get_title("left") for axes in figure.axes] == ["OPTIMIZER.lr", "MODEL.norm", "TRAIN.EPOCHS"]
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_lines_go_through_the_values_and_the_best_is_the_darkest(sweep, direction):
+    figure = pictures(sweep, study_of(sweep, TRIALS, direction))[2]
+    lines = figure.axes[0].collections[0]
+    drawn = {tuple(np.round(line[:, 1], 6)): shade for line, shade in zip(
+        lines.get_segments(), lines.get_array(), strict=True)}
+    expected = {(round((np.log10(lr) + 3) / 3, 6), float(norm == "layer"), (epochs - 1) / 4,
+                 round((value - 0.3) / 0.6, 6)): value for lr, norm, epochs, _, value in DONE}
+    assert drawn.keys() == expected.keys()
+    best = (max if direction == "maximize" else min)(expected, key=expected.get)
+    assert drawn[best] == max(drawn.values())
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [
+        "OPTIMIZER.lr (log)", "MODEL.norm", "TRAIN.EPOCHS", "accuracy (%)"]
+
+
+def test_what_mattered_is_told_of_ten_trials_or_more(sweep):
+    random = np.random.default_rng(0)
+    rows = [(float(10 ** -random.uniform(0, 3)), str(random.choice(["batch", "layer"])), int(random.integers(1, 6)),
+             COMPLETE, 0.0) for _ in range(40)]
+    rows = [(lr, norm, epochs, state, 0.8 if norm == "layer" else 0.4) for lr, norm, epochs, state, _ in rows]
+    assert len(pictures(sweep, study_of(sweep, rows[:9]))) == 3
+    figure = pictures(sweep, study_of(sweep, rows))[3]
+    bars = dict(zip([text.get_text() for text in figure.axes[0].get_yticklabels()],
+                    [bar.get_width() for bar in figure.axes[0].patches], strict=True))
+    assert max(bars, key=bars.get) == "MODEL.norm" and bars["MODEL.norm"] > 0.9
+
+
+def test_one_trial_and_one_key_can_be_drawn(tmp_path, sweep):
+    assert len(pictures(sweep, study_of(sweep, DONE[:1]))) == 3
+    text = (tmp_path / "search.yaml").read_text()
+    (tmp_path / "one.yaml").write_text(re.sub(r"    (MODEL|TRAIN).*\n", "", text))
+    one = Sweep(load_sweep("one.yaml"))
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.trial.create_trial(params={"OPTIMIZER.lr": 0.1}, value=0.5, distributions={
+        "OPTIMIZER.lr": one.space.dimensions[0].distribution}))
+    assert len(pictures(one, study)) == 2
+
+
+def test_the_page_lists_the_trials_the_best_first(sweep):
+    study = study_of(sweep, TRIALS)
+    study.set_user_attr(MONITORED, "val")
+    write_sweep_page(sweep, study)
+    page = Path("runs/search/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", page, re.M)
+    assert [row[0] for row in rows] == ["5", "1", "4", "0", "2", "3"]
+    assert rows[0][1:] == ("90.00 %", "0.2", "batch", "4") and rows[4][1] == "pruned, epoch 2"
+    assert rows[5][1].startswith("failed")
+    assert "The best is trial 5, with lr 0.2, norm batch, EPOCHS 4: accuracy 90.00 %." in page
+    assert "python tools/train.py runs/search/trial\\_0005/config.yaml --seeds 3" in page or (
+        "python tools/train.py runs/search/trial_0005/config.yaml --seeds 3" in page)
+    assert "The test images chose it" not in page
+    html = Path("runs/search/sweep.html").read_text(encoding="utf-8")
+    assert html.count("<img ") == 3 and "<title>search: accuracy 90.00 %</title>" in html
+
+
+def test_a_trial_that_was_tried_again_counts_once_at_its_first_number(sweep):
+    study = study_of(sweep, [*TRIALS[:2], TRIALS[3]])
+    study.add_trial(optuna.trial.create_trial(
+        params=study.trials[2].params, distributions=study.trials[2].distributions, value=0.95,
+        system_attrs={"failed_trial": 2, "retry_history": [2]}))
+    progress = Progress.of(study, 3)
+    assert list(progress.trials) == [0, 1, 2] and progress.is_done
+    assert best_of(study, progress).value == 0.95
+    assert list(pictures(sweep, study)[0].axes[0].lines[1].get_xdata()) == [0, 1, 2]
