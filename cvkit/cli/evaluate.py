@@ -6,11 +6,11 @@
     python tools/evaluate.py TTA "[{NAME: HorizontalFlip}]"
     python tools/evaluate.py DATA.DATASET.root other_images METRICS "[{NAME: TopKAccuracy, k: 3}]"
 
-Of a group of seeds or folds their mean and deviation are printed, of folds also the scores over
-all images. Of several runs the probabilities are averaged; with TTA those of each image and of what
-each transform makes of it. Without KEY VALUE the predictions.npz of one run is rewritten. Classes and
-normalisation are always those that the run was trained with. Another folder of classes, or table
-(DATA.DATASET.path), is tested whole; DATA.DATASET.test_fraction tests a part of it.
+Of a group of seeds or folds their mean and deviation are printed, of folds also the scores over all
+images. Of several runs the probabilities are averaged; with TTA those of each image and of what
+each transform makes of it. Without KEY VALUE the predictions.npz of one run is rewritten. Classes
+and normalisation are always those that the run was trained with. Another folder of classes, or
+table (DATA.DATASET.path), is tested whole; DATA.DATASET.test_fraction tests a part of it.
 """
 
 import argparse
