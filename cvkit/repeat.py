@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from cvkit.config import Config
-from cvkit.data.build import images_of_folds
-from cvkit.errors import ConfigError, DivergenceError, RunError, UserError
-from cvkit.evaluation.out_of_fold import out_of_fold
-from cvkit.runs.finding import find_groups, is_group, members_of
-from cvkit.runs.folder import Run, new_folder
+from cvkit.config.load import GROUP_CONFIG, RESOLVED
+from cvkit.errors import ConfigError, DivergenceError, RunError
+from cvkit.evaluation.out_of_fold import keep_out_of_fold
+from cvkit.runs.finding import REPEATED, find_groups, members_of
+from cvkit.runs.folder import Run, is_among, new_folder
 from cvkit.runs.group import Folds, Group, open_group
 from cvkit.session import train
 from cvkit.system import distributed
 from cvkit.system.command import command
-from cvkit.system.files import user_path, writing
+from cvkit.system.files import user_path, write_whole, writing
 from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import and_more
+from cvkit.training.resume import changes, with_found_rate
 
 
 def train_seeds(config: Config, count: int, resume: bool | str | Path = False) -> Group:
@@ -65,10 +66,9 @@ def train_folds(config: Config, folds: int, repeats: int = 1,
                 for repeat in range(repeats) for fold in range(folds)}
     group = _train_each(config, f"--folds {folds} --repeats {repeats}", settings, resume)
     assert isinstance(group, Folds)
-    if len(group.runs) == len(settings):
-        said = out_of_fold(group.runs, images_of_folds(group.runs[0].data))
-        said.save(group.folder / "predictions.npz")
-        LOG.info(f"all images, each by a model that was not trained on it: "
+    if not group.unfinished:
+        said = keep_out_of_fold(group)
+        LOG.info("all images, each by models that were not trained on it: "
                  f"{100 * said.accuracy:.2f} % of {len(said.true):,}", extra=SCREEN)
     return group
 
@@ -100,6 +100,10 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
                        hint="Under torchrun, train one after the other: SEED 1, or DATA.FOLDS 5 "
                             "DATA.FOLD 0.")
     folder = _folder_of(config, ending, resume)
+    # As it is given, before a rate is found for it: what is told to go on names it.
+    own = folder / GROUP_CONFIG
+    if not own.is_file():
+        write_whole(own, f"# {config.name}, {RESOLVED}\n{config.dump()}")
     diverged = {}
     for number, (name, setting) in enumerate(settings.items(), 1):
         LOG.info(f"== {name}, {number} of {len(settings)}", extra=SCREEN)
@@ -108,11 +112,9 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
         except DivergenceError as error:
             diverged[name] = error
             LOG.info(f"{name}: {error}", extra=SCREEN)
-        except (KeyboardInterrupt, UserError):
-            if found := members_of(folder):
-                words = shlex.join([str(found[0] / "config.yaml"), *flags.split(), "--resume",
-                                    str(folder)])
-                LOG.info(f"All of them go on with: {command('train')} {words}", extra=SCREEN)
+        except KeyboardInterrupt:
+            words = shlex.join([str(own), *flags.split(), "--resume", str(folder)])
+            LOG.info(f"All of them go on with: {command('train')} {words}", extra=SCREEN)
             raise
     if len(diverged) == len(settings):
         raise RunError(f"all {len(settings)} runs diverged", hint=str(diverged[name]))
@@ -127,10 +129,16 @@ def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
     """Return the folder of a group that goes on, or a new one."""
     found = find_groups(config.OUTPUT_DIR, config.name, ending)
     if isinstance(resume, (str, Path)) and resume != "auto":
-        if not is_group(resume):
+        members = members_of(resume)
+        if not members:
             raise RunError(f"no group {resume}", hint=f"{config.name} has "
                            f"{and_more(list(map(str, found[::-1])), 5) or 'none'}.")
+        if ending.rstrip("s") not in members[0].name:
+            raise RunError(f"{resume} is a group of {members[0].name.split('_')[-2]}s, not of "
+                           f"{ending}")
         return user_path(resume)
+    if resume == "auto":
+        found = [folder for folder in found if _is_of(config, folder)]
     if resume and found:
         return found[-1]
     if resume is True:
@@ -139,6 +147,13 @@ def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
     parent = Path(config.OUTPUT_DIR) / config.name
     with writing(parent):
         return new_folder(parent, f"_{ending}")
+
+
+def _is_of(config: Config, folder: Path) -> bool:
+    """Tell whether a group was begun with a config."""
+    run = Run(members_of(folder)[0])
+    return all(is_among(key, REPEATED) or key == "DATA.FOLDS"
+               for key in changes(with_found_rate(config, run), run))
 
 
 def _train_one(config: Config, folder: Path) -> None:

@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str]) -> None:
     args = parse_words(parser(), words)
+    from cvkit.evaluation.out_of_fold import keep_out_of_fold
     from cvkit.evaluation.run_evaluation import evaluate
     from cvkit.runs.finding import is_group
     from cvkit.runs.folder import MAY_EVALUATE, open_run
@@ -51,7 +52,7 @@ def main(words: list[str]) -> None:
                               hint=f"Name its runs: --run {group.folder}/*")
         print(f"{group.title}\n{group.summary()}")
         if isinstance(group, Folds):
-            print(group.predictions.table())
+            print(keep_out_of_fold(group).table())
         return
     newest: list[str | None] = [None]
     runs = [open_run(name, overrides=[*pairs, *args.overrides], may_change=MAY_EVALUATE)

@@ -12,6 +12,7 @@ import re
 
 from cvkit.cli.tool import new_parser, parse_words
 from cvkit.config import load_config, shipped
+from cvkit.config.load import GROUP_CONFIG
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +55,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     args.is_of_run = args.resume and args.resume != "auto" and not names_config
     if args.is_of_run:
         args.overrides[:0] = [args.config] if args.config else []
-        args.config = os.path.join(args.resume, "config.yaml")
+        group = os.path.join(args.resume, GROUP_CONFIG)
+        is_of_group = (args.seeds is not None or args.folds is not None) and os.path.isfile(group)
+        args.config = group if is_of_group else os.path.join(args.resume, "config.yaml")
     elif not args.config or (args.resume and not names_config):
         parser().error("CONFIG is missing, a YAML file or a name that --list shows, such as "
                        "resnet18_digits")

@@ -23,6 +23,8 @@ from cvkit.system.text import nearest, suggest
 
 # The first line of a run's own config says so.
 RESOLVED = "resolved: everything set here is what the run used."
+# What the config of a group of runs is called in its folder.
+GROUP_CONFIG = "group.yaml"
 
 
 def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
@@ -40,7 +42,7 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     config = _read_file(path)
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
     folder, name = path.resolve().parent, path.resolve().stem
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() or path.name == GROUP_CONFIG:
         name = name_of_resolved(_text_of(path, ())) or folder.parent.name
     return _finished(config, overrides, shipped.shown(path), name)
 

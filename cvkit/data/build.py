@@ -48,6 +48,9 @@ def build_data(config: Config) -> ImageData:
     fraction, limit = config.DATA.VAL_FRACTION, config.DATA.LIMIT
     if config.DATA.FOLDS:
         data = _with_fold(data, config)
+    elif config.DATA.FOLD:
+        raise ConfigError(f"of how many folds is {config.DATA.FOLD} the tested one?",
+                          where=config.DATA.where("FOLD"), hint="Set DATA.FOLDS, to 5 for example.")
     if fraction > 0:
         if data.val is not None:
             raise ConfigError("this data set has a val split already",

@@ -11,7 +11,7 @@ from cvkit.errors import ConfigError, DataError
 from cvkit.system.text import plural
 
 # Of so many folds at most the first ones are held out that come nearest to a fraction.
-_MOST_FOLDS = 10
+_MOST_FOLDS = 50
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int,
@@ -29,7 +29,8 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int,
         most = max(2, min(_MOST_FOLDS, len(np.unique(groups)), int(np.bincount(labels).max())))
         # The fewer, the nearer is each to the shares of the classes.
         folds = min(range(2, most + 1), key=lambda count: (
-            round(abs(round(count * fraction) / count - fraction), 2), count))
+            round(abs(min(max(round(count * fraction), 1), count - 1) / count - fraction), 2),
+            count))
         number = fold_numbers(labels, folds, seed, groups)
         sizes = np.cumsum(np.bincount(number, minlength=folds))[:-1]
         is_held_out = number <= np.abs(sizes - fraction * len(labels)).argmin()

@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from cvkit.data import ImageSet
+from cvkit.data.build import images_of_folds
 from cvkit.errors import RunError
 from cvkit.evaluation.run_evaluation import with_probabilities
 from cvkit.runs.folder import Run
+from cvkit.runs.group import Folds
 from cvkit.runs.predictions import Predictions
 
 
@@ -43,3 +45,11 @@ def out_of_fold(runs: Sequence[Run], whole: ImageSet) -> Predictions:
                     epoch=max(each.epoch for each in said), batches=0)
     return with_probabilities(first, (sums / times[:, None]).astype(np.float32),
                               runs[0].config.METRICS, len(runs))
+
+
+def keep_out_of_fold(group: Folds) -> Predictions:
+    """Write a group's `predictions.npz` anew, and return it; raises as `out_of_fold`."""
+    said = out_of_fold(group.runs, images_of_folds(group.runs[0].data))
+    said.save(group.folder / "predictions.npz")
+    vars(group).pop("predictions", None)
+    return said

@@ -83,9 +83,13 @@ def _meaning(group: Group) -> str:
                 "mean (Student's t).")
     try:
         said = group.predictions
-    except UserError:
-        return "The folds that are finished, each tested on its own part of the images."
-    return (f"{plural(len(group.runs), 'fold')}, each tested on its own part of the images. "
-            f"Together they tested {len(said.true):,} images, each by a model that was not trained "
-            f"on it: {100 * said.accuracy:.2f} % are right. Folds share most of their training "
-            "images, so their deviation says little of other images.")
+    except UserError as error:
+        return ("The folds that are finished, each tested on its own part of the images: "
+                f"{error.problem}.")
+    is_repeated = len(group.runs) > len({run.config.DATA.FOLD for run in group.runs})
+    return (f"{group.counted[0].upper()}{group.counted[1:]}, each fold tested on its own part of "
+            f"the images. Together they tested {len(said.true):,} images, each by "
+            f"{'models that were' if is_repeated else 'a model that was'} not trained on it"
+            f"{' (the mean of their probabilities)' * is_repeated}: {100 * said.accuracy:.2f} % "
+            "are right. Folds share most of their training images, so their deviation says little "
+            "of other images.")

@@ -96,5 +96,7 @@ class MLflow(Tracker):
             self._client.log_artifact(self._id, str(self.folder / name), os.path.dirname(name))
 
     def close(self, error: BaseException | None) -> None:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        # A sweep ends hopeless trials.
+        is_asked = isinstance(error, KeyboardInterrupt) or type(error).__name__ == "TrialPruned"
+        status = "KILLED" if is_asked else "FAILED"
         self._client.set_terminated(self._id, "FINISHED" if error is None else status)

@@ -86,7 +86,10 @@ class Tracker(Reporter):
     def __init__(self, folder: str, config: Config, pictures: bool = True,
                  checkpoint: bool = True):
         self.folder, self.config = Path(folder).resolve(), config
-        self.name = f"{config.name}/{self.folder.name}"
+        place = Path(config.OUTPUT_DIR).resolve()
+        # Of a group or a sweep that says which.
+        self.name = (self.folder.relative_to(place).as_posix()
+                     if self.folder.is_relative_to(place) else f"{config.name}/{self.folder.name}")
         self._pictures, self._checkpoint = pictures, checkpoint
         self._is_open = self._has_failed = False
 

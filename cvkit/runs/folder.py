@@ -59,6 +59,10 @@ WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")
 _locked: set[str] = set()
 
 
+class BusyError(RunError):
+    """Another process trains in the folder."""
+
+
 class Run(Experiment):
     """A run folder: an experiment with its results.
 
@@ -412,9 +416,9 @@ class Run(Experiment):
             except BlockingIOError:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
-                raise RunError(f"{self.folder} is being trained by {owner}",
+                raise BusyError(f"{self.folder} is being trained by {owner}",
                                hint="Wait for it or stop it. A run of its own needs no "
-                                    "--resume.") from None
+                                     "--resume.") from None
             _locked.add(held)
             try:
                 with writing(path):

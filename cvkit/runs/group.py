@@ -11,13 +11,15 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from cvkit.data import ImageData
 from cvkit.data.build import images_of_folds
 from cvkit.errors import RunError
 from cvkit.runs.compare import Runs
 from cvkit.runs.finding import is_group, members_of
 from cvkit.runs.folder import Run
-from cvkit.runs.predictions import Predictions
+from cvkit.runs.predictions import Predictions, write_anew
 from cvkit.runs.spread import Spread
 from cvkit.system.files import user_path
 from cvkit.system.text import in_columns, plural
@@ -49,12 +51,17 @@ class Group(Runs):
             raise RunError(f"no run of {self.folder} is finished")
         super().__init__([Run(path) for path in done])
         self.unfinished = [path.name for path in members if path not in done]
-        self.label = f"a group of {plural(len(self.runs), self.of)}"
+        self.label = f"a group of {self.counted}"
 
     @property
     def title(self) -> str:
         """The config and what is in the group: "resnet18_digits, 5 seeds"."""
-        return f"{self.config.name}, {plural(len(self.runs), self.of)}"
+        return f"{self.config.name}, {self.counted}"
+
+    @property
+    def counted(self) -> str:
+        """How many there are of what: "5 seeds", "3 folds, 2 times"."""
+        return plural(len(self.runs), self.of)
 
     @cached_property
     def values(self) -> dict[str, list[float]]:
@@ -86,6 +93,12 @@ class Folds(Group):
     # (Bengio & Grandvalet, 2004).
     has_interval = False
 
+    @property
+    def counted(self) -> str:
+        repeats = len({run.config.DATA.FOLD_REPEAT for run in self.runs})
+        words = plural(-(-len(self.runs) // repeats), self.of)
+        return words if repeats == 1 else f"{words}, {repeats} times"
+
     @cached_property
     def predictions(self) -> Predictions:
         """What is said of each image by the model that was not trained on it.
@@ -93,9 +106,19 @@ class Folds(Group):
         Of repeated folds the mean of the probabilities.
 
         Raises:
-            RunError: not all folds are finished.
+            RunError: not all folds are finished, or some were trained on since.
         """
-        return Predictions.load(self.folder / "predictions.npz")
+        path = self.folder / "predictions.npz"
+        said = Predictions.load(path)
+        sums: dict[int, list[np.ndarray]] = {}
+        for run in self.runs:
+            one = run.predictions
+            for index, row in zip(one.index.tolist(), one.probabilities):
+                sums.setdefault(index, []).append(row)
+        means = [np.mean(sums.get(index, [[0]]), axis=0) for index in said.index.tolist()]
+        if len(sums) != len(means) or not np.allclose(means, said.probabilities, atol=1e-6):
+            raise RunError(f"{path} is not of these runs", hint=write_anew(path))
+        return said
 
     @cached_property
     def data(self) -> ImageData:

@@ -279,8 +279,8 @@ class Table:
 
     def paired_test(self) -> str | None:
         """Return in words whether two runs differ by `mcnemar`; None unless there are just two."""
-        if len(self.entries) != 2 or max(len(entry.runs) for entry in self.entries) > 1 or (
-                self.others):
+        is_single = all(entry.folder == entry.runs[0].folder for entry in self.entries)
+        if len(self.entries) != 2 or not is_single or self.others:
             return None
         a, b = (self.entries[row].runs[0] for row in self.order)
         only_a, only_b, p = mcnemar(*(_predictions_of(run, run.metrics) for run in (a, b)))

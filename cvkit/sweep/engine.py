@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # Seconds to wait for a database at first, later on, and between two tries.
 PATIENCE, LATER, PAUSE = 60.0, 600.0, 1.0
-# A trial whose worker died is tried again so often.
-_RETRIES = 3
 _BASE = "is what others are derived from"
 _LEFT_OUT = {"BaseSampler": _BASE, "BaseGASampler": _BASE, "BasePruner": _BASE,
              "GridSampler": "may try a point twice where there are several workers",
@@ -78,10 +76,10 @@ def GridSampler(space: Space) -> BaseSampler:
     """
     from optuna.samplers import BaseSampler
 
+    size = space.grid_size()
+
     class Grid(BaseSampler):
         """Gives a trial the point of the grid that its place among the trials stands for."""
-
-        points = space.grid()
 
         def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict:
             return {}
@@ -91,7 +89,7 @@ def GridSampler(space: Space) -> BaseSampler:
 
         def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str,
                                param_distribution: Any) -> Any:
-            return self.points[place_of(study, trial) % len(self.points)][param_name]
+            return space.grid_point(place_of(study, trial) % size)[param_name]
 
     return Grid()
 
@@ -185,7 +183,7 @@ def open_storage(url: str, file: Path, heartbeat: int) -> BaseStorage:
 def _database(url: str, heartbeat: int) -> BaseStorage:
     import sqlalchemy
     from optuna.exceptions import StorageInternalError
-    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.storages import RDBStorage
 
     class Database(RDBStorage):
         """One that a restart of the server, or of the network, does not end."""
@@ -220,8 +218,7 @@ def _database(url: str, heartbeat: int) -> BaseStorage:
     try:
         storage = patient(lambda: Database(
             url, {"creator": connect, "pool_pre_ping": True}, heartbeat_interval=heartbeat,
-            grace_period=2 * heartbeat,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(_RETRIES)),
+            grace_period=2 * heartbeat),
             # Two that make the tables at once disturb each other.
             (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError),
             f"the tables of {shown}", 10)

@@ -17,12 +17,12 @@ from cvkit.session import prepare
 from cvkit.sweep.page import train_again, write_sweep_page
 from cvkit.sweep.space import told
 from cvkit.sweep.study import Sweep
-from cvkit.sweep.trials import Progress, best_of, original, shown
+from cvkit.sweep.trials import Progress, best_of, original, reason_of, shown
 from cvkit.sweep.worker import parts_for, work
 from cvkit.system import distributed
 from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import plural
-from cvkit.training.signals import Interrupted
+from cvkit.training.signals import WATCHED, Interrupted
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -71,6 +71,9 @@ def run_sweep(source: SweepConfig, workers: int = 1, words: Sequence[str] = ()) 
             raise
     say_progress(sweep, study)
     progress = Progress.of(study, sweep.trials)
+    if not progress.is_done:
+        raise RunError("the workers ended before the sweep did",
+                       hint="What they said is above. The same command goes on.")
     if best_of(study, progress) is None:
         raise NothingFoundError(f"no trial of {sweep.name} is complete: {progress.in_words()}",
                                 hint=_first_reason(progress))
@@ -134,22 +137,23 @@ def _work_together(workers: int, words: Sequence[str]) -> None:
     threads = str(max(1, usable_cores() // workers))
     gpus = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(
         map(str, range(torch.cuda.device_count())))).split(",") if each]
-    processes = []
-    for number in range(workers):
-        chosen = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        # A session of its own, as Ctrl-C would reach it twice.
-        processes.append(subprocess.Popen(
-            [sys.executable, "-m", "cvkit", "sweep", *words, "--worker"],
-            env={**os.environ, "OMP_NUM_THREADS": threads, **chosen}, start_new_session=True))
-    received = []
+    processes: list[subprocess.Popen] = []
+    received: list[int] = []
 
     def hand_on(number: int, frame: object) -> None:
         received.append(number)
         for process in processes:
-            process.send_signal(number)
+            # Windows has no other to send; the trial then goes on from its checkpoint.
+            process.send_signal(signal.SIGTERM if sys.platform == "win32" else number)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, hand_on) for number in WATCHED}
     try:
+        for number in range(workers):
+            chosen = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+            # A session of its own, as Ctrl-C would reach it twice.
+            processes.append(subprocess.Popen(
+                [sys.executable, "-m", "cvkit", "sweep", *words, "--worker"],
+                env={**os.environ, "OMP_NUM_THREADS": threads, **chosen}, start_new_session=True))
         codes = [process.wait() for process in processes]
     finally:
         for number, handler in before.items():
@@ -163,6 +167,4 @@ def _work_together(workers: int, words: Sequence[str]) -> None:
 
 
 def _first_reason(progress: Progress) -> str | None:
-    reasons = [trial.user_attrs.get("diverged") or trial.user_attrs.get("error")
-               for trial in progress.trials.values()]
-    return next(filter(None, reasons), None)
+    return next(map(reason_of, progress.having("diverged", "failed")), None)

@@ -11,7 +11,7 @@ from cvkit.reporting.report_format import Block, Code, Section, Table, Text
 from cvkit.sweep.pictures import pictures
 from cvkit.sweep.space import short, told
 from cvkit.sweep.study import MONITORED, Sweep
-from cvkit.sweep.trials import DIVERGED, ERROR, Progress, best_of, original, shown, state_of
+from cvkit.sweep.trials import Progress, best_of, original, reason_of, shown, state_of
 from cvkit.system.command import command
 from cvkit.system.text import duration, escape_controls
 
@@ -43,7 +43,8 @@ def write_sweep_page(sweep: Sweep, study: Study) -> Path:
                 Section("Pictures", drawn),
                 Section("Trials", _trials(sweep, study, progress)),
                 Section("Sweep", [Code("\n".join(f"{key}: {flow(value)}" for key, value
-                                                 in sweep.node.items()), "yaml")])]
+                                                 in sweep.node.items()
+                                                 if key != "STORAGE"), "yaml")])]
     title = f"{sweep.name}: {name} {shown(name, best.value)}"
     return write_pages(sweep.folder, "sweep", title, sections)[0]
 
@@ -77,14 +78,16 @@ def _trials(sweep: Sweep, study: Study, progress: Progress) -> list[Block]:
         is_complete = state_of(trial) == "complete"
         return not is_complete, sign * (trial.value or 0.0) if is_complete else 0, trial.number
 
-    rows = []
-    for trial in sorted(progress.trials.values(), key=order)[:_MOST_SHOWN]:
+    rows, trials = [], sorted(progress.trials.values(), key=order)
+    for trial in trials[:_MOST_SHOWN]:
         values, state = sweep.space.decoded(trial.params), state_of(trial)
         what = {"complete": shown(name, trial.value), "pruned": f"pruned, epoch {trial.last_step}",
-                "diverged": f"diverged: {trial.user_attrs.get(DIVERGED, '')}",
-                "failed": f"failed: {trial.user_attrs.get(ERROR, '')}"}.get(state, state)
+                "diverged": f"diverged: {reason_of(trial)}",
+                "failed": f"failed: {reason_of(trial)}"}.get(state, state)
         spent = trial.duration.total_seconds() if trial.duration else None
         rows.append([str(original(trial)), escape_controls(what),
                      *(short(values[key]) if key in values else "–" for key in keys),
                      "–" if spent is None else duration(spent)])
-    return [Table(["trial", name, *keys, "time"], rows)]
+    more = [] if len(trials) == len(rows) else [
+        Text(f"The best {len(rows)} of {len(trials):,} trials.")]
+    return [*more, Table(["trial", name, *keys, "time"], rows)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +47,9 @@ def pictures(sweep: Sweep, study: Study) -> list[Picture]:
         made.append(parallel_coordinates(sweep, study, complete))
     if len(complete) >= _ENOUGH and len({trial.value for trial in complete}) > 1 and len(
             sweep.space.dimensions) > 1:
-        made.append(importances(sweep, study, len(complete)))
+        # A forest that finds no difference between results says nothing.
+        with suppress(RuntimeError):
+            made.append(importances(sweep, study, len(complete)))
     return made
 
 

@@ -12,17 +12,21 @@ from cvkit.config import Config, check_components
 from cvkit.config.dialect import flow
 from cvkit.config.load import SweepConfig
 from cvkit.config.tree import in_words
-from cvkit.errors import ConfigError, raise_together
+from cvkit.errors import ConfigError, RunError, raise_together
 from cvkit.registry import NAME
 from cvkit.registry.signatures import plain
+from cvkit.runs.folder import is_among
 from cvkit.system.text import suggest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.trial import BaseTrial
 
 _KINDS: dict[str, type] = {"float": float, "int": int}
 _ARGUMENTS = ("low", "high", "log", "step")
+# With other values of these, trials could not be compared.
+_MEASURE = ("TRAIN.MONITOR", "METRICS", "OUTPUT_DIR", "IMPORTS", "DATA.DATASET", "DATA.LIMIT",
+            "DATA.VAL_FRACTION", "DATA.SPLIT_SEED", "DATA.FOLDS", "DATA.FOLD", "DATA.FOLD_REPEAT",
+            "DATA.TEST_TRANSFORMS", "TTA")
 # So many combinations of values are checked before the first trial; of more, these and each value.
 _MOST_CHECKED = 64
 # A dimension of a grid has at most so many values.
@@ -72,7 +76,10 @@ class Dimension:
         """Return the value that Optuna keeps as `stored`."""
         if self.ends is not None:
             return stored
-        return next(value for value in self.values or () if _stored(value) == stored)
+        for value in self.values or ():
+            if _stored(value) == stored:
+                return value
+        raise RunError(f"a trial has {self.key} {stored}, which SPACE does not list")
 
 
 def _stored(value: Any) -> Any:
@@ -99,6 +106,11 @@ class Space:
         self.dimensions: list[Dimension] = []
         problems: list[ConfigError] = []
         for key, value in self._node.items():
+            if is_among(key, _MEASURE):
+                problems.append(ConfigError(
+                    f"{key} changes what trials are measured by, or where they are",
+                    self._node.where(key), "Set it beside SWEEP, for all of them."))
+                continue
             try:
                 self.dimensions.append(_dimension(key, value, self._node.where(key)))
             except ConfigError as error:
@@ -130,29 +142,18 @@ class Space:
             return ConfigError(f"{words}: {error.problem}", self._node.where(key), error.hint)
         return None
 
-    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
-        """Return the values that a trial is to have, by key."""
-        # A parameter that a waiting trial has already keeps its value.
-        suggested = {}
-        for each in self.dimensions:
-            if each.ends is None:
-                found = trial.suggest_categorical(
-                    each.key, [_stored(value) for value in each.values or ()])
-            elif isinstance(each.ends[0], int):
-                found = trial.suggest_int(each.key, *each.ends, log=each.is_log,
-                                          step=int(each.step or 1))
-            else:
-                found = trial.suggest_float(each.key, *each.ends, log=each.is_log, step=each.step)
-            suggested[each.key] = each.decoded(found)
-        return suggested
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """All of it for Optuna, by key."""
+        return {each.key: each.distribution for each in self.dimensions}
 
     def decoded(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return what Optuna keeps of a trial as values of the config, by key."""
         return {each.key: each.decoded(params[each.key]) for each in self.dimensions
                 if each.key in params}
 
-    def grid(self) -> list[dict[str, Any]]:
-        """Return all combinations, as Optuna keeps them, the last key changing first.
+    def grid_size(self) -> int:
+        """Return how many combinations there are.
 
         Raises:
             ConfigError: a key has a range without a step.
@@ -161,9 +162,16 @@ class Space:
             if each.values is None:
                 raise ConfigError("a grid needs values, or a range with a step",
                                   self._node.where(each.key), f"{each.key}: [1, 2, 3]")
-        keys = [each.key for each in self.dimensions]
-        stored = ([_stored(value) for value in each.values or ()] for each in self.dimensions)
-        return [dict(zip(keys, values)) for values in itertools.product(*stored)]
+        return math.prod(len(each.values or ()) for each in self.dimensions)
+
+    def grid_point(self, number: int) -> dict[str, Any]:
+        """Return a combination, as Optuna keeps it, by its number: the last key changes first."""
+        point = {}
+        for each in reversed(self.dimensions):
+            values = each.values or ()
+            number, place = divmod(number, len(values))
+            point[each.key] = _stored(values[place])
+        return point
 
     def text(self) -> dict[str, str]:
         """Return each key's values in YAML, by which one space is told from another."""

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
+import time
 import uuid
+import warnings
 from collections.abc import Iterator
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cvkit.config import Config
 from cvkit.config.load import SweepConfig
-from cvkit.errors import RunError, raise_together
+from cvkit.errors import RunError, UserError, raise_together
 from cvkit.registry import NAME, PRUNERS, SEARCHERS
-from cvkit.runs.folder import MAY_CHANGE, is_among
+from cvkit.runs.folder import MAY_CHANGE, is_among, refuse_links
 from cvkit.sweep.engine import build_tools, open_storage, require_optuna
 from cvkit.sweep.space import Space
-from cvkit.sweep.trials import WORKER, retry
+from cvkit.sweep.trials import WORKER, fail
 from cvkit.system.files import lock_file, writing
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 JOURNAL, PAGE = "journal.log", "sweep.html"
 _WORKERS = ".workers"
+_WORKER_NAME = re.compile(r"\w[\w.]*-\d+-[0-9a-f]{8}")
 # Seconds that a trial may have no worker.
 _UNNAMED = 60
 # What a study is noted with: the split whose values choose.
@@ -59,9 +62,13 @@ class Sweep:
         self.usual = {each.key: each.corners[0] for each in self.space.dimensions}
         self.base = self.config(self.usual)
         self.folder = Path(self.base.OUTPUT_DIR) / self.name
+        if self.folder.is_dir():
+            refuse_links([self.folder, *self.folder.iterdir()])
+        # When trials without a worker were seen first.
+        self._unnamed: dict[int, float] = {}
         self.is_grid = self.node.SAMPLER[NAME] == "GridSampler"
         # Its points are checked here, before anything is written.
-        self.trials = (min(self.node.TRIALS, len(self.space.grid())) if self.is_grid
+        self.trials = (min(self.node.TRIALS, self.space.grid_size()) if self.is_grid
                        else self.node.TRIALS)
 
     def config(self, values: dict[str, Any]) -> Config:
@@ -81,7 +88,7 @@ class Sweep:
     # -- the study -------------------------------------------------------------------
 
     @cached_property
-    def _storage(self) -> Any:
+    def storage(self) -> Any:
         return open_storage(self.node.STORAGE, self.folder / JOURNAL, self.node.HEARTBEAT)
 
     def find_study(self) -> Study | None:
@@ -97,10 +104,17 @@ class Sweep:
         sampler, pruner = build_tools(self.node.SAMPLER, self.node.PRUNER, self.space,
                                       self.base.SEED)
         try:
-            study = optuna.load_study(study_name=self.name, storage=self._storage,
+            study = optuna.load_study(study_name=self.name, storage=self.storage,
                                       sampler=sampler, pruner=pruner)
         except KeyError:
             return None
+        except Exception as error:
+            if self.node.STORAGE or isinstance(error, UserError):
+                raise
+            # Whatever Optuna stumbles over when it reads its file.
+            raise RunError(f"{self.folder / JOURNAL} is damaged: {type(error).__name__}: {error}",
+                           hint="Put a copy back, or remove its last line if that was cut "
+                                "off.") from error
         self._refuse_other(study)
         return study
 
@@ -113,10 +127,13 @@ class Sweep:
         """
         import optuna
 
-        study = optuna.create_study(study_name=self.name, storage=self._storage,
+        study = optuna.create_study(study_name=self.name, storage=self.storage,
                                     direction="minimize" if is_lower_better else "maximize",
                                     load_if_exists=True)
         if "sweep" not in study.user_attrs:
+            if next(self.folder.glob("trial_*"), None) is not None:
+                raise RunError(f"{self.folder} has trials of another sweep",
+                               hint=f"Remove {self.folder}, or give the file another name.")
             study.set_user_attr(MONITORED, monitored)
             study.set_user_attr("sweep", self._description())
         found = self.find_study()
@@ -152,7 +169,8 @@ class Sweep:
     def working(self) -> Iterator[str]:
         """Be a worker meanwhile: yield a name that others can tell from that of a dead one."""
         # Host and process may be the same again, in a container.
-        name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        host = re.sub(r"[^\w.]", "_", platform.node())
+        name = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         path = self.folder / _WORKERS / name
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,33 +180,41 @@ class Sweep:
             yield name
         path.unlink(missing_ok=True)
 
-    def retry_dead(self, study: Study, own: str) -> None:
-        """Let trials be tried again whose worker, on this machine, is gone.
+    def fail_dead(self, study: Study, own: str) -> None:
+        """End the tries of workers that are gone.
 
-        In a database their missing signs of life tell that, to all machines.
+        On this machine the lock that a worker holds tells that it lives; to a database each one
+        gives signs of life.
+
+        Args:
+            own: name of the worker that asks.
         """
-        from optuna.trial import TrialState
+        import optuna
 
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get(WORKER)
+        if self.node.STORAGE:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                optuna.storages.fail_stale_trials(study)
+        for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            worker, now = trial.user_attrs.get(WORKER), time.monotonic()
             if worker is None:
                 # It was just asked for, or its worker died right then.
-                since = (datetime.now() - (trial.datetime_start or datetime.min)).total_seconds()
-                is_lost = since > _UNNAMED + 2 * self.node.HEARTBEAT
+                since = self._unnamed.setdefault(trial.number, now)
+                is_lost = now - since > _UNNAMED + 2 * self.node.HEARTBEAT
             else:
                 is_lost = not self.node.STORAGE and worker != own and self._is_dead(worker)
             if is_lost:
-                # Another worker may have found it as well.
-                with contextlib.suppress(ValueError):
-                    study.tell(trial.number, state=TrialState.FAIL)
-                    retry(study, trial)
+                fail(study, trial)
 
     def _is_dead(self, worker: str) -> bool:
+        # The storage may be a stranger's, and this becomes a part of a path.
+        if not _WORKER_NAME.fullmatch(str(worker)):
+            return True
         path = self.folder / _WORKERS / worker
         try:
             file: IO = path.open("r+", encoding="utf-8")
         except OSError:
-            # It ended, and took its trial with it.
+            # It ended, and took its file with it.
             return True
         with file:
             try:

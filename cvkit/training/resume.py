@@ -129,11 +129,11 @@ def newest_run_of(config: Config) -> Run | None:
         except UserError as error:
             print(f"note       {folder} is left out: {error.problem}")
             continue
-        changes = _changes(with_found_rate(config, run), run)
-        if not changes:
+        differing = changes(with_found_rate(config, run), run)
+        if not differing:
             return run
         # Of an older version, where SEED was that as well.
-        if list(changes) == ["DATA.SPLIT_SEED"]:
+        if list(differing) == ["DATA.SPLIT_SEED"]:
             print(f"note       {folder} is left out: it was split by another seed; to go on with "
                   f"it, add DATA.SPLIT_SEED {run.config.DATA.SPLIT_SEED}")
     return None
@@ -147,7 +147,7 @@ def with_found_rate(config: Config, run: Run) -> Config:
     return config
 
 
-def _changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
+def changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     """Return the keys, with both values, by which a config would train something else than a run.
 
     The number of epochs is none of them where the schedule does not depend on it.
@@ -166,7 +166,7 @@ def refuse_changes(config: Config, run: Run) -> None:
     Raises:
         RunError: names every key that differs.
     """
-    changed = _changes(config, run)
+    changed = changes(config, run)
     if changed:
         lines = [f"{key}: {then} in the run, {now} now" for key, (then, now) in changed.items()]
         if "TRAIN.EPOCHS" in changed:

@@ -15,7 +15,7 @@ from cvkit.system import distributed
 from cvkit.system.log import in_notebook
 
 # SIGHUP comes when a terminal closes; Windows has none.
-_WATCHED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+WATCHED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
             if hasattr(signal, name)]
 
 
@@ -49,7 +49,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            watched = [number for number in _WATCHED if number in (signal.SIGINT, signal.SIGTERM)
+            watched = [number for number in WATCHED if number in (signal.SIGINT, signal.SIGTERM)
                        or signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in watched}
         return self

@@ -28,6 +28,8 @@ def curve_band(compared: list[Run]) -> Picture:
     figure = Picture(9, 4.1)
     caption = (f"Mean of {plural(len(compared), 'run')} (line), one standard deviation to either "
                "side (band), each run (thin). " + _at_the_end(compared, held_out))
+    if min(map(len, histories)) < epochs:
+        caption += " Where some had ended, mean and band are those of the others."
     lines = wrap(caption, 8.8)
     figure.headline(f"Training of {compared[0].config.name}, {len(compared)} times",
                     "\n".join(lines))
@@ -69,8 +71,10 @@ def _refuse_other_configs(runs: list[Run]) -> None:
     for run in runs:
         if not run.metrics:
             raise RunError(f"{run.folder} has no finished epoch, so there are no curves")
+        # Each run may look for its rate itself.
+        free = REPEATED if not hasattr(run, "range_test") else (*REPEATED, "SCHEDULER.max_lr")
         other = next((key for key, value in {**first, **run.hyperparameters}.items()
-                      if key not in REPEATED and (first.get(key), run.hyperparameters.get(key))
+                      if key not in free and (first.get(key), run.hyperparameters.get(key))
                       != (value, value)), None)
         if other:
             raise RunError(f"{run.folder} differs from {runs[0].folder} in {other}; a band is of "

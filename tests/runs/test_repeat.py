@@ -69,12 +69,12 @@ def test_an_interrupted_group_goes_on_and_ends_as_if_it_had_not_been(config, thr
             train_seeds(config, 3)
     groups = sorted(three.folder.parent.glob("*_seeds*"))
     stopped = next(folder for folder in groups if folder != three.folder)
-    assert [path.name for path in sorted(stopped.iterdir())] == ["seed_0", "seed_1"]
+    assert [path.name for path in sorted(stopped.iterdir())] == ["group.yaml", "seed_0", "seed_1"]
     said = capsys.readouterr().out
-    assert (f"All of them go on with: python tools/train.py {stopped}/seed_0/config.yaml --seeds 3 "
+    assert (f"All of them go on with: python tools/train.py {stopped}/group.yaml --seeds 3 "
             f"--resume {stopped}") in said
     before = (stopped / "seed_0" / "checkpoints" / "last.pt").stat().st_mtime_ns
-    group = train_seeds(load_config(stopped / "seed_0" / "config.yaml"), 3, stopped)
+    group = train_seeds(load_config(stopped / "group.yaml"), 3, stopped)
     assert (stopped / "seed_0" / "checkpoints" / "last.pt").stat().st_mtime_ns == before
     for ours, theirs in zip(group.runs, three.runs, strict=True):
         assert equal(weights(ours), weights(theirs))

@@ -17,11 +17,19 @@ from helpers import at_step, equal, without_times
 from cvkit.config import load_config
 from cvkit.config.load import load_sweep
 from cvkit.errors import RunError
-from cvkit.runs.folder import Run
+from cvkit.runs.folder import BusyError, Run
 from cvkit.session import train
 from cvkit.sweep.launch import run_sweep
 from cvkit.sweep.study import Sweep
-from cvkit.sweep.trials import Progress, best_of, original, state_of
+from cvkit.sweep.trials import (
+    Progress,
+    best_of,
+    fail,
+    original,
+    reason_of,
+    state_of,
+    try_again,
+)
 from cvkit.training.signals import Interrupted
 from cvkit.training.trainer import Trainer
 
@@ -119,23 +127,130 @@ def test_a_trial_whose_worker_is_gone_is_tried_again_and_no_other(tiny, tmp_path
     (tmp_path / "grid.yaml").write_text(GRID)
     sweep = Sweep(load_sweep("grid.yaml"))
     study = sweep.begin(False, "test")
-    gone, held, fresh = study.ask(), study.ask(), study.ask()
-    values = sweep.space.suggest(gone)
+    gone, held, fresh = (study.ask(sweep.space.distributions) for _ in range(3))
     with sweep.working() as dead:
         gone.set_user_attr("worker", dead)
+    victim = shutil.copy(__file__, tmp_path / "victim.txt")
     shutil.copy(__file__, sweep.folder / ".workers" / dead)  # it left its file, unlocked
+    stranger = study.ask(sweep.space.distributions)
+    stranger.set_user_attr("worker", str(victim))  # no name of a worker: nothing is removed
     with sweep.working() as alive:
         held.set_user_attr("worker", alive)
         for _ in range(2):
             # A process is not kept out by a lock of its own.
             subprocess.run([sys.executable, "-c", (
                 "from cvkit.config.load import load_sweep; from cvkit.sweep.study import Sweep; "
-                "sweep = Sweep(load_sweep('grid.yaml')); sweep.retry_dead(sweep.find_study(), 'me')")],
+                "from cvkit.sweep.trials import try_again; sweep = Sweep(load_sweep('grid.yaml')); "
+                "study = sweep.find_study(); sweep.fail_dead(study, 'me'); try_again(study)")],
                 check=True, cwd=tmp_path)
     trials = study.get_trials()
-    assert [trial.state.name for trial in trials] == ["FAIL", "RUNNING", "RUNNING", "WAITING"]
-    assert trials[3].params == values and original(trials[3]) == 0
-    del fresh
+    assert [trial.state.name for trial in trials] == ["FAIL", "RUNNING", "RUNNING", "FAIL", "WAITING", "WAITING"]
+    assert trials[4].params == gone.params and original(trials[4]) == 0 and "worker" not in trials[4].user_attrs
+    assert Path(victim).is_file()
+    assert Progress.of(study, 6).in_words() == "0 of 6 trials finished: 2 running, 2 waiting"
+    # One that was asked for long ago and has no worker yet is lost as well.
+    sweep.fail_dead(study, alive)
+    now = time.monotonic()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("cvkit.sweep.study.time.monotonic", lambda: now + 1000)
+        patched.setattr(Sweep, "_is_dead", lambda sweep, worker: False)
+        sweep.fail_dead(study, alive)
+    assert study.get_trials()[fresh.number].state.name == "FAIL"
+
+
+def test_two_that_try_the_same_trial_again_make_one_of_it(grid):
+    sweep = Sweep(load_sweep(grid))
+    study = sweep.begin(False, "test")
+    study.ask(sweep.space.distributions)
+    fail(study, study.get_trials()[0])
+    again = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.WAITING, params=study.get_trials()[0].params,
+        distributions=study.get_trials()[0].distributions, user_attrs={"tries": [0], "deaths": 1})
+    study.add_trial(again), study.add_trial(again)
+    run_sweep(load_sweep(grid))
+    assert sorted(values_of(grid)) == sorted(POINTS) and len(trials_of(grid)) == 6
+    assert [trial.state.name for trial in study.get_trials()[:3]] == ["FAIL", "COMPLETE", "FAIL"]
+
+
+def test_a_trial_that_its_workers_die_of_is_given_up(grid):
+    sweep = Sweep(load_sweep(grid))
+    study = sweep.begin(False, "test")
+    study.ask(sweep.space.distributions)
+    for tries in range(5):
+        last = study.get_trials()[-1]
+        if last.state.name == "WAITING":
+            study.ask(sweep.space.distributions)
+        fail(study, study.get_trials()[-1])
+        try_again(study)
+        assert len(study.get_trials()) == min(tries + 2, 4)
+    progress = Progress.of(study, 6)
+    assert [state_of(trial) for trial in progress.trials.values()] == ["failed"]
+    assert reason_of(progress.trials[0]) == "its worker died, 4 times"
+
+
+def test_a_worker_that_is_taken_for_dead_gives_its_trial_up_and_goes_on(grid, capsys, monkeypatch):
+    """As one that slept, or could not reach the database, for long."""
+    epoch, done = Trainer.train_epoch, []
+
+    def sleepy(trainer):
+        if not done:
+            done.append(True)
+            sweep = Sweep(load_sweep(grid))
+            study = sweep.find_study()
+            fail(study, study.get_trials()[0])
+        return epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "train_epoch", sleepy)
+    run_sweep(load_sweep(grid))
+    assert "trial 0    was taken by another worker" in capsys.readouterr().out
+    assert sorted(values_of(grid)) == sorted(POINTS)
+    assert all(state_of(trial) == "complete" for trial in trials_of(grid).values())
+
+
+def test_a_folder_in_which_another_process_trains_is_waited_for(grid, monkeypatch):
+    """The one that was taken for dead may still be at it."""
+    monkeypatch.setattr("cvkit.sweep.worker._WAIT", 0.01)
+    real, refused = Run.lock, []
+
+    def lock(run):
+        if len(refused) < 3:
+            refused.append(run.folder)
+            raise BusyError("it is being trained by process 1")
+        return real(run)
+
+    monkeypatch.setattr(Run, "lock", lock)
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
+    assert len(set(refused)) == 1 and [state_of(trial) for trial in trials_of(grid).values()] == ["complete"]
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("place", range(7))
+def test_a_storage_that_is_lost_for_a_moment_costs_no_trial(grid, monkeypatch, place, is_done):
+    """At each call of the second trial in turn, once before and once after it is done."""
+    monkeypatch.setattr("cvkit.sweep.engine.PAUSE", 0.0)
+    storage, calls = optuna.storages.JournalStorage, []
+
+    def failing(name):
+        real = getattr(storage, name)
+
+        def call(self, *arguments, **named):
+            calls.append(name)
+            if len(calls) == 8 + place:
+                if is_done:
+                    real(self, *arguments, **named)
+                raise optuna.exceptions.StorageInternalError("the server is away")
+            return real(self, *arguments, **named)
+        return call
+
+    sweep = Sweep(load_sweep(grid, ["SWEEP.TRIALS", "3"]))
+    sweep.begin(False, "test")
+    monkeypatch.setattr("cvkit.sweep.study._UNNAMED", -1000)
+    for name in ("create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_user_attr",
+                 "set_trial_intermediate_value"):
+        monkeypatch.setattr(storage, name, failing(name))
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "3"]))
+    assert [state_of(trial) for trial in trials_of(grid, "SWEEP.TRIALS", "3").values()] == ["complete"] * 3
+    assert len(set(values_of(grid, "SWEEP.TRIALS", "3"))) == 3 and len(calls) >= 21
 
 
 def test_a_trial_that_diverges_is_marked_and_the_rest_goes_on(grid, monkeypatch, capsys):
@@ -282,6 +397,32 @@ def test_a_storage_that_is_not_there_is_asked_for_and_told(grid, tool, monkeypat
     code, out, err = tool("sweep.py", grid, "SWEEP.STORAGE", url)
     assert code == 2 and message in err and "Traceback" not in err
     assert ("waiting    for the database" in out) == ("reached" in message)
+
+
+def test_trials_of_a_study_that_is_gone_are_not_taken_for_new_ones(grid, tool):
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
+    Path("runs/grid/journal.log").unlink()
+    code, _, err = tool("sweep.py", grid)
+    assert code == 2 and "runs/grid has trials of another sweep\n  Remove runs/grid" in err
+
+
+@pytest.mark.parametrize("damage", [b"\x00\xff\n", b'{"op_code": 4, "wor\n{}\n', b"5\n", b"[]\n"])
+def test_a_damaged_journal_is_told(grid, tool, damage):
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
+    with open("runs/grid/journal.log", "ab") as file:
+        file.write(damage)
+    code, _, err = tool("sweep.py", grid)
+    assert code == 2 and "runs/grid/journal.log is damaged" in err
+
+
+def test_nothing_is_written_through_links(grid, tool, tmp_path):
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    Path("runs/grid/sweep.html").unlink()
+    Path("runs/grid/sweep.html").symlink_to(victim)
+    code, _, err = tool("sweep.py", grid)
+    assert code == 2 and "runs/grid/sweep.html is a link to" in err and victim.read_text() == "mine"
 
 
 def test_a_password_is_not_shown(grid, tool, monkeypatch):

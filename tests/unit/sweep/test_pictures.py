@@ -11,7 +11,7 @@ from cvkit.config.load import load_sweep
 from cvkit.sweep.page import write_sweep_page
 from cvkit.sweep.pictures import pictures
 from cvkit.sweep.study import MONITORED, Sweep
-from cvkit.sweep.trials import Progress, best_of
+from cvkit.sweep.trials import ERROR, TRIES, Progress, best_of
 
 optuna = pytest.importorskip("optuna")
 COMPLETE, PRUNED, FAIL = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL"))
@@ -40,6 +40,7 @@ def study_of(sweep, trials, direction="maximize"):
             params={"OPTIMIZER.lr": lr, "MODEL.norm": norm, "TRAIN.EPOCHS": epochs}, state=state,
             distributions={each.key: each.distribution for each in sweep.space.dimensions},
             value=value if state is COMPLETE else None,
+            user_attrs={ERROR: "no memory"} if state is FAIL else {},
             intermediate_values={} if state is FAIL else {1: 0.1, 2: value}))
     return study
 
@@ -116,7 +117,7 @@ def test_the_page_lists_the_trials_the_best_first(sweep):
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", page, re.M)
     assert [row[0] for row in rows] == ["5", "1", "4", "0", "2", "3"]
     assert rows[0][1:] == ("90.00 %", "0.2", "batch", "4") and rows[4][1] == "pruned, epoch 2"
-    assert rows[5][1].startswith("failed")
+    assert rows[5][1] == "failed: no memory"
     assert "The best is trial 5, with lr 0.2, norm batch, EPOCHS 4: accuracy 90.00 %." in page
     assert "python tools/train.py runs/search/trial\\_0005/config.yaml --seeds 3" in page or (
         "python tools/train.py runs/search/trial_0005/config.yaml --seeds 3" in page)
@@ -129,7 +130,7 @@ def test_a_trial_that_was_tried_again_counts_once_at_its_first_number(sweep):
     study = study_of(sweep, [*TRIALS[:2], TRIALS[3]])
     study.add_trial(optuna.trial.create_trial(
         params=study.trials[2].params, distributions=study.trials[2].distributions, value=0.95,
-        system_attrs={"failed_trial": 2, "retry_history": [2]}))
+        user_attrs={TRIES: [2]}))
     progress = Progress.of(study, 3)
     assert list(progress.trials) == [0, 1, 2] and progress.is_done
     assert best_of(study, progress).value == 0.95

@@ -65,6 +65,10 @@ WRONG = {
     "one value": (["OPTIMIZER.lr: 0.1"], "expected a list of values or a range, not 0.1",
                   "OPTIMIZER.lr: [1, 2]"),
     "twice": (["OPTIMIZER.lr: [0.1, 0.2, 0.1]"], "0.1 is listed twice", ""),
+    "what is measured": (["TRAIN.MONITOR: [accuracy, loss]"], "search.yaml:4 SWEEP.SPACE.TRAIN.MONITOR: "
+                         "TRAIN.MONITOR changes what trials are measured by", "Set it beside SWEEP"),
+    "which images": (["DATA.VAL_FRACTION: [0.0, 0.1]"], "DATA.VAL_FRACTION changes what trials are measured", ""),
+    "another place": (["OUTPUT_DIR: [a, b]"], "OUTPUT_DIR changes what trials are measured by, or where", ""),
     "not together": (["MODEL.NAME: [resnet18, vit]", "MODEL.norm: [batch, group]"],
                      "search.yaml:4 SWEEP.SPACE: MODEL.NAME vit, MODEL.norm batch: model vit has no "
                      "argument 'norm'", "")}
@@ -96,9 +100,7 @@ def test_values_are_decoded_as_the_config_has_them(sweep):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     seen = {key: [] for key in space.text()}
     for _ in range(60):
-        trial = study.ask()
-        values = space.suggest(trial)
-        assert space.decoded(trial.params) == values
+        values = space.decoded(study.ask(space.distributions).params)
         config = load_sweep("search.yaml").config(values)
         assert config.OPTIMIZER.lr == values["OPTIMIZER.lr"] and config.DATA.BATCH_SIZE == values["DATA.BATCH_SIZE"]
         assert config.MODEL.NAME == values["MODEL"]["NAME"] and list(config.TRAIN.FREEZE) == list(values["TRAIN.FREEZE"])
@@ -114,8 +116,12 @@ def test_values_are_decoded_as_the_config_has_them(sweep):
 
 def test_a_grid_has_all_combinations_in_order(sweep):
     space = Space(sweep(["OPTIMIZER.lr: [0.1, 0.2]", "TRAIN.EPOCHS: {NAME: int, low: 1, high: 3}"]))
-    assert [tuple(point.values()) for point in space.grid()] == [
+    points = [space.grid_point(number) for number in range(space.grid_size())]
+    assert [(point["OPTIMIZER.lr"], point["TRAIN.EPOCHS"]) for point in points] == [
         (0.1, 1), (0.1, 2), (0.1, 3), (0.2, 1), (0.2, 2), (0.2, 3)]
+    large = Space(sweep([f"{key}: {{NAME: int, low: 1, high: 1000}}" for key in (
+        "TRAIN.EPOCHS", "DATA.BATCH_SIZE", "TRAIN.ACCUMULATE", "SEED")]))
+    assert large.grid_size() == 10**12 and large.grid_point(10**12 - 1)["SEED"] == 1000
     with pytest.raises(ConfigError, match=r"search\.yaml:5 .*a grid needs values, or a range with a step"):
         Sweep(sweep(["OPTIMIZER.lr: {NAME: float, low: 0.1, high: 0.2}"], "  SAMPLER: {NAME: GridSampler}"))
 
@@ -166,8 +172,8 @@ def test_each_sampler_and_pruner_proposes_what_the_space_has(sweep):
     for name in names - {"GridSampler", "CmaEsSampler"}:  # one needs a package more
         study = optuna.create_study(sampler=SEARCHERS.build({"NAME": name}, space=space, seed=0))
         for _ in range(3):
-            trial = study.ask()
-            values = space.suggest(trial)
+            trial = study.ask(space.distributions)
+            values = space.decoded(trial.params)
             assert values["OPTIMIZER.lr"] in (0.1, 0.2) and 0 <= values["OPTIMIZER.momentum"] <= 0.9
             study.tell(trial, values["OPTIMIZER.momentum"])
     assert set(PRUNERS) >= {"MedianPruner", "HyperbandPruner", "SuccessiveHalvingPruner", "NopPruner"}
@@ -185,12 +191,12 @@ def test_workers_propose_other_values_and_the_same_for_the_same_trial(sweep, nam
         return optuna.load_study(study_name="s", storage=storage, sampler=sampler)
 
     two = [worker(), worker()]
-    shared = [Space(source).suggest(two[number % 2].ask())["OPTIMIZER.lr"] for number in range(6)]
+    shared = [two[number % 2].ask(Space(source).distributions).params["OPTIMIZER.lr"] for number in range(6)]
     assert len(set(shared)) == 6
     optuna.create_study(study_name="alone", storage=storage)
     sampler, _ = build_tools(source.node.SAMPLER, None, Space(source), 0)
     alone = optuna.load_study(study_name="alone", storage=storage, sampler=sampler)
-    assert [Space(source).suggest(alone.ask())["OPTIMIZER.lr"] for _ in range(6)] == shared
+    assert [alone.ask(Space(source).distributions).params["OPTIMIZER.lr"] for _ in range(6)] == shared
 
 
 def test_the_seed_of_the_config_decides_what_is_proposed(sweep):
@@ -198,5 +204,5 @@ def test_the_seed_of_the_config_decides_what_is_proposed(sweep):
     found = []
     for seed in (0, 0, 1):
         study = optuna.create_study(sampler=SEARCHERS.build({"NAME": "TPESampler"}, space=Space(source), seed=seed))
-        found.append(Space(source).suggest(study.ask()))
+        found.append(study.ask(Space(source).distributions).params)
     assert found[0] == found[1] != found[2]
