@@ -9,7 +9,7 @@ from typing import Any
 
 from cvkit.config import Config
 from cvkit.config.load import GROUP_CONFIG, RESOLVED
-from cvkit.errors import ConfigError, DivergenceError, RunError
+from cvkit.errors import ConfigError, DivergenceError, RunError, UserError
 from cvkit.evaluation.out_of_fold import keep_out_of_fold
 from cvkit.runs.finding import REPEATED, find_groups, members_of
 from cvkit.runs.folder import Run, is_among, new_folder
@@ -116,6 +116,12 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
             words = shlex.join([str(own), *flags.split(), "--resume", str(folder)])
             LOG.info(f"All of them go on with: {command('train')} {words}", extra=SCREEN)
             raise
+        except UserError:
+            # Nothing was begun: there is no group.
+            if not members_of(folder):
+                own.unlink()
+                folder.rmdir()
+            raise
     if len(diverged) == len(settings):
         raise RunError(f"all {len(settings)} runs diverged", hint=str(diverged[name]))
     group = open_group(folder)
@@ -136,10 +142,13 @@ def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
         if ending.rstrip("s") not in members[0].name:
             raise RunError(f"{resume} is a group of {members[0].name.split('_')[-2]}s, not of "
                            f"{ending}")
-        return user_path(resume)
+        found = [user_path(resume)]
+        _refuse_other(config, found[0])
+        return found[0]
     if resume == "auto":
-        found = [folder for folder in found if _is_of(config, folder)]
+        found = [folder for folder in found if not _differing(config, folder)]
     if resume and found:
+        _refuse_other(config, found[-1])
         return found[-1]
     if resume is True:
         raise RunError(f"no group of {config.name} in {config.OUTPUT_DIR}/ to go on with",
@@ -149,17 +158,28 @@ def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
         return new_folder(parent, f"_{ending}")
 
 
-def _is_of(config: Config, folder: Path) -> bool:
-    """Tell whether a group was begun with a config."""
+def _differing(config: Config, folder: Path) -> list[str]:
+    """Return in words by what a config would train something else than the runs of a group."""
     run = Run(members_of(folder)[0])
-    return all(is_among(key, REPEATED) or key == "DATA.FOLDS"
-               for key in changes(with_found_rate(config, run), run))
+    return [f"{key}: {then} then, {now} now"
+            for key, (then, now) in changes(with_found_rate(config, run), run).items()
+            if key != "DATA.FOLDS" and not is_among(key, REPEATED)]
+
+
+def _refuse_other(config: Config, folder: Path) -> None:
+    if differing := _differing(config, folder):
+        flag = folder.name.rpartition("_")[2]
+        raise RunError(f"{folder} was begun with another config: {'; '.join(differing)}", hint=(
+            f"Go on with its own: {command('train')} {folder / GROUP_CONFIG} --{flag} N --resume "
+            f"{folder}"))
 
 
 def _train_one(config: Config, folder: Path) -> None:
     """Train a run of a group: to its end, if it was begun."""
     run = Run(folder) if (folder / "config.yaml").is_file() else None
-    if run is not None and run.has_checkpoint:
-        train(config, resume=run)
-    else:
+    if run is None or not run.has_checkpoint:
         train(config, folder=folder)
+    elif (folder / "predictions.npz").is_file() and len(run.metrics) >= config.TRAIN.EPOCHS:
+        LOG.info(f"{folder} is there", extra=SCREEN)
+    else:
+        train(config, resume=run)

@@ -68,8 +68,10 @@ def main(words: list[str]) -> None:
 
     table = open_table(args.runs)
     table.sort(args.sort)
-    for error in table.left_out:
+    for error in table.left_out[:5]:
         print("left out: " + str(error).split("\n")[0])
+    if len(table.left_out) > 5:
+        print(f"left out: and {len(table.left_out) - 5:,} more")
     # Into a file or a pipe there goes more than into most terminals.
     print(f"\n{table.text(shutil.get_terminal_size((200, 24)).columns)}\n")
     if tested := table.paired_test():

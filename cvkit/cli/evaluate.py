@@ -34,7 +34,7 @@ def main(words: list[str]) -> None:
     args = parse_words(parser(), words)
     from cvkit.evaluation.out_of_fold import keep_out_of_fold
     from cvkit.evaluation.run_evaluation import evaluate
-    from cvkit.runs.finding import is_group
+    from cvkit.runs.finding import is_group, newest_group
     from cvkit.runs.folder import MAY_EVALUATE, open_run
     from cvkit.runs.group import Folds, open_group
 
@@ -45,8 +45,9 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"{files[0]} is a checkpoint file; runs are evaluated",
                           hint=f"{command('predict')} {files[0]} FOLDER tells the accuracy on "
                                "pictures in class folders.")
-    if len(names) == 1 and is_group(names[0]):
-        group = open_group(names[0])
+    named = names[0] if len(names) == 1 else None if names else newest_group()
+    if named is not None and is_group(named):
+        group = open_group(named)
         if pairs or args.overrides:
             raise ConfigError("a group of runs is not evaluated again",
                               hint=f"Name its runs: --run {group.folder}/*")

@@ -80,6 +80,8 @@ def main(words: list[str]) -> None:
     from cvkit.session import check, train
     resume = args.resume if args.resume else args.resume is not None
     if args.check:
+        if args.folds:
+            config = load_config(args.config, [*args.overrides, "DATA.FOLDS", str(args.folds)])
         check(config)
     elif args.seeds is not None or args.folds is not None:
         from cvkit.repeat import train_folds, train_seeds

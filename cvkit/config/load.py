@@ -93,7 +93,8 @@ class SweepConfig:
         Raises:
             ConfigError: something in it is wrong.
         """
-        places = {key: self.node.SPACE.origin(key) for key in self.node.SPACE}
+        places = {key: self.node.SPACE.origin(key) for key in self.node.SPACE} | {
+            "TRAIN.MONITOR": self.node.origin("MONITOR")}
         config = override(copy.deepcopy(self._rest), values, places)
         return _finished(config, {}, self._source, self.name)
 

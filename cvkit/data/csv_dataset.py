@@ -136,7 +136,7 @@ def _columns(table: Table, given: Mapping[str, str | int | None],
              notes: list[str]) -> dict[str, int]:
     """Return the columns of image and label, and of split if there is one; note what is guessed."""
     found = {kind: table.column(name, kind) for kind, name in given.items()
-             if name is not None and name != ""}
+             if name is not None and name != "" and kind != "group"}
     guessed = []
     for kind in _COLUMNS:
         column = _likely(table, kind, found) if given[kind] is None else None
@@ -147,6 +147,8 @@ def _columns(table: Table, given: Mapping[str, str | int | None],
         if kind not in found:
             found[kind] = _remaining(table, kind, found)
             guessed.append(kind)
+    if given["group"] not in (None, ""):
+        found["group"] = table.column(given["group"], "group")
     if len(set(found.values())) < len(found):
         *_, kind = (kind for kind in found if [*found.values()].count(found[kind]) > 1)
         raise DataError(f"column {table.called(found[kind])} of {table.path} cannot be the {kind} "

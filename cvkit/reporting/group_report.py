@@ -42,8 +42,9 @@ def write_group_report(group: Group, nodes: Sequence[Any] = (),
                        "in common", hint=f"Report that: --run {group.runs[0].folder}")
     for run in group.runs:
         run.refuse_links()
-    usual = ["curve_band", "dataset", *(["misclassified", "confusion"] if isinstance(group, Folds)
-                                        else ["wrong_in_all"])]
+    # Each fold has training images of its own.
+    usual = ["curve_band", *(["misclassified", "confusion"] if isinstance(group, Folds)
+                             else ["wrong_in_all", "dataset"])]
     nodes = [*nodes, *not_among(nodes, [{NAME: name} for name in usual])]
     pictures = drawn_blocks(group, nodes, group.runs[0].predictions.classes)
     known = {name for names in _PICTURES.values() for name in names}

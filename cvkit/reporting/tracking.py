@@ -142,6 +142,14 @@ class Tracker(Reporter):
         self._close(error)
 
     def end(self, state: TrainingState, run: Run) -> None:
+        try:
+            self._add_end(state, run)
+        except KeyboardInterrupt as error:
+            self._close(error)
+            raise
+        self._close(None)
+
+    def _add_end(self, state: TrainingState, run: Run) -> None:
         with self._failing_once():
             if self._has_failed:
                 self._take_up(state.epoch)
@@ -153,7 +161,6 @@ class Tracker(Reporter):
             counts = f"checkpoints/{'last' if run.monitored == 'test' else 'best'}.pt"
             names = [*_FILES, *([counts] if self._checkpoint else [])]
             self.add_files([name for name in names if (run.folder / name).is_file()])
-        self._close(None)
 
     def _take_up(self, epoch: int) -> None:
         """Open the run, and add the epochs that it lacks."""

@@ -82,6 +82,14 @@ def members_of(folder: str | Path) -> list[Path]:
         r"\d+", path.name if "repeat" in path.name else f"0_{path.name}")])
 
 
+def newest_group(output_dir: str | Path = "runs") -> Path | None:
+    """Return the newest group of runs, unless a run was begun after its first one."""
+    groups, runs = find_groups(output_dir), find_runs(output_dir)
+    if not groups or (runs and begun(runs[-1]) > begun(members_of(groups[-1])[0])):
+        return None
+    return groups[-1]
+
+
 def find_run(run: str | Path | None = None, output_dir: str | Path = "runs",
              config_name: str = "*") -> Path:
     """Return the folder of a run; arguments and errors as of `open_run`."""
@@ -105,6 +113,9 @@ def find_run(run: str | Path | None = None, output_dir: str | Path = "runs",
         if members := members_of(folder):
             raise RunError(f"{folder} is a group of {len(members)} runs", hint=(
                 f"Name one of them: {members[0]}"))
+        if next(folder.glob("trial_[0-9]*/config.yaml"), None) is not None:
+            raise RunError(f"{folder} is a sweep", hint=(
+                f"Name one of its trials, {folder}/trial_0000; sweep.html says which is the best."))
         if of_config := find_runs(folder.parent, folder.name):
             return of_config[-1]
         if kept := next(folder.glob("checkpoints/*.pt"), None):

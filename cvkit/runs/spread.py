@@ -38,5 +38,7 @@ class Spread(NamedTuple):
         mean = f"{scale * self.mean:.{digits}f}"
         if self.size < 2:
             return f"{mean}{unit}", "–"
-        low, high = (f"{scale * end:.{digits}f}" for end in self.interval)
+        # What t says of a few values may reach beyond what there can be.
+        highest = 1.0 if is_part(name) else math.inf
+        low, high = (f"{scale * min(max(end, 0.0), highest):.{digits}f}" for end in self.interval)
         return f"{mean} ± {scale * self.deviation:.{digits}f}{unit}", f"{low} to {high}{unit}"

@@ -103,9 +103,10 @@ def say_progress(sweep: Sweep, study: Study | None) -> None:
     progress = Progress.of(study, sweep.trials)
     LOG.info(f"sweep      {sweep.name}: {progress.in_words()}", extra=SCREEN)
     best = best_of(study, progress) if study else None
-    if best is not None:
+    if study is not None and best is not None:
         name = sweep.base.TRAIN.MONITOR
-        LOG.info(f"best       trial {original(best)}: {name} {shown(name, best.value)} with "
+        LOG.info(f"best       trial {original(best)}: {sweep.measure(study)} "
+                 f"{shown(name, best.value)} with "
                  f"{told(sweep.space.decoded(best.params))}\n"
                  f"           {train_again(sweep, best)}", extra=SCREEN)
 

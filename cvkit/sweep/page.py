@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cvkit.config.dialect import flow
 from cvkit.reporting.pages import picture, write_pages
 from cvkit.reporting.report_format import Block, Code, Section, Table, Text
-from cvkit.sweep.pictures import pictures
+from cvkit.sweep.plots import pictures
 from cvkit.sweep.space import short, told
 from cvkit.sweep.study import MONITORED, Sweep
 from cvkit.sweep.trials import Progress, best_of, original, reason_of, shown, state_of
@@ -45,7 +45,7 @@ def write_sweep_page(sweep: Sweep, study: Study) -> Path:
                 Section("Sweep", [Code("\n".join(f"{key}: {flow(value)}" for key, value
                                                  in sweep.node.items()
                                                  if key != "STORAGE"), "yaml")])]
-    title = f"{sweep.name}: {name} {shown(name, best.value)}"
+    title = f"{sweep.name}: {sweep.measure(study)} {shown(name, best.value)}"
     return write_pages(sweep.folder, "sweep", title, sections)[0]
 
 
@@ -63,7 +63,7 @@ def _result(sweep: Sweep, study: Study, progress: Progress,
     watched = "" if study.user_attrs.get(MONITORED) == "val" else (
         " The test images chose it, so it is better on them than on others.")
     return [Text(f"The best is trial {original(best)}, with {told(values)}: "
-                 f"{sweep.base.TRAIN.MONITOR} "
+                 f"{sweep.measure(study)} "
                  f"{shown(sweep.base.TRAIN.MONITOR, best.value)}{of}. {progress.in_words()}, in "
                  f"{duration(seconds)} of work. The best of many is better by chance as well: "
                  f"train it with several seeds before you believe it.{watched}"),
@@ -90,4 +90,4 @@ def _trials(sweep: Sweep, study: Study, progress: Progress) -> list[Block]:
                      "–" if spent is None else duration(spent)])
     more = [] if len(trials) == len(rows) else [
         Text(f"The best {len(rows)} of {len(trials):,} trials.")]
-    return [*more, Table(["trial", name, *keys, "time"], rows)]
+    return [*more, Table(["trial", sweep.measure(study), *keys, "time"], rows)]

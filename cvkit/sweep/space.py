@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 _KINDS: dict[str, type] = {"float": float, "int": int}
 _ARGUMENTS = ("low", "high", "log", "step")
 # With other values of these, trials could not be compared.
-_MEASURE = ("TRAIN.MONITOR", "METRICS", "OUTPUT_DIR", "IMPORTS", "DATA.DATASET", "DATA.LIMIT",
-            "DATA.VAL_FRACTION", "DATA.SPLIT_SEED", "DATA.FOLDS", "DATA.FOLD", "DATA.FOLD_REPEAT",
-            "DATA.TEST_TRANSFORMS", "TTA")
+_MEASURE = ("SEED", "SWEEP", "TRAIN.MONITOR", "METRICS", "OUTPUT_DIR", "IMPORTS", "DATA.DATASET",
+            "DATA.LIMIT", "DATA.VAL_FRACTION", "DATA.SPLIT_SEED", "DATA.FOLDS", "DATA.FOLD",
+            "DATA.FOLD_REPEAT", "DATA.TEST_TRANSFORMS", "TTA")
 # So many combinations of values are checked before the first trial; of more, these and each value.
 _MOST_CHECKED = 64
 # A dimension of a grid has at most so many values.

@@ -67,7 +67,8 @@ class Sweep:
         # When trials without a worker were seen first.
         self._unnamed: dict[int, float] = {}
         self.is_grid = self.node.SAMPLER[NAME] == "GridSampler"
-        # Its points are checked here, before anything is written.
+        # Both are checked here, before anything is written.
+        build_tools(self.node.SAMPLER, self.node.PRUNER, self.space, self.base.SEED)
         self.trials = (min(self.node.TRIALS, self.space.grid_size()) if self.is_grid
                        else self.node.TRIALS)
 
@@ -75,6 +76,10 @@ class Sweep:
         """Return the config of a trial with these values."""
         monitor = {"TRAIN.MONITOR": self.node.MONITOR} if self.node.MONITOR else {}
         return self.source.config({**monitor, **values})
+
+    def measure(self, study: Study) -> str:
+        """Return what is searched for, and on which images: "val accuracy"."""
+        return f"{study.user_attrs.get(MONITORED, '')} {self.base.TRAIN.MONITOR}".strip()
 
     def folder_of(self, number: int) -> Path:
         """Return the folder of a trial, in which its run is, or a run for each of SEEDS."""
@@ -133,7 +138,7 @@ class Sweep:
         if "sweep" not in study.user_attrs:
             if next(self.folder.glob("trial_*"), None) is not None:
                 raise RunError(f"{self.folder} has trials of another sweep",
-                               hint=f"Remove {self.folder}, or give the file another name.")
+                               hint="Move them elsewhere, or give the file another name.")
             study.set_user_attr(MONITORED, monitored)
             study.set_user_attr("sweep", self._description())
         found = self.find_study()
@@ -156,12 +161,11 @@ class Sweep:
                  for part in ("SPACE", "config") for key in {**then[part], **now[part]}
                  if then[part].get(key) != now[part].get(key)]
         if lines:
-            place = (self.node.STORAGE and "its database") or self.folder
             raise RunError(f"the sweep {self.name} was begun with another "
                            f"{'space' if then['SPACE'] != now['SPACE'] else 'config'}: "
                            + "; ".join(lines),
-                           hint=f"Put back what was there to go on, give the file another name, "
-                                f"or remove {place}.")
+                           hint="Put back what was there to go on, or give the file another "
+                                "name.")
 
     # -- workers ---------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ class Progress:
         counts = {state: len(self.having(state)) for state in states}
         parts = [f"{count} {state}" for state, count in counts.items() if count]
         finished = sum(counts[state] for state in states[:4])
-        return (f"{finished} of {plural(self.total, 'trial')} finished"
+        return (f"{finished} of {plural(max(self.total, finished), 'trial')} finished"
                 + (f": {', '.join(parts)}" if parts else ""))
 
 

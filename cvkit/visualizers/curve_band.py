@@ -35,7 +35,7 @@ def curve_band(compared: list[Run]) -> Picture:
                     "\n".join(lines))
     top = 0.75 + 0.13 * len(lines)
     for place, (quantity, scale) in enumerate((("loss", 1), ("accuracy", 100))):
-        axes = figure.panel(0.65 + 4.45 * place, top, 3.75, 3.55 - top)
+        axes = figure.panel(0.8 + 4.45 * place, top, 3.6, 3.55 - top)
         for name, colour in zip(("train", held_out), COLOURS):
             values = np.full((len(histories), epochs), np.nan)
             for row, history in zip(values, histories):

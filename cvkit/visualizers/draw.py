@@ -20,7 +20,7 @@ from cvkit.registry import NAME, VISUALIZERS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Drawable, Experiment
-from cvkit.runs.finding import begun, find_groups, find_runs, is_group, members_of
+from cvkit.runs.finding import is_group, members_of, newest_group
 from cvkit.runs.folder import MAY_CHANGE, Run, open_run, refuse_links
 from cvkit.runs.group import Group, open_group
 from cvkit.system.files import user_path
@@ -71,7 +71,7 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Drawable:
         subject = Runs([open_run(run, overrides=words, may_change=_MAY_DRAW) for run in runs])
     else:
         folder = dict(zip(words[::2], words[1::2])).get("OUTPUT_DIR", "runs")
-        group = _newest_group(folder) if not runs else None
+        group = newest_group(folder) if not runs else None
         subject = _opened_group(group, words) if group else open_run(
             runs[0] if runs else None, folder, overrides=words, may_change=_MAY_DRAW)
     import_user_code(list(subject.config.IMPORTS), where=subject.config.where("IMPORTS"))
@@ -87,14 +87,6 @@ def _opened_group(folder: str | Path, words: Sequence[str]) -> Group:
         raise ConfigError(f"{words[0]} cannot be set for a group of runs",
                           hint=f"Name one of them: --run {members_of(folder)[0]}")
     return open_group(folder)
-
-
-def _newest_group(output_dir: str) -> Path | None:
-    """Return the newest group of runs, if no run was begun after its first one."""
-    groups, runs = find_groups(output_dir), find_runs(output_dir)
-    if not groups or (runs and begun(runs[-1]) > begun(members_of(groups[-1])[0])):
-        return None
-    return groups[-1]
 
 
 def choose_nodes(subject: Drawable, flagged: Sequence[Any], everything: bool) -> list[Any]:

@@ -37,10 +37,10 @@ def wrong_in_all(compared: list[Run], data: ImageData, count: int = 20) -> Pictu
     together = replace(first, probabilities=means, predicted=means.argmax(1))
     rows = rows[np.argsort(-means[rows].max(1), kind="stable")]
     shown = "" if len(rows) <= count else f"{count} of "
+    some, none = int((times > 0).sum() - len(rows)), int((times == 0).sum())
     caption = (f"{shown}{plural(len(rows), 'test image')} that all {len(said)} runs get wrong; "
-               f"{int((times > 0).sum() - len(rows)):,} some of them, {int((times == 0).sum()):,} "
-               "none. Over each: true → the wrong class that they give most (its mean "
-               "probability).")
+               f"{some:,} are wrong in some, {none:,} in none. Over each: true → the wrong class "
+               "that they give most (its mean probability).")
     if not len(rows):
         return message(caption)
     return gallery(data, together, rows[:count], f"Wrong in all {len(said)} runs", caption)

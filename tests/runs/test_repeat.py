@@ -2,6 +2,8 @@
 
 import shutil
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from scipy import stats
 
 from cvkit.config import load_config
 from cvkit.data.build import build_data, images_of_folds
-from cvkit.errors import ConfigError, RunError
+from cvkit.errors import ConfigError, RunError, UserError
 from cvkit.repeat import train_folds, train_seeds
 from cvkit.runs.folder import Run
 from cvkit.runs.group import open_group
@@ -89,6 +91,48 @@ def test_resume_takes_the_newest_group_and_more_seeds_are_added_to_it(config, th
     assert again.folder == group.folder
     with pytest.raises(RunError, match=r"no group gone\n  tiny has .*_seeds\."):
         train_seeds(config, 3, resume="gone")
+
+
+def test_a_group_does_not_go_on_with_another_kind_or_another_config(config, three, tool, quick):
+    own = f"python tools/train.py {three.folder}/group.yaml --seeds N --resume {three.folder}"
+    with pytest.raises(RunError, match="is a group of seeds, not of folds"):
+        train_folds(config, 3, resume=three.folder)
+    other = load_config(quick, {"DATA.LIMIT": 90, "OPTIMIZER.lr": 0.5})
+    for resume in (True, three.folder):
+        with pytest.raises(RunError) as caught:
+            train_seeds(other, 4, resume=resume)
+        assert "was begun with another config: OPTIMIZER.lr: 0.05 then, 0.5 now" in str(caught.value)
+        assert own in caught.value.hint
+    assert len(open_group(three.folder).runs) == 3
+    assert train_seeds(other, 2, resume="auto").folder != three.folder
+    code, out, _ = tool("train.py", "--seeds", "4", "--resume", three.folder)
+    assert code == 0 and "tiny, 4 seeds" in out
+
+
+def test_nothing_is_left_of_a_group_that_cannot_be_begun(config):
+    with pytest.raises(UserError, match="400 folds need as many"):
+        train_folds(config, 400)
+    assert not list(Path("runs/tiny").iterdir())
+
+
+def test_folds_that_were_trained_on_make_their_predictions_stale(folds, tool):
+    said = folds.runs[0].predictions
+    replace(said, probabilities=said.probabilities[::-1].copy()).save(folds.folder / "fold_0" / "predictions.npz")
+    with pytest.raises(RunError, match=r"predictions\.npz is not of these runs\n  Write it anew: python tools/evaluate.py --run"):
+        _ = open_group(folds.folder).predictions
+    assert tool("evaluate.py", "--run", folds.folder)[0] == 0
+    assert len(open_group(folds.folder).predictions.true) == 90
+
+
+def test_seeds_that_find_their_own_rate_are_one_group(tiny):
+    config = load_config(tiny, {"DATA.LIMIT": 0, "MODEL.width": 8, "TRAIN.EPOCHS": 1, "SCHEDULER": {
+        "NAME": "OneCycleLR", "max_lr": "find"}})
+    group = train_seeds(config, 2)
+    rates = {run.config.SCHEDULER.max_lr for run in group.runs}
+    assert load_config(group.folder / "group.yaml").SCHEDULER.max_lr == "find"
+    assert "Mean of 2 runs" in group.visualize("curve_band").caption and rates
+    again = train_seeds(load_config(group.folder / "group.yaml"), 2, group.folder)
+    assert {run.config.SCHEDULER.max_lr for run in again.runs} == rates
 
 
 def test_without_a_group_resume_says_so_and_auto_begins_one(config):
@@ -240,6 +284,8 @@ def test_the_newest_group_is_drawn_and_reported(tool, quick, run, draws_only):
 @pytest.mark.parametrize("words, message", [
     (["--seeds", "1"], "--seeds is 2 or more, not 1"),
     (["--folds", "1"], "--folds is 2 or more"),
+    (["--check", "--folds", "400"], "400 folds need as many of each class"),
+    (["DATA.FOLD", "2"], "of how many folds is 2 the tested one?"),
     (["--seeds", "2", "--folds", "2"], "--seeds or --folds, one at a time"),
     (["--repeats", "2"], "--repeats goes with --folds"),
     (["--folds", "400"], "400 folds need as many of each class"),

@@ -458,3 +458,9 @@ def test_a_group_that_is_not_there_is_told(patients, change, message):
     patients.write_text(patients.read_text().replace(*change))
     with pytest.raises(DataError, match=message):
         DATASETS.build({"NAME": "CSVDataset", "path": str(patients), "group": "patient"}, seed=0)
+
+
+@pytest.mark.parametrize("column", ["label", "file"])
+def test_the_group_is_no_column_of_something_else(patients, column):
+    with pytest.raises(DataError, match=f"column {column} of .* cannot be the group and something else"):
+        DATASETS.build({"NAME": "CSVDataset", "path": str(patients), "group": column}, seed=0)

@@ -44,6 +44,13 @@ def test_what_is_held_out_keeps_groups_together(fraction):
         assert abs((LABELS[held_out] == label).mean() - (LABELS == label).mean()) < 0.15
 
 
+@pytest.mark.parametrize("fraction, groups", [(0.02, 100), (0.05, 100), (0.1, 4), (0.07, 6), (0.9, 10)])
+def test_small_parts_of_groups_are_small(fraction, groups):
+    labels, of = RANDOM.choice(2, 2000), RANDOM.choice(groups, 2000)
+    _, held_out = stratified_split(labels, fraction, 0, of)
+    assert abs(len(held_out) / 2000 - min(max(fraction, 1 / groups), 1 - 1 / groups)) < 0.05
+
+
 @pytest.mark.parametrize("labels, groups, message", [
     ([0] * 9 + [1] * 3, None, "class number 1 has 3 images, and 5 folds need as many of each class"),
     ([0, 1] * 6, [0] * 6 + [1] * 6, "2 groups of images cannot be in 5 folds")])

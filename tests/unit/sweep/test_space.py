@@ -120,8 +120,8 @@ def test_a_grid_has_all_combinations_in_order(sweep):
     assert [(point["OPTIMIZER.lr"], point["TRAIN.EPOCHS"]) for point in points] == [
         (0.1, 1), (0.1, 2), (0.1, 3), (0.2, 1), (0.2, 2), (0.2, 3)]
     large = Space(sweep([f"{key}: {{NAME: int, low: 1, high: 1000}}" for key in (
-        "TRAIN.EPOCHS", "DATA.BATCH_SIZE", "TRAIN.ACCUMULATE", "SEED")]))
-    assert large.grid_size() == 10**12 and large.grid_point(10**12 - 1)["SEED"] == 1000
+        "TRAIN.EPOCHS", "DATA.BATCH_SIZE", "TRAIN.ACCUMULATE", "DATA.EVAL_BATCH_SIZE")]))
+    assert large.grid_size() == 10**12 and large.grid_point(10**12 - 1)["TRAIN.EPOCHS"] == 1000
     with pytest.raises(ConfigError, match=r"search\.yaml:5 .*a grid needs values, or a range with a step"):
         Sweep(sweep(["OPTIMIZER.lr: {NAME: float, low: 0.1, high: 0.2}"], "  SAMPLER: {NAME: GridSampler}"))
 

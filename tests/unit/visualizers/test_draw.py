@@ -17,7 +17,7 @@ from cvkit.visualizers.draw import (
     visuals_folder,
 )
 
-NEEDS_MORE = {"disagreements", "lr_finder"}  # than any finished run has
+NEEDS_MORE = {"curve_band", "disagreements", "lr_finder", "wrong_in_all"}  # than any finished run has
 
 
 @pytest.mark.parametrize("name", [name for name in VISUALIZERS.own if name not in NEEDS_MORE])

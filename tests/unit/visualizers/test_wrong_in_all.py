@@ -30,7 +30,7 @@ def test_images_that_all_get_wrong_with_the_wrong_class_that_they_give_most(thre
     figure = Runs(three).visualize("wrong_in_all", count=4)
     images, said = shown(figure), [run.predictions for run in three]
     assert figure.caption.startswith(
-        "4 of 10 test images that all 3 runs get wrong; 50 some of them, 90 none.")
+        "4 of 10 test images that all 3 runs get wrong; 50 are wrong in some, 90 in none.")
     rows = np.arange(20, 30)
     for image, row in zip(images, rows, strict=False):
         assert np.array_equal(image, three[0].data.test.images[said[0].index[row]])
@@ -44,7 +44,7 @@ def test_images_that_all_get_wrong_with_the_wrong_class_that_they_give_most(thre
 
 def test_none_is_said(three):
     figure = Runs([*three[:2], replace_all_right(three[2])]).visualize("wrong_in_all")
-    assert figure.caption.startswith("0 test images that all 3 runs get wrong; 60 some")
+    assert figure.caption.startswith("0 test images that all 3 runs get wrong; 60 are wrong in some")
 
 
 def replace_all_right(run):

@@ -9,7 +9,7 @@ from conftest import TINY
 
 from cvkit.config.load import load_sweep
 from cvkit.sweep.page import write_sweep_page
-from cvkit.sweep.pictures import pictures
+from cvkit.sweep.plots import pictures
 from cvkit.sweep.study import MONITORED, Sweep
 from cvkit.sweep.trials import ERROR, TRIES, Progress, best_of
 
@@ -35,6 +35,7 @@ SWEEP:
 def study_of(sweep, trials, direction="maximize"):
     """Return a study with trials of (lr, norm, epochs, state, value)."""
     study = optuna.create_study(direction=direction)
+    study.set_user_attr(MONITORED, "val")
     for lr, norm, epochs, state, value in trials:
         study.add_trial(optuna.trial.create_trial(
             params={"OPTIMIZER.lr": lr, "MODEL.norm": norm, "TRAIN.EPOCHS": epochs}, state=state,
@@ -55,7 +56,7 @@ def test_the_history_has_each_trial_at_its_value_and_the_best_so_far(sweep, dire
     figure = pictures(sweep, study_of(sweep, TRIALS, direction))[0]
     so_far, complete, pruned = figure.axes[0].lines
     assert list(complete.get_xdata()) == [0, 1, 4, 5] and np.allclose(complete.get_ydata(), [30, 70, 50, 90])
-    assert np.allclose(so_far.get_ydata(), best)
+    assert np.allclose(so_far.get_ydata(), [*best, best[-1]]) and so_far.get_xdata()[-1] == 5
     assert list(pruned.get_xdata()) == [2] and np.allclose(pruned.get_ydata(), [20])
     assert "6 of 15 trials finished: 4 complete, 1 pruned, 1 failed" in figure.caption
 
@@ -83,7 +84,7 @@ def test_lines_go_through_the_values_and_the_best_is_the_darkest(sweep, directio
     best = (max if direction == "maximize" else min)(expected, key=expected.get)
     assert drawn[best] == max(drawn.values())
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [
-        "OPTIMIZER.lr (log)", "MODEL.norm", "TRAIN.EPOCHS", "accuracy (%)"]
+        "OPTIMIZER.lr (log)", "MODEL.norm", "TRAIN.EPOCHS", "val accuracy (%)"]
 
 
 def test_what_mattered_is_told_of_ten_trials_or_more(sweep):
@@ -111,19 +112,18 @@ def test_one_trial_and_one_key_can_be_drawn(tmp_path, sweep):
 
 def test_the_page_lists_the_trials_the_best_first(sweep):
     study = study_of(sweep, TRIALS)
-    study.set_user_attr(MONITORED, "val")
     write_sweep_page(sweep, study)
     page = Path("runs/search/README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", page, re.M)
     assert [row[0] for row in rows] == ["5", "1", "4", "0", "2", "3"]
     assert rows[0][1:] == ("90.00 %", "0.2", "batch", "4") and rows[4][1] == "pruned, epoch 2"
     assert rows[5][1] == "failed: no memory"
-    assert "The best is trial 5, with lr 0.2, norm batch, EPOCHS 4: accuracy 90.00 %." in page
+    assert "The best is trial 5, with lr 0.2, norm batch, EPOCHS 4: val accuracy 90.00 %." in page
     assert "python tools/train.py runs/search/trial\\_0005/config.yaml --seeds 3" in page or (
         "python tools/train.py runs/search/trial_0005/config.yaml --seeds 3" in page)
     assert "The test images chose it" not in page
     html = Path("runs/search/sweep.html").read_text(encoding="utf-8")
-    assert html.count("<img ") == 3 and "<title>search: accuracy 90.00 %</title>" in html
+    assert html.count("<img ") == 3 and "<title>search: val accuracy 90.00 %</title>" in html
 
 
 def test_a_trial_that_was_tried_again_counts_once_at_its_first_number(sweep):

@@ -41,7 +41,7 @@ _COLUMNS = 3
 def pictures(sweep: Sweep, study: Study) -> list[Picture]:
     """Return the pictures that can be drawn of the trials so far; one at least is complete."""
     progress = Progress.of(study, sweep.trials)
-    made = [history(sweep, study, progress), slices(sweep, progress)]
+    made = [history(sweep, study, progress), slices(sweep, study, progress)]
     complete = progress.having("complete")
     if len(sweep.space.dimensions) > 1:
         made.append(parallel_coordinates(sweep, study, complete))
@@ -53,10 +53,10 @@ def pictures(sweep: Sweep, study: Study) -> list[Picture]:
     return made
 
 
-def _scale(sweep: Sweep) -> tuple[float, str]:
+def _scale(sweep: Sweep, study: Study) -> tuple[float, str]:
     """Return what values are multiplied by, and the label of their axis."""
-    name = sweep.base.TRAIN.MONITOR
-    return (100, f"{name} (%)") if is_part(name) else (1, name)
+    label = sweep.measure(study)
+    return (100, f"{label} (%)") if is_part(sweep.base.TRAIN.MONITOR) else (1, label)
 
 
 def _titled(width: float, height: float, title: str, caption: str) -> tuple[Picture, float]:
@@ -71,7 +71,7 @@ def _titled(width: float, height: float, title: str, caption: str) -> tuple[Pict
 @styled
 def history(sweep: Sweep, study: Study, progress: Progress) -> Picture:
     """Draw the value of each trial in their order, and the best up to then."""
-    scale, label = _scale(sweep)
+    scale, label = _scale(sweep, study)
     complete = progress.having("complete")
     numbers = [original(trial) for trial in complete]
     values = scale * np.array([trial.value for trial in complete], float)
@@ -83,7 +83,8 @@ def history(sweep: Sweep, study: Study, progress: Progress) -> Picture:
     figure, top = _titled(9, 3.2, "History", caption)
     axes = figure.panel(0.7, top + 0.1, 8.1, 2.6)
     best = np.minimum if study.direction.name == "MINIMIZE" else np.maximum
-    axes.plot(numbers, best.accumulate(values), color=COLOURS[1], drawstyle="steps-post",
+    so_far, last = best.accumulate(values), max([*progress.trials, numbers[-1]])
+    axes.plot([*numbers, last], [*so_far, so_far[-1]], color=COLOURS[1], drawstyle="steps-post",
               label="best so far")
     axes.plot(numbers, values, "o", color=COLOURS[0], markersize=5, label="complete")
     if cut:
@@ -98,9 +99,9 @@ def history(sweep: Sweep, study: Study, progress: Progress) -> Picture:
 
 
 @styled
-def slices(sweep: Sweep, progress: Progress) -> Picture:
+def slices(sweep: Sweep, study: Study, progress: Progress) -> Picture:
     """Draw the value of complete trials over each key."""
-    scale, label = _scale(sweep)
+    scale, label = _scale(sweep, study)
     complete, dimensions = progress.having("complete"), sweep.space.dimensions
     rows = -(-len(dimensions) // _COLUMNS)
     figure, top = _titled(9, 2.9 * rows, "Result by key", (
@@ -131,7 +132,8 @@ def _positions(axes: Axes, dimension: Dimension, trials: Sequence[FrozenTrial]) 
         return [listed.index(value) for value in found]
     if dimension.is_log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        is_narrow = max(found) < 100 * min(found)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,), numticks=5))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif isinstance(dimension.ends[0], int):
@@ -146,7 +148,7 @@ def _names(values: Sequence[Any], inches: float) -> list[str]:
 @styled
 def parallel_coordinates(sweep: Sweep, study: Study, complete: list[FrozenTrial]) -> Picture:
     """Draw a line for each complete trial through its value of each key, to its result."""
-    scale, label = _scale(sweep)
+    scale, label = _scale(sweep, study)
     dimensions = sweep.space.dimensions
     figure, top = _titled(9, 3.6, "All keys", (
         f"A line for each of {plural(len(complete), 'complete trial')}, from key to key to its "
