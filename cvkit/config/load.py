@@ -114,6 +114,10 @@ def load_sweep(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
         raise ConfigError("there is nothing to search for", where=where,
                           hint="SPACE: {OPTIMIZER.lr: {NAME: float, low: 1e-3, high: 1, log: "
                                "true}}")
+    set_here = overrides if isinstance(overrides, Mapping) else list(overrides)[::2]
+    if both := next((key for key in set_here if key in node.SPACE), None):
+        raise ConfigError(f"{both} is searched for, and set as well", where=node.SPACE.where(both),
+                          hint="Leave it out, or take it out of SPACE.")
     node.freeze()
     return SweepConfig(node, path.resolve().stem, config, source)
 

@@ -162,3 +162,13 @@ def test_the_run_that_is_open_is_named_by_config_and_start(quick):
     run = train(load_config(quick, {"TRAIN.EPOCHS": 1}))
     made = WRITERS.build({"NAME": "Noting"}, folder=str(run.folder), config=open_run().config)
     assert made.name == f"tiny/{run.folder.name}"
+
+
+def test_ctrl_c_while_files_are_sent_ends_the_run_there_too(quick, monkeypatch):
+    def interrupted(tracker, names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Noting, "add_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(load_config(quick, writer()))
+    assert CALLS[-1] == ("close", "KeyboardInterrupt")

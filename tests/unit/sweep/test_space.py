@@ -164,6 +164,12 @@ def test_a_sweep_is_no_config_and_a_config_no_sweep(sweep, tool):
     assert code == 2 and "there is nothing to search for" in err
 
 
+def test_a_key_is_searched_for_or_set_but_not_both(sweep, tool):
+    sweep(["OPTIMIZER.lr: [0.1]"])
+    code, _, err = tool("sweep.py", "search.yaml", "TRAIN.EPOCHS", "1", "OPTIMIZER.lr", "0.5")
+    assert code == 2 and "search.yaml:4 SWEEP.SPACE.OPTIMIZER.lr: OPTIMIZER.lr is searched for, and set as well" in err
+
+
 def test_each_sampler_and_pruner_proposes_what_the_space_has(sweep):
     """All that Optuna has, so that what is new there is tried here."""
     source = sweep(["OPTIMIZER.lr: [0.1, 0.2]", "OPTIMIZER.momentum: {NAME: float, low: 0, high: 0.9}"])
