@@ -27,6 +27,8 @@ _PUBLIC = {
     "METRICS": "cvkit.registry",
     "WRITERS": "cvkit.registry",
     "VISUALIZERS": "cvkit.registry",
+    "SEARCHERS": "cvkit.registry",
+    "PRUNERS": "cvkit.registry",
     "UserError": "cvkit.errors",
     "DataError": "cvkit.errors",
     "ImageData": "cvkit.data",

@@ -18,6 +18,7 @@ from cvkit.config import Config
 from cvkit.config.load import SweepConfig
 from cvkit.errors import RunError, UserError, raise_together
 from cvkit.registry import NAME, PRUNERS, SEARCHERS
+from cvkit.registry.user_code import import_user_code
 from cvkit.runs.folder import MAY_CHANGE, is_among, refuse_links
 from cvkit.sweep.engine import build_tools, open_storage, require_optuna
 from cvkit.sweep.space import Space
@@ -55,6 +56,9 @@ class Sweep:
     def __init__(self, source: SweepConfig):
         require_optuna()
         self.source, self.node, self.name = source, source.node, source.name
+        # What SAMPLER and PRUNER name may be a user's own.
+        first = source.config({})
+        import_user_code(list(first.IMPORTS), where=first.where("IMPORTS"))
         raise_together([problem for registry, key in ((SEARCHERS, "SAMPLER"), (PRUNERS, "PRUNER"))
                         if self.node[key] is not None
                         for problem in registry.problems(self.node[key])])

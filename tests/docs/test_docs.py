@@ -158,7 +158,8 @@ def own_parts(clone):
 
 def test_the_page_on_your_own_parts_has_an_example_for_each_registry_and_its_config_names_it(own_parts, clone):
     assert list(own_parts) == list(REGISTRIES)
-    assert [kind for kind, names in own_parts.items() if not names] == ["layer"]  # a part of a model
+    # Parts of a model, and of a sweep.
+    assert [kind for kind, names in own_parts.items() if not names] == ["layer", "searcher", "pruner"]
     used = {(kind, node.NAME) for kind, node in components(load_config(clone / "configs/my_parts.yaml"))}
     assert used >= {(kind, name) for kind, names in own_parts.items() for name in names}
 

@@ -387,6 +387,33 @@ def test_a_value_that_cannot_be_built_is_told_before_the_first_trial(grid, tmp_p
     assert code == 2 and "no metric named 'acuracy'" in err and "Did you mean accuracy?" in err
 
 
+def test_a_sampler_and_a_pruner_of_ones_own(tiny, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import optuna
+from cvkit import PRUNERS, SEARCHERS
+
+@SEARCHERS.register()
+def always(space, seed, place: int = 0):
+    return optuna.samplers.PartialFixedSampler(
+        {each.key: each.values[place] for each in space.dimensions}, optuna.samplers.RandomSampler(seed))
+
+@PRUNERS.register()
+class second(optuna.pruners.BasePruner):
+    def prune(self, study, trial):
+        return trial.number == 1
+""")
+    (tmp_path / "own.yaml").write_text("""
+_BASE_: tiny.yaml
+IMPORTS: [mine.py]
+SWEEP: {SAMPLER: {NAME: always, place: 1}, PRUNER: {NAME: second}, TRIALS: 3, SPACE: {OPTIMIZER.lr: [0.1, 0.02, 0.3]}}
+DATA: {LIMIT: 60}
+""")
+    run_sweep(load_sweep("own.yaml"))
+    trials = trials_of("own.yaml").values()
+    assert [trial.params["OPTIMIZER.lr"] for trial in trials] == [0.02] * 3
+    assert [state_of(trial) for trial in trials] == ["complete", "pruned", "complete"]
+
+
 @pytest.mark.parametrize("url, message", [
     ("postgresql://nobody@127.0.0.1:1/x", "the database postgresql+psycopg://nobody@127.0.0.1:1/x cannot be "
      "reached: connection failed"),
