@@ -38,6 +38,8 @@ class WandB(Tracker):
     def start(self, known: str | None, epoch: int) -> tuple[str, int]:
         # Read when it is imported. Without it W&B reports its errors.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # It is for language models, and advertised where their packages are imported.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         if self._run is not None:
             self._run.finish(exit_code=1)
         if self._mode != "disabled":

@@ -83,9 +83,9 @@ def members_of(folder: str | Path) -> list[Path]:
 
 
 def newest_group(output_dir: str | Path = "runs") -> Path | None:
-    """Return the newest group of runs, unless a run was begun after its first one."""
+    """Return the newest group of runs, unless a run was begun after all of its runs."""
     groups, runs = find_groups(output_dir), find_runs(output_dir)
-    if not groups or (runs and begun(runs[-1]) > begun(members_of(groups[-1])[0])):
+    if not groups or (runs and begun(runs[-1]) > max(map(begun, members_of(groups[-1])))):
         return None
     return groups[-1]
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -275,7 +276,8 @@ def test_the_newest_group_is_drawn_and_reported(tool, quick, run, draws_only):
     assert f"# tiny, 2 seeds: {100 * np.mean(accuracy):.2f} ± {100 * np.std(accuracy, ddof=1):.2f} %" in page
     assert "| seed\\_0 |" in page or "| seed_0 |" in page
     assert (group.folder / "images" / "curve_band.png").is_file()
-    # A run that is begun later is the newest.
+    # A run that is begun later, by a clock of seconds, is the newest.
+    time.sleep(1.1)
     tool("train.py", quick, "DATA.LIMIT", "90")
     newest = max(path for path in run.folder.parent.iterdir() if (path / "config.yaml").is_file())
     assert f"/{newest.name}\n" in tool("visualize.py", "--curves")[1]

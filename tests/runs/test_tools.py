@@ -149,7 +149,7 @@ def test_visualize_all_draws_all(tool, painted):
     code, out, err = tool("visualize.py", "--all", "--dpi", "30")
     assert code == 0 and "left out: disagreements, which needs two or more runs" in out, err
     names = {path.stem for path in (painted.folder / "visuals").glob("*.png")}
-    assert names == set(VISUALIZERS.own) - {"disagreements", "lr_finder"}
+    assert names == set(VISUALIZERS.own) - {"curve_band", "disagreements", "lr_finder", "wrong_in_all"}
     assert "left out: lr_finder, which needs a run with SCHEDULER.max_lr find" in out
 
 
