@@ -52,8 +52,8 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int,
                  groups: np.ndarray | None = None) -> np.ndarray:
     """Return for each image the fold that it is tested in, int64 (N,), from 0.
 
-    They are those of scikit-learn's StratifiedKFold, or with groups StratifiedGroupKFold, shuffled
-    by the seed.
+    They are those of scikit-learn's StratifiedKFold, shuffled by the seed; with groups those of
+    StratifiedGroupKFold, of groups in an order that the seed draws.
 
     Args:
         labels: (N,), of which each fold has the same shares.
@@ -74,12 +74,17 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int,
     if groups is not None and len(np.unique(groups)) < folds:
         raise DataError(f"{plural(len(np.unique(groups)), 'group')} of images cannot be in "
                         f"{folds} folds")
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter: StratifiedKFold | StratifiedGroupKFold
+    if groups is None:
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    else:
+        # Before 1.8 its own shuffling loses the shares of the classes.
+        splitter, codes = StratifiedGroupKFold(folds), np.unique(groups, return_inverse=True)[1]
+        groups = np.random.default_rng([seed, 3]).permutation(codes.max() + 1)[codes]
     number = np.empty(len(labels), dtype=np.int64)
     with warnings.catch_warnings():
         # Of a class with fewer images than folds: groups cannot have it in each.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
         for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(labels)), labels, groups)):
             number[held_out] = fold
     return number
