@@ -61,8 +61,7 @@ def train_folds(config: Config, folds: int, repeats: int = 1,
         raise ConfigError(f"--folds is 2 or more and --repeats 1 or more, not {folds} and "
                           f"{repeats}")
     settings = {f"{f'repeat_{repeat}_' if repeat else ''}fold_{fold}": {
-                    "DATA.FOLDS": folds, "DATA.FOLD": fold,
-                    "DATA.FOLD_REPEAT": repeat}
+                    "DATA.FOLDS": folds, "DATA.FOLD": fold, "DATA.FOLD_REPEAT": repeat}
                 for repeat in range(repeats) for fold in range(folds)}
     group = _train_each(config, f"--folds {folds} --repeats {repeats}", settings, resume)
     assert isinstance(group, Folds)
@@ -99,7 +98,7 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
         raise RunError(f"--{ending} trains in one process",
                        hint="Under torchrun, train one after the other: SEED 1, or DATA.FOLDS 5 "
                             "DATA.FOLD 0.")
-    folder = _folder_of(config, ending, resume)
+    folder = _folder_of(with_settings(config, next(iter(settings.values()))), ending, resume)
     # As it is given, before a rate is found for it: what is told to go on names it.
     own = folder / GROUP_CONFIG
     if not own.is_file():
@@ -163,7 +162,7 @@ def _differing(config: Config, folder: Path) -> list[str]:
     run = Run(members_of(folder)[0])
     return [f"{key}: {then} then, {now} now"
             for key, (then, now) in changes(with_found_rate(config, run), run).items()
-            if key != "DATA.FOLDS" and not is_among(key, REPEATED)]
+            if not is_among(key, REPEATED)]
 
 
 def _refuse_other(config: Config, folder: Path) -> None:

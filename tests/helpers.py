@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
+from cvkit.registry import WRITERS
+from cvkit.reporting.reporter import Reporter
 from cvkit.session import train
 from cvkit.training.step import train_step
 from cvkit.training.trainer import Trainer
@@ -58,6 +60,15 @@ def train_until(config, epoch, **arguments):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("cvkit.training.trainer.is_finished", lambda _, now, best: now >= epoch)
         return train(config, **arguments)
+
+
+def stops_after(epoch):
+    """Register a writer, "Stops", that ends a training after an epoch as Ctrl-C does."""
+    @WRITERS.register()
+    class Stops(Reporter):
+        def epoch(self, state, values):
+            if state.epoch == epoch:
+                raise KeyboardInterrupt
 
 
 # -- comparing ---------------------------------------------------------------------------------

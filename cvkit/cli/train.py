@@ -77,15 +77,12 @@ def main(words: list[str]) -> None:
         print(config.dump(origins=True), end="")
         return
     # This imports torch, and comes after what can be told without it.
+    from cvkit.repeat import train_folds, train_seeds, with_settings
     from cvkit.session import check, train
     resume = args.resume if args.resume else args.resume is not None
     if args.check:
-        if args.folds:
-            config = load_config(args.config, [*args.overrides, "DATA.FOLDS", str(args.folds)])
-        check(config)
+        check(config if args.folds is None else with_settings(config, {"DATA.FOLDS": args.folds}))
     elif args.seeds is not None or args.folds is not None:
-        from cvkit.repeat import train_folds, train_seeds
-
         if args.seeds is not None:
             train_seeds(config, args.seeds, resume)
         else:

@@ -13,7 +13,7 @@ from cvkit.errors import RunError
 from cvkit.evaluation.run_evaluation import with_probabilities
 from cvkit.runs.folder import Run
 from cvkit.runs.group import Folds
-from cvkit.runs.predictions import Predictions
+from cvkit.runs.predictions import Predictions, mean_probabilities
 
 
 def out_of_fold(runs: Sequence[Run], whole: ImageSet) -> Predictions:
@@ -27,24 +27,19 @@ def out_of_fold(runs: Sequence[Run], whole: ImageSet) -> Predictions:
         RunError: an image was not tested, or some more often than others.
     """
     said = [run.predictions for run in runs]
-    classes = said[0].classes
-    place = {int(index): position for position, index in enumerate(whole.index)}
-    sums = np.zeros((len(whole), len(classes)))
-    times = np.zeros(len(whole), dtype=np.int64)
     for run, each in zip(runs, said):
-        positions = np.array([place.get(int(index), -1) for index in each.index])
-        if each.classes != classes or (positions < 0).any() or not np.array_equal(
-                whole.labels[positions], each.true):
+        rows = np.searchsorted(whole.index, each.index).clip(max=len(whole) - 1)
+        if each.classes != said[0].classes or not (
+                np.array_equal(whole.index[rows], each.index)
+                and np.array_equal(whole.labels[rows], each.true)):
             raise RunError(f"{run.folder} was tested on other images than the folds are of")
-        sums[positions] += each.probabilities
-        times[positions] += 1
+    probabilities, times = mean_probabilities(said, whole.index)
     if times.min() == 0 or times.min() != times.max():
         raise RunError(f"the folds tested images {times.min()} to {times.max()} times, not each "
                        "as often", hint="Are all folds finished, and of one cross-validation?")
     first = replace(said[0], index=whole.index, true=whole.labels, images=whole.fingerprint,
                     epoch=max(each.epoch for each in said), batches=0)
-    return with_probabilities(first, (sums / times[:, None]).astype(np.float32),
-                              runs[0].config.METRICS, len(runs))
+    return with_probabilities(first, probabilities, runs[0].config.METRICS, len(runs))
 
 
 def keep_out_of_fold(group: Folds) -> Predictions:

@@ -19,7 +19,7 @@ from cvkit.errors import RunError
 from cvkit.runs.compare import Runs
 from cvkit.runs.finding import is_group, members_of
 from cvkit.runs.folder import Run
-from cvkit.runs.predictions import Predictions, write_anew
+from cvkit.runs.predictions import Predictions, mean_probabilities, write_anew
 from cvkit.runs.spread import Spread
 from cvkit.system.files import user_path
 from cvkit.system.text import in_columns, plural
@@ -109,14 +109,13 @@ class Folds(Group):
             RunError: not all folds are finished, or some were trained on since.
         """
         path = self.folder / "predictions.npz"
-        said = Predictions.load(path)
-        sums: dict[int, list[np.ndarray]] = {}
-        for run in self.runs:
-            one = run.predictions
-            for index, row in zip(one.index.tolist(), one.probabilities):
-                sums.setdefault(index, []).append(row)
-        means = [np.mean(sums.get(index, [[0]]), axis=0) for index in said.index.tolist()]
-        if len(sums) != len(means) or not np.allclose(means, said.probabilities, atol=1e-6):
+        said, of_runs = Predictions.load(path), [run.predictions for run in self.runs]
+        try:
+            means, _ = mean_probabilities(of_runs, said.index)
+            is_of_runs = np.allclose(means, said.probabilities, atol=1e-6)
+        except ValueError:
+            is_of_runs = False
+        if not is_of_runs:
             raise RunError(f"{path} is not of these runs", hint=write_anew(path))
         return said
 

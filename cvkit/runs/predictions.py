@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,6 +167,31 @@ class Predictions:
         for name in ("epoch", "batches"):
             if not 0 <= getattr(self, name) < 2**53:
                 raise ValueError(f"{name} is {getattr(self, name)}")
+
+
+def mean_probabilities(said: Sequence[Predictions],
+                       index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of what several say of images, and how many say something of each.
+
+    Args:
+        said: each of some of the images, with the same classes.
+        index: int64 (N,), sorted, of all of them.
+
+    Returns:
+        float32 (N, C), zeros where nothing is said, and int64 (N,).
+
+    Raises:
+        ValueError: something is said of another image.
+    """
+    sums = np.zeros((len(index), len(said[0].classes)))
+    times = np.zeros(len(index), dtype=np.int64)
+    for each in said:
+        rows = np.searchsorted(index, each.index).clip(max=len(index) - 1)
+        if not np.array_equal(index[rows], each.index):
+            raise ValueError("predictions are of other images")
+        sums[rows] += each.probabilities
+        times[rows] += 1
+    return (sums / np.maximum(times, 1)[:, None]).astype(np.float32), times
 
 
 def mcnemar(first: Predictions, other: Predictions) -> tuple[int, int, float]:

@@ -192,7 +192,7 @@ def _database(url: str, heartbeat: int) -> BaseStorage:
             try:
                 super().record_heartbeat(trial_id)
             except (StorageInternalError, UserError) as error:
-                # Optuna calls this in a thread, which would end; the next one will do.
+                # A thread calls this, which would end; the next sign of life will do.
                 _say_lost(error)
 
     url = url.replace("postgresql://", "postgresql+psycopg://", 1)

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from cvkit.config import Config
 from cvkit.config.load import SweepConfig
+from cvkit.config.tree import in_words
 from cvkit.errors import RunError, UserError, raise_together
 from cvkit.registry import NAME, PRUNERS, SEARCHERS
 from cvkit.registry.user_code import import_user_code
@@ -28,7 +29,7 @@ from cvkit.system.files import lock_file, writing
 if TYPE_CHECKING:
     from optuna.study import Study
 
-JOURNAL, PAGE = "journal.log", "sweep.html"
+JOURNAL = "journal.log"
 _WORKERS = ".workers"
 _WORKER_NAME = re.compile(r"\w[\w.]*-\d+-[0-9a-f]{8}")
 # Seconds that a trial may have no worker.
@@ -47,6 +48,7 @@ class Sweep:
         node: SWEEP.
         usual, base: the first value of each key, and the config of such a trial.
         space: the keys that are tried.
+        trials: how many there are to be.
         folder: `OUTPUT_DIR/<name>/`, where the trials are: `trial_0000/`.
 
     Raises:
@@ -70,10 +72,11 @@ class Sweep:
             refuse_links([self.folder, *self.folder.iterdir()])
         # When trials without a worker were seen first.
         self._unnamed: dict[int, float] = {}
-        self.is_grid = self.node.SAMPLER[NAME] == "GridSampler"
-        # Both are checked here, before anything is written.
-        build_tools(self.node.SAMPLER, self.node.PRUNER, self.space, self.base.SEED)
-        self.trials = (min(self.node.TRIALS, self.space.grid_size()) if self.is_grid
+        # Here, before anything is written: they may refuse their arguments, or the space.
+        self._sampler, self._pruner = build_tools(self.node.SAMPLER, self.node.PRUNER, self.space,
+                                                  self.base.SEED)
+        is_grid = self.node.SAMPLER[NAME] == "GridSampler"
+        self.trials = (min(self.node.TRIALS, self.space.grid_size()) if is_grid
                        else self.node.TRIALS)
 
     def config(self, values: dict[str, Any]) -> Config:
@@ -110,11 +113,9 @@ class Sweep:
 
         if not self.node.STORAGE and not (self.folder / JOURNAL).is_file():
             return None
-        sampler, pruner = build_tools(self.node.SAMPLER, self.node.PRUNER, self.space,
-                                      self.base.SEED)
         try:
             study = optuna.load_study(study_name=self.name, storage=self.storage,
-                                      sampler=sampler, pruner=pruner)
+                                      sampler=self._sampler, pruner=self._pruner)
         except KeyError:
             return None
         except Exception as error:
@@ -151,8 +152,6 @@ class Sweep:
 
     def _description(self) -> dict[str, dict[str, str]]:
         """Return what trials of one study have in common, in words."""
-        from cvkit.config.tree import in_words
-
         keys = [each.key for each in self.space.dimensions]
         rest = {key: in_words(value) for key, value in self.base.flat().items()
                 if not is_among(key, [*MAY_CHANGE, *keys])}

@@ -60,7 +60,8 @@ def test_mean_deviation_and_interval_are_those_of_numpy_and_scipy(three):
                    f"{100 * min(values):.2f} %", f"{100 * max(values):.2f} %"]
     losses = [run.predictions.loss for run in three.runs]
     assert loss[:2] == ["loss", f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}"]
-    assert three.summary() in str(three.summary()) and three.title == "tiny, 3 seeds"
+    assert three.title == "tiny, 3 seeds" and [line.split()[0] for line in three.summary().splitlines()[1:]] == [
+        "accuracy", "loss"]
 
 
 def test_an_interrupted_group_goes_on_and_ends_as_if_it_had_not_been(config, three, monkeypatch, capsys):
@@ -129,11 +130,12 @@ def test_seeds_that_find_their_own_rate_are_one_group(tiny):
     config = load_config(tiny, {"DATA.LIMIT": 0, "MODEL.width": 8, "TRAIN.EPOCHS": 1, "SCHEDULER": {
         "NAME": "OneCycleLR", "max_lr": "find"}})
     group = train_seeds(config, 2)
-    rates = {run.config.SCHEDULER.max_lr for run in group.runs}
+    rates = {run.folder.name: run.range_test.suggestion for run in group.runs}
+    assert {run.folder.name: run.config.SCHEDULER.max_lr for run in group.runs} == rates
     assert load_config(group.folder / "group.yaml").SCHEDULER.max_lr == "find"
-    assert "Mean of 2 runs" in group.visualize("curve_band").caption and rates
+    assert "Mean of 2 runs" in group.visualize("curve_band").caption
     again = train_seeds(load_config(group.folder / "group.yaml"), 2, group.folder)
-    assert {run.config.SCHEDULER.max_lr for run in again.runs} == rates
+    assert {run.folder.name: run.config.SCHEDULER.max_lr for run in again.runs} == rates
 
 
 def test_without_a_group_resume_says_so_and_auto_begins_one(config):
@@ -237,6 +239,14 @@ def test_folds_go_on_exactly(config, folds, capsys):
     train_folds(config, 3, resume=stopped)
     ours, theirs = (Predictions.load(folder / "predictions.npz") for folder in (stopped, folds.folder))
     assert np.array_equal(ours.probabilities, theirs.probabilities)
+
+
+def test_folds_of_another_number_are_no_such_group(folds, config):
+    """What is finished of it would be mixed with others of another size."""
+    with pytest.raises(RunError, match="was begun with another config: DATA.FOLDS: 3 then, 4 now"):
+        train_folds(config, 4, resume=folds.folder)
+    assert len(list(folds.folder.glob("*fold_*"))) == 3
+    assert train_folds(config, 4, resume="auto").folder != folds.folder
 
 
 def test_a_missing_fold_is_told(folds):

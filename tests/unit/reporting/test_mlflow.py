@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import stops_after
 from PIL import Image
 
 from cvkit.config import load_config
 from cvkit.registry import WRITERS
-from cvkit.reporting.reporter import Reporter
 from cvkit.reporting.tracking import scalars
 from cvkit.runs.finding import find_runs
 from cvkit.runs.folder import Run
@@ -68,12 +68,7 @@ def writers(**arguments):
 @pytest.fixture
 def stops():
     """Writers that stop a training after its third epoch, of which MLflow was told."""
-    @WRITERS.register()
-    class Stops(Reporter):
-        def epoch(self, state, values):
-            if state.epoch == 3:
-                raise KeyboardInterrupt
-
+    stops_after(3)
     return [{"NAME": "mlflow"}, {"NAME": "Stops"}]
 
 

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import stops_after
 from PIL import Image
 
 from cvkit.config import load_config
 from cvkit.registry import WRITERS
-from cvkit.reporting.reporter import Reporter
 from cvkit.reporting.tracking import scalars
 from cvkit.runs.finding import find_runs
 from cvkit.runs.folder import Run
@@ -96,12 +96,7 @@ def writers(**arguments):
 @pytest.fixture
 def stops():
     """Writers that stop a training after its third epoch, of which W&B was told."""
-    @WRITERS.register()
-    class Stops(Reporter):
-        def epoch(self, state, values):
-            if state.epoch == 3:
-                raise KeyboardInterrupt
-
+    stops_after(3)
     return [{"NAME": "wandb"}, {"NAME": "Stops"}]
 
 
