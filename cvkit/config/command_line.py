@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from cvkit.config.schema import KEYS
+from cvkit.config.schema import KEYS, SWEEP, SWEEP_SCHEMA
 from cvkit.config.tree import COMMAND_LINE
 from cvkit.errors import ConfigError
 from cvkit.system.text import suggest
@@ -67,9 +67,12 @@ def unknown_flag(flag: str, own: Iterable[str], takes_keys: bool = True) -> Conf
     """
     word = flag.strip("-").replace("-", "_").upper()
     own = list(own)
-    meant = [key for key in KEYS if takes_keys and key.split(".")[-1] == word]
+    keys = [*KEYS, *(f"{SWEEP}.{key}" for key in SWEEP_SCHEMA)] if takes_keys else []
+    # The plural of a key, --folds and --seeds, is a flag.
+    meant = [other for other in own if other == f"{flag}s"]
+    meant += [key for key in keys if key.split(".")[-1] == word]
     meant += [now for old, now in _FORMER.items() if flag == old and now.split()[0] in own]
-    hint = (f"Did you mean {meant[0]}? The flags are {', '.join(own)}." if meant
+    hint = (f"Did you mean {' or '.join(meant[:2])}? The flags are {', '.join(own)}." if meant
             else suggest(flag, own, listed=30).replace("Allowed:", "The flags are"))
     if takes_keys:
         hint += "\n  Settings are KEY VALUE pairs: TRAIN.EPOCHS 5 OPTIMIZER.lr 0.05"

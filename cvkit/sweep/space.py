@@ -126,8 +126,11 @@ class Space:
         if refused is None and len(few) <= _MOST_CHECKED:
             return
         # What is wrong by itself is told as that.
-        alone = {(key, error.problem): error for key, values in corners.items()
-                 for error in (self._problem({key: value}) for value in values) if error}
+        alone: dict[tuple[str, str], ConfigError] = {}
+        for key, values in corners.items():
+            for error in filter(None, (self._problem({key: value}) for value in values)):
+                # What is wrong with the key is wrong with each value.
+                alone.setdefault((key, error.problem.partition(": ")[2]), error)
         raise_together(list(alone.values()))
         if refused is not None:
             raise refused

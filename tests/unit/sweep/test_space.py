@@ -82,6 +82,12 @@ def test_what_cannot_be_tried_is_told_with_its_line(sweep, name):
     assert message in str(caught.value) and hint in str(caught.value), caught.value
 
 
+def test_a_key_that_there_is_not_is_told_once_for_all_its_values(sweep):
+    with pytest.raises(ConfigError) as caught:
+        Space(sweep(["OPTIMIZER.learning_rate: {NAME: float, low: 1e-3, high: 1, log: true}"]))
+    assert str(caught.value).count("has no argument 'learning_rate'") == 1
+
+
 def test_all_that_is_wrong_is_told_at_once(sweep):
     with pytest.raises(ConfigError) as caught:
         Space(sweep(["OPTIMIZER.lr: []", "TRAIN.EPOCHS: {NAME: int, low: 3, high: 1}"]))
