@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cvkit.evaluation.metrics import is_part
+from cvkit.registry import NAME
 from cvkit.sweep.space import Dimension, short
 from cvkit.sweep.study import Sweep
 from cvkit.sweep.trials import Progress, original
@@ -132,8 +133,9 @@ def _positions(axes: Axes, dimension: Dimension, trials: Sequence[FrozenTrial]) 
         return [listed.index(value) for value in found]
     if dimension.is_log:
         axes.set_xscale("log")
-        is_narrow = max(found) < 100 * min(found)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,), numticks=5))
+        spans = max(found) / min(found)
+        axes.xaxis.set_major_locator(MaxNLocator(3) if spans < 10 else LogLocator(
+            subs=(1, 2, 5) if spans < 100 else (1,), numticks=5))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif isinstance(dimension.ends[0], int):
@@ -142,7 +144,14 @@ def _positions(axes: Axes, dimension: Dimension, trials: Sequence[FrozenTrial]) 
 
 
 def _names(values: Sequence[Any], inches: float) -> list[str]:
-    return [shorten(short(value), max(inches, 0.4), 8) for value in values]
+    """Return listed values in words that are no wider; of nodes what they differ in."""
+    words = list(map(short, values))
+    if all(isinstance(value, Mapping) for value in values):
+        keys = [key for key in dict.fromkeys(key for value in values for key in value)
+                if len({short(value.get(key)) for value in values}) > 1]
+        words = [", ".join(f"{'' if key == NAME else f'{key} '}{short(value[key])}"
+                           for key in keys if key in value) for value in values]
+    return [shorten(word, max(inches, 0.4), 8) for word in words]
 
 
 @styled
@@ -174,7 +183,7 @@ def parallel_coordinates(sweep: Sweep, study: Study, complete: list[FrozenTrial]
                  else _ticks(dimension))
         for height, text in ticks:
             axes.text(place + 0.02, height, text, fontsize=8, va="center", ha="left",
-                      bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5})
+                      bbox={"facecolor": "white", "alpha": 0.95, "edgecolor": "none", "pad": 0.5})
     room = 7.2 / len(dimensions)
     names = [f"{shorten(each.key, room, 8)}{' (log)' * each.is_log}" for each in dimensions]
     axes.set_xticks(range(len(columns)), [*names, label])
@@ -206,8 +215,8 @@ def _fraction(dimension: Dimension, value: Any) -> float:
 
 
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
-    values = dimension.values if dimension.ends is None else dimension.ends
-    return [(_fraction(dimension, value), shorten(short(value), 1.1, 8)) for value in values or ()]
+    values = list((dimension.values if dimension.ends is None else dimension.ends) or ())
+    return [(_fraction(dimension, value), name) for value, name in zip(values, _names(values, 1.1))]
 
 
 @styled

@@ -135,3 +135,21 @@ def test_a_trial_that_was_tried_again_counts_once_at_its_first_number(sweep):
     assert list(progress.trials) == [0, 1, 2] and progress.is_done
     assert best_of(study, progress).value == 0.95
     assert list(pictures(sweep, study)[0].axes[0].lines[1].get_xdata()) == [0, 1, 2]
+
+
+def test_of_listed_nodes_a_label_has_what_they_differ_in(tmp_path, sweep):
+    text = (tmp_path / "search.yaml").read_text().replace(
+        "MODEL.norm: [batch, layer]", "MODEL: [{NAME: resnet18, width: 4}, {NAME: resnet18, width: 4, norm: layer}, "
+                                      "{NAME: resnet34, width: 4}]")
+    (tmp_path / "nodes.yaml").write_text(text)
+    nodes = Sweep(load_sweep("nodes.yaml"))
+    study = optuna.create_study(direction="maximize")
+    for number, each in enumerate(nodes.space.dimensions[1].distribution.choices):
+        study.add_trial(optuna.trial.create_trial(
+            params={"OPTIMIZER.lr": 0.02 + 0.01 * number, "MODEL": each, "TRAIN.EPOCHS": 2}, value=0.5 + 0.1 * number,
+            distributions=nodes.space.distributions))
+    rate, model, _ = pictures(nodes, study)[1].axes
+    labels = [text.get_text() for text in model.get_xticklabels()]
+    assert labels[0] == "resnet18" and labels[2] == "resnet34" and labels[1] != labels[0]
+    low, high = rate.get_xlim()
+    assert 2 <= sum(low <= tick <= high for tick in rate.get_xticks()) <= 5
