@@ -166,6 +166,23 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
                    (train_shape[2], *train_shape[:2]), train.words, is_usual)
 
 
+def build_evaluation_loader(config: Config, data: ImageData, images: ImageSet,
+                            like: Loaders) -> BatchLoader:
+    """Return a loader of further images of a data set, in their order, as tests see theirs.
+
+    Args:
+        config, data: of which the other loaders were built.
+        images: training images for example.
+        like: those loaders.
+    """
+    node, test = config.DATA, like.test
+    pipeline, _ = build_pipeline(node.TEST_TRANSFORMS, data, where=node.where("TEST_TRANSFORMS"),
+                                 size=like.train_shape[1:])
+    loader = _Builder(config, data, test.device, like.mean, like.std).loader(images, pipeline)
+    loader.layout, loader.views = test.layout, test.views
+    return loader
+
+
 class _Builder:
     """Builds loaders one after the other, within DATA.CACHE_GB and the GPU's memory."""
 

@@ -227,10 +227,16 @@ class Registry:
         entry = self._entries.get(self._node(node)[NAME])
         return entry is not None and not entry.__module__.startswith("cvkit.")
 
-    def asks_for(self, node: Any, fact: str) -> bool:
-        """Tell whether the node's constructor takes `fact` and the config leaves it open."""
+    def asks_for(self, node: Any, fact: str, is_needed: bool = False) -> bool:
+        """Tell whether the node's constructor takes `fact` and the config leaves it open.
+
+        Args:
+            is_needed: whether only a parameter without a default counts.
+        """
         node = self._node(node)
-        return fact in parameters_of(self.get(node[NAME]))[0] and fact not in node
+        parameter = parameters_of(self.get(node[NAME]))[0].get(fact)
+        return parameter is not None and fact not in node and not (
+            is_needed and parameter.default is not parameter.empty)
 
     def check(self, node: Any) -> None:
         """Check a node's name and arguments against the constructor, without building it.

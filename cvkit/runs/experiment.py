@@ -63,14 +63,21 @@ class Drawable:
             if needed == _NEEDS["range_test"]:
                 advice = f"Without training: {command('find-lr')} CONFIG."
             raise RunError(f"{node[NAME]} needs {needed}; this is {self.label}", hint=advice)
-        facts = [fact for fact in VISUALIZERS.offers if VISUALIZERS.asks_for(node, fact)]
+        facts = [fact for fact in VISUALIZERS.offers
+                 if VISUALIZERS.asks_for(node, fact) and self._has(fact)]
         return VISUALIZERS.build(node, **{fact: getattr(self, fact) for fact in facts})
 
     def missing(self, node: Any) -> str | None:
-        """Return in words what a visualizer needs and what is not to be had here, or None."""
+        """Return in words what a visualizer needs and what is not to be had here, or None.
+
+        A fact whose parameter has a default is taken where it is to be had.
+        """
         return next((_NEEDS[fact] for fact in VISUALIZERS.offers
-                     if VISUALIZERS.asks_for(node, fact)
-                     and fact not in vars(self) and not hasattr(type(self), fact)), None)
+                     if VISUALIZERS.asks_for(node, fact, is_needed=True)
+                     and not self._has(fact)), None)
+
+    def _has(self, fact: str) -> bool:
+        return fact in vars(self) or hasattr(type(self), fact)
 
 
 class Experiment(Drawable):

@@ -28,6 +28,8 @@ from cvkit.system.text import escape_controls
 from cvkit.visualizers.drawing import missing_letters_told_once
 from cvkit.visualizers.flags import arguments_of
 
+# What a picture holds besides is saved beside it under these endings.
+_ENDINGS = {"table": "txt", "csv": "csv"}
 # TTA changes what a run says of the test images, and so all that is drawn of that.
 _MAY_DRAW = (*MAY_CHANGE, "TTA")
 
@@ -211,10 +213,11 @@ def save_all(subject: Drawable, nodes: Iterable[Any], folder: Path | None = None
             folder.mkdir(parents=True, exist_ok=True)
             with missing_letters_told_once():
                 figure.savefig(path, dpi=dpi)
-            table = getattr(figure, "table", "")
-            if table:
-                path.with_name(f"{drawn.name}.txt").write_text(
-                    escape_controls(table, keep="\n\t") + "\n", encoding="utf-8")
+            for form in ("table", "csv"):
+                text = getattr(figure, form, "")
+                if text:
+                    path.with_name(f"{drawn.name}.{_ENDINGS[form]}").write_text(
+                        escape_controls(text, keep="\n\t") + "\n", encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}",
                            hint="Choose another folder with --out.") from None

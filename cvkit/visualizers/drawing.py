@@ -55,12 +55,15 @@ class Picture(Figure):
     Attributes:
         caption: a sentence or two on what is seen.
         table: the same in numbers, as text; may be empty.
+        csv: the same for a spreadsheet, with a line of names; may be empty.
         title: of the headline; may be empty.
+        is_message: whether it only says something, and shows nothing.
     """
 
     def __init__(self, width: float, height: float, caption: str = "", table: str = ""):
         super().__init__(figsize=(width, height), dpi=DPI)
         self.caption, self.table, self.title = caption, table, ""
+        self.csv, self.is_message = "", False
         self._head: list[Artist] = []
         self._head_height = 0.0
 
@@ -312,6 +315,7 @@ def refuse_below_one(**numbers: int) -> None:
 def message(text: str) -> Picture:
     """Return a picture that only says something."""
     figure = Picture(5.0, 1.2, caption=text)
+    figure.is_message = True
     figure.text(0.5, 0.5, "\n".join(wrap(text, 4.8, 9)), ha="center", va="center")
     return figure
 
