@@ -1,4 +1,4 @@
-"""Images that two splits have in common."""
+"""Images that two splits have in common, as far as a training looks for them at its beginning."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cvkit.data.images import ImageData, ImageFiles, ImageSet
+from cvkit.data.near_duplicates import near_duplicates
 from cvkit.data.splits import evenly
+from cvkit.errors import DataError
 
 # The file in a run folder that names them.
 DUPLICATES = "duplicates.txt"
@@ -19,58 +21,84 @@ DUPLICATES = "duplicates.txt"
 # Of image files no more are looked at than take a fraction of a second.
 _OTHER_FILES, _TRAIN_FILES, _FILES_READ, _FILES_TOLD = 2_000, 100_000, 5_000, 100
 
-# Published sets in memory have a few duplicates, which nobody can take out; so few of the images
-# change no accuracy by more than 0.2 points.
-_TOLERATED = 0.002
+# Decoding so many is no delay; of more `cvkit visualize --duplicates` finds those that are near.
+_FILES_DECODED = 1_000
+
+# Published sets in memory have a few duplicates, which nobody can take out; so few equal ones, or
+# nearly equal ones, change an accuracy by no more than 0.2 points, or little.
+_TOLERATED, _TOLERATED_NEAR = 0.002, 0.01
 
 
-def duplicates(data: ImageData) -> dict[str, list[str]]:
-    """Return by split, if there are some to tell, "test 7 is train 11" for each image in both."""
+class Twin(NamedTuple):
+    """A test or validation image that is a training image too.
+
+    Attributes:
+        words: "test 7 is train 11" or "test 7 is nearly train 11".
+        is_equal: whether all bytes are the same.
+    """
+
+    words: str
+    is_equal: bool
+
+
+def duplicates(data: ImageData) -> dict[str, list[Twin]]:
+    """Return by split, if there are some to tell, the images that are in train too, or nearly."""
     found = {}
     for split, images in (("val", data.val), ("test", data.test)):
         if images is None:
             continue
         try:
-            pairs = shared_images(data.train, images)
-        except OSError:
+            pairs = _pairs(data.train, images)
+        except (OSError, DataError):
             # A file has gone, and reading it for training says which and why.
             continue
-        is_files = isinstance(images.images, ImageFiles)
-        if pairs and (is_files or len(pairs) >= _TOLERATED * len(images)):
-            found[split] = [f"{split} {images.name(theirs)} is train {data.train.name(ours)}"
-                            for ours, theirs in pairs]
+        is_files, equal = isinstance(images.images, ImageFiles), sum(is_equal for *_, is_equal
+                                                                     in pairs)
+        if pairs and (is_files or equal >= max(1, _TOLERATED * len(images))
+                      or len(pairs) >= _TOLERATED_NEAR * len(images)):
+            found[split] = [Twin(f"{split} {images.name(theirs)} is {'' if is_equal else 'nearly '}"
+                                 f"train {data.train.name(ours)}", is_equal)
+                            for ours, theirs, is_equal in pairs]
     return found
 
 
-def shared_images(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:
-    """Return pairs of positions, in `train` and in `other`, of images with the same bytes.
-
-    Pixels in memory are all compared. Of image files a part is, evenly spaced, and not more than
-    100 pairs are returned. Images that are neither are not compared.
-    """
-    # Ways to tell images apart, each more certain and slower than the one before, and of how many
-    # images of either split. What has no counterpart is left out of the next.
-    steps: list[tuple[Callable[[Any], int | bytes], int, int]]
-    what: Callable[[ImageSet, int], Any] = ImageSet.image
-    images, others = train.images, other.images
-    if isinstance(images, ImageFiles) and isinstance(others, ImageFiles):
-        what = ImageSet.name
-        steps = [(os.path.getsize, _TRAIN_FILES, _OTHER_FILES),
-                 (_middle, _FILES_READ, _OTHER_FILES), (_whole, _FILES_READ, _FILES_TOLD)]
-    elif (isinstance(images, np.ndarray) and isinstance(others, np.ndarray)
-          and images.shape[1:] == others.shape[1:]):
-        steps = [(key, len(train), len(other)) for key in (_middle_row, _pixels)]
-    else:
+def _pairs(train: ImageSet, other: ImageSet) -> list[tuple[int, int, bool]]:
+    """Return for each image of the other set that train has too where it is, there and here."""
+    are_pixels = all(isinstance(split.images, np.ndarray) for split in (train, other))
+    are_files = all(isinstance(split.images, ImageFiles) for split in (train, other))
+    if not are_pixels and not are_files:
         return []
+    equal = [] if are_pixels else [(ours, theirs, True)
+                                   for ours, theirs in shared_files(train, other)]
+    if are_files and len(train) + len(other) > _FILES_DECODED:
+        return equal
+    known = {theirs for _, theirs, _ in equal}
+    for pair in near_duplicates({"train": train, "other": other}):
+        if pair.split != pair.other_split and pair.other_position not in known:
+            known.add(pair.other_position)
+            equal.append((pair.position, pair.other_position, pair.is_equal))
+    return sorted(equal, key=lambda pair: (not pair[2], pair[1]))
+
+
+def shared_files(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:
+    """Return pairs of positions, in `train` and in `other`, of files with the same bytes.
+
+    A part of them is compared, evenly spaced, and not more than 100 pairs are returned.
+    """
+    # Ways to tell files apart, each more certain and slower than the one before, and of how many
+    # files of either split. What has no counterpart is left out of the next.
+    steps: list[tuple[Callable[[str], int | bytes], int, int]] = [
+        (os.path.getsize, _TRAIN_FILES, _OTHER_FILES),
+        (_middle, _FILES_READ, _OTHER_FILES), (_whole, _FILES_READ, _FILES_TOLD)]
     our_keys: dict[int, Any] = dict.fromkeys(range(len(train)))
     their_keys: dict[int, Any] = dict.fromkeys(range(len(other)))
     for key, most_ours, most_theirs in steps:
         theirs = evenly([*their_keys], most_theirs)
         asked = {their_keys[n] for n in theirs}
         ours = evenly([n for n in our_keys if our_keys[n] in asked], most_ours)
-        our_keys = {n: key(what(train, n)) for n in ours}
+        our_keys = {n: key(train.name(n)) for n in ours}
         known = set(our_keys.values())
-        their_keys = {n: found for n in theirs if (found := key(what(other, n))) in known}
+        their_keys = {n: found for n in theirs if (found := key(other.name(n))) in known}
     first = {our_keys[n]: n for n in reversed(our_keys)}
     return [(first[key], n) for n, key in their_keys.items()]
 
@@ -84,11 +112,3 @@ def _middle(path: str) -> bytes:
 
 def _whole(path: str) -> bytes:
     return hashlib.sha1(Path(path).read_bytes()).digest()
-
-
-def _middle_row(image: np.ndarray) -> bytes:
-    return image[len(image) // 2].tobytes()
-
-
-def _pixels(image: np.ndarray) -> bytes:
-    return hashlib.sha1(image.tobytes()).digest()

@@ -16,7 +16,7 @@ from torch import nn
 from cvkit.config import Config
 from cvkit.data import ImageData, ImageFiles, Loaders
 from cvkit.data.assembly import PLACES
-from cvkit.data.duplicates import DUPLICATES, duplicates
+from cvkit.data.duplicates import DUPLICATES, Twin, duplicates
 from cvkit.data.loaders import Batch
 from cvkit.data.scan import statistics
 from cvkit.data.splits import evenly
@@ -59,7 +59,7 @@ class Checks(Reporter):
         parts = self.parts
         found = duplicates(parts.data)
         if found and self.run is not None:
-            lines = [escape_controls(line) for lines in found.values() for line in lines]
+            lines = [escape_controls(twin.words) for twins in found.values() for twin in twins]
             write_whole(self.run.folder / DUPLICATES, "\n".join([*lines, ""]))
         self._say({**overlaps(parts.config, parts.data, found),
                    **before_training(parts.config, parts.data, parts.loaders,
@@ -115,21 +115,26 @@ def after_epoch(config: Config, data: ImageData, loss: nn.Module,
 
 
 def overlaps(config: Config, data: ImageData,
-             found: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
-    """Warn of test or validation images that are training images too, byte for byte.
+             found: Mapping[str, Sequence[Twin]] | None = None) -> dict[str, str]:
+    """Warn of test or validation images that are training images too, or nearly.
 
     Args:
         found: what `duplicates` returns, if that is known.
     """
     warnings = {}
-    for split, lines in (duplicates(data) if found is None else found).items():
-        images = getattr(data, split)
+    for split, twins in (duplicates(data) if found is None else found).items():
+        images, equal = getattr(data, split), sum(twin.is_equal for twin in twins)
         at_least = "at least " if isinstance(images.images, ImageFiles) else ""
-        listed = f", which a run lists in its {DUPLICATES}" if len(lines) > 3 else ""
+        counts = [*([f"{equal:,}"] if equal else []),
+                  *([f"nearly {len(twins) - equal:,}"] if len(twins) > equal else [])]
+        listed = f", which a run lists in its {DUPLICATES}" if len(twins) > 3 else ""
+        show = (f", after a look at them: {command('visualize')} CONFIG --duplicates"
+                if len(twins) > equal else "")
         warnings[f"overlap {split}"] = (
-            f"train holds {at_least}{len(lines):,} of the {len(images):,} {split} images too "
-            f"({and_more(lines, 3)}{listed}): the {split} accuracy counts what was learned by "
-            f"heart. Take them out of one split of {_dataset(config)}")
+            f"train holds {at_least}{' and '.join(counts)} of the {len(images):,} {split} images "
+            f"too ({and_more([twin.words for twin in twins], 3)}{listed}): the {split} accuracy "
+            f"counts what was learned by heart. Take them out of one split of {_dataset(config)}"
+            f"{show}")
     return warnings
 
 

@@ -6,15 +6,20 @@ in the config or by flags.
 """
 
 from cvkit.visualizers import (  # noqa: F401  each registers its own
+    calibration,
     cam,
     confusion,
     curve_band,
     curves,
     dataset,
     disagreements,
+    duplicates,
+    label_errors,
     lr_finder,
     misclassified,
+    per_class,
     samples,
     summary,
+    top_losses,
     wrong_in_all,
 )

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from cvkit.config import Config
 from cvkit.data import ImageData
+from cvkit.data.near_duplicates import Pair, near_duplicates
 from cvkit.data.scan import measure
 from cvkit.registry import VISUALIZERS
 from cvkit.system.text import escape_controls, in_columns, plural
@@ -36,7 +37,8 @@ _ROWS = 20
 def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0) -> Picture:
     """Class counts and image sizes of train and test, mean and deviation of pixels, examples.
 
-    All computed from the images; no training is needed.
+    All computed from the images; no training is needed. How many are equal or nearly so is said
+    below; `duplicates` shows them.
 
     Args:
         per_class: examples of each class, 1 to 40, drawn at random from the training images.
@@ -51,7 +53,8 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
     total = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     names, (note, _) = drawn_names(data.classes), told_names(data.classes)
     caption = wrap(f"{total} images, {plural(len(data.classes), 'class')} of "
-                   f"{_range(counts['train'])} each{'.' if note else ''}{note}", 8.8)
+                   f"{_range(counts['train'])} each. "
+                   f"{twins_in_words(data, near_duplicates(data.splits))}{note}", 8.8)
     example_height, charts = 0.62, 5.07 + 0.13 * len(caption)
     figure = Picture(9, 0.4 + charts + 0.45 + example_height * len(shown))
     figure.headline("The data", "\n".join(caption))
@@ -77,6 +80,26 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
             axes.axis("off")
             show_image(axes, data.train.image(position))
     return figure
+
+
+def twins_in_words(data: ImageData, pairs: Sequence[Pair]) -> str:
+    """Say how many images of a data set are equal or nearly so, and in which splits."""
+    if not pairs:
+        return "No two images are equal, or nearly so."
+    twins = {name: len({pair.other_position for pair in pairs
+                        if (pair.split, pair.other_split) == ("train", name)})
+             for name in data.splits if name != "train"}
+    across = [f"{count:,} of the {plural(len(data.splits[name]), f'{name} image')}"
+              for name, count in twins.items() if count]
+    labels = {name: split.labels for name, split in data.splits.items()}
+    differing = sum(labels[pair.split][pair.position]
+                    != labels[pair.other_split][pair.other_position] for pair in pairs)
+    equal = sum(pair.is_equal for pair in pairs)
+    words = (f"{plural(len(pairs), 'pair')} of images "
+             f"{'is' if len(pairs) == 1 else 'are'} equal ({equal:,}) or nearly so")
+    words += f"; {' and '.join(across)} are so to one of train" if across else (
+        "; none is in two splits" if len(data.splits) > 1 else "")
+    return words + (f"; {differing:,} with two labels." if differing else ".")
 
 
 def _range(counts: np.ndarray) -> str:

@@ -42,7 +42,7 @@ def disagreements(compared: list[Run], data: ImageData,
                    f"{int((is_right & ~other_is_right).sum()):,} the other way round, "
                    f"{int((~is_right & ~other_is_right).sum()):,} wrong in both. Over each: true → "
                    "predicted by the first.")
-        pictures.append(gallery(data, first, rows[:count], "Wrong in one, right in the other",
+        pictures.append(gallery(data.test, first, rows[:count], "Wrong in one, right in the other",
                                 caption) if len(rows) else message(caption))
     return pictures[0] if len(pictures) == 1 else pictures
 

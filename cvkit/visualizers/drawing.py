@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import io
 import warnings
@@ -318,6 +319,16 @@ def message(text: str) -> Picture:
     figure.is_message = True
     figure.text(0.5, 0.5, "\n".join(wrap(text, 4.8, 9)), ha="center", va="center")
     return figure
+
+
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows for a spreadsheet: numbers that are no whole ones with six digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else escape_controls(str(cell))
+                      for cell in row] for row in rows)
+    return text.getvalue().rstrip("\n")
 
 
 def percent(part: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -47,40 +48,47 @@ def misclassified(predictions: Predictions, data: ImageData, count: int = 10,
     rows, caption = choose_errors(predictions, count, order, true_class, predicted_class, seed)
     if not len(rows):
         return message(caption)
-    return gallery(data, predictions, rows, "Misclassified test images",
+    return gallery(data.test, predictions, rows, "Misclassified test images",
                    f"{caption}. Over each: true → predicted (how sure the model was).")
 
 
-def gallery(data: ImageData, predictions: Predictions, rows: np.ndarray, headline: str,
-            caption: str) -> Picture:
+def gallery(split: ImageSet, predictions: Predictions, rows: np.ndarray, headline: str,
+            caption: str, notes: Sequence[str] = ()) -> Picture:
     """Draw these rows of the predictions: true → predicted, and how sure the model was.
 
     Its table says which image of the data set each is: the file, or the number in the split.
+
+    Args:
+        split: whose images the predictions are of.
+        notes: what to say of each image instead of how sure the model was.
     """
-    images = [data.test.image(position)
-              for position in positions_of(data.test, predictions, rows)]
+    images = [split.image(position) for position in positions_of(split, predictions, rows)]
+    notes = notes or [_sureness(predictions, row) for row in rows]
     columns = min(5, len(rows))
     size = max(1.25, 4.0 / columns)
     names = drawn_names(predictions.classes)
     titles = [f"{arrow(names[predictions.true[row]], names[predictions.predicted[row]], size)}\n"
-              f"({_sureness(predictions, row)})" for row in rows]
+              f"({note})" for row, note in zip(rows, notes)]
+    is_wrong = predictions.true[rows] != predictions.predicted[rows]
     lines = max(title.count("\n") + 1 for title in titles)
     aspects = {image.shape[0] / image.shape[1] for image in images}
     figure, places = sheet(
         len(rows), columns, headline, f"{caption}{told_names(predictions.classes)[0]}", size=size,
         above=0.1 + 0.125 * lines, aspect=aspect_of(images) if len(aspects) == 1 else 1)
-    for axis, image, title in zip(places, images, titles):
-        show_image(axis, image, title, WRONG)
-    figure.table = errors_table(data.test, predictions, rows)
+    for axis, image, title, wrong in zip(places, images, titles, is_wrong):
+        show_image(axis, image, title, WRONG if wrong else "black")
+    figure.table = errors_table(split, predictions, rows, notes)
     return figure
 
 
-def errors_table(split: ImageSet, predictions: Predictions, rows: np.ndarray) -> str:
+def errors_table(split: ImageSet, predictions: Predictions, rows: np.ndarray,
+                 notes: Sequence[str] = ()) -> str:
     """Return as text, with whole names, which image each of these rows of the predictions is."""
     names = [escape_controls(name) for name in predictions.classes]
-    lines = [(f"({_sureness(predictions, row)})", f"{names[predictions.true[row]]} → "
+    notes = notes or [_sureness(predictions, row) for row in rows]
+    lines = [(f"({note})", f"{names[predictions.true[row]]} → "
               f"{names[predictions.predicted[row]]}  {escape_controls(split.name(position))}")
-             for row, position in zip(rows, positions_of(split, predictions, rows))]
+             for row, position, note in zip(rows, positions_of(split, predictions, rows), notes)]
     return "\n".join(in_columns(lines, ">8")) + told_names(predictions.classes)[1]
 
 

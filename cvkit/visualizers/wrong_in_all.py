@@ -43,7 +43,7 @@ def wrong_in_all(compared: list[Run], data: ImageData, count: int = 20) -> Pictu
                "that they give most (its mean probability).")
     if not len(rows):
         return message(caption)
-    return gallery(data, together, rows[:count], f"Wrong in all {len(said)} runs", caption)
+    return gallery(data.test, together, rows[:count], f"Wrong in all {len(said)} runs", caption)
 
 
 def times_wrong(said: list[Predictions]) -> np.ndarray:

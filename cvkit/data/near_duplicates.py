@@ -1,0 +1,173 @@
+"""Images that are equal, or nearly so, within and across the splits of a data set."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy.fft import dct
+
+from cvkit.data.images import ImageSet
+from cvkit.data.scan import in_threads, usable_cores
+
+# Hashes of near-equal images differ in no more of their 64 bits.
+BITS = 10
+# Near-equal images are so many times as near to each other as a tenth of the images of their class
+# are to each other, and no farther than this. Both were chosen by looking at pairs of CIFAR-10 and
+# of handwritten digits, which are all alike.
+_TIMES, _FARTHEST = 10.0, 0.1
+# Of fewer images nothing is known of how alike they are.
+_FEW = 20
+_SIDE, _THUMBNAIL = 32, 16
+_COSINES = dct(np.eye(_SIDE), norm="ortho", axis=0)[:8].astype(np.float32)
+
+
+class Pair(NamedTuple):
+    """Two images: where each is, and how alike they are.
+
+    Attributes:
+        split, position: of the first.
+        other_split, other_position: of the other.
+        similarity: the correlation of their pixels, 16×16, in colour; 1 where all are the same.
+        is_equal: whether all pixels are the same.
+    """
+
+    split: str
+    position: int
+    other_split: str
+    other_position: int
+    similarity: float
+    is_equal: bool
+
+    @property
+    def places(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Split and position of each of the two."""
+        return (self.split, self.position), (self.other_split, self.other_position)
+
+
+class _Looks(NamedTuple):
+    """What is compared of all images: digests, hashes, and thumbnails of mean 0 and length 1."""
+
+    digests: list[bytes]
+    hashes: np.ndarray
+    thumbnails: np.ndarray
+
+
+def near_duplicates(splits: Mapping[str, ImageSet], title: str = "Compare images") -> list[Pair]:
+    """Return pairs of equal and of nearly equal images, the most alike first.
+
+    Perceptual hashes (the signs of the 8×8 lowest frequencies of the grey image against their
+    median) find candidates, which their pixels confirm or refute. What is the same picture in
+    another crop, mirrored or turned, is not found. Of images that are all equal, each is paired
+    with the first of them.
+
+    Args:
+        splits: by name.
+        title: of the progress bar, where image files are read.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    places = [(name, position) for name, split in splits.items() for position in range(len(split))]
+    labels = np.concatenate([split.labels for split in splits.values()])
+    looks = _looks(splits, title)
+    first: dict[bytes, int] = {}
+    pairs: list[Pair] = []
+    for number, digest in enumerate(looks.digests):
+        same = first.setdefault(digest, number)
+        if same != number:
+            pairs.append(Pair(*places[same], *places[number], 1.0, True))
+    # Nothing tells a picture of one grey from others.
+    singles = np.array([number for number in first.values() if looks.thumbnails[number].any()],
+                       dtype=np.int64)
+    farthest = _farthest(labels[singles], looks.thumbnails[singles], labels.max() + 1)
+    for one, other in _alike(looks.hashes, singles):
+        similarity = np.einsum("nd,nd->n", looks.thumbnails[one], looks.thumbnails[other],
+                               dtype=np.float32)
+        limit = np.minimum(farthest[labels[one]], farthest[labels[other]])
+        pairs += [Pair(*places[int(one[n])], *places[int(other[n])], float(similarity[n]), False)
+                  for n in np.flatnonzero(1 - similarity <= limit)]
+    return sorted(pairs, key=lambda pair: (-pair.similarity, *pair[:4]))
+
+
+def _looks(splits: Mapping[str, ImageSet], title: str) -> _Looks:
+    """Read all images; of files by several threads."""
+    def look(split: ImageSet, position: int) -> tuple[bytes, np.ndarray, np.ndarray]:
+        pixels = split.image(position)
+        small = cv2.resize(pixels, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+        grey = pixels.mean(2, dtype=np.float32) if pixels.shape[2] == 1 else cv2.cvtColor(
+            pixels, cv2.COLOR_RGB2GRAY)
+        grey = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+        content = repr(pixels.shape).encode() + pixels.tobytes()
+        return hashlib.sha1(content).digest(), grey, small.reshape(-1)
+
+    digests, hashes, thumbnails = [], [], []
+    for split in splits.values():
+        read, places = functools.partial(look, split), range(len(split))
+        # Pixels in memory need no decoding.
+        found = iter(map(read, places)) if isinstance(split.images, np.ndarray) else in_threads(
+            read, places, title, usable_cores())
+        while part := list(itertools.islice(found, 4096)):
+            digests += [digest for digest, *_ in part]
+            hashes.append(_hashes(np.stack([grey for _, grey, _ in part])))
+            values = np.stack([small for *_, small in part]).astype(np.float32)
+            values -= values.mean(1, keepdims=True)
+            length = np.linalg.norm(values, axis=1, keepdims=True)
+            # Half the digits are enough, and half the memory.
+            thumbnails.append((values / np.maximum(length, 1e-6)).astype(np.float16))
+    return _Looks(digests, np.concatenate(hashes), np.concatenate(thumbnails))
+
+
+def _hashes(grey: np.ndarray) -> np.ndarray:
+    """Return uint8 (N, 8), the 64 bits of each grey image (N, 32, 32).
+
+    The "pHash" of Zauner (Implementation and benchmarking of perceptual image hash functions,
+    2010).
+    """
+    low = np.einsum("ah,nhw,bw->nab", _COSINES, grey.astype(np.float32), _COSINES, optimize=True)
+    low = low.reshape(len(grey), 64)
+    # The first is the mean of the image.
+    return np.packbits(low > np.median(low[:, 1:], axis=1, keepdims=True), axis=1)
+
+
+def _alike(hashes: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield places of pairs among those chosen whose hashes differ in few bits, each pair once.
+
+    Only those are compared that have one of their eight bytes in common: of pairs that differ in 7
+    bits or fewer all have, of those in 10 bits 97 of 100.
+    """
+    # A product of two rows of signs is 64 less twice the bits that differ.
+    signs = np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1
+    for place in range(8):
+        order = chosen[np.argsort(hashes[chosen, place], kind="stable")]
+        values = hashes[order, place]
+        for group in np.split(order, np.flatnonzero(values[1:] != values[:-1]) + 1):
+            for start in range(0, len(group), 512):
+                rows, columns = np.nonzero(
+                    signs[group[start:start + 512]] @ signs[group[start:]].T >= 64 - 2 * BITS)
+                is_new = rows < columns
+                one, other = group[start + rows[is_new]], group[start + columns[is_new]]
+                is_new = ~(hashes[one, :place] == hashes[other, :place]).any(1)
+                # As many at once as have room: all images may look alike.
+                for part in range(0, int(is_new.sum()), 65536):
+                    chunk = slice(part, part + 65536)
+                    yield one[is_new][chunk], other[is_new][chunk]
+
+
+def _farthest(labels: np.ndarray, thumbnails: np.ndarray, classes: int) -> np.ndarray:
+    """Return for each class how far near-equal images may be apart, as 1 less their correlation."""
+    random = np.random.default_rng(0)
+
+    def of(members: np.ndarray) -> float:
+        some = thumbnails[random.permutation(members)[:400]].astype(np.float32)
+        distances = 1 - (some @ some.T)[np.triu_indices(len(some), 1)]
+        return min(_FARTHEST, float(np.quantile(distances, 0.1)) / _TIMES)
+
+    everything = of(np.arange(len(labels))) if len(labels) > 1 else 0.0
+    members = [np.flatnonzero(labels == label) for label in range(classes)]
+    return np.array([of(each) if len(each) >= _FEW else everything for each in members])

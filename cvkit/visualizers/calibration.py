@@ -1,0 +1,136 @@
+"""Whether the model is as often right as it is sure."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from cvkit.evaluation.calibration import Reliability, fit_temperature, reliability, scaled
+from cvkit.evaluation.further_images import predict_images
+from cvkit.registry import VISUALIZERS
+from cvkit.runs.folder import Run
+from cvkit.runs.predictions import Predictions
+from cvkit.system.text import in_columns, plural
+from cvkit.visualizers.drawing import (
+    COLOURS,
+    FAINT,
+    RIGHT,
+    WRONG,
+    Picture,
+    as_csv,
+    refuse_below_one,
+    styled,
+    wrap,
+)
+
+
+@VISUALIZERS.register()
+@styled
+def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15) -> Picture:
+    """How often the model is right when it is so sure, and the temperature that mends it.
+
+    Calibration errors are torchmetrics'. The temperature is fitted on the validation images, if
+    the run has some, and judged on the test images; see `cvkit.evaluation.calibration`.
+
+    Args:
+        bins: of equal width between 0 and 1.
+    """
+    refuse_below_one(bins=bins)
+    before = reliability(predictions.probabilities, predictions.true, bins)
+    temperature, why = _temperature(run)
+    after = None if temperature is None else reliability(
+        scaled(predictions.probabilities, temperature), predictions.true, bins)
+    caption = wrap(_in_words(predictions, before, after, temperature, why), 8.8)
+    top = 0.75 + 0.13 * len(caption)
+    figure = Picture(9, top + 3.75)
+    figure.headline("Confidence and accuracy", "\n".join(caption))
+    square = figure.panel(0.65, top, 3.2, 3.2)
+    square.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
+    square.annotate("as sure as right", (0.04, 0.055), rotation=45, rotation_mode="anchor",
+                    fontsize=7.5, color=FAINT)
+    _draw_curve(square, before, COLOURS[0], "o", "as it is")
+    if after is not None:
+        _draw_curve(square, after, COLOURS[1], "s", f"temperature {temperature:.2f}")
+    square.set_title("Right, by confidence", loc="left")
+    square.set_xlabel("confidence: probability of the predicted class")
+    square.set_ylabel("part that is right, interval of 95 %")
+    square.set_xlim(0, 1.01)
+    square.set_ylim(-0.01, 1.01)
+    square.legend(loc="upper left")
+    beside = figure.panel(4.75, top, 4.0, 3.2)
+    _draw_counts(beside, predictions, bins)
+    header = ("confidence from", "to", "images", "right", "mean confidence", "accuracy")
+    rows = [(float(low), float(high), int(count), int(right), float(mean),
+             float(right / count) if count else float("nan"))
+            for low, high, count, right, mean in zip(before.edges, before.edges[1:], before.counts,
+                                                     before.right, before.confidence)]
+    figure.csv = as_csv(header, rows)
+    figure.table = "\n".join([*in_columns(
+        [header, *((f"{low:.3f}", f"{high:.3f}", f"{count:,}", f"{right:,}", f"{mean:.4f}",
+                    f"{part:.4f}") for low, high, count, right, mean, part in rows)],
+        *[">"] * 6), "", figure.caption])
+    return figure
+
+
+def _temperature(run: Run | None) -> tuple[float | None, str]:
+    """Return the temperature of a run, or None, and why there is none."""
+    if run is None or run.data.val is None:
+        return None, ("No temperature was fitted, as there are no validation images; "
+                      "DATA.VAL_FRACTION 0.1 sets some aside before a training.")
+    try:
+        return fit_temperature(predict_images(run, run.data.val, "Validation")), ""
+    except ValueError as error:
+        return None, f"No temperature was fitted: {error}."
+
+
+def _draw_curve(axes: Axes, found: Reliability, colour: str, marker: str, label: str) -> None:
+    from scipy.stats import binomtest
+
+    filled = found.counts > 0
+    count, right = found.counts[filled], found.right[filled]
+    ends = np.array([binomtest(int(r), int(n)).proportion_ci(method="wilson")
+                     for r, n in zip(right, count)])
+    axes.vlines(found.confidence[filled], *ends.T, color=colour, linewidth=3, alpha=0.3)
+    axes.plot(found.confidence[filled], right / count, color=colour, marker=marker, markersize=4,
+              linewidth=1.2, label=f"{label}: error {_percent(found.expected)}")
+
+
+def _draw_counts(axes: Axes, predictions: Predictions, bins: int) -> None:
+    confidence = predictions.probabilities.max(1)
+    is_right = predictions.true == predictions.predicted
+    edges = np.linspace(0, 1, bins + 1).tolist()
+    axes.hist([confidence[~is_right], confidence[is_right]], edges, stacked=True,
+              color=[WRONG, RIGHT], label=[f"wrong, {(~is_right).sum():,}",
+                                           f"right, {is_right.sum():,}"],
+              hatch=["////", ""], edgecolor="white", linewidth=0.5)
+    axes.set_title("Test images, by confidence", loc="left")
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("images")
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", reverse=True)
+
+
+def _in_words(predictions: Predictions, before: Reliability, after: Reliability | None,
+              temperature: float | None, why: str) -> str:
+    sure, right = float(predictions.probabilities.max(1).mean()), predictions.accuracy
+    # Twice the deviation that chance alone gives the accuracy.
+    chance = 2 * np.sqrt(max(right * (1 - right), 1e-12) / len(predictions.true))
+    what = ("The model is about as sure as it is right" if abs(sure - right) <= chance else
+            f"The model is {'over' if sure > right else 'under'}-confident")
+    worst = int(np.nanargmax(np.abs(before.right / np.maximum(before.counts, 1)
+                                    - before.confidence)))
+    said = (f"{what}: {_percent(sure)} sure on average, {_percent(right)} right. Expected "
+            f"calibration error {_percent(before.expected)}, the largest {_percent(before.maximum)}"
+            f" (of the {plural(int(before.counts[worst]), 'image')} between "
+            f"{before.edges[worst]:.2f} and {before.edges[worst + 1]:.2f}).")
+    if after is None or temperature is None:
+        return f"{said} {why}"
+    return (f"{said} Logits divided by {temperature:.2f}, which fits the validation images best, "
+            f"bring the error to {_percent(after.expected)}; no image changes its class.")
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f} %"

@@ -1,0 +1,73 @@
+"""Images whose labels are probably wrong."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cvkit.data import ImageData
+from cvkit.evaluation.further_images import predict_images
+from cvkit.evaluation.label_errors import label_candidates
+from cvkit.registry import VISUALIZERS
+from cvkit.runs.folder import Run
+from cvkit.runs.predictions import Predictions
+from cvkit.system.text import plural
+from cvkit.visualizers.drawing import (
+    Picture,
+    as_csv,
+    message,
+    percent,
+    positions_of,
+    refuse_below_one,
+    styled,
+)
+from cvkit.visualizers.misclassified import gallery
+
+
+@VISUALIZERS.register()
+@styled
+def label_errors(predictions: Predictions, data: ImageData, run: Run | None = None,
+                 count: int = 20, split: Literal["train", "test"] = "train") -> Picture:
+    """Candidates for wrong labels by confident learning, the surest first, and a CSV of them all.
+
+    Those follow whose label the model contradicts without being as sure.
+
+    Of the folds of a cross-validation each image is judged by the model that was not trained on
+    it. A single run judges its training images by the model that has learned them, which finds
+    fewer; see `cvkit.evaluation.label_errors`.
+
+    Args:
+        count: how many to show.
+        split: whose labels; of folds all images are judged.
+    """
+    refuse_below_one(count=count)
+    if run is None:
+        said, images, whose = predictions, data.test, "image"
+        how = "each judged by the model of the fold that it was not trained on"
+    elif split == "test":
+        said, images, whose = predictions, data.test, "test image"
+        how = "judged by the model, which was not trained on them"
+    else:
+        said, images, whose = predict_images(run, data.train, "Training"), data.train, (
+            "training image")
+        how = ("judged by the model that was trained on them and has learned some of the wrong "
+               "labels (folds find more: train with --folds 5)")
+    rows, confident = label_candidates(said)
+    of = f"{plural(len(said.true), whose)}, {how}"
+    if not len(rows):
+        return message(f"No label is contradicted among {of}.")
+    shown = rows[:count]
+    some = "" if len(shown) == len(rows) else f" The first {len(shown)} are shown."
+    figure = gallery(
+        images, said, shown, "Labels that may be wrong",
+        f"{plural(confident, 'label')} probably wrong by confident learning, and "
+        f"{len(rows) - confident:,} more that the model contradicts, of {of}.{some} Over each: "
+        "label → what the model sees (probability of the label, of the other).",
+        [f"{percent(said.probabilities[row, said.true[row]])}, "
+         f"{percent(said.probabilities[row].max())}" for row in shown])
+    figure.csv = as_csv(
+        ("image", "label", "suggested", "probability of label", "of suggested", "probably wrong"),
+        [(images.name(position), said.classes[said.true[row]], said.classes[said.predicted[row]],
+          float(said.probabilities[row, said.true[row]]), float(said.probabilities[row].max()),
+          "yes" if place < confident else "perhaps")
+         for place, (row, position) in enumerate(zip(rows, positions_of(images, said, rows)))])
+    return figure
