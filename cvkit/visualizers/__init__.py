@@ -18,6 +18,8 @@ from cvkit.visualizers import (  # noqa: F401  each registers its own
     lr_finder,
     misclassified,
     per_class,
+    robustness,
+    roc,
     samples,
     summary,
     top_losses,

@@ -1,10 +1,12 @@
+import csv
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_drawing import check_no_overlap, corners
 
-from cvkit.visualizers.confusion import confused_pairs, confusion, confusion_matrix
+from cvkit.visualizers.confusion import confused_pairs, confusion, confusion_matrix, similar_order
 
 TRUE, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 2, 2])
 
@@ -102,8 +104,11 @@ def test_every_class_is_named_and_no_word_lies_over_another(run, classes, name):
         assert numbers == list(range(0, classes, 5 if classes <= 100 else 10))
         at = {text.get_text(): place for place, text in enumerate(figure.texts)}
         drawn = [figure.texts[at[str(number)] + 1].get_text() for number in range(classes)]
+        order, _ = similar_order(confusion_matrix(predictions))
+        names = [names[place] for place in order]
+        seventh = labels == order[7]
         assert figure.texts[at["7"] + 2].get_text() == (
-            f"{100 * (labels[labels == 7] == predictions.predicted[labels == 7]).mean():.1f}")
+            f"{100 * (labels[seventh] == predictions.predicted[seventh]).mean():.1f}")
         assert f"\n{classes - 1:>5}  {names[-1]}" in figure.table
     assert len(drawn) == classes
     for short, long in zip(drawn, names, strict=True):
@@ -119,3 +124,50 @@ def test_a_few_per_cent_are_seen_where_cells_have_no_numbers(run):
     image = figure.axes[0].images[0]
     assert float(image.norm(0.04)) == pytest.approx(0.2) and image.norm(1.0) == 1.0
     assert list(figure.axes[2].get_xticks()) == [0, 0.1, 0.25, 0.5, 1]
+
+
+def grouped(run, groups, classes, seed=0):
+    """Predictions whose mistakes stay within groups of scattered classes."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(40 * classes) % classes
+    belongs = {label: group for group in groups for label in group}
+    predicted = np.array([random.choice(belongs.get(label, [label])) for label in labels])
+    return replace(run.predictions, index=np.arange(len(labels)), true=labels, predicted=predicted,
+                   classes=[f"class {number}" for number in range(classes)],
+                   probabilities=np.eye(classes, dtype=np.float32)[predicted])
+
+
+def test_many_classes_that_are_taken_for_each_other_stand_side_by_side_and_are_framed(run):
+    groups = [[3, 17, 31, 44], [0, 20, 39], [8, 45]]
+    predictions = grouped(run, groups, 48)
+    matrix = confusion_matrix(predictions)
+    order, found = similar_order(matrix)
+    assert sorted(order) == list(range(48))
+    among = sorted((sorted(int(order[place]) for place in group), mistakes) for group, mistakes in found)
+    assert among == sorted((group, int(matrix[np.ix_(group, group)].sum() - sum(matrix[n, n] for n in group)))
+                           for group in groups)
+    figure = confusion(predictions)
+    frames = sorted(frame.get_width() for frame in figure.axes[0].patches if not frame.get_fill())
+    assert frames == [2, 3, 4]
+    texts = [text.get_text() for text in figure.texts]
+    first = next(text for text in texts if text.endswith("mistakes") and "class" in text)
+    assert set(first.split(": ")[0].split(", ")) == {f"class {number}" for number in groups[0]}
+    rows = list(csv.reader(io.StringIO(figure.csv)))
+    assert rows[0][1:] == [f"class {place}" for place in order]
+    assert [list(map(int, row[1:])) for row in rows[1:]] == matrix[np.ix_(order, order)].tolist()
+
+
+def test_few_classes_are_in_the_order_of_the_data_unless_asked_for_and_counts_come_on_demand(run):
+    predictions = grouped(run, [[0, 5], [2, 9]], 10)
+    labels = [label.get_text() for label in confusion(predictions).axes[0].get_yticklabels()]
+    assert labels == predictions.classes
+    similar = [label.get_text() for label in confusion(predictions, order="similar").axes[0].get_yticklabels()]
+    assert {abs(similar.index("class 0") - similar.index("class 5")),
+            abs(similar.index("class 2") - similar.index("class 9"))} == {1}
+    assert not confusion(predictions, cells="none").axes[0].texts
+    many = grouped(run, [[3, 17]], 40)
+    assert not confusion(many).axes[0].texts
+    cells = confusion(many, cells="counts").axes[0].texts
+    assert sum(int(text.get_text()) for text in cells) == len(many.true)
+    with pytest.raises(ValueError, match="no room for the counts of 121 classes, of 120 at most"):
+        confusion(grouped(run, [], 121), cells="counts")
