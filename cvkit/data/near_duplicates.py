@@ -16,13 +16,13 @@ from cvkit.data.images import ImageSet
 from cvkit.data.scan import in_threads, usable_cores
 
 # Hashes of near-equal images differ in no more of their 64 bits.
-BITS = 10
+BITS = 12
 # Near-equal images are so many times as near to each other as a tenth of the images of their class
 # are to each other, and no farther than this. Both were chosen by looking at pairs of CIFAR-10 and
 # of handwritten digits, which are all alike.
 _TIMES, _FARTHEST = 10.0, 0.1
-# Of fewer images nothing is known of how alike they are.
-_FEW = 20
+# Fewer pairs do not tell how alike the images of a class are.
+_FEW = 200
 _SIDE, _THUMBNAIL = 32, 16
 _COSINES = dct(np.eye(_SIDE), norm="ortho", axis=0)[:8].astype(np.float32)
 
@@ -88,7 +88,7 @@ def near_duplicates(splits: Mapping[str, ImageSet], title: str = "Compare images
     farthest = _farthest(labels[singles], looks.thumbnails[singles], labels.max() + 1)
     for one, other in _alike(looks.hashes, singles):
         similarity = np.einsum("nd,nd->n", looks.thumbnails[one], looks.thumbnails[other],
-                               dtype=np.float32)
+                               dtype=np.float32).clip(max=1)
         limit = np.minimum(farthest[labels[one]], farthest[labels[other]])
         pairs += [Pair(*places[int(one[n])], *places[int(other[n])], float(similarity[n]), False)
                   for n in np.flatnonzero(1 - similarity <= limit)]
@@ -139,7 +139,7 @@ def _alike(hashes: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[np.ndarray,
     """Yield places of pairs among those chosen whose hashes differ in few bits, each pair once.
 
     Only those are compared that have one of their eight bytes in common: of pairs that differ in 7
-    bits or fewer all have, of those in 10 bits 97 of 100.
+    bits or fewer all have, of those in 12 bits 91 of 100.
     """
     # A product of two rows of signs is 64 less twice the bits that differ.
     signs = np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1
@@ -163,11 +163,14 @@ def _farthest(labels: np.ndarray, thumbnails: np.ndarray, classes: int) -> np.nd
     """Return for each class how far near-equal images may be apart, as 1 less their correlation."""
     random = np.random.default_rng(0)
 
-    def of(members: np.ndarray) -> float:
+    def distances(members: np.ndarray) -> np.ndarray:
         some = thumbnails[random.permutation(members)[:400]].astype(np.float32)
-        distances = 1 - (some @ some.T)[np.triu_indices(len(some), 1)]
-        return min(_FARTHEST, float(np.quantile(distances, 0.1)) / _TIMES)
+        return 1 - (some @ some.T)[np.triu_indices(len(some), 1)]
 
-    everything = of(np.arange(len(labels))) if len(labels) > 1 else 0.0
-    members = [np.flatnonzero(labels == label) for label in range(classes)]
-    return np.array([of(each) if len(each) >= _FEW else everything for each in members])
+    found = [distances(np.flatnonzero(labels == label)) for label in range(classes)]
+    together = np.concatenate(found)
+    # Small classes are judged by all of them, and one image a class by all images.
+    usual = together if len(together) >= _FEW else distances(np.arange(len(labels)))
+    return np.array([
+        min(_FARTHEST, float(np.quantile(values if len(values) >= _FEW else usual, 0.1)) / _TIMES)
+        if len(usual) else 0.0 for values in found])

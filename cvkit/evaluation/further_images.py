@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import numpy as np
+import torch
 from torch import nn
 
 from cvkit.data import ImageSet
 from cvkit.data.build import build_evaluation_loader
 from cvkit.evaluation.metrics import build_metrics
-from cvkit.evaluation.predict import predict
+from cvkit.evaluation.predict import averaged_logits, predict
+from cvkit.models.probing import in_evaluation_mode, state_kept
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
 from cvkit.system.log import ProgressBar
+from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
 
 
 def predict_images(run: Run, images: ImageSet, title: str = "Predict") -> Predictions:
@@ -24,12 +26,29 @@ def predict_images(run: Run, images: ImageSet, title: str = "Predict") -> Predic
         images: training or validation images of `run.data`, or changed test images.
         title: of the progress bar.
     """
-    classes, checkpoint = run.data.classes, run.checkpoint()
+    classes = run.data.classes
     loader = build_evaluation_loader(run.config, run.data, images, run.loaders)
     try:
-        found, _ = predict(run.model, loader, nn.CrossEntropyLoss(), build_metrics([], classes),
-                           classes, run.precision, checkpoint.epoch,
-                           ProgressBar(title, len(loader)))
+        return predict(run.model, loader, nn.CrossEntropyLoss(), build_metrics([], classes),
+                       classes, run.precision, run.epoch, ProgressBar(title, len(loader)))[0]
     finally:
         loader.source.close()
-    return replace(found, batches=checkpoint.batches)
+
+
+@torch.no_grad()
+def classify_received(run: Run, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Return the classes that a run's model gives images after the transforms of tests, int64 (N,).
+
+    Args:
+        images: uint8 (N, H, W, C), as the model receives them but for the normalisation.
+    """
+    loader, found = run.loaders.test, []
+    with (state_kept(run.model), in_evaluation_mode(run.model),
+          random_numbers_kept(loader.device)):
+        seed_random_numbers(run.epoch)
+        for number, start in enumerate(range(0, len(images), batch_size)):
+            pixels = torch.from_numpy(images[start:start + batch_size]).to(loader.device)
+            views = loader.views.of(loader.normalise(pixels), number, loader)
+            logits = averaged_logits(run.model, views, loader.device, run.precision)
+            found.append(logits.argmax(1).cpu().numpy())
+    return np.concatenate(found)

@@ -316,6 +316,11 @@ class Run(Experiment):
         return self._placed(self._trained.build_model(self.config.IMPORTS),
                             self._trained.image_shape)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the model whose results count."""
+        return self._trained.epoch
+
     @cached_property
     def _trained(self) -> Checkpoint:
         return self.checkpoint()

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from cvkit.evaluation.calibration import Reliability, fit_temperature, reliability, scaled
 from cvkit.evaluation.further_images import predict_images
+from cvkit.evaluation.reliability import Reliability, fit_temperature, reliability, scaled
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
@@ -31,7 +31,7 @@ def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15
     """How often the model is right when it is so sure, and the temperature that mends it.
 
     Calibration errors are torchmetrics'. The temperature is fitted on the validation images, if
-    the run has some, and judged on the test images; see `cvkit.evaluation.calibration`.
+    the run has some, and judged on the test images; see `cvkit.evaluation.reliability`.
 
     Args:
         bins: of equal width between 0 and 1.

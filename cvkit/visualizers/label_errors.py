@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from cvkit.data import ImageData
+from cvkit.evaluation.confident_learning import label_candidates
 from cvkit.evaluation.further_images import predict_images
-from cvkit.evaluation.label_errors import label_candidates
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
@@ -33,7 +33,7 @@ def label_errors(predictions: Predictions, data: ImageData, run: Run | None = No
 
     Of the folds of a cross-validation each image is judged by the model that was not trained on
     it. A single run judges its training images by the model that has learned them, which finds
-    fewer; see `cvkit.evaluation.label_errors`.
+    fewer; see `cvkit.evaluation.confident_learning`.
 
     Args:
         count: how many to show.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
-from cvkit.data import ImageSet
 from cvkit.evaluation.corruptions import STRENGTHS, Corruption, corrupt
-from cvkit.evaluation.further_images import predict_images
+from cvkit.evaluation.further_images import classify_received
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.folder import Run
+from cvkit.system.log import ProgressBar
 from cvkit.system.text import in_columns, plural
 from cvkit.visualizers.drawing import (
     Picture,
@@ -30,7 +30,8 @@ def robustness(run: Run, count: int = 1000,
                seed: int = 0) -> Picture:
     """Accuracy on corrupted test images, by kind and five strengths, with an example of each.
 
-    By albumentations, see `cvkit.evaluation.corruptions` for what the strengths are.
+    By albumentations, after the transforms of tests; see `cvkit.evaluation.corruptions` for what
+    the strengths are.
 
     Args:
         count: test images, drawn at random; all if there are fewer.
@@ -38,21 +39,25 @@ def robustness(run: Run, count: int = 1000,
         seed: of the draw, and of the corruptions.
     """
     refuse_below_one(count=count)
-    test = run.data.test
-    places = np.sort(np.random.default_rng(seed).permutation(len(test))[:count])
-    originals, labels = [test.image(place) for place in places], test.labels[places]
-    kinds, rates = list(dict.fromkeys(corruptions)), []
+    test = run.loaders.test
+    places = np.sort(np.random.default_rng(seed).permutation(len(test.images))[:count])
+    labels, kinds = test.images.labels[places], list(dict.fromkeys(corruptions))
+    originals = np.concatenate([test.denormalise(test.take(part).images) for part in np.split(
+        places, range(256, len(places), 256))])
+    progress = ProgressBar("Robustness", STRENGTHS * len(kinds), unit="corruption", delay=2)
 
-    def accuracy(images: Sequence[np.ndarray], title: str) -> float:
-        are_alike = len({image.shape for image in images}) == 1
-        # Of several sizes they are what a data set of one's own may have, a sequence.
-        pixels: Any = np.stack(images) if are_alike else images
-        return predict_images(run, ImageSet.of(pixels, labels), title).accuracy
+    def accuracy(images: np.ndarray) -> float:
+        return float((classify_received(run, images) == labels).mean())
 
-    clean = accuracy(originals, "Clean images")
-    for kind in kinds:
-        rates.append([accuracy(corrupt(originals, kind, strength, seed), f"{kind} {strength}")
-                      for strength in range(1, STRENGTHS + 1)])
+    def corrupted(kind: Corruption, strength: int) -> float:
+        found = accuracy(np.stack(corrupt(originals, kind, strength, seed)))
+        if progress.step():
+            progress.update()
+        return found
+
+    clean = accuracy(originals)
+    rates = [[corrupted(kind, strength) for strength in range(1, STRENGTHS + 1)] for kind in kinds]
+    progress.close()
     matrix = 100 * np.array(rates)
     worst = np.unravel_index(matrix.argmin(), matrix.shape)
     least, most = matrix.mean(1).argmax(), matrix.mean(1).argmin()

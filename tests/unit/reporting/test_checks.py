@@ -1,11 +1,13 @@
 """What is silently wrong is told, by its figures and its fix; what is right or usual is not."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, paint
+from made_up import photo
 from PIL import Image
 from torch import nn
 
@@ -174,12 +176,16 @@ def test_validation_images_are_compared_as_well_and_only_the_images_that_are_use
     assert checks.overlaps(config, limited) == {}
 
 
-def test_images_that_differ_in_a_pixel_or_in_their_size_are_others(tiny):
+def test_images_that_differ_a_little_are_nearly_train_images_and_those_of_another_crop_are_not(tiny):
     config, train = load_config(tiny), pixels(60, 0)
-    test = train[:20].copy()
-    test[:, 15, 15, 2] ^= 1
-    assert checks.overlaps(config, data_of(train, test)) == {}
-    assert duplicates.shared_images(ImageSet.of(train, [0] * 60), ImageSet.of(train[:, :8], [0] * 60)) == []
+    test = np.concatenate([train[:3], pixels(17, 5)])
+    test[:2, 15, 15, 2] ^= 1
+    said = checks.overlaps(config, data_of(train, test))["overlap test"]
+    assert said.startswith("train holds 1 and nearly 2 of the 20 test images too (test 2 is train 2, test 0 is nearly "
+                           "train 0, test 1 is nearly train 1): the test accuracy counts")
+    assert said.endswith("after a look at them: python tools/visualize.py CONFIG --duplicates")
+    cut = replace(data_of(train, test), image_size=None, test=ImageSet.of(train[:, :8], [0] * 60))
+    assert duplicates.duplicates(cut) == {}
 
 
 def test_the_few_duplicates_of_a_published_set_are_left_alone(tiny):
@@ -235,15 +241,29 @@ def test_bitmaps_of_one_size_are_told_apart_and_a_whole_copied_folder_is_found_q
     near = train.copy()
     near[:, 0, 0] ^= 1  # far from the middle of the file
     same, other = files("train", train), files("near", near)
-    assert duplicates.shared_images(same, other) == []
-    found = duplicates.shared_images(same, same)
+    assert duplicates.shared_files(same, other) == []
+    found = duplicates.shared_files(same, same)
     assert len(found) == 100 and all(ours == theirs for ours, theirs in found)
     opened = []
     monkeypatch.setattr(duplicates, "_FILES_READ", 20)
     monkeypatch.setattr(duplicates, "_OTHER_FILES", 50)
     middle = duplicates._middle
     monkeypatch.setattr(duplicates, "_middle", lambda path: opened.append(path) or middle(path))
-    assert duplicates.shared_images(same, same) and len(opened) <= 70
+    assert duplicates.shared_files(same, same) and len(opened) <= 70
+
+
+def test_files_of_nearly_the_same_picture_are_told_unless_there_are_too_many_to_decode(tiny, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    paint(tmp_path / "x", "train", 8, random)
+    paint(tmp_path / "x", "test", 8, random)
+    ours, theirs = tmp_path / "x" / "train" / "red" / "003.png", tmp_path / "x" / "test" / "red" / "002.png"
+    image = Image.fromarray(photo(random))
+    image.save(ours)
+    image.resize((40, 40), Image.Resampling.BICUBIC).save(theirs)
+    said = checks.overlaps(*image_folder(tiny, tmp_path / "x"))["overlap test"]
+    assert f"at least nearly 1 of the 24 test images too (test {theirs} is nearly train {ours})" in said
+    monkeypatch.setattr(duplicates, "_FILES_DECODED", 47)
+    assert checks.overlaps(*image_folder(tiny, tmp_path / "x")) == {}
 
 
 def test_a_file_that_has_gone_is_for_training_to_tell(tiny):

@@ -66,13 +66,15 @@ def fit_temperature(predictions: Predictions) -> float:
     """
     from scipy.optimize import minimize_scalar
 
+    endless = "the loss of the validation images falls without end: "
+    if predictions.correct == len(predictions.true):
+        raise ValueError(f"{endless}all are right")
     found = minimize_scalar(
         lambda log: _loss(scaled(predictions.probabilities, np.exp(log)), predictions.true),
         bounds=(np.log(_LOWEST), np.log(_HIGHEST)), method="bounded", options={"xatol": 1e-4})
     temperature = float(np.exp(found.x))
     if not 1.01 * _LOWEST < temperature < _HIGHEST / 1.01:
-        raise ValueError("the loss of the validation images falls without end: "
-                         + ("all are right" if temperature < 1 else "the model guesses"))
+        raise ValueError(f"{endless}the model {'guesses' if temperature > 1 else 'hardly errs'}")
     return temperature
 
 
