@@ -42,7 +42,7 @@ def robustness(run: Run, count: int = 1000,
     test = run.loaders.test
     places = np.sort(np.random.default_rng(seed).permutation(len(test.images))[:count])
     labels, kinds = test.images.labels[places], list(dict.fromkeys(corruptions))
-    originals = np.concatenate([test.denormalise(test.take(part).images) for part in np.split(
+    originals = np.concatenate([test.denormalise(test.take(part.tolist()).images) for part in np.split(
         places, range(256, len(places), 256))])
     progress = ProgressBar("Robustness", STRENGTHS * len(kinds), unit="corruption", delay=2)
 
@@ -50,7 +50,7 @@ def robustness(run: Run, count: int = 1000,
         return float((classify_received(run, images) == labels).mean())
 
     def corrupted(kind: Corruption, strength: int) -> float:
-        found = accuracy(np.stack(corrupt(originals, kind, strength, seed)))
+        found = accuracy(np.stack(corrupt(list(originals), kind, strength, seed)))
         if progress.step():
             progress.update()
         return found
