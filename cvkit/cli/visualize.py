@@ -6,8 +6,8 @@
 
 pictures (--list shows the flags of each, such as --cam-method LayerCAM):
   --curves  --lr-finder  --confusion  --misclassified [N]  --cam [N]  --cam-matrix [N]
-  --samples [N]  --augmentations [N]  --dataset  --summary  --architecture  and, of several
-  runs:  --curve-band  --wrong-in-all [N]  --disagreements [N]
+  --embedding [N]  --samples [N]  --augmentations [N]  --dataset  --summary  --architecture
+  and, of several runs:  --curve-band  --wrong-in-all [N]  --disagreements [N]
 """
 
 import argparse

@@ -14,6 +14,7 @@ from cvkit.visualizers import (  # noqa: F401  each registers its own
     dataset,
     disagreements,
     duplicates,
+    embedding,
     label_errors,
     lr_finder,
     misclassified,

@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,26 @@ RIGHT, WRONG, FAINT = "#00704f", "#b33c00", "#666666"
 DPI = 150
 
 
+@dataclass(frozen=True)
+class Points:
+    """Images that are points of a picture, for a page that shows what is pointed at.
+
+    Attributes:
+        places: float (N, 2), parts of the figure's width and height from its lower left corner.
+        images: uint8 (N, H, W, C), small.
+        names: what each can be found by.
+        true, predicted: int64 (N,), class numbers.
+        classes: names.
+    """
+
+    places: np.ndarray
+    images: np.ndarray
+    names: list[str]
+    true: np.ndarray
+    predicted: np.ndarray
+    classes: list[str]
+
+
 class Picture(Figure):
     """A matplotlib figure with words. No pyplot state: nothing to close, shown once in a notebook.
 
@@ -59,12 +80,14 @@ class Picture(Figure):
         csv: the same for a spreadsheet, with a line of names; may be empty.
         title: of the headline; may be empty.
         is_message: whether it only says something, and shows nothing.
+        points: images that a page shows when they are pointed at, or None.
     """
 
     def __init__(self, width: float, height: float, caption: str = "", table: str = ""):
         super().__init__(figsize=(width, height), dpi=DPI)
         self.caption, self.table, self.title = caption, table, ""
         self.csv, self.is_message = "", False
+        self.points: Points | None = None
         self._head: list[Artist] = []
         self._head_height = 0.0
 

@@ -49,8 +49,8 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     METRICS: ["Accuracy", "BalancedAccuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "mlflow", "tensorboard", "wandb"],
     VISUALIZERS: ["architecture", "augmentations", "cam", "cam_matrix", "confusion", "curve_band",
-                  "curves", "dataset", "disagreements", "lr_finder", "misclassified", "samples",
-                  "summary", "wrong_in_all"],
+                  "curves", "dataset", "disagreements", "embedding", "lr_finder", "misclassified",
+                  "samples", "summary", "wrong_in_all"],
     SEARCHERS: ["GridSampler"],
     PRUNERS: [],
 }
