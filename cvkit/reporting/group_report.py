@@ -17,8 +17,8 @@ from cvkit.system.text import duration, plural
 from cvkit.visualizers.draw import not_among
 
 # Sections with pictures; the one that names none has those that are asked for besides.
-_PICTURES = {"Curves": ["curve_band"], "Misclassified images": ["misclassified"],
-             "Wrong under all seeds": ["wrong_in_all"], "Confusion": ["confusion"],
+_PICTURES = {"Classes": ["confusion"], "Misclassified images": ["misclassified"],
+             "Wrong under all seeds": ["wrong_in_all"], "Training": ["curve_band"],
              "Further pictures": [], "Data": ["dataset"]}
 
 

@@ -15,12 +15,14 @@ from cvkit.errors import RunError, UserError
 from cvkit.reporting.report_format import (
     Block,
     Code,
+    Download,
     Image,
     Section,
     Text,
     render_html,
     render_markdown,
 )
+from cvkit.reporting.scatter import scatter
 from cvkit.runs.experiment import Drawable
 from cvkit.system.text import escape_controls
 from cvkit.visualizers.draw import draw_all
@@ -33,7 +35,10 @@ from cvkit.visualizers.drawing import (
 )
 
 # Text beside a picture is long, so it is folded away under these titles.
-_TABLES = {"confusion": "Confusion in numbers", "summary": "Layers as text"}
+_TABLES = {"confusion": "Confusion in numbers", "embedding": "Neighbours of each class",
+           "summary": "Layers as text"}
+# Bytes of a table that a page offers to keep; a larger one would make the page slow.
+_LARGEST_TABLE = 1_000_000
 
 
 def drawn_blocks(subject: Drawable, nodes: Sequence[Any],
@@ -57,7 +62,13 @@ def drawn_blocks(subject: Drawable, nodes: Sequence[Any],
 
 def picture(name: str, figure: Figure, visualizer: str = "",
             names: str = "") -> list[Block]:
-    """Return a figure as a picture of a page, and the numbers in it where those are many."""
+    """Return a figure as a picture of a page, and the numbers in it where those are many.
+
+    One that only says something is its sentence.
+    """
+    caption = (getattr(figure, "caption", "") or name).replace(IN_THE_TEXT, names)
+    if getattr(figure, "is_message", False):
+        return [Text(f"{caption.rstrip('.')}.")]
     if isinstance(figure, Picture):
         png, width, height = figure.png()
     else:
@@ -65,18 +76,28 @@ def picture(name: str, figure: Figure, visualizer: str = "",
         with missing_letters_told_once():
             figure.savefig(file, format="png", dpi=DPI)
         png, (width, height) = file.getvalue(), figure.get_size_inches()
-    caption = (getattr(figure, "caption", "") or name).replace(IN_THE_TEXT, names)
     # A browser measures 96 pixels an inch; the file is sharper than that.
-    blocks: list[Block] = [Image(name, png, round(96 * width), round(96 * height), caption,
-                                 getattr(figure, "title", ""))]
+    image = Image(name, png, round(96 * width), round(96 * height), caption,
+                  getattr(figure, "title", ""))
+    points = getattr(figure, "points", None)
+    # Above the picture its headline is cut off.
+    whole = figure.get_size_inches()[1] / height
+    blocks: list[Block] = [image if points is None else scatter(image, points, whole)]
     table = getattr(figure, "table", "")
     if table and visualizer in _TABLES:
         blocks.append(Code(table, title=_TABLES[visualizer]))
+    numbers = getattr(figure, "csv", "")
+    if numbers:
+        download = Download(f"{name}.csv", escape_controls(numbers, keep="\n\t") + "\n")
+        if len(download.text.encode()) < _LARGEST_TABLE:
+            blocks.append(download)
     return blocks
 
 
 def write_pages(folder: Path, name: str, title: str, sections: Sequence[Section]) -> list[Path]:
-    """Write `<name>.html`, which holds its pictures, and `README.md` with `images/`; say where.
+    """Write `<name>.html`, which holds all, and `README.md` with `images/` and `tables/`.
+
+    Says where they are.
 
     Returns:
         The two files.
@@ -90,6 +111,9 @@ def write_pages(folder: Path, name: str, title: str, sections: Sequence[Section]
         for block in (block for section in sections for block in section.blocks):
             if isinstance(block, Image):
                 (folder / "images" / f"{block.name}.png").write_bytes(block.png)
+            elif isinstance(block, Download):
+                (folder / "tables").mkdir(exist_ok=True)
+                (folder / "tables" / block.name).write_text(block.text, encoding="utf-8")
         for path, render in zip(paths, (render_html, render_markdown)):
             path.write_text(escape_controls(render(title, sections), keep="\n\t"), encoding="utf-8")
     except OSError as error:

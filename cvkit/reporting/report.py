@@ -14,7 +14,7 @@ from cvkit.deployment.page import PageModel, page_model
 from cvkit.errors import RunError
 from cvkit.evaluation.metrics import is_part
 from cvkit.models import parameters_in_words
-from cvkit.registry import MODELS, NAME
+from cvkit.registry import MODELS, NAME, VISUALIZERS
 from cvkit.reporting.group_report import write_group_report
 from cvkit.reporting.pages import drawn_blocks, write_pages
 from cvkit.reporting.report_format import (
@@ -37,19 +37,24 @@ from cvkit.system.text import and_more, duration, plural
 from cvkit.visualizers.draw import not_among
 from cvkit.visualizers.flags import same_images
 
-# Sections with pictures stand in this order; the one that names none has the config's others.
+# Sections with pictures, in the order in which a reader asks: on which classes it is good, what is
+# wrong, how far it can be believed, where it looks, how it was trained, of what, and what it is.
+# The one that names none has the config's others.
 _PICTURES = {
-    "Curves": ["curves", "lr_finder"],
-    "Misclassified images": ["misclassified"],
-    "Where the model looked": ["cam", "cam_matrix"],
-    "Confusion": ["confusion"],
+    "Classes": ["per_class", "confusion", "roc", "pr", "embedding"],
+    "Misclassified images": ["misclassified", "top_losses", "label_errors"],
+    "Confidence and robustness": ["calibration", "robustness"],
+    "Where the model looked": ["cam", "cam_matrix", "cam_average", "cam_faithfulness"],
+    "Training": ["curves", "lr_finder"],
     "Further pictures": [],
-    "Data": ["dataset"],
+    "Data": ["dataset", "duplicates"],
     "What the model receives": ["samples", "augmentations"],
-    "Model": ["architecture", "summary"],
+    "Model": ["architecture", "summary", "filters", "feature_maps"],
 }
-_ALWAYS = ("curves", "lr_finder", "misclassified", "cam", "confusion", "dataset", "samples",
-           "architecture", "summary")
+# These are drawn of every run; the others take long, so a config or a flag names them.
+_ALWAYS = ("per_class", "confusion", "embedding", "misclassified", "top_losses", "calibration",
+           "cam", "cam_average", "curves", "lr_finder", "dataset", "samples", "architecture",
+           "summary")
 _GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*"}
 
 
@@ -95,7 +100,7 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
 
 def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
     """Return what is drawn: of each visualizer what flags say, else the config, else the usual."""
-    usual = [{NAME: name} for name in _ALWAYS]
+    usual = [{NAME: name} for name in _ALWAYS if name in VISUALIZERS.own]
     chosen = list(nodes)
     for more in (run.config.VISUALIZERS, [node for node in usual if not run.missing(node)]):
         gallery = next((node for node in chosen if node[NAME] == "misclassified"), None)
@@ -113,10 +118,10 @@ def _sections(run: Run, pictures: dict[str, list[Block]],
     drawn["Model"] += _model_code(run)
     content: dict[str, Sequence[Block]] = {
         "Notes": _notes(run), "Try it": [_model(run, model)] if model else [],
-        "Hand-in": [_handed_in(run, facts)],
-        "Requirements": _requirements(run), "Results": _results(run), **drawn,
+        "Results": _results(run), "Requirements": _requirements(run), **drawn,
         "Training log": [Code(_read(run, "train.log"))], "Config": _repeat(run, facts),
-        "Environment": [Code(_read(run, "environment.txt"))]}
+        "Environment": [Code(_read(run, "environment.txt"))],
+        "Hand-in": [_handed_in(run, facts)]}
     return [Section(title, blocks) for title, blocks in content.items() if blocks]
 
 

@@ -9,7 +9,8 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -96,6 +97,30 @@ class Image(Block):
 
 
 @dataclass(frozen=True)
+class Scatter(Image):
+    """A picture with points, each of which stands for an image that the HTML page shows.
+
+    Attributes:
+        facts: for scatter.js: places, names, true, predicted, classes, and the images in one.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Download(Block):
+    """A text file that a reader may keep: in the HTML page itself, and in `tables/`."""
+
+    name: str
+    text: str
+
+    @property
+    def base64(self) -> str:
+        """The file as letters, for a page that holds it."""
+        return base64.b64encode(self.text.encode()).decode()
+
+
+@dataclass(frozen=True)
 class Model(Block):
     """A model that the HTML page runs by itself.
 
@@ -110,14 +135,6 @@ class Model(Block):
     facts: Mapping[str, Any]
     files: Mapping[str, str]
     script: str
-
-    @property
-    def policy(self) -> str:
-        """What the page may do: run this script alone, and load nothing from anywhere."""
-        digest = base64.b64encode(hashlib.sha256(self.script.encode()).digest()).decode()
-        return ("default-src 'none'; connect-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-                f"script-src 'sha256-{digest}' 'wasm-unsafe-eval' blob:; base-uri 'none'; "
-                "form-action 'none'")
 
 
 @dataclass(frozen=True)
@@ -163,9 +180,25 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
         title: what stands on top, and in the browser's tab.
         sections: in their order on the page.
     """
-    model = next((block for section in sections for block in section.blocks
-                  if isinstance(block, Model)), None)
-    return _HTML.get_template("report.html.j2").render(title=title, sections=sections, model=model)
+    blocks = [block for section in sections for block in section.blocks]
+    model = next((block for block in blocks if isinstance(block, Model)), None)
+    has_points = any(isinstance(block, Scatter) for block in blocks)
+    script = (Path(__file__).parent / "templates" / "scatter.js").read_text(encoding="utf-8")
+    scripts = [*([model.script] if model else []), *([script] if has_points else [])]
+    return _HTML.get_template("report.html.j2").render(
+        title=title, sections=sections, policy=_policy(scripts, model is not None),
+        script=script if has_points else "")
+
+
+def _policy(scripts: Sequence[str], has_model: bool) -> str:
+    """Return what a page may do: run these scripts alone, and load nothing from anywhere."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+               for script in scripts]
+    may_run = [*(f"'sha256-{digest}'" for digest in digests),
+               *(["'wasm-unsafe-eval'", "blob:"] if has_model else [])] or ["'none'"]
+    return ("default-src 'none'; connect-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+            f"script-src {' '.join(may_run)}; base-uri 'none'; "
+            "form-action 'none'")
 
 
 def render_markdown(title: str, sections: Sequence[Section]) -> str:

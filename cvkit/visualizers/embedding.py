@@ -278,7 +278,8 @@ def _look(place: int) -> tuple[str, str]:
 def _draw_labels(axes: Axes, plane: np.ndarray, true: np.ndarray, named: Sequence[int],
                  names: Sequence[str]) -> None:
     """Name classes in the middle of their points, beside that where another name stands there."""
-    width, height = (axes.get_window_extent().size / DPI).tolist()
+    extent = axes.get_window_extent()
+    width, height = extent.width / DPI, extent.height / DPI
     # Of many classes the points of one are no larger than its name, and stand beside it.
     is_beside = len(np.unique(true)) > len(named)
     to_inches = axes.transAxes.inverted()
