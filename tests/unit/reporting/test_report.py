@@ -1,29 +1,31 @@
 import base64
 import html
-import http.server
 import io
 import json
 import re
 import shutil
-import subprocess
-import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from browser import BROWSER
+from browser import BROWSER, Browser, opened
 from PIL import Image
 from test_report_format import Reader
 
 import cvkit
+import cvkit.reporting.report as report_module
 from cvkit.config import load_config
 from cvkit.errors import RunError
+from cvkit.registry import VISUALIZERS
+from cvkit.reporting.pages import picture
 from cvkit.reporting.report import write_report
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
+from cvkit.visualizers.draw import Drawn
+from cvkit.visualizers.drawing import Picture, message
 
-PICTURES = {"curves", "misclassified", "cam", "confusion", "dataset", "samples", "architecture",
-            "summary"}
+# Of what is drawn of every run, this has no test of learning rates.
+PICTURES = {name for name in report_module._ALWAYS if name in VISUALIZERS.own} - {"lr_finder"}
 
 
 def images_in(page):
@@ -73,7 +75,7 @@ def test_headings_and_captions_are_not_repeated_in_the_pictures(painted, draws_o
                        for moved in (-1, 0, 1)], axis=0).mean() > 0.999
         assert (part[:10] == 255).all()  # no half letters
     page, readme = ((painted.folder / name).read_text() for name in ("report.html", "README.md"))
-    assert page.count(">Where the model looked<") == 2  # in the navigation, and as a heading
+    assert page.count(">Where the model looked<") == 3  # in the contents, and as a heading
     assert page.count("<b>Where the model looked, by layer.</b>") == 1
     assert readme.count("Where the model looked, by layer.") == 1
     caption = painted.visualize("misclassified").caption
@@ -160,7 +162,7 @@ def test_own_words_come_first_and_are_kept(painted, only_curves):
     for _ in range(2):
         write_report(painted)
         readme, page = ((painted.folder / name).read_text() for name in ("README.md", "report.html"))
-        assert "## Notes\n\n# By Ada\n\nWhat I *saw*: <cats> {{ 7 * 7 }}\n\n## Hand-in" in readme
+        assert "## Notes\n\n# By Ada\n\nWhat I *saw*: <cats> {{ 7 * 7 }}\n\n## Results" in readme
         assert "What I *saw*: &lt;cats&gt; {{ 7 * 7 }}" in page
 
 
@@ -244,62 +246,110 @@ def test_a_report_is_of_a_run(tiny):
         write_report(Experiment(load_config(tiny)))
 
 
-PROBE = """
-<script>
-addEventListener("load", () => setTimeout(() => {
+def test_sections_stand_in_the_order_in_which_a_reader_asks(report):
+    reader = Reader()
+    reader.feed((report / "report.html").read_text())
+    sections = [attributes["id"] for tag, attributes in reader.tags if tag == "section"]
+    order = ["results", "classes", "misclassified-images", "confidence-and-robustness",
+             "where-the-model-looked", "training", "data", "what-the-model-receives", "model",
+             "training-log", "config", "environment", "hand-in"]
+    assert [name for name in sections if name != order[3]] == [name for name in order if name != order[3]]
+    assert sections == [name for name in order if name in sections]
+    figures = [attributes["id"].removeprefix("picture-") for tag, attributes in reader.tags if tag == "figure"]
+    assert figures == [name for name in report_module._ALWAYS if name in PICTURES]
+
+
+def test_a_message_is_text_and_a_table_is_to_be_kept(painted, monkeypatch):
+    figure = Picture(4, 3, "How sure")
+    figure.csv = "sure,right\n0.5,0.4"
+    drawn = {"duplicates": message("No two images are the same"), "calibration": figure,
+             "curves": painted.visualize("curves")}
+    monkeypatch.setattr("cvkit.reporting.pages.draw_all", lambda run, nodes: [
+        Drawn(name, name, made) for name, made in drawn.items()])
+    write_report(painted)
+    page, readme = ((painted.folder / name).read_text() for name in ("report.html", "README.md"))
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    assert headings[1:4] == ["Confidence and robustness", "Training", "Data"]
+    assert "<p>No two images are the same.</p>" in page and "\nNo two images are the same.\n" in readme
+    assert {path.name for path in (painted.folder / "images").iterdir()} == {"calibration.png", "curves.png"}
+    (table,) = (painted.folder / "tables").iterdir()
+    assert table.name == "calibration.csv" and table.read_text() == "sure,right\n0.5,0.4\n"
+    letters = re.search('download="calibration.csv" href="data:text/csv;charset=utf-8;base64,(.*?)"', page)
+    assert base64.b64decode(letters.group(1)) == table.read_bytes()
+    assert "(tables/calibration.csv)" in readme
+
+
+def test_a_large_table_is_left_out(painted):
+    figure = Picture(4, 3, "How sure")
+    figure.csv = "1\n" * 500_001
+    assert [block.kind for block in picture("calibration", figure)] == ["Image"]
+    figure.csv = "1\n" * 400_000
+    assert [block.kind for block in picture("calibration", figure)] == ["Image", "Download"]
+
+
+def test_a_page_with_all_usual_pictures_is_below_15_mb(report):
+    assert 3e5 < (report / "report.html").stat().st_size < 15e6
+
+
+LAYOUT = """(() => {
   const wide = [...document.querySelectorAll("body *")].filter(element => {
-    const inside = element.closest(".wide, pre");
+    const inside = element.closest(".wide, pre, .skip");
     return (!inside || inside === element)
       && element.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5;
   }).map(element => element.tagName);
-  const images = [...document.images];
-  parent.postMessage({
+  const images = [...document.images], seen = name => document.querySelector(name).checkVisibility();
+  return {
     width: document.documentElement.clientWidth, page: document.documentElement.scrollWidth, wide,
     scrolled: [...document.querySelectorAll("section *")].filter(
       element => element.scrollWidth > element.clientWidth && element.clientWidth > 0
         && getComputedStyle(element).overflowX === "auto").map(element => element.tagName),
     images: images.length, loaded: images.filter(image => image.naturalWidth > 300).length,
-    widths: images.map(image => image.getBoundingClientRect().width)}, "*");
-}, 300));
-</script>
-"""
-FRAME = """<!DOCTYPE html><body><pre id="found"></pre><script>
-addEventListener("message", event => {
-  document.getElementById("found").textContent = JSON.stringify(event.data); });
-</script><iframe src="page.html" style="border: 0" width="%d" height="900"></iframe></body>"""
+    widths: images.map(image => image.getBoundingClientRect().width),
+    contents: [".side", ".top", ".up"].map(seen)}; })()"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 @pytest.mark.parametrize("width", [360, 390, 1280])
 def test_in_a_browser_every_picture_loads_and_nothing_overflows(report, tmp_path, width):
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "page.html").write_text((report / "report.html").read_text() + PROBE)
-    (site / "index.html").write_text(FRAME % width)
-    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {
-        "log_message": lambda *_: None,
-        "__init__": lambda self, *args: http.server.SimpleHTTPRequestHandler.__init__(
-            self, *args, directory=str(site))})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = subprocess.run(
-            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-             "--no-first-run", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000",
-             "--virtual-time-budget=10000", "--dump-dom",
-             f"http://127.0.0.1:{server.server_port}/index.html"],
-            capture_output=True, text=True, timeout=120)
-        server.shutdown()
-    found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', done.stdout).group(1))
+    with Browser(tmp_path / "profile", width, 900) as tab:
+        tab.call("Page.navigate", url=(report / "report.html").resolve().as_uri())
+        tab.wait("document.readyState === 'complete'")
+        found = tab.value(LAYOUT)
+        assert not [told for told in tab.told("Log.entryAdded") if told["entry"]["level"] == "error"]
+        assert {url.split(":")[0] for url in tab.requests} == {"file", "data"}
+        # The contents stay at hand beside the page, once it is scrolled.
+        tab.value("scrollTo(0, 3000)")
+        top = tab.value("document.querySelector('.side a').getBoundingClientRect().top")
+        assert width < 1024 or 0 <= top < 100
     assert found["width"] == width == found["page"], found  # the page itself is never scrolled
     assert found["wide"] == []
     assert found["images"] == found["loaded"] == len(PICTURES)
     assert min(found["widths"]) >= 300 and max(found["widths"]) <= width  # fits, unscrolled
     assert found["scrolled"] == [] or width == 1280
+    assert found["contents"] == ([True, False, False] if width == 1280 else [False, True, True])
 
 
-def test_requirements_stand_first_each_with_what_was_found(painted, only_curves, tmp_path):
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+def test_pictures_lie_on_white_in_the_dark_and_on_paper_all_is_unfolded(report, tmp_path):
+    def colours(tab, scheme, media="screen"):
+        tab.call("Emulation.setEmulatedMedia", media=media,
+                 features=[{"name": "prefers-color-scheme", "value": scheme}])
+        return tab.value("""["body", ".large", "summary"].map(name => {
+          const style = getComputedStyle(document.querySelector(name));
+          return [style.backgroundColor, style.color]; })""")
+
+    with opened(report / "report.html", tmp_path / "profile") as tab:
+        light, dark, paper = colours(tab, "light"), colours(tab, "dark"), colours(tab, "dark", "print")
+        assert light[0] == paper[0] == ["rgb(255, 255, 255)", "rgb(27, 27, 27)"]
+        assert dark[0] == ["rgb(22, 25, 29)", "rgb(230, 230, 230)"] and dark[1][0] == "rgb(255, 255, 255)"
+        assert tab.value("[...document.querySelectorAll('details pre')].every(item => item.checkVisibility("
+                         "{contentVisibilityAuto: true}) && item.getBoundingClientRect().height > 9)")
+        assert tab.value("[...document.querySelectorAll('nav, .up')].every(item => !item.checkVisibility())")
+
+
+def test_requirements_follow_the_results_each_with_what_was_found(painted, only_curves, tmp_path):
     write_report(painted)
     assert "## Requirements" not in (painted.folder / "README.md").read_text()
     demanding = open_run(painted.folder, overrides={"REQUIRE": {
@@ -311,4 +361,4 @@ def test_requirements_stand_first_each_with_what_was_found(painted, only_curves,
     for row in ("| TRAIN.EPOCHS 2 | met |  |", "| only layer norm | NOT MET | 20 batch |",
                 f"| test accuracy of at least 100.00% | NOT MET | {accuracy} |"):
         assert row in readme
-    assert readme.index("Hand-in") < readme.index("## Requirements") < readme.index("## Results")
+    assert readme.index("## Results") < readme.index("## Requirements") < readme.index("## Training")

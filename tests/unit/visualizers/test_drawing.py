@@ -1,12 +1,14 @@
 import io
 import warnings
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from cvkit.config import load_config
@@ -246,3 +248,38 @@ def check_no_overlap(texts):
         # Two convex shapes are apart if some side of one has them on its two sides.
         apart = (along[0].max(0) <= along[1].min(0)) | (along[1].max(0) <= along[0].min(0))
         assert apart.any(), f"{texts[first].get_text()!r} over {texts[second].get_text()!r}"
+
+
+# Of all who see fewer colours, those without one kind of cone: Machado, Oliveira and Fernandes, A
+# Physiologically-based Model for Simulation of Color Vision Deficiency, 2009, at severity 1.
+CONES = {
+    "all": np.eye(3),
+    "protanopia": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                            [-0.003882, -0.048116, 1.051998]]),
+    "deuteranopia": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                              [-0.011820, 0.042940, 0.968881]])}
+
+
+def seen(colour, cones):
+    """Return the CIELAB coordinates of a colour as someone sees it."""
+    values = np.array(to_rgb(colour))
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+                    [0.0193339, 0.1191920, 0.9503041]]) @ np.clip(CONES[cones] @ linear, 0, 1)
+    parts = xyz / (0.95047, 1, 1.08883)
+    x, y, z = np.where(parts > 216 / 24389, np.cbrt(parts), (24389 / 27 * parts + 16) / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_the_simulation_is_of_colours():
+    assert np.abs(seen("white", "all") - (100, 0, 0)).max() < 0.1
+    assert np.abs(seen("red", "all") - (53.24, 80.09, 67.20)).max() < 0.1
+    assert np.linalg.norm(seen("red", "deuteranopia") - seen("#807000", "deuteranopia")) < 30
+
+
+@pytest.mark.parametrize("cones", CONES)
+@pytest.mark.parametrize("colours, least", [(drawing.COLOURS, 17.5), ((drawing.RIGHT, drawing.WRONG), 28.5)])
+def test_colours_are_told_apart_by_the_colour_blind(cones, colours, least):
+    """Of two that lie side by side a difference of 2.3 is just seen."""
+    distances = [np.linalg.norm(seen(one, cones) - seen(other, cones)) for one, other in combinations(colours, 2)]
+    assert min(distances) >= least
