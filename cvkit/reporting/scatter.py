@@ -54,5 +54,5 @@ def _together(images: np.ndarray, columns: int) -> bytes:
         rows * tall, columns * wide, channels)
     file = io.BytesIO()
     Pixels.fromarray(sheet[..., 0] if channels == 1 else sheet).save(
-        file, "JPEG", quality=85, subsampling=0, optimize=True)
+        file, "JPEG", quality=70, subsampling=0, optimize=True)
     return file.getvalue()

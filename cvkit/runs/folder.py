@@ -54,7 +54,7 @@ def is_among(key: str, names: Sequence[str]) -> bool:
 MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TTA", "TRAIN.PRECISION")
 _RANGE_TEST = "lr_finder.json"
 # Files are written into a run folder, and into these in it.
-WRITTEN_FOLDERS = ("checkpoints", "visuals", "images")
+WRITTEN_FOLDERS = ("checkpoints", "visuals", "images", "tables")
 # This process trains in these folders.
 _locked: set[str] = set()
 

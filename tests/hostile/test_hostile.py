@@ -467,7 +467,7 @@ def test_settings_of_an_unpacked_repository_run_nothing(tmp_path):
 
 LINKS = ["train.log", "metrics.jsonl", "predictions.npz", "predictions.part.npz", "config.yaml",
          "config.yaml.part", "notes.md", "report.html", "README.md", "checkpoints/last.part",
-         "checkpoints/last.pt", "visuals/curves.png", "visuals", "images", "checkpoints"]
+         "checkpoints/last.pt", "visuals/curves.png", "visuals", "images", "tables", "checkpoints"]
 
 
 @pytest.mark.parametrize("name", LINKS)

@@ -70,7 +70,10 @@ for (const figure of document.querySelectorAll(".scatter")) {
   }
 
   sheet.addEventListener("load", () => {
+    // Without a script it is a picture and no more.
     plane.tabIndex = 0;
+    plane.setAttribute("role", "application");
+    plane.setAttribute("aria-label", "Images as points, of which arrow keys choose one");
     plane.addEventListener("pointermove", event => event.pointerType === "mouse" && point(event));
     plane.addEventListener("pointerleave", event => event.pointerType === "mouse" && show(-1));
     plane.addEventListener("click", point);
