@@ -6,7 +6,7 @@
 
 pictures (--list shows the flags of each, such as --cam-method LayerCAM):
   --curves  --lr-finder  --confusion  --misclassified [N]  --cam [N]  --cam-matrix [N]
-  --embedding [N]  --samples [N]  --augmentations [N]  --dataset  --summary  --architecture
+  --dataset  --summary  --architecture  --embedding [N]  --samples [N]  --augmentations [N]
   and, of several runs:  --curve-band  --wrong-in-all [N]  --disagreements [N]
 """
 
