@@ -105,7 +105,8 @@ def embedding(predictions: Predictions, model: nn.Module, loaders: Loaders,
     figure.table = "\n".join(_table(shares, predictions.classes)) + numbered
     figure.csv = _csv(names, plane, true, predicted, predictions.classes)
     places = figure.transFigure.inverted().transform(axes.transData.transform(plane))
-    figure.points = Points(places, images, names, true, predicted, list(predictions.classes))
+    shown = [f"test image {name}" if name.isdigit() else name for name in names]
+    figure.points = Points(places, images, shown, true, predicted, list(predictions.classes))
     return figure
 
 
