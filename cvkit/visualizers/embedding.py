@@ -79,17 +79,20 @@ def embedding(predictions: Predictions, model: nn.Module, loaders: Loaders,
                        f"{_FEWEST} images and 2 features")
     plane, meaning = _plane(features, method, seed)
     true, predicted = predictions.true[rows], predictions.predicted[rows]
-    shares = _neighbours(features, true, len(predictions.classes))
+    # Of few images of a class no more than all others could be neighbours of its own.
+    near = int(np.clip(len(rows) // len(np.unique(true)) - 1, 1, _NEIGHBOURS))
+    shares = _neighbours(features, true, len(predictions.classes), near)
     of = "" if len(rows) == len(predictions.true) else f" of {len(predictions.true):,}"
     wrong = int((true != predicted).sum())
+    ringed = {0: "None is misclassified", 1: "One is misclassified and has a ring"}.get(
+        wrong, f"{wrong:,} are misclassified and have a ring")
     named = _named(shares)
     note, numbered = told_names(predictions.classes)
     some = "" if len(named) == len(np.unique(true)) else (
         f" Coloured are the {len(named)} classes that mix most, of {len(predictions.classes)}.")
     caption = (f"{len(rows):,}{of} test images by the {plural(features.shape[1], 'feature')} that "
-               f"the last layer is given, in two by {_TITLES[method]}. {wrong:,} are misclassified "
-               f"and have a ring.{some} {_in_words(shares, true, predictions.classes)} "
-               f"{meaning}{note}")
+               f"the last layer is given, in two by {_TITLES[method]}. {ringed}.{some} "
+               f"{_in_words(shares, true, predictions.classes, near)} {meaning}{note}")
     lines = wrap(caption, _WIDTH)
     header = 0.42 + 0.13 * len(lines)
     wide, high = np.ptp(plane, axis=0)
@@ -195,15 +198,15 @@ def _plane(features: np.ndarray, method: Method, seed: int) -> tuple[np.ndarray,
                    "are, means little.")
 
 
-def _neighbours(features: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
-    """Return of which classes the nearest neighbours are of images of a class, as parts (C, C).
+def _neighbours(features: np.ndarray, true: np.ndarray, classes: int, count: int) -> np.ndarray:
+    """Return of which classes the `count` nearest of images of a class are, as parts (C, C).
 
     Those of each image are counted among all features, not in the plane. Rows of classes without
     images are NaN.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    near = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(features) - 1)).fit(features)
+    near = NearestNeighbors(n_neighbors=count).fit(features)
     labels = true[near.kneighbors(return_distance=False)]
     counts = np.bincount((true[:, None] * classes + labels).ravel(), minlength=classes**2)
     counts = counts.reshape(classes, classes)
@@ -229,14 +232,15 @@ def _most_mixed(shares: np.ndarray) -> tuple[int, int, float]:
     return first, second, float(mixed.max())
 
 
-def _in_words(shares: np.ndarray, true: np.ndarray, classes: Sequence[str]) -> str:
-    """Return how well neighbours agree, and which two classes mix most."""
+def _in_words(shares: np.ndarray, true: np.ndarray, classes: Sequence[str], near: int) -> str:
+    """Return how well the `near` neighbours of images agree, and which two classes mix most."""
     counts = np.bincount(true, minlength=len(classes))
     agreement = np.nansum(shares.diagonal() * counts) / len(true)
     # Of an image all others are its neighbours equally likely.
     chance = (counts * (counts - 1)).sum() / (len(true) * (len(true) - 1))
-    words = (f"Of the {min(_NEIGHBOURS, len(true) - 1)} nearest neighbours of an image, by all "
-             f"features, {100 * agreement:.1f} % are of its class (by chance {100 * chance:.1f} %)")
+    those = f"Of the {near} nearest neighbours" if near > 1 else "Of the nearest neighbours"
+    words = (f"{those} of an image, by all features, {100 * agreement:.1f} % are of its class (by "
+             f"chance {100 * chance:.1f} %)")
     first, second, part = _most_mixed(shares)
     if not part:
         return f"{words}."

@@ -88,6 +88,14 @@ def test_the_numbers_in_words_are_those_of_all_features(painted):
     assert f"{first} and {second} mix most: {100 * mixed[pair]:.1f} % of the one's" in caption
 
 
+def test_of_few_images_no_more_neighbours_are_asked_for_than_a_class_has(painted, monkeypatch):
+    few, _ = made_of(painted, monkeypatch, 4, count=20, spread=0.1)
+    assert "Of the 4 nearest neighbours of an image, by all features, 100.0 % are" in few.caption
+    assert "2 are misclassified and have a ring." in few.caption and "mix most" not in few.caption
+    single, _ = made_of(painted, monkeypatch, 10, count=10)
+    assert "One is misclassified and has a ring. Of the nearest neighbours of an image" in single.caption
+
+
 def test_classes_are_drawn_in_proportion():
     true = np.repeat([0, 1, 2], [600, 300, 100])
     for count in (10, 100, 995):
