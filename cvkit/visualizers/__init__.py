@@ -8,6 +8,8 @@ in the config or by flags.
 from cvkit.visualizers import (  # noqa: F401  each registers its own
     calibration,
     cam,
+    cam_average,
+    cam_faithfulness,
     confusion,
     curve_band,
     curves,
@@ -15,6 +17,7 @@ from cvkit.visualizers import (  # noqa: F401  each registers its own
     disagreements,
     duplicates,
     embedding,
+    filters,
     label_errors,
     lr_finder,
     misclassified,

@@ -48,9 +48,10 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     SCHEDULERS: ["CyclicLR", "OneCycleLR"],
     METRICS: ["Accuracy", "BalancedAccuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "mlflow", "tensorboard", "wandb"],
-    VISUALIZERS: ["architecture", "augmentations", "cam", "cam_matrix", "confusion", "curve_band",
-                  "curves", "dataset", "disagreements", "embedding", "lr_finder", "misclassified",
-                  "samples", "summary", "wrong_in_all"],
+    VISUALIZERS: ["architecture", "augmentations", "calibration", "cam", "cam_average", "cam_faithfulness",
+                  "cam_matrix", "confusion", "curve_band", "curves", "dataset", "disagreements", "duplicates",
+                  "embedding", "feature_maps", "filters", "label_errors", "lr_finder", "misclassified",
+                  "per_class", "pr", "robustness", "roc", "samples", "summary", "top_losses", "wrong_in_all"],
     SEARCHERS: ["GridSampler"],
     PRUNERS: [],
 }
