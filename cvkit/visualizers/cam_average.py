@@ -200,19 +200,20 @@ def in_words(averages: dict[str, Average | None]) -> str:
     if not found:
         return "In no image that is right is there evidence."
     out = max(found, key=lambda name: found[name].outside())
-    part, place = found[out].outside(), found[out].place()
-    others = [one.outside() for name, one in found.items() if name != out]
-    beside = f", of the other classes {100 * np.mean(others):.0f} %" if others else ""
-    # Evidence that is the same everywhere has three quarters outside.
-    leaning = (f"The evidence for {out} lies towards the border, highest in {place}"
-               if part > _EVEN else
-               f"No class has its evidence towards the border; {out} comes nearest to that")
     dense = max(found, key=lambda name: found[name].hottest())
-    return (f"In images that are right: {leaning}: {100 * part:.0f} % of it is outside of the "
-            f"middle quarter of the picture{beside}; evenly spread, {100 * _EVEN:.0f} % would be. "
-            f"The most concentrated is {'that, too' if dense == out else dense}, with "
-            f"{100 * found[dense].hottest():.0f} % in the hottest tenth of the pixels, highest in "
-            f"{found[dense].place()}.")
+    part = found[out].outside()
+    others = [one.outside() for name, one in found.items() if name != out]
+    beside = f"; of the other{'s' * (len(others) > 1)} {100 * np.mean(others):.0f} %"
+    # Evidence that is the same everywhere has three quarters outside.
+    leaning = (f"the evidence for {out} lies towards the border, highest in {found[out].place()}"
+               if part > _EVEN else
+               f"no class has its evidence towards the border, and {out} comes nearest to that")
+    whose = "It is also the most concentrated" if dense == out else (
+        f"The most concentrated is that for {dense}")
+    return (f"In images that are right {leaning}: {100 * part:.0f} % of it is outside of the "
+            f"middle quarter of the picture{beside if others else ''} (evenly spread, "
+            f"{100 * _EVEN:.0f} % would be). {whose}, with {100 * found[dense].hottest():.0f} % in "
+            f"the hottest tenth of the pixels, highest in {found[dense].place()}.")
 
 
 def _draw_pair(left: Axes, right: Axes, one: Average | None, words: str, colour: str,

@@ -23,7 +23,7 @@ from cvkit.visualizers.drawing import (
 )
 
 # So many kernels are drawn; the table has all.
-_MOST = 256
+_MOST = 128
 # A kernel whose weights are that much smaller than the largest one's does next to nothing.
 _IDLE = 0.1
 
@@ -52,8 +52,8 @@ def filters(model: nn.Module) -> Picture:
     figure, places = sheet(
         min(count, _MOST), columns, "The first filters",
         f"{plural(count, 'kernel')} of {height}×{width} pixels over "
-        f"{plural(channels, 'channel')}{is_mean} of {name}. One scale for all: grey is 0, full "
-        f"brightness ±{largest:.3g}. The largest is kernel {sizes.argmax()} (norm "
+        f"{plural(channels, 'channel')}{is_mean} of {name}. One scale for all: grey is 0, black "
+        f"-{largest:.3g} and white {largest:.3g}. The largest is kernel {sizes.argmax()} (norm "
         f"{sizes.max():.3g}); " + (
             f"{idle} of {count} {'is' if idle == 1 else 'are'} idle, with less than a tenth of its "
             "norm." if idle else f"none is idle, the smallest has {sizes.min():.3g}.") + few,

@@ -38,7 +38,8 @@ def test_bash_completes_commands_flags_configs_and_keys_without_torch(complete):
     assert complete("cvkit", "") == sorted(COMMANDS)
     assert complete("cvkit", "train", "resnet18_d") == ["resnet18_digits"]
     assert complete("cvkit", "train", "resnet18_digits", "TRAIN.EPO") == ["TRAIN.EPOCHS"]
-    assert complete("cvkit", "visualize", "--cam") == ["--cam", "--cam-matrix", "--cam-method"]
+    assert complete("cvkit", "visualize", "--cam") == [
+        "--cam", "--cam-average", "--cam-faithfulness", "--cam-matrix", "--cam-method"]
     imported = {line.split("|")[-1].strip() for line in Path("imported").read_text().splitlines()}
     assert "cvkit.cli.main" in imported and not {"torch", "numpy", "matplotlib"} & imported
 

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from test_cam_average import facts_of, noise, small_net
+from test_drawing import check_no_overlap, png_of, shown_pixels
+from torch import nn
+
+from cvkit.errors import ConfigError
+from cvkit.models import build_model
+from cvkit.visualizers.filters import channels_of, drawn_kernels, feature_maps, filters
+
+
+def tiles(figure):
+    return [axis for axis in figure.axes if axis.images]
+
+
+def test_kernels_over_colours_are_drawn_in_their_colours_on_one_scale():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, 2))
+    weight = torch.zeros(4, 3, 2, 2)
+    weight[0, 0, 0, 1], weight[0, 2, 1, 0], weight[1, 1], weight[3, :, 0] = 2.0, -2.0, 1.0, 0.1
+    model[1].weight.data = weight
+    figure = filters(model)
+    pixels, axes = png_of(figure), tiles(figure)
+    assert len(axes) == 4 and [axis.get_title() for axis in axes] == list("0123")
+    drawn = np.stack([shown_pixels(pixels, axis, 2, 2) for axis in axes]) / 255
+    expected = 0.5 + weight.permute(0, 2, 3, 1).numpy() / 4
+    assert np.abs(drawn - expected).max() < 0.005
+    assert "4 kernels of 2×2 pixels over 3 channels of 1." in figure.caption
+    assert "grey is 0, black -2 and white 2." in figure.caption
+    assert "The largest is kernel 0 (norm 2.83); 2 of 4 are idle" in figure.caption
+    assert figure.table.splitlines()[1].split() == ["0", "2.8284", "-2.0000", "2.0000"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_kernels_are_grey_and_their_mean(channels):
+    kernels = np.random.default_rng(0).normal(size=(6, channels, 3, 5)).astype(np.float32)
+    drawn = drawn_kernels(kernels)
+    mean = kernels.mean(1)
+    assert drawn.shape == (6, 3, 5, 1) and np.allclose(drawn[..., 0], 0.5 + mean / np.abs(mean).max() / 2)
+    assert (drawn_kernels(np.zeros((2, channels, 3, 3))) == 0.5).all()
+    model = nn.Sequential(nn.Conv2d(channels, 6, (3, 5)))
+    model[0].weight.data = torch.from_numpy(kernels)
+    assert ("(drawn: their mean)" in filters(model).caption) == (channels > 1)
+
+
+def test_a_model_without_a_first_convolution_is_told_so():
+    for model in (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), nn.ReLU(),
+                  nn.Sequential(nn.Linear(4, 4), nn.Conv2d(3, 3, 1))):
+        figure = filters(model)
+        assert figure.is_message and "does not begin with a convolution" in figure.caption
+
+
+def test_patches_of_a_transformer_are_filters_too():
+    figure = filters(build_model({"NAME": "vit"}, 4, (3, 32, 32)))
+    assert not figure.is_message and "4×4 pixels over 3 channels" in figure.caption
+
+
+def test_of_very_many_kernels_the_first_are_drawn(monkeypatch):
+    monkeypatch.setattr("cvkit.visualizers.filters._MOST", 32)
+    figure = filters(nn.Conv2d(3, 300, 3))
+    assert len(tiles(figure)) == 32 and "The first 32 are drawn." in figure.caption
+    assert len(figure.table.splitlines()) == 301
+    check_no_overlap([*figure.texts, *(axis.title for axis in figure.axes)])
+
+
+def test_channels_are_what_the_layer_makes_of_the_image_the_strongest_first(painted):
+    figure = painted.visualize("feature_maps", layer="layer2", image=7, count=5)
+    first, *others = tiles(figure)
+    assert np.array_equal(first.images[0].get_array(), painted.data.test.image(7))
+    model, images = painted.model.eval(), painted.loaders.test.take([7]).images
+    kept = []
+    handle = model.layer2.register_forward_hook(lambda *given: kept.append(given[2]))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    maps = kept[0][0].numpy()
+    order = np.argsort(-maps.mean((1, 2)), kind="stable")[:5]
+    assert [int(axis.get_title()) for axis in others] == order.tolist()
+    for axis, channel in zip(others, order, strict=True):
+        assert np.abs(axis.images[0].get_array() - maps[channel]).max() < 1e-5
+    limits = {axis.images[0].get_clim() for axis in others}
+    (low, high), = limits  # one scale for all
+    assert low == min(0, maps[order].min()) and high == pytest.approx(maps[order].max())
+    assert f"Test image 7 at layer2 (16×16 pixels): the 5 of {len(maps)} channels" in figure.caption
+    assert f"(channel {order[0]})" in figure.caption and len(figure.table.splitlines()) == len(maps) + 1
+    check_no_overlap([*figure.texts, *(axis.title for axis in figure.axes)])
+
+
+def test_channels_of_tokens_and_of_grey_images_that_are_no_squares():
+    model = build_model({"NAME": "vit"}, 4, (3, 32, 32))
+    maps = channels_of(model, torch.randn(2, 3, 32, 32), "encoder.layers.encoder_layer_4")
+    assert maps.ndim == 3 and maps.shape[1:] == (8, 8)
+    _, model, loaders = facts_of(small_net(1), noise((3, 40, 60, 1)), np.array([0, 1, 0]), ["a", "b"])
+    figure = feature_maps(model, loaders, layer="first", count=100)
+    assert len(tiles(figure)) == 9
+    for axis in tiles(figure)[1:]:  # a map has the shape of the image, and lies like it
+        assert axis.images[0].get_extent() == [0, 60, 40, 0]
+
+
+def test_what_cannot_be_is_refused(painted):
+    with pytest.raises(ConfigError, match="image is 0 to 35, not 36"):
+        painted.visualize("feature_maps", image=36)
+    with pytest.raises(ConfigError, match="count is 1 or more"):
+        painted.visualize("feature_maps", count=0)
+    with pytest.raises(ConfigError, match="Did you mean layer2"):
+        painted.visualize("feature_maps", layer="layr2")
