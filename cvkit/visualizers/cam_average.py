@@ -79,7 +79,7 @@ class Average:
         vertical, horizontal = ("upper", "", "lower")[row], ("left", "", "right")[column]
         if vertical and horizontal:
             return f"the {vertical} {horizontal} corner"
-        return f"the {vertical or horizontal} edge" if vertical or horizontal else "the middle"
+        return f"the {vertical or horizontal} edge" if vertical or horizontal else "the centre"
 
 
 @VISUALIZERS.register()
@@ -155,7 +155,7 @@ def cam_average(predictions: Predictions, model: nn.Module, loaders: Loaders, pe
     rows = [(escape_controls(predictions.classes[label]), *_cells(pair))
             for label, pair in zip(labels, found)]
     header = ("class", *(f"{of}, {what}" for of in ("right", "wrong") for what in (
-        "images", "highest in", "outside the middle", "in the hottest tenth")))
+        "images", "highest at", "outside the middle", "in the hottest tenth")))
     figure.table = "\n".join(in_columns([header, *rows])) + numbered
     figure.csv = _csv([header, *rows])
     return figure
@@ -205,7 +205,7 @@ def in_words(averages: dict[str, Average | None]) -> str:
     others = [one.outside() for name, one in found.items() if name != out]
     beside = f"; of the other{'s' * (len(others) > 1)} {100 * np.mean(others):.0f} %"
     # Evidence that is the same everywhere has three quarters outside.
-    leaning = (f"the evidence for {out} lies towards the border, highest in {found[out].place()}"
+    leaning = (f"the evidence for {out} lies towards the border, highest at {found[out].place()}"
                if part > _EVEN else
                f"no class has its evidence towards the border, and {out} comes nearest to that")
     whose = "It is also the most concentrated" if dense == out else (
@@ -213,7 +213,7 @@ def in_words(averages: dict[str, Average | None]) -> str:
     return (f"In images that are right {leaning}: {100 * part:.0f} % of it is outside of the "
             f"middle quarter of the picture{beside if others else ''} (evenly spread, "
             f"{100 * _EVEN:.0f} % would be). {whose}, with {100 * found[dense].hottest():.0f} % in "
-            f"the hottest tenth of the pixels, highest in {found[dense].place()}.")
+            f"the hottest tenth of the pixels, highest at {found[dense].place()}.")
 
 
 def _draw_pair(left: Axes, right: Axes, one: Average | None, words: str, colour: str,

@@ -86,7 +86,7 @@ def drawn_maps(figure):
 @pytest.mark.parametrize("method", ["GradCAM", "LayerCAM"])
 def test_a_watermark_in_a_corner_is_where_its_class_s_evidence_is(marked, method):
     figure = cam_average(*marked, method=method, layer="second")
-    assert "the evidence for marked lies towards the border, highest in the lower right corner" in (
+    assert "the evidence for marked lies towards the border, highest at the lower right corner" in (
         figure.caption)
     row, = (line for line in csv.reader(io.StringIO(figure.csv)) if line[0] == "marked")
     assert row[2] == "the lower right corner" and float(row[3]) > 0.9 and float(row[4]) > 0.5
@@ -116,7 +116,7 @@ def test_an_average_has_each_map_on_its_own_scale_and_empty_ones_add_nothing():
 
 @pytest.mark.parametrize("row, column, words", [
     (0, 0, "the upper left corner"), (0, 5, "the upper edge"), (5, 11, "the right edge"),
-    (8, 0, "the lower left corner"), (4, 5, "the middle"), (4, 0, "the left edge")])
+    (8, 0, "the lower left corner"), (4, 5, "the centre"), (4, 0, "the left edge")])
 def test_a_place_is_told_in_thirds_of_the_image(row, column, words):
     values = np.zeros((9, 12))
     values[row, column] = 1
