@@ -73,9 +73,9 @@ class Average:
         return float(values[:max(1, round(_HOTTEST * values.size))].sum() / values.sum())
 
     def place(self) -> str:
-        """Return where the map is highest, by thirds of the image: "the lower right corner"."""
+        """Return where the map is highest, corners and edges being a quarter wide."""
         place = np.unravel_index(self.map.argmax(), self.map.shape)
-        row, column = (3 * int(at) // side for at, side in zip(place, self.map.shape))
+        row, column = ((4 * int(at) // side + 1) // 2 for at, side in zip(place, self.map.shape))
         vertical, horizontal = ("upper", "", "lower")[row], ("left", "", "right")[column]
         if vertical and horizontal:
             return f"the {vertical} {horizontal} corner"

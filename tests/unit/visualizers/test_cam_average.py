@@ -116,8 +116,9 @@ def test_an_average_has_each_map_on_its_own_scale_and_empty_ones_add_nothing():
 
 @pytest.mark.parametrize("row, column, words", [
     (0, 0, "the upper left corner"), (0, 5, "the upper edge"), (5, 11, "the right edge"),
-    (8, 0, "the lower left corner"), (4, 5, "the centre"), (4, 0, "the left edge")])
-def test_a_place_is_told_in_thirds_of_the_image(row, column, words):
+    (8, 0, "the lower left corner"), (4, 5, "the centre"), (4, 0, "the left edge"),
+    (4, 2, "the left edge"), (4, 3, "the centre"), (4, 8, "the centre"), (4, 9, "the right edge")])
+def test_a_place_is_an_edge_or_a_corner_in_the_outer_quarters(row, column, words):
     values = np.zeros((9, 12))
     values[row, column] = 1
     assert Average(1, 0, np.zeros((9, 12, 1), np.uint8), values).place() == words
