@@ -37,6 +37,8 @@ from cvkit.visualizers.drawing import (
 
 # Of so many classes there is a row.
 _ROWS = 20
+# A class is spoken of if so many of its maps have evidence.
+_ENOUGH = 10
 # An image is so many inches wide.
 _SIZE = 1.0
 # So much of a map lies outside of the middle half of height and width if it is even.
@@ -199,13 +201,17 @@ def in_words(averages: dict[str, Average | None]) -> str:
     found = {name: one for name, one in averages.items() if one and one.map.any()}
     if not found:
         return "In no image that is right is there evidence."
+    # A few maps lie anywhere.
+    found = {name: one for name, one in found.items()
+             if one.count - one.empty >= _ENOUGH} or found
     out = max(found, key=lambda name: found[name].outside())
     dense = max(found, key=lambda name: found[name].hottest())
     part = found[out].outside()
     others = [one.outside() for name, one in found.items() if name != out]
     beside = f"; of the other{'s' * (len(others) > 1)} {100 * np.mean(others):.0f} %"
     # Evidence that is the same everywhere has three quarters outside.
-    leaning = (f"the evidence for {out} lies towards the border, highest at {found[out].place()}"
+    leaning = (f"the evidence for {out} (n = {found[out].count}) lies towards the border, "
+               f"highest at {found[out].place()}"
                if part > _EVEN else
                f"no class has its evidence towards the border, and {out} comes nearest to that")
     whose = "It is also the most concentrated" if dense == out else (

@@ -86,7 +86,7 @@ def drawn_maps(figure):
 @pytest.mark.parametrize("method", ["GradCAM", "LayerCAM"])
 def test_a_watermark_in_a_corner_is_where_its_class_s_evidence_is(marked, method):
     figure = cam_average(*marked, method=method, layer="second")
-    assert "the evidence for marked lies towards the border, highest at the lower right corner" in (
+    assert "the evidence for marked (n = 50) lies towards the border, highest at the lower right corner" in (
         figure.caption)
     row, = (line for line in csv.reader(io.StringIO(figure.csv)) if line[0] == "marked")
     assert row[2] == "the lower right corner" and float(row[3]) > 0.9 and float(row[4]) > 0.5
@@ -135,6 +135,8 @@ def test_even_evidence_is_outside_by_three_quarters_and_a_tenth_is_in_a_tenth():
     assert "no class has its evidence towards the border, and a comes nearest to that: 75 % of it" in words
     assert "; of the other 0 % (evenly spread, 75 % would be)" in words
     assert "The most concentrated is that for b, with 100 % in the hottest tenth" in words
+    words = in_words({"few": replace(even, count=12, empty=3), "many": replace(inner, count=12)})
+    assert "many comes nearest" in words and "few" not in words  # a few maps lie anywhere
     assert in_words({"a": None}) == "In no image that is right is there evidence."
 
 
