@@ -14,7 +14,7 @@ from cvkit.deployment.page import PageModel, page_model
 from cvkit.errors import RunError
 from cvkit.evaluation.metrics import is_part
 from cvkit.models import parameters_in_words
-from cvkit.registry import MODELS, NAME, VISUALIZERS
+from cvkit.registry import MODELS, NAME
 from cvkit.reporting.group_report import write_group_report
 from cvkit.reporting.pages import drawn_blocks, write_pages
 from cvkit.reporting.report_format import (
@@ -52,9 +52,13 @@ _PICTURES = {
     "Model": ["architecture", "summary", "filters", "feature_maps"],
 }
 # These are drawn of every run; the others take long, so a config or a flag names them.
-_ALWAYS = ("per_class", "confusion", "embedding", "misclassified", "top_losses", "calibration",
-           "cam", "cam_average", "curves", "lr_finder", "dataset", "samples", "architecture",
-           "summary")
+_ALWAYS: tuple[dict[str, Any], ...] = (
+    *({NAME: name} for name in (
+        "per_class", "confusion", "pr", "embedding", "misclassified", "top_losses", "calibration",
+        "cam", "cam_average", "curves", "lr_finder", "dataset", "duplicates", "samples",
+        "architecture", "summary")),
+    # Enough for the mean.
+    {NAME: "robustness", "count": 200})
 _GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*"}
 
 
@@ -100,9 +104,8 @@ def write_report(run: Drawable, nodes: Sequence[Any] = (),
 
 def _choose(run: Run, nodes: Sequence[Any]) -> list[Any]:
     """Return what is drawn: of each visualizer what flags say, else the config, else the usual."""
-    usual = [{NAME: name} for name in _ALWAYS if name in VISUALIZERS.own]
     chosen = list(nodes)
-    for more in (run.config.VISUALIZERS, [node for node in usual if not run.missing(node)]):
+    for more in (run.config.VISUALIZERS, [node for node in _ALWAYS if not run.missing(node)]):
         gallery = next((node for node in chosen if node[NAME] == "misclassified"), None)
         chosen += [same_images(gallery, node) for node in not_among(chosen, more)]
     return chosen

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +23,7 @@ from cvkit.visualizers.drawing import (
     RIGHT,
     WRONG,
     Picture,
+    as_csv,
     aspect_of,
     drawn_names,
     positions_of,
@@ -159,7 +158,7 @@ def cam_average(predictions: Predictions, model: nn.Module, loaders: Loaders, pe
     header = ("class", *(f"{of}, {what}" for of in ("right", "wrong") for what in (
         "images", "highest at", "outside the middle", "in the hottest tenth")))
     figure.table = "\n".join(in_columns([header, *rows])) + numbered
-    figure.csv = _csv([header, *rows])
+    figure.csv = as_csv(header, rows)
     return figure
 
 
@@ -242,9 +241,3 @@ def _cells(pair: tuple[Average | None, Average | None]) -> list[str]:
         cells += [one.place(), f"{one.outside():.3f}", f"{one.hottest():.3f}"] \
             if one and one.map.any() else ["–"] * 3
     return cells
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(rows)
-    return file.getvalue().rstrip("\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from cvkit.data import ImageSet
+from cvkit.data import ImageFiles, ImageSet
 from cvkit.errors import RunError
 from cvkit.runs.predictions import Predictions
 from cvkit.system.command import command
@@ -352,6 +353,19 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else escape_controls(str(cell))
                       for cell in row] for row in rows)
     return text.getvalue().rstrip("\n")
+
+
+def image_names(split: ImageSet, positions: Iterable[int]) -> list[str]:
+    """Return what images can be found by: their files below the split's folder, or their numbers.
+
+    In a file that is handed on, the whole path would tell of the machine.
+    """
+    names = list(map(split.name, positions))
+    if isinstance(split.images, ImageFiles):
+        paths = split.images.paths.tolist()
+        top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
+        names = [os.path.relpath(name, top) for name in names]
+    return list(map(escape_controls, names))
 
 
 def percent(part: float) -> str:

@@ -14,6 +14,7 @@ from cvkit.visualizers.drawing import (
     aspect_of,
     drawn_names,
     grids,
+    image_names,
     message,
     refuse_below_one,
     shorten,
@@ -80,5 +81,6 @@ def _labels(data: ImageData, pair: Pair) -> list[int]:
 def _row(data: ImageData, pair: Pair) -> tuple[str, ...]:
     """Return how alike two images are, and of each its place and its class."""
     words = [word for (split, position), label in zip(pair.places, _labels(data, pair))
-             for word in (f"{split} {data.splits[split].name(position)}", data.classes[label])]
+             for word in (f"{split} {image_names(data.splits[split], [position])[0]}",
+                          data.classes[label])]
     return ("equal" if pair.is_equal else f"{pair.similarity:.4f}", *map(escape_controls, words))

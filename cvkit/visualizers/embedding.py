@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import nn
 
-from cvkit.data import ImageFiles, ImageSet, Loaders
+from cvkit.data import Loaders
 from cvkit.errors import ConfigError, RunError
 from cvkit.models.features import penultimate_features
 from cvkit.models.probing import in_evaluation_mode, state_kept
@@ -30,7 +27,9 @@ from cvkit.visualizers.drawing import (
     WRONG,
     Picture,
     Points,
+    as_csv,
     drawn_names,
+    image_names,
     message,
     positions_of,
     refuse_below_one,
@@ -104,9 +103,13 @@ def embedding(predictions: Predictions, model: nn.Module, loaders: Loaders,
     _draw_labels(axes, plane, true, named, drawn_names(predictions.classes))
     axes.set_xlabel("first component across, second component up" if method == "PCA" else
                     f"{_TITLES[method]}, without a unit")
-    names = _image_names(loaders.test.images, predictions, rows)
+    split = loaders.test.images
+    names = image_names(split, positions_of(split, predictions, rows))
     figure.table = "\n".join(_table(shares, predictions.classes)) + numbered
-    figure.csv = _csv(names, plane, true, predicted, predictions.classes)
+    figure.csv = as_csv(
+        ("image", "x", "y", "true", "predicted"),
+        [(name, float(x), float(y), predictions.classes[label], predictions.classes[said])
+         for name, (x, y), label, said in zip(names, plane, true, predicted)])
     places = figure.transFigure.inverted().transform(axes.transData.transform(plane))
     shown = [f"test image {name}" if name.isdigit() else name for name in names]
     figure.points = Points(places, images, shown, true, predicted, list(predictions.classes))
@@ -330,16 +333,6 @@ def _free_place(x: float, y: float, half: float, room: tuple[float, float],
     return x, y
 
 
-def _image_names(split: ImageSet, predictions: Predictions, rows: np.ndarray) -> list[str]:
-    """Return what each image can be found by: its file below the split's folder, or its number."""
-    names = list(map(split.name, positions_of(split, predictions, rows)))
-    if isinstance(split.images, ImageFiles):
-        paths = split.images.paths.tolist()
-        top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
-        names = [os.path.relpath(name, top) for name in names]
-    return list(map(escape_controls, names))
-
-
 def _table(shares: np.ndarray, classes: Sequence[str]) -> list[str]:
     """Return lines: of each class the part of neighbours that share it, and the next class."""
     lines: list[tuple[str, ...]] = [("of the class", "of another", "")]
@@ -352,13 +345,3 @@ def _table(shares: np.ndarray, classes: Sequence[str]) -> list[str]:
         lines.append((f"{100 * row[label]:.1f} %", f"{100 * others.max():.1f} %",
                       escape_controls(classes[label]) + (f" (next: {next_to})" if next_to else "")))
     return in_columns(lines, ">", ">")
-
-
-def _csv(names: Sequence[str], plane: np.ndarray, true: np.ndarray, predicted: np.ndarray,
-         classes: Sequence[str]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("image", "x", "y", "true", "predicted"))
-    writer.writerows((name, f"{x:.4f}", f"{y:.4f}", classes[label], classes[said])
-                     for name, (x, y), label, said in zip(names, plane, true, predicted))
-    return file.getvalue().rstrip("\n")

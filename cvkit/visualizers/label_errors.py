@@ -14,6 +14,7 @@ from cvkit.system.text import plural
 from cvkit.visualizers.drawing import (
     Picture,
     as_csv,
+    image_names,
     message,
     percent,
     positions_of,
@@ -66,8 +67,9 @@ def label_errors(predictions: Predictions, data: ImageData, run: Run | None = No
          f"{percent(said.probabilities[row].max())}" for row in shown])
     figure.csv = as_csv(
         ("image", "label", "suggested", "probability of label", "of suggested", "probably wrong"),
-        [(images.name(position), said.classes[said.true[row]], said.classes[said.predicted[row]],
+        [(name, said.classes[said.true[row]], said.classes[said.predicted[row]],
           float(said.probabilities[row, said.true[row]]), float(said.probabilities[row].max()),
           "yes" if place < confident else "perhaps")
-         for place, (row, position) in enumerate(zip(rows, positions_of(images, said, rows)))])
+         for place, (row, name) in enumerate(zip(rows, image_names(
+             images, positions_of(images, said, rows))))])
     return figure

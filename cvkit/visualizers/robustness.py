@@ -42,8 +42,8 @@ def robustness(run: Run, count: int = 1000,
     test = run.loaders.test
     places = np.sort(np.random.default_rng(seed).permutation(len(test.images))[:count])
     labels, kinds = test.images.labels[places], list(dict.fromkeys(corruptions))
-    originals = np.concatenate([test.denormalise(test.take(part.tolist()).images) for part in np.split(
-        places, range(256, len(places), 256))])
+    originals = np.concatenate([test.denormalise(test.take(part.tolist()).images)
+                                for part in np.split(places, range(256, len(places), 256))])
     progress = ProgressBar("Robustness", STRENGTHS * len(kinds), unit="corruption", delay=2)
 
     def accuracy(images: np.ndarray) -> float:

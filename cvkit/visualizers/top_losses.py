@@ -11,6 +11,7 @@ from cvkit.system.text import plural
 from cvkit.visualizers.drawing import (
     Picture,
     as_csv,
+    image_names,
     positions_of,
     refuse_below_one,
     styled,
@@ -43,9 +44,10 @@ def top_losses(predictions: Predictions, data: ImageData, count: int = 20) -> Pi
         [f"{losses[row]:.2f}" for row in rows])
     figure.csv = as_csv(
         ("image", "true", "predicted", "loss", "probability of true"),
-        [(data.test.name(position), predictions.classes[predictions.true[row]],
+        [(name, predictions.classes[predictions.true[row]],
           predictions.classes[predictions.predicted[row]], float(losses[row]), float(own[row]))
-         for row, position in zip(order, positions_of(data.test, predictions, order))])
+         for row, name in zip(order, image_names(
+             data.test, positions_of(data.test, predictions, order)))])
     return figure
 
 

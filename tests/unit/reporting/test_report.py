@@ -16,7 +16,6 @@ import cvkit
 import cvkit.reporting.report as report_module
 from cvkit.config import load_config
 from cvkit.errors import RunError
-from cvkit.registry import VISUALIZERS
 from cvkit.reporting.pages import picture
 from cvkit.reporting.report import write_report
 from cvkit.runs.experiment import Experiment
@@ -25,7 +24,7 @@ from cvkit.visualizers.draw import Drawn
 from cvkit.visualizers.drawing import Picture, message
 
 # Of what is drawn of every run, this has no test of learning rates.
-PICTURES = {name for name in report_module._ALWAYS if name in VISUALIZERS.own} - {"lr_finder"}
+PICTURES = {node["NAME"] for node in report_module._ALWAYS} - {"lr_finder"}
 
 
 def images_in(page):

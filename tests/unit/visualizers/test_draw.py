@@ -80,7 +80,7 @@ def test_one_that_cannot_be_drawn_costs_none_of_the_others(painted):
     assert "2 problems" in str(caught.value) and "layer4 has a map of 4×4" in str(caught.value)
     assert "count is 1 or more" in str(caught.value)
     assert {path.name for path in (painted.folder / "visuals").iterdir()} == {
-        "confusion.png", "confusion.txt"}
+        "confusion.png", "confusion.txt", "confusion.csv"}
 
 
 def test_nothing_is_drawn_before_every_node_is_right(painted):

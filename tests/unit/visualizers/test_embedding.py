@@ -41,7 +41,8 @@ def made_of(painted, monkeypatch, classes, count=600, spread=1.0, names=None):
                    classes=names or [f"class number {number}" for number in range(classes)])
     monkeypatch.setattr(embedding, "_features", lambda said, model, loaders, rows: (
         rows, features[rows], np.zeros((len(rows), 8, 8, 3), np.uint8)))
-    monkeypatch.setattr(embedding, "_image_names", lambda images, said, rows: list(map(str, rows)))
+    monkeypatch.setattr(embedding, "positions_of", lambda images, said, rows: list(map(int, rows)))
+    monkeypatch.setattr(embedding, "image_names", lambda images, places: list(map(str, places)))
     return embedding.embedding(said, painted.model, painted.loaders, "PCA"), said
 
 

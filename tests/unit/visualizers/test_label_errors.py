@@ -14,6 +14,7 @@ from cvkit.evaluation.confident_learning import label_candidates
 from cvkit.evaluation.further_images import predict_images
 from cvkit.registry import DATASETS
 from cvkit.session import train
+from cvkit.visualizers.drawing import image_names
 
 
 def test_training_images_are_shown_with_their_label_and_what_the_model_sees(painted):
@@ -29,7 +30,7 @@ def test_training_images_are_shown_with_their_label_and_what_the_model_sees(pain
         f"contradicts, of {len(said.true)} training images, judged by the model that was trained on them")
     assert "train with --folds 5" in figure.caption
     lines = list(csv.DictReader(io.StringIO(figure.csv)))
-    assert [line["image"] for line in lines] == [painted.data.train.name(row) for row in rows]
+    assert [line["image"] for line in lines] == image_names(painted.data.train, rows)
     assert [line["probably wrong"] for line in lines] == ["yes"] * confident + ["perhaps"] * (len(rows) - confident)
     assert [float(line["probability of label"]) for line in lines] == pytest.approx(
         said.probabilities[rows, said.true[rows]].tolist(), rel=1e-4)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from test_misclassified import shown, titles
 
+from cvkit.visualizers.drawing import image_names
+
 
 def test_the_images_are_those_with_the_highest_cross_entropy(painted):
     predictions, test = painted.predictions, painted.data.test
@@ -21,7 +23,7 @@ def test_the_images_are_those_with_the_highest_cross_entropy(painted):
     part = losses[order[:7]].sum() / losses.sum()
     assert f"{700 / len(losses):.1f} % of the images, {100 * part:.0f} % of the loss." in figure.caption
     rows = list(csv.reader(io.StringIO(figure.csv)))[1:]
-    assert len(rows) == len(losses) and [row[0] for row in rows] == [test.name(place) for place in order]
+    assert len(rows) == len(losses) and [row[0] for row in rows] == image_names(test, order)
     assert [float(row[3]) for row in rows] == pytest.approx(losses[order].tolist(), rel=1e-5)
 
 
