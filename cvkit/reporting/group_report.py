@@ -17,9 +17,10 @@ from cvkit.system.text import duration, plural
 from cvkit.visualizers.draw import not_among
 
 # Sections with pictures; the one that names none has those that are asked for besides.
-_PICTURES = {"Classes": ["confusion"], "Misclassified images": ["misclassified"],
-             "Wrong under all seeds": ["wrong_in_all"], "Training": ["curve_band"],
-             "Further pictures": [], "Data": ["dataset"]}
+_PICTURES = {"Classes": ["per_class", "confusion", "roc", "pr"],
+             "Misclassified images": ["misclassified", "top_losses", "label_errors"],
+             "Wrong under all seeds": ["wrong_in_all"], "Confidence": ["calibration"],
+             "Training": ["curve_band"], "Further pictures": [], "Data": ["dataset", "duplicates"]}
 
 
 def write_group_report(group: Group, nodes: Sequence[Any] = (),
@@ -43,8 +44,9 @@ def write_group_report(group: Group, nodes: Sequence[Any] = (),
     for run in group.runs:
         run.refuse_links()
     # Each fold has training images of its own.
-    usual = ["curve_band", *(["misclassified", "confusion"] if isinstance(group, Folds)
-                             else ["wrong_in_all", "dataset"])]
+    of_folds = ["misclassified", "label_errors", "confusion", "per_class", "calibration"]
+    usual = ["curve_band", *(of_folds if isinstance(group, Folds)
+                             else ["wrong_in_all", "dataset", "duplicates"])]
     nodes = [*nodes, *not_among(nodes, [{NAME: name} for name in usual])]
     pictures = drawn_blocks(group, nodes, group.runs[0].predictions.classes)
     known = {name for names in _PICTURES.values() for name in names}

@@ -207,7 +207,8 @@ def in_words(averages: dict[str, Average | None]) -> str:
     dense = max(found, key=lambda name: found[name].hottest())
     part = found[out].outside()
     others = [one.outside() for name, one in found.items() if name != out]
-    beside = f"; of the other{'s' * (len(others) > 1)} {100 * np.mean(others):.0f} %"
+    beside = (f"; of the other{'s' * (len(others) > 1)} {100 * np.mean(others):.0f} %"
+              if others else "")
     # Evidence that is the same everywhere has three quarters outside.
     leaning = (f"the evidence for {out} (n = {found[out].count}) lies towards the border, "
                f"highest at {found[out].place()}"
@@ -216,7 +217,7 @@ def in_words(averages: dict[str, Average | None]) -> str:
     whose = "It is also the most concentrated" if dense == out else (
         f"The most concentrated is that for {dense}")
     return (f"In images that are right {leaning}: {100 * part:.0f} % of it is outside of the "
-            f"middle quarter of the picture{beside if others else ''} (evenly spread, "
+            f"middle quarter of the picture{beside} (evenly spread, "
             f"{100 * _EVEN:.0f} % would be). {whose}, with {100 * found[dense].hottest():.0f} % in "
             f"the hottest tenth of the pixels, highest at {found[dense].place()}.")
 

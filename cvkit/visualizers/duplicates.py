@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cvkit.data import ImageData
 from cvkit.data.near_duplicates import Pair, near_duplicates
 from cvkit.registry import VISUALIZERS
@@ -65,7 +67,7 @@ def duplicates(data: ImageData, count: int = 12) -> Picture:
         figure.words(box.x0 * width, (1 - box.y1) * height - 0.37,
                      "equal" if pair.is_equal else f"{pair.similarity:.3f}", 7.5,
                      fontweight="bold", va="center")
-    rows = [_row(data, pair) for pair in pairs]
+    rows = _rows(data, pairs)
     header = ("similarity", "image", "class", "other image", "other class")
     figure.table = "\n".join(in_columns([header, *rows[:100]], "<", "<", "<", "<"))
     if len(rows) > 100:
@@ -78,9 +80,13 @@ def _labels(data: ImageData, pair: Pair) -> list[int]:
     return [int(data.splits[split].labels[position]) for split, position in pair.places]
 
 
-def _row(data: ImageData, pair: Pair) -> tuple[str, ...]:
-    """Return how alike two images are, and of each its place and its class."""
-    words = [word for (split, position), label in zip(pair.places, _labels(data, pair))
-             for word in (f"{split} {image_names(data.splits[split], [position])[0]}",
-                          data.classes[label])]
-    return ("equal" if pair.is_equal else f"{pair.similarity:.4f}", *map(escape_controls, words))
+def _rows(data: ImageData, pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
+    """Return of each pair how alike the images are, and of each image its place and its class."""
+    wanted: dict[str, list[int]] = {}
+    for split, position in (place for pair in pairs for place in pair.places):
+        wanted.setdefault(split, []).append(position)
+    names = {(split, position): f"{split} {name}" for split, places in wanted.items()
+             for position, name in zip(places, image_names(data.splits[split], places))}
+    return [("equal" if pair.is_equal else f"{pair.similarity:.4f}", *(
+        word for place, label in zip(pair.places, _labels(data, pair))
+        for word in (names[place], escape_controls(data.classes[label])))) for pair in pairs]
