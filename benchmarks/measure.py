@@ -6,10 +6,12 @@ Images are noise: their content has no part in the time.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,7 @@ from cvkit.evaluation.metrics import build_metrics
 from cvkit.evaluation.predict import predict
 from cvkit.models import build_model
 from cvkit.models.resnet import resnet18
+from cvkit.registry import VISUALIZERS
 from cvkit.runs.experiment import Experiment
 from cvkit.session import build_trainer
 from cvkit.system.device import describe
@@ -43,10 +46,12 @@ from cvkit.system.log import ProgressBar
 from cvkit.system.text import suggest
 from cvkit.training.trainer import Trainer
 from cvkit.visualizers.cam_maps import cam_maps
+from cvkit.visualizers.draw import figures_of
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from cvkit.runs.folder import Run
     from cvkit.runs.trained import Trained
 
 MAIN, DIGITS = "configs/resnet18_cifar10.yaml", "configs/resnet18_digits.yaml"
@@ -360,6 +365,71 @@ def sweep(configure: Configure) -> Figures:
             "sweep / loop, time": speed(taken, "loop", "sweep")}
 
 
+def draw_pictures(configure: Configure) -> Figures:
+    """Each picture of a run of the main config with 10,000 test images, in a process of its own.
+
+    50,000 training images; the model is untrained, which takes as long. Memory is what the picture
+    takes besides its data, model and predictions, at its peak.
+    """
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = noise_run(configure(), Path(folder, "run"), noise(50_000, 10_000))
+        names = [name for name in VISUALIZERS.own if not run.missing({"NAME": name})]
+        for name in names:
+            code = f"from benchmarks.measure import time_picture; time_picture({name!r})"
+            done = subprocess.run([sys.executable, "-c", code, str(run.folder)],
+                                  capture_output=True, encoding="utf-8", errors="replace")
+            if done.returncode:
+                raise RunError(f"drawing {name} failed: {done.stderr.strip()[-500:]}")
+            taken, more = map(float, done.stdout.split()[-2:])
+            figures |= {f"{name} (s)": taken, f"{name} (MB more)": more}
+    return figures
+
+
+def noise_run(config: Config, folder: Path, data: ImageData) -> Run:
+    """Return the run of a model that was not trained, tested on other images than the config's."""
+    # The memory that importing these takes is none of a training's.
+    from cvkit.evaluation.run_evaluation import evaluate
+    from cvkit.runs.checkpoint import Checkpoint
+    from cvkit.runs.folder import Run
+    from cvkit.runs.metrics_file import add_metrics
+
+    run = Run.create(config, "noise\n", folder)
+    model = build_model(config.MODEL, 10, (3, 32, 32))
+    values = {f"{split}/{name}": 0.5 for split in ("train", "test")
+              for name in ("loss", "accuracy")}
+    Checkpoint(model=model.state_dict(), config=config.dump(), classes=list(data.classes),
+               mean=list(MEAN), std=list(STD), image_shape=[3, 32, 32], epoch=1, metrics=values,
+               monitored="test", images=data.facts).save(run.checkpoints / "last.pt")
+    add_metrics(folder, {"epoch": 1, "lr": 0.1, "seconds": 1.0, "images_per_second": 1.0, **values,
+                         "rates": [[0, 0.1], [390, 0.1]]})
+    run = Run(folder)
+    run.data = data
+    evaluate(run)
+    return run
+
+
+def time_picture(name: str) -> None:
+    """Print how long a picture of a `noise_run`, the first argument, takes, and how many MB."""
+    from cvkit.runs.folder import Run
+
+    def memory_of(line: str) -> float:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(re.search(rf"{line}:\s+(\d+) kB", status)[1]) * 1024 / 1e6
+
+    run = Run(sys.argv[1])
+    run.data = noise(50_000, 10_000)
+    _ = run.loaders, run.model, run.predictions
+    importlib.import_module(VISUALIZERS.module)
+    # What building the data took at its peak is forgotten.
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    before = memory_of("VmRSS")
+    taken = seconds(lambda: [figure.savefig(io.BytesIO(), format="png")
+                             for figure in figures_of(run, {"NAME": name})])
+    print(taken, memory_of("VmHWM") - before)
+
+
 def exported_session(member: Trained, folder: str) -> InferenceSession:
     """Return onnxruntime's session of a model, with as many threads as torch has."""
     from onnxruntime import InferenceSession, SessionOptions
@@ -375,7 +445,7 @@ def exported_session(member: Trained, folder: str) -> InferenceSession:
 
 
 PARTS = {"step": step, "freezing": freezing, "growth": growth, "memory": memory, "start": start,
-         "cam": cam, "predict": predict_pictures, "sweep": sweep}
+         "cam": cam, "predict": predict_pictures, "sweep": sweep, "pictures": draw_pictures}
 
 
 def measure(names: Sequence[str] = (),

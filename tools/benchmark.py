@@ -21,7 +21,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="step: training, evaluation and input; freezing: the head alone; "
                              "growth: twice the images; "
                              "memory; start; cam: class activation maps; predict: files to a CSV; "
-                             "sweep: 20 trials. "
+                             "sweep: 20 trials; "
+                             "pictures: each of 10,000 test images. "
                              "All, if none is named. "
                              "Keys of configs/resnet18_cifar10.yaml hold for step and growth")
     parser.add_argument("--json", action="store_true", help="print JSON instead")

@@ -6,9 +6,9 @@
 
 pictures (--list shows the flags of each, such as --cam-method LayerCAM):
   --curves  --lr-finder  --confusion  --misclassified [N]  --cam [N]  --cam-matrix [N]
-  --per-class  --top-losses [N]  --label-errors [N]  --calibration  --robustness [N]  --roc [N]
-  --pr [N]  --embedding [N]  --cam-average  --cam-faithfulness [N]  --filters
-  --feature-maps [N]  --samples [N]  --augmentations [N]  --dataset  --duplicates [N]
+  --per-class [N]  --top-losses [N]  --label-errors [N]  --calibration  --robustness [N]
+  --roc [N]  --pr [N]  --embedding [N]  --cam-average  --cam-faithfulness [N]
+  --filters  --feature-maps [N]  --samples [N]  --augmentations [N]  --dataset  --duplicates [N]
   --summary  --architecture  and, of several runs:  --curve-band  --wrong-in-all [N]
   --disagreements [N]
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cvkit.data.images import ImageData, ImageFiles, ImageSet
-from cvkit.data.near_duplicates import near_duplicates
+from cvkit.data.near_duplicates import counterparts, near_duplicates
 from cvkit.data.splits import evenly
 from cvkit.errors import DataError
 
@@ -44,40 +45,35 @@ class Twin(NamedTuple):
 def duplicates(data: ImageData) -> dict[str, list[Twin]]:
     """Return by split, if there are some to tell, the images that are in train too, or nearly."""
     found = {}
+    try:
+        pairs = near_duplicates(data.splits) if _are_compared(data) else []
+    except (OSError, DataError):
+        # A file has gone, and reading it for training says which and why.
+        return {}
     for split, images in (("val", data.val), ("test", data.test)):
         if images is None:
             continue
-        try:
-            pairs = _pairs(data.train, images)
-        except (OSError, DataError):
-            # A file has gone, and reading it for training says which and why.
-            continue
-        is_files, equal = isinstance(images.images, ImageFiles), sum(is_equal for *_, is_equal
-                                                                     in pairs)
-        if pairs and (is_files or equal >= max(1, _TOLERATED * len(images))
-                      or len(pairs) >= _TOLERATED_NEAR * len(images)):
-            found[split] = [Twin(f"{split} {images.name(theirs)} is {'' if is_equal else 'nearly '}"
-                                 f"train {data.train.name(ours)}", is_equal)
-                            for ours, theirs, is_equal in pairs]
+        twins = counterparts(pairs, "train", split)
+        is_files = isinstance(images.images, ImageFiles)
+        if is_files and isinstance(data.train.images, ImageFiles):
+            with contextlib.suppress(OSError):
+                twins |= {theirs: (ours, True) for ours, theirs in shared_files(data.train, images)}
+        equal = sum(is_equal for _, is_equal in twins.values())
+        if twins and (is_files or equal >= max(1, _TOLERATED * len(images))
+                      or len(twins) >= _TOLERATED_NEAR * len(images)):
+            found[split] = [
+                Twin(f"{split} {images.name(theirs)} is {'' if is_equal else 'nearly '}train "
+                     f"{data.train.name(ours)}", is_equal)
+                for theirs, (ours, is_equal) in sorted(
+                    twins.items(), key=lambda twin: (not twin[1][1], twin[0]))]
     return found
 
 
-def _pairs(train: ImageSet, other: ImageSet) -> list[tuple[int, int, bool]]:
-    """Return for each image of the other set that train has too where it is, there and here."""
-    are_pixels = all(isinstance(split.images, np.ndarray) for split in (train, other))
-    are_files = all(isinstance(split.images, ImageFiles) for split in (train, other))
-    if not are_pixels and not are_files:
-        return []
-    equal = [] if are_pixels else [(ours, theirs, True)
-                                   for ours, theirs in shared_files(train, other)]
-    if are_files and len(train) + len(other) > _FILES_DECODED:
-        return equal
-    known = {theirs for _, theirs, _ in equal}
-    for pair in near_duplicates({"train": train, "other": other}):
-        if pair.split != pair.other_split and pair.other_position not in known:
-            known.add(pair.other_position)
-            equal.append((pair.position, pair.other_position, pair.is_equal))
-    return sorted(equal, key=lambda pair: (not pair[2], pair[1]))
+def _are_compared(data: ImageData) -> bool:
+    """Whether the images are looked at: pixels in memory, or few files."""
+    kinds = {type(split.images) for split in data.splits.values()}
+    few = sum(map(len, data.splits.values())) <= _FILES_DECODED
+    return all(issubclass(kind, np.ndarray) for kind in kinds) or (few and kinds == {ImageFiles})
 
 
 def shared_files(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:

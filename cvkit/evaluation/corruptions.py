@@ -34,7 +34,12 @@ def corrupt(images: Sequence[np.ndarray], corruption: Corruption, strength: int,
     Args:
         images: uint8 (H, W, C).
         strength: 1 to 5.
+
+    Raises:
+        ValueError: another strength.
     """
+    if not 1 <= strength <= STRENGTHS:
+        raise ValueError(f"strength is 1 to {STRENGTHS}, not {strength}")
     value = _VALUES[corruption][strength - 1]
     by_side = functools.cache(functools.partial(_TRANSFORMS[corruption], value))
     found = []

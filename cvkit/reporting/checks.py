@@ -125,14 +125,16 @@ def overlaps(config: Config, data: ImageData,
     for split, twins in (duplicates(data) if found is None else found).items():
         images, equal = getattr(data, split), sum(twin.is_equal for twin in twins)
         at_least = "at least " if isinstance(images.images, ImageFiles) else ""
-        counts = [*([f"{equal:,}"] if equal else []),
-                  *([f"nearly {len(twins) - equal:,}"] if len(twins) > equal else [])]
+        near = len(twins) - equal
+        counts = (f"{equal:,} of the {len(images):,} {split} images too"
+                  + (f", and {near:,} more nearly" if near else "")) if equal else (
+                      f"{near:,} of the {len(images):,} {split} images, or nearly so")
         listed = f", which a run lists in its {DUPLICATES}" if len(twins) > 3 else ""
         show = (f", after a look at them: {command('visualize')} CONFIG --duplicates"
                 if len(twins) > equal else "")
         warnings[f"overlap {split}"] = (
-            f"train holds {at_least}{' and '.join(counts)} of the {len(images):,} {split} images "
-            f"too ({and_more([twin.words for twin in twins], 3)}{listed}): the {split} accuracy "
+            f"train holds {at_least}{counts} "
+            f"({and_more([twin.words for twin in twins], 3)}{listed}): the {split} accuracy "
             f"counts what was learned by heart. Take them out of one split of {_dataset(config)}"
             f"{show}")
     return warnings

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cvkit
+from cvkit.data.duplicates import DUPLICATES
 from cvkit.deployment.page import PageModel, page_model
 from cvkit.errors import RunError
 from cvkit.evaluation.metrics import is_part
@@ -54,11 +55,13 @@ _PICTURES = {
 # These are drawn of every run; the others take long, so a config or a flag names them.
 _ALWAYS: tuple[dict[str, Any], ...] = (
     *({NAME: name} for name in (
-        "per_class", "confusion", "pr", "embedding", "misclassified", "top_losses", "calibration",
-        "cam", "cam_average", "curves", "lr_finder", "dataset", "duplicates", "samples",
-        "architecture", "summary")),
+        "per_class", "confusion", "pr", "embedding", "misclassified", "top_losses",
+        "calibration")),
     # Enough for the mean.
-    {NAME: "robustness", "count": 200})
+    {NAME: "robustness", "count": 200},
+    *({NAME: name} for name in (
+        "cam", "cam_average", "curves", "lr_finder", "dataset", "duplicates", "samples",
+        "architecture", "summary")))
 _GIT = {"git": r"[0-9a-f]{4,64}(-dirty)?", "repository": r"[\w/.~][\w/.~:@%+ -]*"}
 
 
@@ -188,10 +191,19 @@ def _results(run: Run) -> list[Block]:
              f"{predictions.place} ({watched})."),
         Table(["", *columns], rows),
         *([Text(f"{other}.")] if other else []),
+        *_twins(run),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
              f"{last['epoch']} of {run.config.TRAIN.EPOCHS}, in {duration(run.seconds)}. "
              f"Parameters: {parameters_in_words(run.model, unit='')}."),
     ]
+
+
+def _twins(run: Run) -> list[Block]:
+    """Return how many test images were found among those of the training, when it began."""
+    lines = [line for line in _read(run, DUPLICATES).splitlines() if line.startswith("test ")]
+    return [Text(f"{len(lines):,} of the test images {'is a' if len(lines) == 1 else 'are'} "
+                 f"training image{'s' * (len(lines) > 1)} too, or nearly, as {DUPLICATES} lists: "
+                 "the accuracy counts what was learned by heart.")] if lines else []
 
 
 def _model_code(run: Run) -> list[Block]:

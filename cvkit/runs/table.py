@@ -20,7 +20,15 @@ from cvkit.runs.finding import MEMBER, REPEATED, find_all
 from cvkit.runs.folder import WHERE_IT_RUNS, Run, is_among, monitored_in
 from cvkit.runs.predictions import Predictions, mcnemar
 from cvkit.runs.spread import Spread
-from cvkit.system.text import cut, duration, escape_controls, in_columns, plural, suggest
+from cvkit.system.text import (
+    cut,
+    duration,
+    escape_controls,
+    harmless_cell,
+    in_columns,
+    plural,
+    suggest,
+)
 
 # Letters of a value and of a name in a terminal.
 _WIDEST, _WIDEST_NAME = 24, 40
@@ -270,10 +278,10 @@ class Table:
         """
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(map(_harmless, ["run", *(title for column in self.columns
+        writer.writerow(map(harmless_cell, ["run", *(title for column in self.columns
                                                  for title in column.titles())]))
         for row in self.order:
-            writer.writerow(map(_harmless, [str(self.entries[row].folder), *(
+            writer.writerow(map(harmless_cell, [str(self.entries[row].folder), *(
                 value for column in self.columns for value in column.exact(row))]))
         return file.getvalue()
 
@@ -311,14 +319,6 @@ def _head(column: Column) -> tuple[str, str]:
     label = cut(escape_controls(column.label), _WIDEST)
     first, _, last = label.partition(" ") if isinstance(column, Measured) else ("", "", label)
     return (first, last) if last else ("", first)
-
-
-def _harmless(cell: Any) -> Any:
-    """Return a cell of a CSV, text so that no spreadsheet takes it for a formula."""
-    if not isinstance(cell, str):
-        return cell
-    text = escape_controls(cell, keep="\n\t")
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def _predictions_of(run: Run, epochs: Sequence[dict[str, Any]]) -> Predictions:

@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
+from typing import Any
 
 # Unicode's categories Cc, Zl, Zp and Cs, and what turns round the direction of what follows. One
 # expression: a report's pictures are millions of letters.
@@ -171,3 +172,11 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def harmless_cell(cell: Any) -> Any:
+    """Return a cell of a CSV, text so that no spreadsheet takes it for a formula."""
+    if not isinstance(cell, str):
+        return cell
+    text = escape_controls(cell, keep="\n\t")
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text

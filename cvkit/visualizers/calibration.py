@@ -43,7 +43,9 @@ def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15
         scaled(predictions.probabilities, temperature), predictions.true, bins)
     caption = wrap(_in_words(predictions, before, after, temperature, why), 8.8)
     top = 0.75 + 0.13 * len(caption)
-    figure = Picture(9, top + 3.75)
+    figure = Picture(9, top + 3.9)
+    # The legend has up to two lines.
+    top += 0.15
     figure.headline("Confidence and accuracy", "\n".join(caption))
     square = figure.panel(0.65, top, 3.2, 3.2)
     square.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
@@ -55,11 +57,13 @@ def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15
     square.set_title("Right, by confidence", loc="left")
     square.set_xlabel("confidence: probability of the predicted class")
     square.set_ylabel("part that is right, interval of 95 %")
-    square.set_xlim(0, 1.01)
-    square.set_ylim(-0.01, 1.01)
-    square.legend(loc="upper left")
+    for axis, limits in ((square.xaxis, square.set_xlim), (square.yaxis, square.set_ylim)):
+        limits(-0.02, 1.03)
+        axis.set_major_formatter(PercentFormatter(1))
+    # Over the panel, as the curve may go anywhere within.
+    square.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.1)
     beside = figure.panel(4.75, top, 4.0, 3.2)
-    _draw_counts(beside, predictions, bins)
+    _draw_counts(beside, before)
     header = ("confidence from", "to", "images", "right", "mean confidence", "accuracy")
     rows = [(float(low), float(high), int(count), int(right), float(mean),
              float(right / count) if count else float("nan"))
@@ -75,7 +79,9 @@ def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15
 
 def _temperature(run: Run | None) -> tuple[float | None, str]:
     """Return the temperature of a run, or None, and why there is none."""
-    if run is None or run.data.val is None:
+    if run is None:
+        return None, "No temperature was fitted, as these are the predictions of several models."
+    if run.data.val is None:
         return None, ("No temperature was fitted, as there are no validation images; "
                       "DATA.VAL_FRACTION 0.1 sets some aside before a training.")
     try:
@@ -96,14 +102,12 @@ def _draw_curve(axes: Axes, found: Reliability, colour: str, marker: str, label:
               linewidth=1.2, label=f"{label}: error {_percent(found.expected)}")
 
 
-def _draw_counts(axes: Axes, predictions: Predictions, bins: int) -> None:
-    confidence = predictions.probabilities.max(1)
-    is_right = predictions.true == predictions.predicted
-    edges = np.linspace(0, 1, bins + 1).tolist()
-    axes.hist([confidence[~is_right], confidence[is_right]], edges, stacked=True,
-              color=[WRONG, RIGHT], label=[f"wrong, {(~is_right).sum():,}",
-                                           f"right, {is_right.sum():,}"],
-              hatch=["////", ""], edgecolor="white", linewidth=0.5)
+def _draw_counts(axes: Axes, found: Reliability) -> None:
+    width, wrong = found.edges[1], found.counts - found.right
+    for counts, below, what, colour, hatch in (
+            (wrong, 0, "wrong", WRONG, "////"), (found.right, wrong, "right", RIGHT, "")):
+        axes.bar(found.edges[:-1], counts, width, below, align="edge", color=colour, hatch=hatch,
+                 edgecolor="white", linewidth=0.5, label=f"{what}, {counts.sum():,}")
     axes.set_title("Test images, by confidence", loc="left")
     axes.set_xlabel("confidence")
     axes.set_ylabel("images")
@@ -116,20 +120,25 @@ def _draw_counts(axes: Axes, predictions: Predictions, bins: int) -> None:
 def _in_words(predictions: Predictions, before: Reliability, after: Reliability | None,
               temperature: float | None, why: str) -> str:
     sure, right = float(predictions.probabilities.max(1).mean()), predictions.accuracy
-    # Twice the deviation that chance alone gives the accuracy.
-    chance = 2 * np.sqrt(max(right * (1 - right), 1e-12) / len(predictions.true))
+    # Twice the deviation of the accuracy, were each image right as often as the model is sure.
+    confidence = predictions.probabilities.max(1).astype(np.float64)
+    chance = 2 * np.sqrt((confidence * (1 - confidence)).sum()) / len(predictions.true) + 1e-6
     what = ("The model is about as sure as it is right" if abs(sure - right) <= chance else
             f"The model is {'over' if sure > right else 'under'}-confident")
     worst = int(np.nanargmax(np.abs(before.right / np.maximum(before.counts, 1)
                                     - before.confidence)))
-    said = (f"{what}: {_percent(sure)} sure on average, {_percent(right)} right. Expected "
-            f"calibration error {_percent(before.expected)}, the largest {_percent(before.maximum)}"
-            f" (of the {plural(int(before.counts[worst]), 'image')} between "
-            f"{before.edges[worst]:.2f} and {before.edges[worst + 1]:.2f}).")
+    said = (f"{what}: {_percent(sure)} sure on average, {_percent(right)} right. The expected "
+            f"calibration error is {_percent(before.expected)}; the maximum, "
+            f"{_percent(before.maximum)}, is that of {plural(int(before.counts[worst]), 'image')} "
+            f"between {_percent(before.edges[worst])} and {_percent(before.edges[worst + 1])}.")
     if after is None or temperature is None:
         return f"{said} {why}"
+    is_better = after.expected < before.expected
     return (f"{said} Logits divided by {temperature:.2f}, which fits the validation images best, "
-            f"bring the error to {_percent(after.expected)}; no image changes its class.")
+            f"{'bring' if is_better else 'raise'} the error of the test images to "
+            f"{_percent(after.expected)}; "
+            + ("no image changes its class." if is_better else
+               "leave them as they are, or fit it on more validation images."))
 
 
 def _percent(part: float) -> str:

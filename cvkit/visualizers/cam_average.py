@@ -15,6 +15,7 @@ from cvkit.errors import ConfigError
 from cvkit.models.feature_maps import choose_layers
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.predictions import Predictions
+from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
 from cvkit.system.text import escape_controls, in_columns, plural, suggest
 from cvkit.visualizers.cam import Colormap, grey, map_page, overlay, show_map
 from cvkit.visualizers.cam_maps import CLASS_FREE, Method, cam_maps
@@ -26,6 +27,7 @@ from cvkit.visualizers.drawing import (
     as_csv,
     aspect_of,
     drawn_names,
+    images_of,
     positions_of,
     refuse_below_one,
     shorten,
@@ -40,10 +42,11 @@ _ROWS = 20
 _ENOUGH = 10
 # An image is so many inches wide.
 _SIZE = 1.0
-# So much of a map lies outside of the middle half of height and width if it is even.
-_EVEN = 0.75
-# The hottest tenth of the pixels tells how concentrated a map is.
-_HOTTEST = 0.1
+# So many classes are named in the caption, of those with more than this part of their maps empty.
+_TOLD, _EMPTY = 3, 0.2
+# The hottest tenth of the pixels tells how concentrated a map is. With no more than this in it,
+# the evidence lies almost anywhere.
+_HOTTEST, _CONCENTRATED = 0.1, 0.15
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,11 @@ def cam_average(predictions: Predictions, model: nn.Module, loaders: Loaders, pe
         rows = np.sort(random.permutation(rows)[:per_class])
         if not len(rows):
             return None
-        images = loaders.test.take(positions_of(loaders.test.images, predictions, rows)).images
-        maps = cam_maps(model, images, [predictions.predicted[rows]], [name], [method])
+        rows, images = images_of(loaders.test, predictions, rows)
+        # A method, or a model, may draw random numbers.
+        with random_numbers_kept(images.device):
+            seed_random_numbers(seed)
+            maps = cam_maps(model, images, [predictions.predicted[rows]], [name], [method])
         return average_of(loaders.test.denormalise(images), maps[name, method][0])
 
     found = [(average(np.flatnonzero(is_right & (predictions.true == label))),
@@ -133,10 +139,6 @@ def cam_average(predictions: Predictions, model: nn.Module, loaders: Loaders, pe
     caption = (f"{method} at {name} ({height}×{width} pixels) {what}, each map scaled to its own "
                f"highest, then the mean over up to {plural(per_class, 'image')} of each class that "
                f"are right (green) and that are wrong (orange){chosen}. {in_words(right)}{note}")
-    empty = sum(one.empty for one in there)
-    if empty:
-        caption += f" {plural(empty, 'map')} without any evidence {'adds' if empty == 1 else 'add'}"
-        caption += " nothing."
     aspect = aspect_of([first[0].permute(1, 2, 0).cpu().numpy()])
 
     def draw(figure: Picture, axes: np.ndarray, number: int) -> None:
@@ -156,7 +158,7 @@ def cam_average(predictions: Predictions, model: nn.Module, loaders: Loaders, pe
     rows = [(escape_controls(predictions.classes[label]), *_cells(pair))
             for label, pair in zip(labels, found)]
     header = ("class", *(f"{of}, {what}" for of in ("right", "wrong") for what in (
-        "images", "highest at", "outside the middle", "in the hottest tenth")))
+        "images", "without evidence", "highest at", "outside the middle", "in the hottest tenth")))
     figure.table = "\n".join(in_columns([header, *rows])) + numbered
     figure.csv = as_csv(header, rows)
     return figure
@@ -196,30 +198,32 @@ def average_of(images: np.ndarray, maps: np.ndarray) -> Average:
 
 
 def in_words(averages: dict[str, Average | None]) -> str:
-    """Say of which class the evidence lies farthest out, and of which most together."""
-    found = {name: one for name, one in averages.items() if one and one.map.any()}
-    if not found:
-        return "In no image that is right is there evidence."
+    """Say for which classes the evidence is highest off the centre, and which have little of it."""
+    there = {name: one for name, one in averages.items() if one}
+    found = {name: one for name, one in there.items() if one.map.any()}
     # A few maps lie anywhere.
-    found = {name: one for name, one in found.items()
-             if one.count - one.empty >= _ENOUGH} or found
-    out = max(found, key=lambda name: found[name].outside())
-    dense = max(found, key=lambda name: found[name].hottest())
-    part = found[out].outside()
-    others = [one.outside() for name, one in found.items() if name != out]
-    beside = (f"; of the other{'s' * (len(others) > 1)} {100 * np.mean(others):.0f} %"
-              if others else "")
-    # Evidence that is the same everywhere has three quarters outside.
-    leaning = (f"the evidence for {out} (n = {found[out].count}) lies towards the border, "
-               f"highest at {found[out].place()}"
-               if part > _EVEN else
-               f"no class has its evidence towards the border, and {out} comes nearest to that")
-    whose = "It is also the most concentrated" if dense == out else (
-        f"The most concentrated is that for {dense}")
-    return (f"In images that are right {leaning}: {100 * part:.0f} % of it is outside of the "
-            f"middle quarter of the picture{beside} (evenly spread, "
-            f"{100 * _EVEN:.0f} % would be). {whose}, with {100 * found[dense].hottest():.0f} % in "
-            f"the hottest tenth of the pixels, highest at {found[dense].place()}.")
+    enough = {name: one for name, one in found.items() if one.count - one.empty >= _ENOUGH}
+    found = enough or found
+    off = sorted((name for name in found if found[name].place() != "the centre"
+                  and found[name].hottest() > _CONCENTRATED),
+                 key=lambda name: -found[name].hottest())
+    told = "; ".join(f"for {name} at {found[name].place()}, {100 * found[name].hottest():.0f} % of "
+                     "it in the hottest tenth of the pixels" for name in off[:_TOLD])
+    more = f"; and for {plural(len(off) - _TOLD, 'class')} more" if len(off) > _TOLD else ""
+    words = "In no image that is right is there evidence."
+    if off:
+        words = (f"In images that are right the evidence is highest off the centre {told}{more} "
+                 f"(evenly spread, {100 * _HOTTEST:.0f} % would be).")
+    elif found:
+        words = ("In images that are right the evidence is concentrated off the centre for none of "
+                 f"{plural(len(found), 'class')}.")
+    empty = [f"{name} ({one.empty} of {one.count})" for name, one in there.items()
+             if one.empty > _EMPTY * one.count]
+    if empty:
+        words += (f" Maps without any evidence: {', '.join(empty[:_TOLD])}"
+                  f"{' and others' if len(empty) > _TOLD else ''}; another method, such as "
+                  "LayerCAM, or a layer before this one may show what they lack.")
+    return words
 
 
 def _draw_pair(left: Axes, right: Axes, one: Average | None, words: str, colour: str,
@@ -238,7 +242,7 @@ def _cells(pair: tuple[Average | None, Average | None]) -> list[str]:
     """Return what a table says of a class's images that are right, and of those that are wrong."""
     cells = []
     for one in pair:
-        cells.append(str(one.count if one else 0))
+        cells += [str(one.count if one else 0), str(one.empty if one else 0)]
         cells += [one.place(), f"{one.outside():.3f}", f"{one.hottest():.3f}"] \
-            if one and one.map.any() else ["–"] * 3
+            if one and one.map.any() else [""] * 3
     return cells

@@ -32,7 +32,7 @@ from cvkit.visualizers.drawing import (
     FAINT,
     Picture,
     as_csv,
-    positions_of,
+    images_of,
     refuse_below_one,
     styled,
     wrap,
@@ -66,7 +66,7 @@ def cam_faithfulness(predictions: Predictions, model: nn.Module, loaders: Loader
     refuse_below_one(count=count)
     total = len(predictions.true)
     rows = np.sort(np.random.default_rng(seed).permutation(total)[:count])
-    images = loaders.test.take(positions_of(loaders.test.images, predictions, rows)).images
+    rows, images = images_of(loaders.test, predictions, rows)
     (name, (height, width)), = choose_layers(model, images[:1], layer).items()
     found, steps = measure_all(model, images, predictions.predicted[rows], name,
                                 list(dict.fromkeys([*map(str, methods), BASELINE])), seed)

@@ -185,8 +185,10 @@ def similar_order(matrix: np.ndarray) -> tuple[np.ndarray, list[tuple[list[int],
     order = leaves_list(tree)
     # Of two classes of a group, so large a part is mistaken for each other on average.
     least = max(_MISTAKEN, 3 * alike.mean())
-    belongs = fcluster(tree, max(alike.max() - least, 0), "distance")[order]
     groups: list[tuple[list[int], int]] = []
+    if alike.max() <= least:
+        return order, groups
+    belongs = fcluster(tree, alike.max() - least, "distance")[order]
     for label in dict.fromkeys(belongs.tolist()):
         group = np.flatnonzero(belongs == label)
         among = int(mistakes[np.ix_(order[group], order[group])].sum())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from cvkit.config import Config
-from cvkit.data import ImageData
-from cvkit.data.near_duplicates import Pair, near_duplicates
+from cvkit.data import ImageData, ImageSet
+from cvkit.data.near_duplicates import Pair, counterparts, near_duplicates
 from cvkit.data.scan import measure
 from cvkit.registry import VISUALIZERS
 from cvkit.system.text import escape_controls, in_columns, plural
@@ -52,9 +52,10 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
     shown = range(min(len(data.classes), _ROWS))
     total = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     names, (note, _) = drawn_names(data.classes), told_names(data.classes)
+    compared = compared_splits(data)
     caption = wrap(f"{total} images, {plural(len(data.classes), 'class')} of "
                    f"{_range(counts['train'])} each. "
-                   f"{twins_in_words(data, near_duplicates(data.splits))}{note}", 8.8)
+                   f"{twins_in_words(compared, near_duplicates(compared))}{note}", 8.8)
     example_height, charts = 0.62, 5.07 + 0.13 * len(caption)
     figure = Picture(9, 0.4 + charts + 0.45 + example_height * len(shown))
     figure.headline("The data", "\n".join(caption))
@@ -82,24 +83,33 @@ def dataset(data: ImageData, config: Config, per_class: int = 12, seed: int = 0)
     return figure
 
 
-def twins_in_words(data: ImageData, pairs: Sequence[Pair]) -> str:
-    """Say how many images of a data set are equal or nearly so, and in which splits."""
+def compared_splits(data: ImageData) -> dict[str, ImageSet]:
+    """Return the splits without those that lie within another, as of folds taken together."""
+    return {name: split for name, split in data.splits.items() if not any(
+        len(split) < len(other) and split.images is other.images
+        and np.isin(split.index, other.index).all() for other in data.splits.values())}
+
+
+def twins_in_words(splits: Mapping[str, ImageSet], pairs: Sequence[Pair]) -> str:
+    """Say how many images of the splits are equal or nearly so, and in which they are."""
     if not pairs:
         return "No two images are equal, or nearly so."
-    twins = {name: len({pair.other_position for pair in pairs
-                        if (pair.split, pair.other_split) == ("train", name)})
-             for name in data.splits if name != "train"}
-    across = [f"{count:,} of the {plural(len(data.splits[name]), f'{name} image')}"
+    twins = {name: len(counterparts(pairs, "train", name)) for name in splits if name != "train"}
+    across = [f"{count:,} of the {plural(len(splits[name]), f'{name} image')} "
+              f"{'has' if count == 1 else 'have'} such a twin in train"
               for name, count in twins.items() if count]
-    labels = {name: split.labels for name, split in data.splits.items()}
+    labels = {name: split.labels for name, split in splits.items()}
     differing = sum(labels[pair.split][pair.position]
                     != labels[pair.other_split][pair.other_position] for pair in pairs)
     equal = sum(pair.is_equal for pair in pairs)
-    words = (f"{plural(len(pairs), 'pair')} of images "
+    words = (f"{plural(len(pairs), 'pair')} of images that "
              f"{'is' if len(pairs) == 1 else 'are'} equal ({equal:,}) or nearly so")
-    words += f"; {' and '.join(across)} are so to one of train" if across else (
-        "; none is in two splits" if len(data.splits) > 1 else "")
-    return words + (f"; {differing:,} with two labels." if differing else ".")
+    between = sum(pair.split != pair.other_split for pair in pairs)
+    if across:
+        words += f"; {' and '.join(across)}"
+    elif len(splits) > 1:
+        words += f"; {between:,} lie in val and test" if between else "; none lies in two splits"
+    return words + (f"; {plural(differing, 'pair')} with two labels." if differing else ".")
 
 
 def _range(counts: np.ndarray) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,15 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
+from torch import Tensor
 
 from cvkit.data import ImageFiles, ImageSet
+from cvkit.data.loaders import BatchLoader
 from cvkit.errors import RunError
 from cvkit.runs.predictions import Predictions
 from cvkit.system.command import command
 from cvkit.system.log import LOG, SCREEN
-from cvkit.system.text import escape_controls
+from cvkit.system.text import escape_controls, harmless_cell
 
 # Letters that matplotlib's own font lacks come from the first of these that is installed.
 _MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC",
@@ -346,13 +350,25 @@ def message(text: str) -> Picture:
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return rows for a spreadsheet: numbers that are no whole ones with six digits."""
+    """Return rows for a spreadsheet: numbers with six digits, nothing where there is none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else escape_controls(str(cell))
-                      for cell in row] for row in rows)
+    writer.writerows([
+        ("" if math.isnan(cell) else f"{cell:.6g}") if isinstance(cell, float)
+        else harmless_cell(cell) for cell in row] for row in [header, *rows])
     return text.getvalue().rstrip("\n")
+
+
+def images_of(loader: BatchLoader, predictions: Predictions,
+              rows: np.ndarray) -> tuple[np.ndarray, Tensor]:
+    """Return those rows of the predictions whose images can be read, and these, (N, C, H, W).
+
+    Raises:
+        RunError: the predictions are of other images.
+    """
+    batch = loader.take(positions_of(loader.images, predictions, rows.tolist()))
+    place = {int(index): row for index, row in zip(predictions.index[rows], rows)}
+    return np.array([place[index] for index in batch.index.tolist()], dtype=np.int64), batch.images
 
 
 def image_names(split: ImageSet, positions: Iterable[int]) -> list[str]:
@@ -362,9 +378,13 @@ def image_names(split: ImageSet, positions: Iterable[int]) -> list[str]:
     """
     names = list(map(split.name, positions))
     if isinstance(split.images, ImageFiles):
-        paths = split.images.paths.tolist()
-        top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
-        names = [os.path.relpath(name, top) for name in names]
+        folders = {os.path.dirname(path) for path in map(os.path.abspath, split.images.paths)}
+        top = Path(os.path.commonpath(folders))
+        names = [os.path.abspath(name) for name in names]
+        # Of several places nothing but the names themselves tells little.
+        names = ([os.path.basename(name) for name in names]
+                 if top in (Path(top.anchor), *Path.home().parents, Path.home())
+                 else [os.path.relpath(name, top) for name in names])
     return list(map(escape_controls, names))
 
 

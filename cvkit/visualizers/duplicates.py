@@ -8,7 +8,7 @@ from cvkit.data import ImageData
 from cvkit.data.near_duplicates import Pair, near_duplicates
 from cvkit.registry import VISUALIZERS
 from cvkit.system.text import escape_controls, in_columns
-from cvkit.visualizers.dataset import twins_in_words
+from cvkit.visualizers.dataset import compared_splits, twins_in_words
 from cvkit.visualizers.drawing import (
     WRONG,
     Picture,
@@ -42,19 +42,20 @@ def duplicates(data: ImageData, count: int = 12) -> Picture:
         count: how many pairs.
     """
     refuse_below_one(count=count)
-    pairs = near_duplicates(data.splits)
+    splits = compared_splits(data)
+    pairs = near_duplicates(splits)
     if not pairs:
-        return message(twins_in_words(data, pairs))
+        return message(twins_in_words(splits, pairs))
     pairs.sort(key=lambda pair: (len({*_labels(data, pair)}) == 1,
                                  pair.split == pair.other_split, -pair.similarity))
     shown, names = pairs[:count], drawn_names(data.classes)
     images = [[data.splits[split].image(position) for split, position in pair.places]
               for pair in shown]
-    some = "" if len(shown) == len(pairs) else f" {len(shown)} of them are shown."
+    some = "" if len(shown) == len(pairs) else f" Shown: {len(shown)}."
     figure, blocks = grids(
         len(shown), 1, 2, "Duplicates",
-        f"{twins_in_words(data, pairs)}{some} Over each image: its split and class; over the pair "
-        f"how alike they are (1: equal).{told_names(data.classes)[0]}",
+        f"{twins_in_words(splits, pairs)}{some} Over each image: its split and class; over each "
+        f"pair how alike they are (1: equal).{told_names(data.classes)[0]}",
         side_by_side=4, size=_SIZE, above=0.34, over=0.12,
         aspect=aspect_of(image for two in images for image in two), left=0.12)
     for pair, two, (axes,) in zip(shown, images, blocks):
@@ -65,11 +66,11 @@ def duplicates(data: ImageData, count: int = 12) -> Picture:
         box = axes[0].get_position(original=True)
         width, height = figure.get_size_inches()
         figure.words(box.x0 * width, (1 - box.y1) * height - 0.37,
-                     "equal" if pair.is_equal else f"{pair.similarity:.3f}", 7.5,
+                     _alike(pair, 3), 7.5,
                      fontweight="bold", va="center")
     rows = _rows(data, pairs)
-    header = ("similarity", "image", "class", "other image", "other class")
-    figure.table = "\n".join(in_columns([header, *rows[:100]], "<", "<", "<", "<"))
+    header = ("similarity", "split", "image", "class", "other split", "other image", "other class")
+    figure.table = "\n".join(in_columns([header, *rows[:100]]))
     if len(rows) > 100:
         figure.table += f"\nand {len(rows) - 100:,} more, which stand in the .csv"
     figure.csv = as_csv(header, rows)
@@ -85,8 +86,16 @@ def _rows(data: ImageData, pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
     wanted: dict[str, list[int]] = {}
     for split, position in (place for pair in pairs for place in pair.places):
         wanted.setdefault(split, []).append(position)
-    names = {(split, position): f"{split} {name}" for split, places in wanted.items()
+    names = {(split, position): name for split, places in wanted.items()
              for position, name in zip(places, image_names(data.splits[split], places))}
-    return [("equal" if pair.is_equal else f"{pair.similarity:.4f}", *(
+    return [(_alike(pair, 4), *(
         word for place, label in zip(pair.places, _labels(data, pair))
-        for word in (names[place], escape_controls(data.classes[label])))) for pair in pairs]
+        for word in (place[0], names[place], escape_controls(data.classes[label]))))
+        for pair in pairs]
+
+
+def _alike(pair: Pair, digits: int) -> str:
+    """Return how alike two images are; never 1 where they are not equal."""
+    highest = 1 - 10.0**-digits
+    return "equal" if pair.is_equal else (
+        f"> {highest}" if pair.similarity > highest else f"{pair.similarity:.{digits}f}")

@@ -18,7 +18,7 @@ from cvkit.models.features import penultimate_features
 from cvkit.models.probing import in_evaluation_mode, state_kept
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.predictions import Predictions
-from cvkit.system.seeds import random_numbers_kept
+from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
 from cvkit.system.text import escape_controls, in_columns, plural
 from cvkit.visualizers.drawing import (
     COLOURS,
@@ -71,11 +71,14 @@ def embedding(predictions: Predictions, model: nn.Module, loaders: Loaders,
     """
     refuse_below_one(count=count)
     rows, features, images = _features(
-        predictions, model, loaders, _drawn(predictions.true, count, seed))
+        predictions, model, loaders, _drawn(predictions.true, count, seed), seed)
     if len(rows) < _FEWEST or features.shape[1] < 2:
-        return message(f"No embedding: there are {plural(len(rows), 'test image')} with "
-                       f"{plural(features.shape[1], 'feature')} each, and it takes "
-                       f"{_FEWEST} images and 2 features")
+        return message(f"No embedding of {plural(len(rows), 'test image')} with "
+                       f"{plural(features.shape[1], 'feature')} each: it takes "
+                       f"{_FEWEST} images and 2 features.")
+    if not np.ptp(features, axis=0).astype(np.float32).var():
+        return message("No embedding: the last layer is given the same for all images, as of a "
+                       "model that has died.")
     plane, meaning = _plane(features, method, seed)
     true, predicted = predictions.true[rows], predictions.predicted[rows]
     # Of few images of a class no more than all others could be neighbours of its own.
@@ -129,7 +132,7 @@ def _drawn(true: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def _features(predictions: Predictions, model: nn.Module, loaders: Loaders,
-              rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+              rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows whose images can be read, their features (N, D), and the images, small.
 
     Raises:
@@ -143,6 +146,7 @@ def _features(predictions: Predictions, model: nn.Module, loaders: Loaders,
     images: list[np.ndarray] = []
     with (state_kept(model), random_numbers_kept(loaders.test.device),
           in_evaluation_mode(model)):
+        seed_random_numbers(seed)
         for start in range(0, len(positions), size):
             batch = loaders.test.take(positions[start:start + size])
             found += [row_of[index] for index in batch.index.tolist()]

@@ -9,6 +9,7 @@ from torch import nn
 from cvkit.data import Loaders
 from cvkit.models.feature_maps import Recorder, choose_layers, frozen_copy, reshape_of
 from cvkit.registry import VISUALIZERS
+from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
 from cvkit.system.text import in_columns, plural
 from cvkit.visualizers.cam import map_page
 from cvkit.visualizers.drawing import (
@@ -30,13 +31,13 @@ _IDLE = 0.1
 
 @VISUALIZERS.register()
 @styled
-def filters(model: nn.Module) -> Picture:
+def filters(model: nn.Module, loaders: Loaders) -> Picture:
     """The kernels of the first convolution: in colour where images have three channels.
 
     All share one scale: grey is 0, and what is as far below it as the largest weight is above, is
     as dark as that is bright. Kernels over other numbers of channels are drawn as their mean.
     """
-    name, convolution = _first_convolution(model)
+    name, convolution = _first_convolution(model, loaders.test.take([0]).images)
     if convolution is None:
         return message("The model does not begin with a convolution, so there are no filters to "
                        "draw.")
@@ -67,13 +68,19 @@ def filters(model: nn.Module) -> Picture:
     return figure
 
 
-def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d | None]:
-    """Return the convolution that images go through first; None if it is something else."""
+@torch.no_grad()
+def _first_convolution(model: nn.Module, image: torch.Tensor) -> tuple[str, nn.Conv2d | None]:
+    """Return the convolution that images go through first; None if it is a linear layer."""
+    model, called = frozen_copy(model), []
+    # A norm before it has vectors only, as have the tokens that a transformer adds.
     for name, module in model.named_modules():
-        # A norm before it has vectors only, as have the tokens that a transformer adds.
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            return name, module if isinstance(module, nn.Conv2d) else None
-    return "", None
+            module.register_forward_hook(lambda module, *_, name=name: called.append(
+                (name or "the model", module)))
+    with random_numbers_kept(image.device):
+        model(image)
+    first = called[0] if called else ("", None)
+    return first if isinstance(first[1], nn.Conv2d) else ("", None)
 
 
 def _channels_drawn(kernels: np.ndarray) -> np.ndarray:
@@ -147,6 +154,8 @@ def channels_of(model: nn.Module, images: torch.Tensor, layer: str) -> np.ndarra
     """Return what a layer's channels are for the first of some images, float32 (C, h, w)."""
     model = frozen_copy(model)
     recorder = Recorder(model, [layer])
-    model(images[:1].float())
+    with random_numbers_kept(images.device):
+        seed_random_numbers(0)
+        model(images[:1].float())
     recorder.remove()
     return reshape_of(model, layer)(recorder.outputs[layer])[0].detach().float().cpu().numpy()

@@ -23,22 +23,29 @@ from cvkit.visualizers.drawing import (
 )
 from cvkit.visualizers.misclassified import gallery
 
+# A model that is wrong more often contradicts more right labels than wrong ones.
+_TRUSTED = 0.8
+
 
 @VISUALIZERS.register()
 @styled
 def label_errors(predictions: Predictions, data: ImageData, run: Run | None = None,
-                 count: int = 20, split: Literal["train", "test"] = "train") -> Picture:
+                 count: int = 20, split: Literal["train", "val", "test"] = "train") -> Picture:
     """Candidates for wrong labels by confident learning, the surest first, and a CSV of them all.
 
     Those follow whose label the model contradicts without being as sure.
 
     Of the folds of a cross-validation each image is judged by the model that was not trained on
     it. A single run judges its training images by the model that has learned them, which finds
-    fewer; see `cvkit.evaluation.confident_learning`.
+    fewer; see `cvkit.evaluation.confident_learning`. Most of what a weak model contradicts are its
+    own mistakes.
 
     Args:
         count: how many to show.
         split: whose labels; of folds all images are judged.
+
+    Raises:
+        ConfigError: there are no validation images.
     """
     refuse_below_one(count=count)
     if run is None:
@@ -46,6 +53,12 @@ def label_errors(predictions: Predictions, data: ImageData, run: Run | None = No
         how = "each judged by the model of the fold that it was not trained on"
     elif split == "test":
         said, images, whose = predictions, data.test, "test image"
+        how = "judged by the model, which was not trained on them"
+    elif split == "val":
+        if data.val is None:
+            raise ValueError("split val: there are no validation images")
+        said, images, whose = predict_images(run, data.val, "Validation"), data.val, (
+            "validation image")
         how = "judged by the model, which was not trained on them"
     else:
         said, images, whose = predict_images(run, data.train, "Training"), data.train, (
@@ -57,7 +70,10 @@ def label_errors(predictions: Predictions, data: ImageData, run: Run | None = No
     if not len(rows):
         return message(f"No label is contradicted among {of}.")
     shown = rows[:count]
-    some = "" if len(shown) == len(rows) else f" The first {len(shown)} are shown."
+    some = "" if len(shown) == len(rows) else f" Shown: the first {len(shown)}."
+    if said.accuracy < _TRUSTED:
+        some = (f" It agrees with {100 * said.accuracy:.0f} % of the labels only, so most of these "
+                f"are its own mistakes.{some}")
     figure = gallery(
         images, said, shown, "Labels that may be wrong",
         f"{plural(confident, 'label')} probably wrong by confident learning, and "

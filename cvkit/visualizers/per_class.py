@@ -25,6 +25,8 @@ from cvkit.visualizers.drawing import (
 )
 
 _SCORES = ("precision", "recall", "F1")
+# Of fewer resamples the outer 2.5 % are a matter of chance.
+_FEWEST = 100
 
 
 @VISUALIZERS.register()
@@ -43,7 +45,9 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
         resamples: how often the test images are drawn anew.
         seed: of that.
     """
-    refuse_below_one(count=count, resamples=resamples)
+    refuse_below_one(count=count)
+    if resamples < _FEWEST:
+        raise ValueError(f"resamples is {_FEWEST} or more, not {resamples}")
     scores, support = predictions.scores()
     intervals = score_intervals(predictions, resamples, seed)
     order = np.arange(len(scores)) if sort == "class" else np.argsort(
@@ -54,7 +58,7 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
     panel, left = 2.1, 0.25 + widest
     width = left + 3 * (panel + 0.15) + 0.75
     note, numbered = told_names(predictions.classes)
-    some = "" if len(shown) == len(order) else f" The first {len(shown)} of {len(order)} are drawn."
+    some = "" if len(shown) == len(order) else f" Drawn: the first {len(shown)} of {len(order):,}."
     caption = wrap(f"{_in_words(predictions, scores, intervals, names)}{some}{note}", width - 0.2)
     top, tall = 0.75 + 0.13 * len(caption), row * len(shown) + 0.1
     figure = Picture(width, top + tall + 0.4)
@@ -75,7 +79,7 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
         low, high = _ends(100 * intervals[shown])
         axes.set_xlim(low, high)
         axes.set_xticks([tick for tick in MaxNLocator(4).tick_values(low, high)
-                         if low <= tick <= 100])
+                         if low <= tick < 99] + [100] * int(high >= 100))
         axes.tick_params(axis="y", length=0)
     for place, text in [(-1.1, "images"), *enumerate(f"{support[label]:,}" for label in shown)]:
         axes.annotate(text, (1, place), (0.6 * 72, 0), xycoords=("axes fraction", "data"),
@@ -97,7 +101,7 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
 def score_intervals(predictions: Predictions, resamples: int = 1000, seed: int = 0) -> np.ndarray:
     """Return the ends of intervals of 95 %, float64 (C, 3, 2): of precision, recall and F1.
 
-    NaN where there is nothing to divide by.
+    NaN where there is nothing to divide by, and of an F1 that no resampling changes: of 0 or 1.
     """
     from scipy.stats import binomtest
 
@@ -120,7 +124,8 @@ def score_intervals(predictions: Predictions, resamples: int = 1000, seed: int =
             hit, false, missed, _ = random.multinomial(
                 len(predictions.true), kinds / kinds.sum(), size=resamples).T
             drawn = 2 * hit / np.maximum(2 * hit + false + missed, 1)
-            found[label, 2] = np.percentile(drawn, (2.5, 97.5))
+            if np.ptp(drawn):
+                found[label, 2] = np.percentile(drawn, (2.5, 97.5))
     return found
 
 
@@ -135,18 +140,20 @@ def _in_words(predictions: Predictions, scores: np.ndarray, intervals: np.ndarra
               names: list[str]) -> str:
     """Say which classes are worst, and how many differ from the mean by more than chance."""
     mean = np.nanmean(scores[:, 2])
-    worst = [label for label in np.argsort(scores[:, 2], kind="stable")[:2]
-             if scores[label, 2] < 1]
+    there = np.bincount(predictions.true, minlength=len(scores)) > 0
+    worst = [label for label in np.argsort(scores[:, 2], kind="stable")
+             if there[label] and scores[label, 2] < 1][:2]
     listed = " and ".join(
-        f"{names[label]} ({100 * scores[label, 2]:.1f} %, "
-        f"{100 * intervals[label, 2, 0]:.1f} to {100 * intervals[label, 2, 1]:.1f})"
+        f"{names[label]} ({100 * scores[label, 2]:.1f} %"
+        + ("" if np.isnan(intervals[label, 2, 0]) else
+           f", {100 * intervals[label, 2, 0]:.1f} to {100 * intervals[label, 2, 1]:.1f}") + ")"
         for label in worst)
-    below, above = (int((is_there).sum()) for is_there in (
+    below, above = (int((is_so & there).sum()) for is_so in (
         intervals[:, 2, 1] < mean, intervals[:, 2, 0] > mean))
-    said = (f"The lowest F1: {listed}. The whole interval lies below the mean, "
+    said = (f"The lowest F1: {listed}. The whole interval of F1 lies below the mean, "
             f"{100 * mean:.1f} % (dashed), for {below} of {plural(len(scores), 'class')}, and "
             f"above it for {above}." if worst else "Every class has an F1 of 100 %.")
-    without = int(np.isnan(scores[:, 2]).sum())
+    without = int((~there).sum())
     said += f" Without test images: {without}." if without else ""
     return (f"{said} Bars are intervals of 95 % over "
             f"{plural(len(predictions.true), 'test image')}.")

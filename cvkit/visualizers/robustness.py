@@ -41,9 +41,12 @@ def robustness(run: Run, count: int = 1000,
     refuse_below_one(count=count)
     test = run.loaders.test
     places = np.sort(np.random.default_rng(seed).permutation(len(test.images))[:count])
-    labels, kinds = test.images.labels[places], list(dict.fromkeys(corruptions))
-    originals = np.concatenate([test.denormalise(test.take(part.tolist()).images)
-                                for part in np.split(places, range(256, len(places), 256))])
+    kinds = list(dict.fromkeys(corruptions))
+    if not kinds:
+        raise ValueError("corruptions names none")
+    batches = [test.take(part.tolist()) for part in np.split(places, range(256, len(places), 256))]
+    labels = np.concatenate([batch.labels.cpu().numpy() for batch in batches])
+    originals = np.concatenate([test.denormalise(batch.images) for batch in batches])
     progress = ProgressBar("Robustness", STRENGTHS * len(kinds), unit="corruption", delay=2)
 
     def accuracy(images: np.ndarray) -> float:
@@ -61,12 +64,15 @@ def robustness(run: Run, count: int = 1000,
     matrix = 100 * np.array(rates)
     worst = np.unravel_index(matrix.argmin(), matrix.shape)
     least, most = matrix.mean(1).argmax(), matrix.mean(1).argmin()
-    deviation = 100 * np.sqrt(clean * (1 - clean) / len(labels))
+    chance = 196 * np.sqrt(clean * (1 - clean) / len(labels))
     words = (f"{100 * clean:.1f} % of {plural(len(labels), 'test image')} are right as they are (± "
-             f"{deviation:.1f} by chance), {matrix.mean():.1f} % on average over all corruptions. "
-             f"Hardest is {kinds[most]} ({matrix[most].mean():.1f} %), easiest {kinds[least]} "
-             f"({matrix[least].mean():.1f} %); the lowest accuracy, {matrix[worst]:.1f} %, is that "
-             f"of {kinds[worst[0]]} at strength {worst[1] + 1}.")
+             f"{chance:.1f}, 95 % interval), {matrix.mean():.1f} % on average over all "
+             f"{'corruptions' if len(kinds) > 1 else 'strengths'}. ")
+    if len(kinds) > 1:
+        words += (f"Hardest is {kinds[most]} ({matrix[most].mean():.1f} %), easiest {kinds[least]} "
+                  f"({matrix[least].mean():.1f} %); ")
+    words += (f"{'the' if len(kinds) > 1 else 'The'} lowest accuracy, {matrix[worst]:.1f} %, is "
+              f"that of {kinds[worst[0]]} at strength {worst[1] + 1}.")
     caption = wrap(words, 7.6)
     top, row, left, cell = 0.85 + 0.13 * len(caption), 0.62, 1.0, 0.62
     figure = Picture(7.8, top + row * len(kinds) + 0.15)

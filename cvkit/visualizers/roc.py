@@ -109,7 +109,7 @@ def _draw(predictions: Predictions, count: int, of: Callable[..., tuple[Any, ...
     low, high = found[0], found[-1]
     note, numbered = told_names(predictions.classes)
     some = "" if len(shown) == len(found) else (
-        f" Drawn are the {len(shown)} classes with the smallest.")
+        f" Drawn: the {len(shown):,} with the smallest.")
     without = len(support) - len(known)
     lacking = f" {plural(without, 'class')} without test images." if without else ""
     caption = wrap(f"The {area} is {mean:.4f} on average over {plural(len(found), 'class')}, from "

@@ -52,4 +52,4 @@ def top_losses(predictions: Predictions, data: ImageData, count: int = 20) -> Pi
 
 
 def _median_in_words(losses: np.ndarray) -> str:
-    return f"Half of all images have a loss below {np.median(losses):.2g}."
+    return f"Half of all images have a loss of {np.median(losses):.2g} or less."

@@ -61,7 +61,7 @@ def test_works_are_timed_in_turns_after_a_warm_up():
 
 
 def test_the_parts_of_the_benchmark():
-    assert list(PARTS) == ["step", "freezing", "growth", "memory", "start", "cam", "predict", "sweep"]
+    assert list(PARTS) == ["step", "freezing", "growth", "memory", "start", "cam", "predict", "sweep", "pictures"]
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_visualize_opens_the_run_that_is_named_and_draws_what_its_config_lists(t
     assert code == 0, err
     assert out.splitlines()[:2] == [f"run {run.folder}", "x/confusion.svg"]
     assert sorted(path.name for path in Path("x").iterdir()) == [
-        "confusion.svg", "confusion.txt", "misclassified.svg", "misclassified.txt"]
+        "confusion.csv", "confusion.svg", "confusion.txt", "misclassified.svg", "misclassified.txt"]
     assert tool("visualize.py", "--run", run.folder)[0] == 2  # it lists none
 
 

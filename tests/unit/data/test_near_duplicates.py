@@ -78,3 +78,34 @@ def test_real_pictures_that_are_found_look_alike(cifar_images):
     for pair in near_duplicates(data.splits):
         one, other = (data.splits[name].image(place).astype(float) for name, place in pair.places)
         assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.8
+
+
+def test_two_birds_before_one_sky_are_no_twins():
+    """Coarsely they are alike; what is fine in them is not."""
+    down, across = np.mgrid[:32, :32]
+    random = np.random.default_rng(0)
+    birds = []
+    for _ in range(12):
+        sky = np.stack([100 + 2 * down, 140 + 2 * down, 180 + 2 * down], 2).astype(float)
+        spots = random.uniform(12, 20, (4, 2))
+        for row, column in spots:
+            sky[np.hypot(down - row, across - column) < 1.5] = 40
+        birds.append((sky + random.normal(0, 1, sky.shape)).clip(0, 255).astype(np.uint8))
+    images = np.concatenate([np.stack(birds), photos(30, 5)])
+    assert near_duplicates({"train": ImageSet.of(images, [0] * 42)}) == []
+
+
+def test_of_a_film_each_frame_is_told_with_some_others_not_with_all():
+    film, others = np.repeat(photos(1, 0), 120, axis=0), photos(1500, 1)
+    film = (film.astype(int) + np.random.default_rng(1).integers(-4, 5, film.shape)).clip(0, 255).astype(np.uint8)
+    images = np.concatenate([film, others])
+    found = near_duplicates({"train": ImageSet.of(images, [0] * len(images))})
+    told = [place for pair in found for _, place in pair.places]
+    assert set(told) == set(range(120)) and 120 * 10 <= len(found) <= 120 * 20
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_images_may_have_any_number_of_channels(channels):
+    images = np.concatenate([photos(30, 0)] * 2, axis=3)[..., :channels]
+    images = np.concatenate([images, images[:1]])
+    assert near_duplicates({"train": ImageSet.of(images, [0] * 31)}) == [Pair("train", 0, "train", 30, 1.0, True)]

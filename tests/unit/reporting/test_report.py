@@ -23,8 +23,8 @@ from cvkit.runs.folder import Run, open_run
 from cvkit.visualizers.draw import Drawn
 from cvkit.visualizers.drawing import Picture, message
 
-# Of what is drawn of every run, this has no test of learning rates.
-PICTURES = {node["NAME"] for node in report_module._ALWAYS} - {"lr_finder"}
+# Of what is drawn of every run, this has no test of learning rates, and no duplicates.
+PICTURES = {node["NAME"] for node in report_module._ALWAYS} - {"lr_finder", "duplicates"}
 
 
 def images_in(page):
@@ -255,7 +255,8 @@ def test_sections_stand_in_the_order_in_which_a_reader_asks(report):
     assert [name for name in sections if name != order[3]] == [name for name in order if name != order[3]]
     assert sections == [name for name in order if name in sections]
     figures = [attributes["id"].removeprefix("picture-") for tag, attributes in reader.tags if tag == "figure"]
-    assert figures == [name for name in report_module._ALWAYS if name in PICTURES]
+    assert figures == [node["NAME"] for node in report_module._ALWAYS if node["NAME"] in PICTURES]
+    assert "No two images are equal, or nearly so." in (report / "report.html").read_text()
 
 
 def test_a_message_is_text_and_a_table_is_to_be_kept(painted, monkeypatch):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from made_up import kinds, sharpened
+from made_up import kinds, said, sharpened
 from test_drawing import check_no_overlap
 
 from cvkit.config import load_config
@@ -34,7 +34,33 @@ def test_the_curve_has_the_accuracy_of_each_bin_at_its_mean_confidence(name):
     figure.draw_without_rendering()
     check_no_overlap([*figure.texts, *(axes._left_title for axes in figure.axes),
                       *(axes.xaxis.label for axes in figure.axes), *(axes.yaxis.label for axes in figure.axes)])
-    assert "No temperature was fitted, as there are no validation images; DATA.VAL_FRACTION 0.1" in figure.caption
+    assert "No temperature was fitted, as these are the predictions of several models." in figure.caption
+
+
+class WithoutValidation:
+    """A run as far as a calibration looks at it."""
+
+    class data:  # noqa: N801
+        val = None
+
+
+def test_a_run_without_validation_images_is_told_how_to_have_some():
+    words = calibration(kinds()["ten"], WithoutValidation).caption
+    assert "No temperature was fitted, as there are no validation images; DATA.VAL_FRACTION 0.1" in words
+
+
+def test_a_temperature_that_makes_it_worse_is_not_praised(monkeypatch):
+    monkeypatch.setattr(module, "predict_images", lambda *args: sharpened(3.0, seed=1))
+    test = sharpened(1.0)
+    words = calibration(test, WithValidation).caption
+    after = reliability(scaled(test.probabilities, fit_temperature(sharpened(3.0, seed=1))), test.true)
+    assert f"raise the error of the test images to {100 * after.expected:.1f} %; leave them as they are" in words
+
+
+def test_a_model_that_is_nearly_perfect_is_not_called_under_confident():
+    sure = np.full((60, 2), 0.002)
+    sure[:, 0] = 0.998
+    assert calibration(said(sure, [0] * 60)).caption.startswith("The model is about as sure as it is right")
 
 
 def test_an_over_confident_model_is_told_so_and_gets_a_temperature_above_one(monkeypatch):
@@ -45,8 +71,8 @@ def test_an_over_confident_model_is_told_so_and_gets_a_temperature_above_one(mon
     assert temperature > 2.7
     after = reliability(scaled(test.probabilities, temperature), test.true)
     assert figure.caption.startswith("The model is over-confident: ")
-    assert (f"Logits divided by {temperature:.2f}, which fits the validation images best, bring the error to "
-            f"{100 * after.expected:.1f} %; no image changes its class.") in figure.caption
+    assert (f"Logits divided by {temperature:.2f}, which fits the validation images best, bring the error of the test "
+            f"images to {100 * after.expected:.1f} %; no image changes its class.") in figure.caption
     curve = figure.axes[0].lines[2].get_xydata()
     assert np.allclose(curve[:, 1], (after.right / after.counts)[after.counts > 0])
     assert np.abs(curve[:, 1] - curve[:, 0]).max() < 0.08

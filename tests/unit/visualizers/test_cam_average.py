@@ -33,7 +33,7 @@ class Given(Normaliser):
     def take(self, positions):
         labels = torch.from_numpy(self.images.labels[positions])
         images = self.normalise(torch.from_numpy(self.images.images[positions]))
-        return Batch(images, labels, labels, labels)
+        return Batch(images, labels, torch.from_numpy(self.images.index[positions]), labels)
 
 
 def facts_of(model, pixels, labels, classes):
@@ -86,10 +86,10 @@ def drawn_maps(figure):
 @pytest.mark.parametrize("method", ["GradCAM", "LayerCAM"])
 def test_a_watermark_in_a_corner_is_where_its_class_s_evidence_is(marked, method):
     figure = cam_average(*marked, method=method, layer="second")
-    assert "the evidence for marked (n = 50) lies towards the border, highest at the lower right corner" in (
-        figure.caption)
+    assert "the evidence is highest off the centre for marked at the lower right corner, " in figure.caption
+    assert "plain at" not in figure.caption
     row, = (line for line in csv.reader(io.StringIO(figure.csv)) if line[0] == "marked")
-    assert row[2] == "the lower right corner" and float(row[3]) > 0.9 and float(row[4]) > 0.5
+    assert row[3] == "the lower right corner" and float(row[4]) > 0.9 and float(row[5]) > 0.5
     # And in the picture itself: red there, blue in the opposite corner.
     axes, names = drawn_maps(figure)
     assert names == ["plain", "marked"]
@@ -131,12 +131,18 @@ def test_even_evidence_is_outside_by_three_quarters_and_a_tenth_is_in_a_tenth():
     middle[8:12, 18:22] = 1
     inner = Average(1, 0, even.image, middle)
     assert inner.outside() == 0
-    words = in_words({"a": even, "b": inner, "none": None})
-    assert "no class has its evidence towards the border, and a comes nearest to that: 75 % of it" in words
-    assert "; of the other 0 % (evenly spread, 75 % would be)" in words
-    assert "The most concentrated is that for b, with 100 % in the hottest tenth" in words
-    words = in_words({"few": replace(even, count=12, empty=3), "many": replace(inner, count=12)})
-    assert "many comes nearest" in words and "few" not in words  # a few maps lie anywhere
+    corner = np.zeros((20, 40))
+    corner[:5, 35:] = 1
+    marked = Average(30, 0, even.image, corner)
+    assert in_words({"a": even, "b": inner, "none": None}) == (
+        "In images that are right the evidence is concentrated off the centre for none of 2 classes.")
+    assert in_words({"a": even, "c": marked}) == (
+        "In images that are right the evidence is highest off the centre for c at the upper right corner, 100 % of it "
+        "in the hottest tenth of the pixels (evenly spread, 10 % would be).")
+    few = in_words({"few": replace(marked, count=12, empty=3), "many": replace(inner, count=12)})
+    assert "for none of 1 class." in few  # a few maps lie anywhere
+    assert few.endswith("Maps without any evidence: few (3 of 12); another method, such as LayerCAM, or a layer before "
+                        "this one may show what they lack.")
     assert in_words({"a": None}) == "In no image that is right is there evidence."
 
 
@@ -176,7 +182,7 @@ def test_a_class_without_errors_says_so_and_so_does_one_without_hits(marked):
     figure = cam_average(right, model, loaders, layer="second", per_class=7)
     words = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert words.count("none is wrong") == 2
-    assert [row.split(",")[5] for row in figure.csv.splitlines()[1:]] == ["0", "0"]
+    assert [row.split(",")[6] for row in figure.csv.splitlines()[1:]] == ["0", "0"]
     wrong = replace(predictions, predicted=1 - predictions.true)
     figure = cam_average(wrong, model, loaders, layer="second", per_class=7)
     assert "In no image that is right is there evidence." in figure.caption

@@ -171,3 +171,15 @@ def test_few_classes_are_in_the_order_of_the_data_unless_asked_for_and_counts_co
     assert sum(int(text.get_text()) for text in cells) == len(many.true)
     with pytest.raises(ValueError, match="no room for the counts of 121 classes, of 120 at most"):
         confusion(grouped(run, [], 121), cells="counts")
+
+
+def test_classes_that_are_hardly_taken_for_each_other_are_not_framed(run):
+    labels = np.arange(4000) % 40
+    predicted = labels.copy()
+    predicted[np.flatnonzero(labels == 3)[:2]] = 7
+    found = replace(run.predictions, index=np.arange(4000), true=labels, predicted=predicted,
+                    classes=[f"class {number}" for number in range(40)],
+                    probabilities=np.eye(40, dtype=np.float32)[predicted])
+    assert similar_order(confusion_matrix(found))[1] == [] and not confusion(found).axes[0].patches
+    predicted[np.flatnonzero(labels == 3)[:8]] = 7
+    assert len(similar_order(confusion_matrix(replace(found, predicted=predicted)))[1]) == 1

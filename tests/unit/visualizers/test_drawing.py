@@ -1,3 +1,4 @@
+import csv
 import io
 import warnings
 from dataclasses import replace
@@ -12,7 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from cvkit.config import load_config
-from cvkit.data import ImageSet
+from cvkit.data import ImageFiles, ImageSet
 from cvkit.errors import RunError
 from cvkit.runs.experiment import Experiment
 from cvkit.visualizers import drawing
@@ -20,8 +21,10 @@ from cvkit.visualizers.draw import save_all
 from cvkit.visualizers.drawing import (
     Picture,
     arrow,
+    as_csv,
     drawn_names,
     grids,
+    image_names,
     message,
     percent,
     positions_of,
@@ -283,3 +286,20 @@ def test_colours_are_told_apart_by_the_colour_blind(cones, colours, least):
     """Of two that lie side by side a difference of 2.3 is just seen."""
     distances = [np.linalg.norm(seen(one, cones) - seen(other, cones)) for one, other in combinations(colours, 2)]
     assert min(distances) >= least
+
+
+def test_a_table_for_a_spreadsheet_holds_no_formula_and_nothing_for_what_is_not_known():
+    text = as_csv(["=a", "b"], [["=cmd|calc!A1", float("nan")], ['x,"y"\n', -0.5], ["z", 7]])
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["'=a", "b"], ["'=cmd|calc!A1", ""], ['x,"y"\n', "-0.5"], ["z", "7"]]
+
+
+def test_names_of_images_tell_nothing_of_the_machine(tmp_path, monkeypatch):
+    def names(*paths):
+        return image_names(ImageSet.of(ImageFiles(list(paths)), [0] * len(paths)), range(len(paths)))
+
+    assert names("/data/set/cat/1.png", "/data/set/dog/2.png") == ["cat/1.png", "dog/2.png"]
+    assert names("/data/cat/1.png", "/data/cat/1.png") == ["1.png", "1.png"]
+    assert names("/home/me/a/1.png", "/mnt/b/2.png") == ["1.png", "2.png"]
+    monkeypatch.chdir(tmp_path)
+    assert names("x/1.png", str(tmp_path / "x" / "y" / "2.png")) == ["1.png", "y/2.png"]

@@ -39,7 +39,7 @@ def made_of(painted, monkeypatch, classes, count=600, spread=1.0, names=None):
     said = replace(painted.predictions, true=true, predicted=predicted, index=np.arange(count),
                    probabilities=np.zeros((count, classes), np.float32),
                    classes=names or [f"class number {number}" for number in range(classes)])
-    monkeypatch.setattr(embedding, "_features", lambda said, model, loaders, rows: (
+    monkeypatch.setattr(embedding, "_features", lambda said, model, loaders, rows, seed: (
         rows, features[rows], np.zeros((len(rows), 8, 8, 3), np.uint8)))
     monkeypatch.setattr(embedding, "positions_of", lambda images, said, rows: list(map(int, rows)))
     monkeypatch.setattr(embedding, "image_names", lambda images, places: list(map(str, places)))
@@ -167,7 +167,7 @@ def test_umap_names_its_package(painted, monkeypatch):
 def test_too_few_images_are_a_message(painted):
     figure = painted.visualize("embedding", count=4)
     assert figure.is_message and figure.points is None
-    assert figure.caption.startswith("No embedding: there are 4 test images with ")
+    assert figure.caption.startswith("No embedding of 4 test images with ")
 
 
 def test_features_that_are_no_numbers_are_told(painted):
@@ -175,3 +175,12 @@ def test_features_that_are_no_numbers_are_told(painted):
         torch.nn.init.constant_(value, float("nan"))
     with pytest.raises(RunError, match="the model's features are not finite numbers"):
         painted.visualize("embedding")
+
+
+def test_features_that_are_all_the_same_are_a_message_and_no_crash(painted):
+    with torch.no_grad():
+        for weight in painted.model.parameters():
+            weight.zero_()
+    for method in ("TSNE", "PCA"):
+        figure = painted.visualize("embedding", method=method)
+        assert figure.is_message and "the last layer is given the same for all images" in figure.caption

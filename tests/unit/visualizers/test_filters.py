@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,12 @@ from cvkit.models import build_model
 from cvkit.visualizers.filters import channels_of, drawn_kernels, feature_maps, filters
 
 
+def filters_of(model, *shape):
+    """Return the picture of a model that is given an image of this shape."""
+    batch = SimpleNamespace(images=torch.zeros(1, *shape))
+    return filters(model, SimpleNamespace(test=SimpleNamespace(take=lambda places: batch)))
+
+
 def tiles(figure):
     return [axis for axis in figure.axes if axis.images]
 
@@ -19,7 +27,7 @@ def test_kernels_over_colours_are_drawn_in_their_colours_on_one_scale():
     weight = torch.zeros(4, 3, 2, 2)
     weight[0, 0, 0, 1], weight[0, 2, 1, 0], weight[1, 1], weight[3, :, 0] = 2.0, -2.0, 1.0, 0.1
     model[1].weight.data = weight
-    figure = filters(model)
+    figure = filters_of(model, 3, 2, 2)
     pixels, axes = png_of(figure), tiles(figure)
     assert len(axes) == 4 and [axis.get_title() for axis in axes] == list("0123")
     drawn = np.stack([shown_pixels(pixels, axis, 2, 2) for axis in axes]) / 255
@@ -40,24 +48,24 @@ def test_other_kernels_are_grey_and_their_mean(channels):
     assert (drawn_kernels(np.zeros((2, channels, 3, 3))) == 0.5).all()
     model = nn.Sequential(nn.Conv2d(channels, 6, (3, 5)))
     model[0].weight.data = torch.from_numpy(kernels)
-    assert ("(drawn: their mean)" in filters(model).caption) == (channels > 1)
+    assert ("(drawn: their mean)" in filters_of(model, channels, 8, 8).caption) == (channels > 1)
 
 
 def test_a_model_without_a_first_convolution_is_told_so():
-    for model in (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), nn.ReLU(),
-                  nn.Sequential(nn.Linear(4, 4), nn.Conv2d(3, 3, 1))):
-        figure = filters(model)
+    for model, side in ((nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), 2), (nn.ReLU(), 4),
+                        (nn.Sequential(nn.Linear(4, 4), nn.Conv2d(3, 3, 1)), 4)):
+        figure = filters_of(model, 3, side, side)
         assert figure.is_message and "does not begin with a convolution" in figure.caption
 
 
 def test_patches_of_a_transformer_are_filters_too():
-    figure = filters(build_model({"NAME": "vit"}, 4, (3, 32, 32)))
+    figure = filters_of(build_model({"NAME": "vit"}, 4, (3, 32, 32)), 3, 32, 32)
     assert not figure.is_message and "4×4 pixels over 3 channels" in figure.caption
 
 
 def test_of_very_many_kernels_the_first_are_drawn(monkeypatch):
     monkeypatch.setattr("cvkit.visualizers.filters._MOST", 32)
-    figure = filters(nn.Conv2d(3, 300, 3))
+    figure = filters_of(nn.Conv2d(3, 300, 3), 3, 8, 8)
     assert len(tiles(figure)) == 32 and "The first 32 are drawn." in figure.caption
     assert len(figure.table.splitlines()) == 301
     check_no_overlap([*figure.texts, *(axis.title for axis in figure.axes)])
@@ -104,3 +112,15 @@ def test_what_cannot_be_is_refused(painted):
         painted.visualize("feature_maps", count=0)
     with pytest.raises(ConfigError, match="Did you mean layer2"):
         painted.visualize("feature_maps", layer="layr2")
+
+
+def test_the_first_is_what_images_go_through_first_whatever_is_defined_first():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.late, self.stem = nn.Conv2d(8, 16, 3), nn.Conv2d(3, 8, 5)
+
+        def forward(self, images):
+            return self.late(self.stem(images)).mean((2, 3))
+
+    assert "8 kernels of 5×5 pixels over 3 channels of stem." in filters_of(Net(), 3, 12, 12).caption

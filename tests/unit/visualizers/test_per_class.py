@@ -13,7 +13,7 @@ from cvkit.visualizers.per_class import per_class, score_intervals
 def rows_of(figure):
     """Return the rows of a picture's CSV by their first cell; numbers as such."""
     header, *rows = csv.reader(io.StringIO(figure.csv))
-    return header, {row[0]: [float(cell) for cell in row[1:]] for row in rows}
+    return header, {row[0]: [float(cell or "nan") for cell in row[1:]] for row in rows}
 
 
 @pytest.mark.parametrize("name", kinds())
@@ -28,7 +28,7 @@ def test_scores_are_those_of_scikit_learn_and_lie_in_their_intervals(name):
     f1 = found[:, 6]
     assert (np.diff(f1[~np.isnan(f1)]) >= 0).all() and found[:, 9].sum() == len(predictions.true)
     by_class = per_class(predictions, sort="class")
-    values = np.array([[float(cell) for cell in row[1:]]
+    values = np.array([[float(cell or "nan") for cell in row[1:]]
                        for row in list(csv.reader(io.StringIO(by_class.csv)))[1:]])
     known = ~np.isnan(values[:, 0])
     assert np.allclose(values[known][:, [0, 3, 6]], expected[known], atol=1e-5)
@@ -97,6 +97,18 @@ def test_the_caption_names_the_worst_classes_and_those_that_chance_does_not_expl
     mean = scores[:, 2].mean()
     caption = per_class(predictions).caption
     assert caption.startswith(f"The lowest F1: {predictions.classes[worst[0]]} ({100 * scores[worst[0], 2]:.1f} %, ")
-    below = (intervals[:, 2, 1] < mean).sum()
+    below = (intervals[:, 2, 1] < mean).sum()  # all have images
     assert f"{100 * mean:.1f} % (dashed), for {below} of 10 classes" in caption
     assert per_class(kinds()["all right"]).caption.startswith("Every class has an F1 of 100 %.")
+
+
+def test_a_class_without_images_is_not_called_the_worst_and_a_score_of_0_has_no_interval_by_resampling():
+    predictions = kinds()["a class without images"]
+    caption = per_class(predictions).caption
+    assert "Without test images: 1." in caption and "class 3" not in caption
+    missed = said(np.eye(2)[[1] * 3 + [1] * 20], [0] * 3 + [1] * 20)
+    intervals = score_intervals(missed)
+    assert np.isnan(intervals[0, 2]).all() and intervals[0, 1, 1] > 0.5
+    assert per_class(missed).caption.startswith("The lowest F1: class 0 (0.0 %) and class 1 (93.0 %, ")
+    with pytest.raises(ValueError, match="resamples is 100 or more, not 1"):
+        per_class(predictions, resamples=1)

@@ -30,6 +30,11 @@ def test_cells_are_the_accuracies_of_corrupted_test_images(painted):
     mean = np.mean([values[1:] for values in rows.values()])
     assert f"{100 * clean:.1f} % of 20 test images are right as they are" in figure.caption
     assert f"{100 * mean:.1f} % on average over all corruptions" in figure.caption
+    means = {kind: 100 * np.mean(values[1:]) for kind, values in rows.items()}
+    hardest, easiest = min(means, key=means.get), max(means, key=means.get)
+    if means["blur"] != means["occlusion"]:
+        assert f"Hardest is {hardest} ({means[hardest]:.1f} %), easiest {easiest} ({means[easiest]:.1f} %)" in (
+            figure.caption)
     figure.draw_without_rendering()
     axes = figure.axes[0]
     check_no_overlap([*figure.texts, *axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label])

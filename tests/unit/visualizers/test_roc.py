@@ -4,7 +4,7 @@ import io
 import numpy as np
 import pytest
 from made_up import kinds, made_up, said
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from test_drawing import check_no_overlap
 
 from cvkit.visualizers.roc import pr, roc
@@ -53,3 +53,14 @@ def test_images_of_one_class_alone_cannot_be_ranked():
     figure = roc(said(np.eye(3)[[0, 1, 1]], [1, 1, 1]))
     assert figure.is_message and figure.caption == (
         "All test images are of one class, so there is nothing to rank.")
+
+
+def test_the_mean_of_the_precision_curves_is_that_of_each_at_its_recall():
+    predictions = made_up(4)
+    x, y = pr(predictions).axes[0].lines[-1].get_data()
+    curves = [precision_recall_curve(predictions.true == label, predictions.probabilities[:, label])
+              for label in range(4)]
+    for at in (0, 100, 250, 499, 500):
+        # Recall falls along them: the last that has so much.
+        expected = [precision[recall >= x[at]][-1] for precision, recall, _ in curves]
+        assert y[at] == pytest.approx(np.mean(expected))
