@@ -87,7 +87,8 @@ def _meaning(flag: str, other: Iterable[str]) -> tuple[str, str | None]:
                 return names[dashed], argument
             own = [f"--{dashed}-{_dashed(key)}" for key in arguments_of(names[dashed])]
             raise unknown_flag(flag, own, takes_keys=False)
-    raise unknown_flag(flag, [*(f"--{name}" for name in names), *other])
+    # Of so many not all are listed, and the tool has the fewer.
+    raise unknown_flag(flag, [*other, *(f"--{name}" for name in names)])
 
 
 def _value(flag: str, parameter: inspect.Parameter, words: list[str]) -> Any:
