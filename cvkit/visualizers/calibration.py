@@ -21,6 +21,7 @@ from cvkit.visualizers.drawing import (
     as_csv,
     refuse_below_one,
     styled,
+    whole_numbers,
     wrap,
 )
 
@@ -43,9 +44,7 @@ def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15
         scaled(predictions.probabilities, temperature), predictions.true, bins)
     caption = wrap(_in_words(predictions, before, after, temperature, why), 8.8)
     top = 0.75 + 0.13 * len(caption)
-    figure = Picture(9, top + 3.9)
-    # The legend has up to two lines.
-    top += 0.15
+    figure = Picture(9, top + 4.0)
     figure.headline("Confidence and accuracy", "\n".join(caption))
     square = figure.panel(0.65, top, 3.2, 3.2)
     square.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
@@ -60,8 +59,8 @@ def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15
     for axis, limits in ((square.xaxis, square.set_xlim), (square.yaxis, square.set_ylim)):
         limits(-0.02, 1.03)
         axis.set_major_formatter(PercentFormatter(1))
-    # Over the panel, as the curve may go anywhere within.
-    square.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.1)
+    # Below the panel, as the curve may go anywhere within.
+    square.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.15), ncols=2, columnspacing=1)
     beside = figure.panel(4.75, top, 4.0, 3.2)
     _draw_counts(beside, before)
     header = ("confidence from", "to", "images", "right", "mean confidence", "accuracy")
@@ -114,7 +113,9 @@ def _draw_counts(axes: Axes, found: Reliability) -> None:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper left", reverse=True)
+    axes.yaxis.set_major_locator(whole_numbers())
+    axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), ncols=2, reverse=True,
+                borderaxespad=0.1)
 
 
 def _in_words(predictions: Predictions, before: Reliability, after: Reliability | None,

@@ -56,7 +56,7 @@ def duplicates(data: ImageData, count: int = 12) -> Picture:
         len(shown), 1, 2, "Duplicates",
         f"{twins_in_words(splits, pairs)}{some} Over each image: its split and class; over each "
         f"pair how alike they are (1: equal).{told_names(data.classes)[0]}",
-        side_by_side=4, size=_SIZE, above=0.34, over=0.12,
+        side_by_side=4, size=_SIZE, above=0.34, over=0.2,
         aspect=aspect_of(image for two in images for image in two), left=0.12)
     for pair, two, (axes,) in zip(shown, images, blocks):
         labels = _labels(data, pair)

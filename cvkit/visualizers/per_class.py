@@ -50,8 +50,9 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
         raise ValueError(f"resamples is {_FEWEST} or more, not {resamples}")
     scores, support = predictions.scores()
     intervals = score_intervals(predictions, resamples, seed)
-    order = np.arange(len(scores)) if sort == "class" else np.argsort(
-        scores[:, _SCORES.index(sort)], kind="stable")
+    # Of classes without images there is nothing to be worst in.
+    order = np.arange(len(scores)) if sort == "class" else np.lexsort(
+        (scores[:, _SCORES.index(sort)], support == 0))
     shown, names = order[:count], drawn_names(predictions.classes)
     labels = [shorten(names[label], 1.6, 8) for label in shown]
     widest, row = max(text_width(label, 8) for label in labels), 0.2

@@ -362,3 +362,13 @@ def test_requirements_follow_the_results_each_with_what_was_found(painted, only_
                 f"| test accuracy of at least 100.00% | NOT MET | {accuracy} |"):
         assert row in readme
     assert readme.index("## Results") < readme.index("## Requirements") < readme.index("## Training")
+
+
+def test_test_images_that_were_trained_on_are_told_beside_the_accuracy(painted, draws_only):
+    draws_only("curves")
+    write_report(painted)
+    assert "learned by heart" not in (painted.folder / "README.md").read_text()
+    (painted.folder / "duplicates.txt").write_text("test a is train b\ntest c is nearly train d\nval e is train f\n")
+    write_report(painted)
+    assert ("2 of the test images are training images too, or nearly, as duplicates.txt lists: the accuracy counts "
+            "what was learned by heart.") in (painted.folder / "README.md").read_text()

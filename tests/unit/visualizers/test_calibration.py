@@ -33,6 +33,7 @@ def test_the_curve_has_the_accuracy_of_each_bin_at_its_mean_confidence(name):
     assert heights[0].sum() == wrong.sum()
     figure.draw_without_rendering()
     check_no_overlap([*figure.texts, *(axes._left_title for axes in figure.axes),
+                      *(text for axes in figure.axes for text in axes.get_legend().get_texts()),
                       *(axes.xaxis.label for axes in figure.axes), *(axes.yaxis.label for axes in figure.axes)])
     assert "No temperature was fitted, as these are the predictions of several models." in figure.caption
 
