@@ -20,6 +20,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+import cvkit
 from cvkit.config import load_config, read_config
 from cvkit.config.parse import parse_value
 from cvkit.data import ImageFiles
@@ -523,19 +524,29 @@ def test_a_run_folder_may_be_a_link_itself(run, tmp_path):
 class Tags(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found, self.addresses = set(), set()
+        self.found, self.addresses, self.scripts = set(), set(), []
+
+    def handle_data(self, data):
+        if self.lasttag == "script" and self.scripts and self.scripts[-1][1] is None:
+            self.scripts[-1][1] = data
 
     def handle_starttag(self, tag, attributes):
+        if tag == "script":
+            self.scripts.append([dict(attributes).get("type"), None])
         self.found |= {(tag, name) for name, _ in attributes} | {(tag, "")}
         self.addresses |= {value.split(":")[0] for name, value in attributes
                            if name in ("href", "src") and ":" in value}
 
 
 TEMPLATE = {
-    "html": ["lang"], "head": [], "meta": ["charset", "name", "content"], "title": [], "style": [],
-    "body": [], "h1": [], "h2": [], "nav": [], "a": ["href"], "section": ["id"], "p": ["class"],
-    "div": ["class"], "table": [], "tr": [], "th": [], "td": [], "pre": [], "details": [], "b": [],
-    "summary": [], "figure": [], "figcaption": [], "img": ["src", "alt", "width", "height", "style"]}
+    "html": ["lang"], "head": [], "meta": ["charset", "name", "content", "http-equiv"], "title": [], "style": [],
+    "body": [], "h1": [], "h2": [], "nav": ["class", "id", "aria-label"], "main": ["id", "tabindex"],
+    "a": ["href", "class", "download", "aria-label"], "section": ["id"], "p": ["class", "hidden"],
+    "div": ["class", "id", "hidden", "role"], "table": [], "tr": [], "th": ["scope"], "td": [], "pre": [],
+    "details": [], "b": ["class"], "i": ["class", "hidden"], "span": ["class"], "canvas": [], "summary": [],
+    "figure": ["id", "class"], "figcaption": [], "img": ["src", "alt", "width", "height", "style"],
+    "script": ["type", "class"]}
+OWN_SCRIPT = (Path(cvkit.__file__).parent / "reporting" / "templates" / "scatter.js").read_text()
 
 
 def check_page(page):
@@ -543,6 +554,9 @@ def check_page(page):
     reader.feed(page)
     assert reader.found <= {(tag, name) for tag, names in TEMPLATE.items() for name in ["", *names]}
     assert reader.addresses <= {"data", "https", "http"}
+    for kind, text in reader.scripts:
+        # Of the run there are facts, which nothing runs.
+        assert json.loads(text) if kind == "application/json" else (kind, text) == (None, OWN_SCRIPT)
 
 
 def check_markdown(text):
@@ -551,7 +565,7 @@ def check_markdown(text):
     text = re.sub(r"(?<=<summary>)[^<>]*(?=</summary>)", "", text)  # HTML, to the next empty line
     text = re.sub(r"\\[!-/:-@\[-`{-~]", "", text)  # escaped
     assert set(re.findall(r"<[^>\n]*>?", text)) <= {"<details>", "<summary>", "</summary>", "</details>"}
-    assert all(re.match(r"https?://|#|images/|README", url) and not set(url) & set(" <>\"'")
+    assert all(re.match(r"https?://|#|images/|tables/|README", url) and not set(url) & set(" <>\"'")
                for url in re.findall(r"\]\(([^)]*)\)", text))
 
 

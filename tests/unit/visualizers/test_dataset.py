@@ -138,8 +138,8 @@ def test_on_all_of_cifar(tiny):
         pytest.skip("CVKIT_TEST_ALL_IMAGES does not name a folder with all CIFAR-10 images")
     figure = check_cifar(tiny, folder, 0.0002, 0.002)  # JPEG takes some of the deviation away
     said = re.fullmatch(r"50,000 train, 10,000 test images, 10 classes of 5,000 training images each. (\d+) pairs of "
-                        r"images are equal \(\d+\) or nearly so; (\d+) of the 10,000 test images are so to one of "
-                        r"train.*", figure.caption)
+                        r"images that are equal \(\d+\) or nearly so; (\d+) of the 10,000 test images have such a twin "
+                        r"in train.*", figure.caption)
     # It is known to have some: 3.3 % of the test images by eye (Barz & Denzler, 2020).
     assert 400 <= int(said[1]) <= 1200 and 100 <= int(said[2]) <= 330
 
