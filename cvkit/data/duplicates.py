@@ -35,7 +35,7 @@ class Twin(NamedTuple):
 
     Attributes:
         words: "test 7 is train 11" or "test 7 is nearly train 11".
-        is_equal: whether all bytes are the same.
+        is_equal: whether all pixels are the same.
     """
 
     words: str
@@ -45,8 +45,9 @@ class Twin(NamedTuple):
 def duplicates(data: ImageData) -> dict[str, list[Twin]]:
     """Return by split, if there are some to tell, the images that are in train too, or nearly."""
     found = {}
+    are_compared = _are_compared(data)
     try:
-        pairs = near_duplicates(data.splits) if _are_compared(data) else []
+        pairs = near_duplicates(data.splits) if are_compared else []
     except (OSError, DataError):
         # A file has gone, and reading it for training says which and why.
         return {}
@@ -55,9 +56,9 @@ def duplicates(data: ImageData) -> dict[str, list[Twin]]:
             continue
         twins = counterparts(pairs, "train", split)
         is_files = isinstance(images.images, ImageFiles)
-        if is_files and isinstance(data.train.images, ImageFiles):
+        if not are_compared and is_files and isinstance(data.train.images, ImageFiles):
             with contextlib.suppress(OSError):
-                twins |= {theirs: (ours, True) for ours, theirs in shared_files(data.train, images)}
+                twins = {theirs: (ours, True) for ours, theirs in shared_files(data.train, images)}
         equal = sum(is_equal for _, is_equal in twins.values())
         if twins and (is_files or equal >= max(1, _TOLERATED * len(images))
                       or len(twins) >= _TOLERATED_NEAR * len(images)):

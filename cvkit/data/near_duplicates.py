@@ -17,7 +17,7 @@ from cvkit.data.images import ImageSet
 from cvkit.data.scan import in_threads, usable_cores
 
 # Hashes of near-equal images differ in no more of their 64 bits.
-BITS = 12
+_BITS = 12
 # Near-equal images are so many times as near to each other as a tenth of the images of their class
 # are to each other, and no farther than this. Both were chosen by looking at pairs of CIFAR-10 and
 # of handwritten digits, which are all alike.
@@ -216,7 +216,7 @@ def _alike(hashes: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[np.ndarray,
         for group in np.split(order, np.flatnonzero(values[1:] != values[:-1]) + 1):
             for start in range(0, len(group), 512):
                 rows, columns = np.nonzero(
-                    signs[group[start:start + 512]] @ signs[group[start:]].T >= 64 - 2 * BITS)
+                    signs[group[start:start + 512]] @ signs[group[start:]].T >= 64 - 2 * _BITS)
                 is_new = rows < columns
                 one, other = group[start + rows[is_new]], group[start + columns[is_new]]
                 is_new = ~(hashes[one, :place] == hashes[other, :place]).any(1)

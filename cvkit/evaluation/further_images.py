@@ -26,13 +26,17 @@ def predict_images(run: Run, images: ImageSet, title: str = "Predict") -> Predic
         images: training or validation images of `run.data`, or changed test images.
         title: of the progress bar.
     """
-    classes = run.data.classes
-    loader = build_evaluation_loader(run.config, run.data, images, run.loaders)
+    classes, there = run.data.classes, (run.loaders.test, run.loaders.val)
+    # Images of a split may have been decoded already.
+    loader = next((each for each in there if each is not None and each.images is images), None)
+    if loader is None:
+        loader = build_evaluation_loader(run.config, run.data, images, run.loaders)
     try:
         return predict(run.model, loader, nn.CrossEntropyLoss(), build_metrics([], classes),
                        classes, run.precision, run.epoch, ProgressBar(title, len(loader)))[0]
     finally:
-        loader.source.close()
+        if loader not in there:
+            loader.source.close()
 
 
 @torch.no_grad()

@@ -55,6 +55,18 @@ def reliability(probabilities: np.ndarray, true: np.ndarray, bins: int = 15) -> 
                        float(np.nanmax(distances)))
 
 
+def wilson(right: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the ends of the intervals of 95 % of rates, float64 (N, 2); NaN where counts are 0.
+
+    Wilson's (J. Am. Stat. Assoc. 22, 1927), by SciPy.
+    """
+    from scipy.stats import binomtest
+
+    return np.array([tuple(binomtest(int(some), int(all_of_it)).proportion_ci(method="wilson"))
+                     if all_of_it else (np.nan, np.nan)
+                     for some, all_of_it in zip(right, counts)])
+
+
 def fit_temperature(predictions: Predictions) -> float:
     """Return what logits have to be divided by so that the loss of these images is least.
 

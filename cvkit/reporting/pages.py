@@ -37,8 +37,6 @@ from cvkit.visualizers.drawing import (
 # Text beside a picture is long, so it is folded away under these titles.
 _TABLES = {"confusion": "Confusion in numbers", "embedding": "Neighbours of each class",
            "summary": "Layers as text"}
-# Bytes of a table that a page offers to keep; a larger one would make the page slow.
-_LARGEST_TABLE = 1_000_000
 
 
 def drawn_blocks(subject: Drawable, nodes: Sequence[Any],
@@ -88,9 +86,7 @@ def picture(name: str, figure: Figure, visualizer: str = "",
         blocks.append(Code(table, title=_TABLES[visualizer]))
     numbers = getattr(figure, "csv", "")
     if numbers:
-        download = Download(f"{name}.csv", escape_controls(numbers, keep="\n\t") + "\n")
-        if len(download.text.encode()) < _LARGEST_TABLE:
-            blocks.append(download)
+        blocks.append(Download(f"{name}.csv", escape_controls(numbers, keep="\n\t") + "\n"))
     return blocks
 
 

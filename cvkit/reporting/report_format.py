@@ -17,6 +17,9 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+# Bytes of a file that a page holds; a larger one would make the page slow.
+_LARGEST_FILE = 1_000_000
+
 
 class Block:
     """A part of a section."""
@@ -109,15 +112,18 @@ class Scatter(Image):
 
 @dataclass(frozen=True)
 class Download(Block):
-    """A text file that a reader may keep: in the HTML page itself, and in `tables/`."""
+    """A text file that a reader may keep: in `tables/`, and, if small, in the HTML page itself."""
 
     name: str
     text: str
 
     @property
-    def base64(self) -> str:
-        """The file as letters, for a page that holds it."""
-        return base64.b64encode(self.text.encode()).decode()
+    def url(self) -> str:
+        """The address of the file on a page: the file itself, as letters, or where it lies."""
+        content = self.text.encode()
+        if len(content) > _LARGEST_FILE:
+            return f"tables/{self.name}"
+        return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from cvkit.evaluation.further_images import predict_images
-from cvkit.evaluation.reliability import Reliability, fit_temperature, reliability, scaled
+from cvkit.evaluation.reliability import Reliability, fit_temperature, reliability, scaled, wilson
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
@@ -90,13 +90,10 @@ def _temperature(run: Run | None) -> tuple[float | None, str]:
 
 
 def _draw_curve(axes: Axes, found: Reliability, colour: str, marker: str, label: str) -> None:
-    from scipy.stats import binomtest
-
     filled = found.counts > 0
     count, right = found.counts[filled], found.right[filled]
-    ends = np.array([binomtest(int(r), int(n)).proportion_ci(method="wilson")
-                     for r, n in zip(right, count)])
-    axes.vlines(found.confidence[filled], *ends.T, color=colour, linewidth=3, alpha=0.3)
+    axes.vlines(found.confidence[filled], *wilson(right, count).T, color=colour, linewidth=3,
+                alpha=0.3)
     axes.plot(found.confidence[filled], right / count, color=colour, marker=marker, markersize=4,
               linewidth=1.2, label=f"{label}: error {_percent(found.expected)}")
 
@@ -120,9 +117,9 @@ def _draw_counts(axes: Axes, found: Reliability) -> None:
 
 def _in_words(predictions: Predictions, before: Reliability, after: Reliability | None,
               temperature: float | None, why: str) -> str:
-    sure, right = float(predictions.probabilities.max(1).mean()), predictions.accuracy
-    # Twice the deviation of the accuracy, were each image right as often as the model is sure.
     confidence = predictions.probabilities.max(1).astype(np.float64)
+    sure, right = float(confidence.mean()), predictions.accuracy
+    # Twice the deviation of the accuracy, were each image right as often as the model is sure.
     chance = 2 * np.sqrt((confidence * (1 - confidence)).sum()) / len(predictions.true) + 1e-6
     what = ("The model is about as sure as it is right" if abs(sure - right) <= chance else
             f"The model is {'over' if sure > right else 'under'}-confident")

@@ -28,8 +28,6 @@ from cvkit.system.text import escape_controls
 from cvkit.visualizers.drawing import missing_letters_told_once
 from cvkit.visualizers.flags import arguments_of
 
-# What a picture holds besides is saved beside it under these endings.
-_ENDINGS = {"table": "txt", "csv": "csv"}
 # TTA changes what a run says of the test images, and so all that is drawn of that.
 _MAY_DRAW = (*MAY_CHANGE, "TTA")
 
@@ -213,10 +211,10 @@ def save_all(subject: Drawable, nodes: Iterable[Any], folder: Path | None = None
             folder.mkdir(parents=True, exist_ok=True)
             with missing_letters_told_once():
                 figure.savefig(path, dpi=dpi)
-            for form in ("table", "csv"):
+            for form, kind in (("table", "txt"), ("csv", "csv")):
                 text = getattr(figure, form, "")
                 if text:
-                    path.with_name(f"{drawn.name}.{_ENDINGS[form]}").write_text(
+                    path.with_name(f"{drawn.name}.{kind}").write_text(
                         escape_controls(text, keep="\n\t") + "\n", encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}",

@@ -65,8 +65,7 @@ def duplicates(data: ImageData, count: int = 12) -> Picture:
                        WRONG if labels[0] != labels[1] else "black")
         box = axes[0].get_position(original=True)
         width, height = figure.get_size_inches()
-        figure.words(box.x0 * width, (1 - box.y1) * height - 0.37,
-                     _alike(pair, 3), 7.5,
+        figure.words(box.x0 * width, (1 - box.y1) * height - 0.37, _alike(pair, 3), 7.5,
                      fontweight="bold", va="center")
     rows = _rows(data, pairs)
     header = ("similarity", "split", "image", "class", "other split", "other image", "other class")

@@ -30,6 +30,7 @@ from cvkit.visualizers.drawing import (
     as_csv,
     drawn_names,
     image_names,
+    images_of,
     message,
     positions_of,
     refuse_below_one,
@@ -138,24 +139,22 @@ def _features(predictions: Predictions, model: nn.Module, loaders: Loaders,
     Raises:
         RunError: the predictions are of other images, or features are no finite numbers.
     """
-    positions = positions_of(loaders.test.images, predictions, rows)
-    row_of = dict(zip(predictions.index[rows].tolist(), rows.tolist()))
     size = max(loaders.test.batch_sizes)
-    found: list[int] = []
+    found: list[np.ndarray] = []
     features: list[np.ndarray] = []
     images: list[np.ndarray] = []
     with (state_kept(model), random_numbers_kept(loaders.test.device),
           in_evaluation_mode(model)):
         seed_random_numbers(seed)
-        for start in range(0, len(positions), size):
-            batch = loaders.test.take(positions[start:start + size])
-            found += [row_of[index] for index in batch.index.tolist()]
-            features.append(penultimate_features(model, batch.images).cpu().numpy())
-            images += map(_small, loaders.test.denormalise(batch.images))
+        for start in range(0, len(rows), size):
+            there, batch = images_of(loaders.test, predictions, rows[start:start + size])
+            found.append(there)
+            features.append(penultimate_features(model, batch).cpu().numpy())
+            images += map(_small, loaders.test.denormalise(batch))
     whole = np.concatenate(features)
     if not np.isfinite(whole).all():
         raise RunError("the model's features are not finite numbers")
-    return np.array(found), whole, np.stack(images)
+    return np.concatenate(found), whole, np.stack(images)
 
 
 def _small(image: np.ndarray) -> np.ndarray:

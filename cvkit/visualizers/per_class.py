@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from cvkit.evaluation.reliability import wilson
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.predictions import Predictions
 from cvkit.system.text import escape_controls, in_columns, plural
@@ -35,9 +36,8 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
               count: int = 50, resamples: int = 1000, seed: int = 0) -> Picture:
     """Precision, recall and F1 of each class with intervals of 95 %, the worst classes first.
 
-    Scores as scikit-learn has them. Intervals of precision and recall are Wilson's (J. Am. Stat.
-    Assoc. 22, 1927), by SciPy; those of F1 are percentiles over resampled test images (Efron,
-    1979).
+    Scores as scikit-learn has them. Intervals of precision and recall are Wilson's; those of F1 are
+    percentiles over resampled test images (Efron, 1979).
 
     Args:
         sort: what the order goes by; "class" leaves that of the data set.
@@ -60,7 +60,7 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
     width = left + 3 * (panel + 0.15) + 0.75
     note, numbered = told_names(predictions.classes)
     some = "" if len(shown) == len(order) else f" Drawn: the first {len(shown)} of {len(order):,}."
-    caption = wrap(f"{_in_words(predictions, scores, intervals, names)}{some}{note}", width - 0.2)
+    caption = wrap(f"{_in_words(scores, support, intervals, names)}{some}{note}", width - 0.2)
     top, tall = 0.75 + 0.13 * len(caption), row * len(shown) + 0.1
     figure = Picture(width, top + tall + 0.4)
     figure.headline("Classes, each with what chance may have done", "\n".join(caption))
@@ -104,19 +104,14 @@ def score_intervals(predictions: Predictions, resamples: int = 1000, seed: int =
 
     NaN where there is nothing to divide by, and of an F1 that no resampling changes: of 0 or 1.
     """
-    from scipy.stats import binomtest
-
     number = len(predictions.classes)
     right, told, there = (np.bincount(labels, minlength=number) for labels in (
         predictions.true[predictions.true == predictions.predicted], predictions.predicted,
         predictions.true))
     found = np.full((number, 3, 2), np.nan)
+    found[:, 0], found[:, 1] = wilson(right, told), wilson(right, there)
     random = np.random.default_rng(seed)
     for label in range(number):
-        for place, total in enumerate((told[label], there[label])):
-            if total:
-                found[label, place] = binomtest(int(right[label]), int(total)).proportion_ci(
-                    method="wilson")
         if told[label] + there[label]:
             # Of a class it matters only which of four kinds a drawn image is of.
             kinds = np.array([right[label], told[label] - right[label],
@@ -137,11 +132,10 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
     return low - margin, min(high + margin, 103)
 
 
-def _in_words(predictions: Predictions, scores: np.ndarray, intervals: np.ndarray,
+def _in_words(scores: np.ndarray, support: np.ndarray, intervals: np.ndarray,
               names: list[str]) -> str:
     """Say which classes are worst, and how many differ from the mean by more than chance."""
-    mean = np.nanmean(scores[:, 2])
-    there = np.bincount(predictions.true, minlength=len(scores)) > 0
+    mean, there = np.nanmean(scores[:, 2]), support > 0
     worst = [label for label in np.argsort(scores[:, 2], kind="stable")
              if there[label] and scores[label, 2] < 1][:2]
     listed = " and ".join(
@@ -157,4 +151,4 @@ def _in_words(predictions: Predictions, scores: np.ndarray, intervals: np.ndarra
     without = int((~there).sum())
     said += f" Without test images: {without}." if without else ""
     return (f"{said} Bars are intervals of 95 % over "
-            f"{plural(len(predictions.true), 'test image')}.")
+            f"{plural(int(support.sum()), 'test image')}.")

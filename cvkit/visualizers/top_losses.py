@@ -40,7 +40,8 @@ def top_losses(predictions: Predictions, data: ImageData, count: int = 20) -> Pi
         data.test, predictions, rows, "Highest losses",
         f"The {plural(len(rows), 'test image')} with the highest loss: "
         f"{100 * len(rows) / len(losses):.1f} % of the images, {100 * part:.0f} % of the loss. "
-        f"{_median_in_words(losses)} Over each: true → predicted (loss).",
+        f"Half of all images have a loss of {np.median(losses):.2g} or less. Over each: true → "
+        "predicted (loss).",
         [f"{losses[row]:.2f}" for row in rows])
     figure.csv = as_csv(
         ("image", "true", "predicted", "loss", "probability of true"),
@@ -49,7 +50,3 @@ def top_losses(predictions: Predictions, data: ImageData, count: int = 20) -> Pi
          for row, name in zip(order, image_names(
              data.test, positions_of(data.test, predictions, order)))])
     return figure
-
-
-def _median_in_words(losses: np.ndarray) -> str:
-    return f"Half of all images have a loss of {np.median(losses):.2g} or less."

@@ -16,7 +16,6 @@ import cvkit
 import cvkit.reporting.report as report_module
 from cvkit.config import load_config
 from cvkit.errors import RunError
-from cvkit.reporting.pages import picture
 from cvkit.reporting.report import write_report
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
@@ -279,12 +278,14 @@ def test_a_message_is_text_and_a_table_is_to_be_kept(painted, monkeypatch):
     assert "(tables/calibration.csv)" in readme
 
 
-def test_a_large_table_is_left_out(painted):
-    figure = Picture(4, 3, "How sure")
-    figure.csv = "1\n" * 500_001
-    assert [block.kind for block in picture("calibration", figure)] == ["Image"]
-    figure.csv = "1\n" * 400_000
-    assert [block.kind for block in picture("calibration", figure)] == ["Image", "Download"]
+def test_a_large_table_lies_beside_the_page_that_leads_to_it(painted, monkeypatch):
+    figure = Picture(4, 3, "Many")
+    figure.csv = "a\n" + "\n".join(["0123456789"] * 100_000)
+    monkeypatch.setattr("cvkit.reporting.pages.draw_all", lambda run, nodes: [Drawn("pr", "pr", figure)])
+    write_report(painted)
+    page = (painted.folder / "report.html").read_text()
+    assert '<a download="pr.csv" href="tables/pr.csv">' in page and len(page) < 1_000_000
+    assert (painted.folder / "tables" / "pr.csv").read_text() == figure.csv + "\n"
 
 
 def test_a_page_with_all_usual_pictures_is_below_15_mb(report):

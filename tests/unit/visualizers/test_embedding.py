@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.colors import to_rgb
 from PIL import Image
 from sklearn.decomposition import PCA
+from torch import nn
 
 from cvkit.errors import ConfigError, RunError
 from cvkit.models.features import penultimate_features
@@ -184,3 +185,20 @@ def test_features_that_are_all_the_same_are_a_message_and_no_crash(painted):
     for method in ("TSNE", "PCA"):
         figure = painted.visualize("embedding", method=method)
         assert figure.is_message and "the last layer is given the same for all images" in figure.caption
+
+
+def test_a_model_that_changes_buffers_and_draws_is_left_alone_and_drawn_the_same_twice(painted):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("asked", torch.zeros(()))
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, images):
+            self.asked += 1
+            return self.head(images.mean((1, 2, 3))[:, None] + torch.rand(len(images), 4))
+
+    painted.model, state = Noisy().train(), torch.get_rng_state()
+    first, second = (painted.visualize("embedding", method="PCA") for _ in range(2))
+    assert first.csv == second.csv and painted.model.asked == 0 and painted.model.training
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,3 +1,4 @@
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,3 +125,14 @@ def test_the_first_is_what_images_go_through_first_whatever_is_defined_first():
             return self.late(self.stem(images)).mean((2, 3))
 
     assert "8 kernels of 5×5 pixels over 3 channels of stem." in filters_of(Net(), 3, 12, 12).caption
+
+
+def test_channels_that_see_nothing_are_counted():
+    model = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 6, 3, padding=1), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1),
+                                      flat=nn.Flatten(), head=nn.Linear(6, 2)))
+    with torch.no_grad():
+        model.stem.weight.zero_()
+        model.stem.bias.copy_(torch.tensor([1.0, -1.0, 2.0, -1.0, -3.0, 0.5]))
+    _, _, loaders = facts_of(model, noise((4, 9, 9, 3)), np.arange(4) % 2, ["a", "b"])
+    caption = feature_maps(model, loaders, layer="relu").caption
+    assert "3 of them are nowhere above 0." in caption and "from 2 (channel 2) to 0. " in caption

@@ -4,6 +4,7 @@ import io
 import numpy as np
 import pytest
 from made_up import kinds, made_up, said
+from scipy.integrate import trapezoid
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from test_drawing import check_no_overlap
 
@@ -34,7 +35,7 @@ def test_areas_are_those_of_scikit_learn_and_stand_in_the_legend(name, picture):
     for line, area in zip(axes.lines[1:-1], sorted(expected.values()), strict=False):
         x, y = line.get_data()
         order = np.argsort(x, kind="stable")
-        under = np.trapezoid(y[order], x[order]) if picture == "roc" else -np.sum(np.diff(x) * y[:-1])
+        under = trapezoid(y[order], x[order]) if picture == "roc" else -np.sum(np.diff(x) * y[:-1])
         assert under == pytest.approx(area, abs=1e-6)
     figure.draw_without_rendering()
     check_no_overlap([*figure.texts, *axes.get_legend().get_texts(), axes.xaxis.label, axes.yaxis.label])
@@ -46,7 +47,7 @@ def test_the_mean_of_the_roc_curves_is_scikit_learn_s_macro_average():
         1, keepdims=True), multi_class="ovr", average="macro")
     assert f"is {expected:.4f} on average over 6 classes" in roc(predictions).caption
     x, y = roc(predictions).axes[0].lines[-1].get_data()
-    assert np.trapezoid(y, x) == pytest.approx(expected, abs=2e-3)
+    assert trapezoid(y, x) == pytest.approx(expected, abs=2e-3)
 
 
 def test_images_of_one_class_alone_cannot_be_ranked():
