@@ -31,6 +31,9 @@ PARTS = tuple(range(0, 101, 10))
 ROAD_PERCENTILES = (20, 40, 60, 80)
 # A map that agrees more than this with one of random weights says little of what was learned.
 KEPT = 0.5
+# A method that finds less probability than this in its pixels, as of a model that says the same of
+# all images, finds nothing.
+_MATTERS = 0.005
 # Steps below the head in which the weights become random.
 _STEPS = 4
 # Images of a forward pass.
@@ -71,8 +74,8 @@ class Faithfulness:
         return int(np.isnan(self.kept[0]).sum())
 
     def is_above(self, chance: np.ndarray) -> bool:
-        """Whether ROAD is clearly above that of chance (N,), and above 0, as of random pixels."""
-        return is_clear(self.road - chance) and bool(self.road.mean() > 0)
+        """Whether ROAD is clearly above that of chance (N,), and as of pixels that matter."""
+        return is_clear(self.road - chance) and bool(self.road.mean() > _MATTERS)
 
     @property
     def is_flagged(self) -> bool:

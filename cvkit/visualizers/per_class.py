@@ -79,8 +79,10 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
         axes.set_ylim(len(shown) - 0.4, -0.6)
         low, high = _ends(100 * intervals[shown])
         axes.set_xlim(low, high)
+        # 100 is told where it is near; a tick beside it would run into its label.
+        below = 100 - 0.15 * (high - low) if high >= 100 else high
         axes.set_xticks([tick for tick in MaxNLocator(4).tick_values(low, high)
-                         if low <= tick < 99] + [100] * int(high >= 100))
+                         if low <= tick <= below] + [100] * int(high >= 100))
         axes.tick_params(axis="y", length=0)
     for place, text in [(-1.1, "images"), *enumerate(f"{support[label]:,}" for label in shown)]:
         axes.annotate(text, (1, place), (0.6 * 72, 0), xycoords=("axes fraction", "data"),

@@ -68,10 +68,11 @@ def robustness(run: Run, count: int = 1000,
     words = (f"{100 * clean:.1f} % of {plural(len(labels), 'test image')} are right as they are (± "
              f"{chance:.1f}, 95 % interval), {matrix.mean():.1f} % on average over all "
              f"{'corruptions' if len(kinds) > 1 else 'strengths'}. ")
-    if len(kinds) > 1:
+    is_uneven = np.ptp(matrix.mean(1)) > 0
+    if is_uneven:
         words += (f"Hardest is {kinds[most]} ({matrix[most].mean():.1f} %), easiest {kinds[least]} "
                   f"({matrix[least].mean():.1f} %); ")
-    words += (f"{'the' if len(kinds) > 1 else 'The'} lowest accuracy, {matrix[worst]:.1f} %, is "
+    words += (f"{'the' if is_uneven else 'The'} lowest accuracy, {matrix[worst]:.1f} %, is "
               f"that of {kinds[worst[0]]} at strength {worst[1] + 1}.")
     caption = wrap(words, 7.6)
     top, row, left, cell = 0.85 + 0.13 * len(caption), 0.62, 1.0, 0.62

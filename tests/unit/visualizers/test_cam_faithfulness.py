@@ -238,6 +238,13 @@ def test_the_verdict_follows_from_the_numbers():
     assert verdict(nothing)[0].startswith("By 10 images no method is to be trusted")
 
 
+def test_a_method_that_finds_next_to_nothing_is_not_trusted_however_clear_that_is():
+    found = {"A": measured(0.0004, [0.0]), BASELINE: measured(-0.0002, [0.0])}
+    found = {name: replace(one, road=one.road.mean() + np.linspace(-1e-6, 1e-6, 10)) for name, one in found.items()}
+    assert verdict(found)[0].startswith("By 10 images no method is to be trusted")
+    assert verdict(found)[1].startswith("Not clearly better than chance by ROAD")
+
+
 def test_the_model_and_the_random_numbers_are_left_as_they_were(coloured):
     _, model, _ = coloured
     model.train()

@@ -112,3 +112,13 @@ def test_a_class_without_images_is_not_called_the_worst_and_a_score_of_0_has_no_
     assert per_class(missed).caption.startswith("The lowest F1: class 0 (0.0 %) and class 1 (93.0 %, ")
     with pytest.raises(ValueError, match="resamples is 100 or more, not 1"):
         per_class(predictions, resamples=1)
+
+
+def test_labels_of_ticks_lie_beside_each_other_where_a_class_has_0_and_another_100():
+    for part in (0.0, 0.2, 0.4, 0.6, 0.8):
+        right = np.arange(20) < 20 * part
+        figure = per_class(said(np.eye(2)[np.where(np.r_[right, [True] * 20], np.repeat([0, 1], 20), 1)],
+                                np.repeat([0, 1], 20)))
+        figure.draw_without_rendering()
+        check_no_overlap([label for axes in figure.axes for label in axes.get_xticklabels()])
+        assert 100 in figure.axes[1].get_xticks()

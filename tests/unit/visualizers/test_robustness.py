@@ -65,3 +65,9 @@ def test_an_unknown_corruption_and_no_images_are_refused(painted):
         painted.visualize("robustness", corruptions=["rain"])
     with pytest.raises(ConfigError, match="count is 1 or more, not 0"):
         painted.visualize("robustness", count=0)
+
+
+def test_where_all_corruptions_are_alike_none_is_called_the_hardest(painted, monkeypatch):
+    monkeypatch.setattr("cvkit.visualizers.robustness.classify_received", lambda run, images: np.zeros(len(images)))
+    caption = painted.visualize("robustness", corruptions=["noise", "blur"]).caption
+    assert "Hardest" not in caption and "over all corruptions. The lowest accuracy, 33.3 %, is that of" in caption
