@@ -224,3 +224,13 @@ def test_images_that_are_no_squares(painted):
     figure = cam_average(*facts, layer="second")
     shapes = {axis.images[0].get_array().shape[:2] for axis in figure.axes if axis.images}
     assert shapes == {(60, 40)}
+
+
+def test_a_method_that_draws_random_numbers_draws_the_same_again_and_leaves_others_alone(painted):
+    drawn = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        before = np.random.get_state()[1].tolist()
+        drawn.append(painted.visualize("cam_average", method="RandomCAM").csv)
+        assert np.random.get_state()[1].tolist() == before
+    assert drawn[0] == drawn[1] != painted.visualize("cam_average", method="RandomCAM", seed=3).csv
