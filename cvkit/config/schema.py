@@ -75,8 +75,9 @@ SCHEMA: dict[str, Any] = {
     "OPTIMIZER": Component("optimizer", "what updates the weights", required=True),
     "SCHEDULER": Component("scheduler", "what changes the learning rate; null: nothing"),
     "METRICS": Component("metric", "measured besides loss and accuracy", [], is_list=True),
-    "TTA": Component("transform", "test-time augmentation: probabilities are averaged over an "
-                     "image and what each of these makes of it", [], is_list=True),
+    "TTA": Component("transform", "test-time augmentation: in the test that ends a training, and "
+                     "later ones, probabilities are averaged over an image and what each of these "
+                     "makes of it", [], is_list=True),
     "WRITERS": Component("writer", "further logs besides metrics.jsonl", [], is_list=True),
     "VISUALIZERS": Component("visualizer", "what is drawn of a run", [], is_list=True),
     "TRAIN": {

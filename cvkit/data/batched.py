@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Fill = tuple[float, ...] | float
+# "reflect" goes on with the image as a mirror would, without its outermost pixels twice.
+Fill = tuple[float, ...] | float | str
 # A size is (height, width).
 Size = tuple[int, int]
 # What is drawn are arrays with one item for each image of an epoch.
@@ -36,22 +37,32 @@ class Batched(Protocol):
         """Return the transformed batch; `drawn` is what was drawn for its images."""
 
 
+class ByImage(Protocol):
+    """A batched form that draws nothing: it goes by the epoch, and by what image it is."""
+
+    def of_images(self, seed: int, epoch: int, index: np.ndarray) -> Drawn:
+        """Return what `apply` is given for images of an epoch, from 0; `index` (N,) tells which."""
+
+    def apply(self, images: Tensor, *drawn: Any) -> Tensor:
+        """Return the transformed batch, as `Batched.apply`."""
+
+
 @dataclass(frozen=True)
 class RandomCrop:
-    """Pad all four sides, then cut out a window at a random place."""
+    """Pad all four sides, then cut out a window at a random place; None has the image's size."""
 
-    size: Size
+    size: Size | None
     padding: int
     fill: Fill
 
     def draw(self, random: np.random.Generator, count: int, size: Size) -> Drawn:
         return tuple(random.integers(0, side + 2 * self.padding - window, count, endpoint=True)
-                     for side, window in zip(size, self.size, strict=True))
+                     for side, window in zip(size, self.size or size, strict=True))
 
     def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        images = self._padded(images)
+        height, width = self.size or images.shape[1:3]
+        images = _padded(images, self.padding, self.fill)
         count, rows, columns, channels = images.shape
-        height, width = self.size
         row = _range(count, images)[:, None] * rows + top[:, None] + _range(height, images)
         first = (row * columns + left[:, None]) * channels
         # A row of a window is a run of bytes. `unfold` is a view of all such runs, which overlap;
@@ -59,15 +70,24 @@ class RandomCrop:
         runs = images.reshape(-1).unfold(0, width * channels, 1)
         return runs.index_select(0, first.flatten()).view(count, height, width, channels)
 
-    def _padded(self, images: Tensor) -> Tensor:
-        if not self.padding:
-            return images
-        count, height, width, channels = images.shape
-        by = self.padding
-        padded = images.new_empty(count, height + 2 * by, width + 2 * by, channels)
-        padded[:] = _pixel(self.fill, images)
-        padded[:, by:by + height, by:by + width] = images
-        return padded
+
+@dataclass(frozen=True)
+class Shift:
+    """Move each image by as many pixels."""
+
+    down: int
+    right: int
+    fill: Fill
+
+    def draw(self, random: np.random.Generator, count: int, size: Size) -> Drawn:
+        return ()
+
+    def apply(self, images: Tensor) -> Tensor:
+        height, width = images.shape[1:3]
+        by = max(abs(self.down), abs(self.right))
+        top, left = by - self.down, by - self.right
+        padded = _padded(images, by, self.fill)
+        return padded[:, top:top + height, left:left + width].contiguous()
 
 
 @dataclass(frozen=True)
@@ -84,6 +104,17 @@ class HorizontalFlip:
         # Whole images are chosen faster than pixels.
         both = torch.cat([images, images.flip(2)])
         return both.index_select(0, _range(count, images) + count * is_mirrored)
+
+
+@dataclass(frozen=True)
+class AlternatingFlip:
+    """Mirror each image left and right in every other epoch; half of them begin with it."""
+
+    def of_images(self, seed: int, epoch: int, index: np.ndarray) -> Drawn:
+        return ((_mixed(seed, index) + np.uint64(epoch)) % np.uint64(2) == 1,)
+
+    def apply(self, images: Tensor, is_mirrored: Tensor) -> Tensor:
+        return HorizontalFlip(1.0).apply(images, is_mirrored)
 
 
 @dataclass(frozen=True)
@@ -138,6 +169,32 @@ class Rotate:
         grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
         turned = F.grid_sample(pixels, grid, align_corners=False) + fill
         return turned.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def _padded(images: Tensor, by: int, fill: Fill) -> Tensor:
+    """Return images (N, H, W, C) with so many pixels more on each side."""
+    if not by:
+        return images
+    count, height, width, channels = images.shape
+    padded = images.new_empty(count, height + 2 * by, width + 2 * by, channels)
+    if fill != "reflect":
+        padded[:] = _pixel(fill, images)
+    rows = padded[:, by:by + height]
+    rows[:, :, by:by + width] = images
+    for part, side in ((rows.transpose(1, 2), width), (padded, height)) * (fill == "reflect"):
+        for k in range(1, by + 1):
+            part[:, by - k] = part[:, by + k]
+            part[:, by + side - 1 + k] = part[:, by + side - 1 - k]
+    return padded
+
+
+def _mixed(seed: int, index: np.ndarray) -> np.ndarray:
+    """Return a random number, uint64, for each index: SplitMix64 (Steele et al., 2014)."""
+    bits = (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    bits += np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ bits >> np.uint64(shift)) * np.uint64(factor)
+    return bits ^ bits >> np.uint64(31)
 
 
 def _range(count: int, images: Tensor) -> Tensor:

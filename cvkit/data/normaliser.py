@@ -44,5 +44,9 @@ class Normaliser:
 
     def denormalise(self, images: Tensor) -> np.ndarray:
         """Turn what a model receives back into uint8 (N, H, W, C), exactly."""
+        return self.pixels_of(images).cpu().numpy()
+
+    def pixels_of(self, images: Tensor) -> Tensor:
+        """Return the same where the images are."""
         pixels = (images.float().permute(0, 2, 3, 1) + self._shift) / self._scale
-        return pixels.round().clamp(0, 255).byte().cpu().numpy()
+        return pixels.round().clamp(0, 255).byte()

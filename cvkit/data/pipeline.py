@@ -56,9 +56,13 @@ class Pipeline:
         self.random = self.transforms[len(self.fixed):]
         self._fixed = A.Compose(self.fixed) if self.fixed else None
         self._random = A.Compose(self.random) if self.random else None
+        self._by_image = [part for part in _with_parts(self.random)
+                          if hasattr(getattr(part, "batched", None), "of_images")]
+        self._key: tuple[int, ...] = (0, 0)
 
     def seed(self, *key: int) -> None:
         """Make what follows depend on `key` alone: (SEED, epoch, batch)."""
+        self._key = key
         if self._random is not None:
             sequence = np.random.SeedSequence(key)
             self._random.set_random_state(np.random.default_rng(sequence),
@@ -68,8 +72,10 @@ class Pipeline:
         """Return the image after the fixed transforms at the beginning; uint8 (H, W, C) both."""
         return _apply(self._fixed, image)
 
-    def augment(self, image: np.ndarray) -> np.ndarray:
-        """Return a prepared image after the rest of the transforms."""
+    def augment(self, image: np.ndarray, index: int = 0) -> np.ndarray:
+        """Return a prepared image after the rest of the transforms; `index` tells which it is."""
+        for part in self._by_image:
+            part.drawn = part.batched.of_images(*self._key[:2], np.array([index]))
         return _apply(self._random, image)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -82,22 +88,24 @@ class Pipeline:
         return [transform_name(transform) for transform in self.random
                 if getattr(transform, "batched", None) is None]
 
-    def draw(self, seed: int, epoch: int, count: int,
-             shape: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+    def draw(self, seed: int, epoch: int, index: np.ndarray, shape: Sequence[int],
+             *key: int) -> list[tuple[torch.Tensor, ...]]:
         """Return what is random about an epoch's images, for the batched form of each transform.
 
         Args:
-            seed, epoch: which alone decide what is drawn.
-            count: images of the epoch.
+            seed, epoch: which decide what is drawn, with `key`, if more is drawn for an epoch.
+            index: int64 (N,), which image of the data set each one is.
             shape: (H, W, C) of the prepared images.
         """
-        random, everything = np.random.default_rng([seed, epoch, 4]), []
+        random, everything = np.random.default_rng([seed, epoch, 4, *key]), []
         # An image goes through all of it, since what is drawn depends on the size it has by then.
         image = torch.zeros(1, *shape, dtype=torch.uint8)
         for transform in self.random:
-            drawn = transform.batched.draw(random, count, tuple(image.shape[1:3]))
+            form = transform.batched
+            drawn = (form.of_images(seed, epoch, index) if hasattr(form, "of_images") else
+                     form.draw(random, len(index), tuple(image.shape[1:3])))
             everything.append(tuple(map(torch.from_numpy, drawn)))
-            image = transform.batched.apply(image, *(values[:1] for values in everything[-1]))
+            image = form.apply(image, *(values[:1] for values in everything[-1]))
         return everything
 
     def augment_batch(self, images: torch.Tensor,
@@ -113,6 +121,14 @@ def _apply(compose: A.Compose | None, image: np.ndarray) -> np.ndarray:
         return image
     image = compose(image=image)["image"]
     return image if image.ndim == 3 else image[:, :, None]
+
+
+def _with_parts(transforms: Sequence[Any]) -> list[Any]:
+    """Return transforms and all that they are made of."""
+    parts = list(transforms)
+    for part in parts:
+        parts.extend(getattr(part, "transforms", []))
+    return parts
 
 
 def transform_name(transform: Any) -> str:
@@ -235,11 +251,8 @@ def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:
         # It may not be applied, and then images stay as they are.
         found = {(image.shape, str(image.dtype)): image for image in images}
     transform = copy.deepcopy(transform)
-    parts = [transform]
-    while parts:
-        part = parts.pop()
+    for part in _with_parts([transform]):
         part.p = 1.0
-        parts.extend(getattr(part, "transforms", []))
     compose = A.Compose([transform])
     compose.set_random_state(np.random.default_rng(0), random.Random(0))
     for image in images * max(16 // len(images), 1):

@@ -51,7 +51,7 @@ class BatchedSource:
         pixels, places, labels, index = self._resident
         positions, has_gaps = self._plan.positions(epoch), self._cache.missing.any()
         order = torch.from_numpy(positions).to(self._device)
-        drawn = self._draw(epoch, pixels.shape[1:])
+        drawn = self._draw(epoch, positions, pixels.shape[1:])
         for number in range(start, len(self._plan.batch_sizes)):
             part = self._plan.part(number)
             batch: slice | Tensor = part
@@ -72,18 +72,21 @@ class BatchedSource:
     def take(self, asked: Sequence[int], epoch: int) -> Pixels:
         """Return the images at these places of an epoch, without what may be left out."""
         places = np.asarray(asked)
-        chosen = self._plan.positions(epoch)[places]
+        positions = self._plan.positions(epoch)
+        chosen = positions[places]
         found = dict(self._cache.readable(chosen))
         places, chosen = places[list(found)], chosen[list(found)]
         pixels = torch.from_numpy(np.stack(list(found.values()))).to(self._device)
-        drawn = self._draw(epoch, pixels.shape[1:])
+        drawn = self._draw(epoch, positions, pixels.shape[1:])
         images = self._pipeline.augment_batch(
             pixels, [[values[places] for values in group] for group in drawn])
         return (images, torch.from_numpy(self._images.labels[chosen]),
                 torch.from_numpy(self._images.index[chosen]))
 
-    def _draw(self, epoch: int, shape: Sequence[int]) -> list[list[Tensor]]:
-        drawn = self._pipeline.draw(self._plan.seed, epoch, self._plan.count, shape)
+    def _draw(self, epoch: int, positions: np.ndarray,
+              shape: Sequence[int]) -> list[list[Tensor]]:
+        index = self._images.index[positions]
+        drawn = self._pipeline.draw(self._plan.seed, epoch, index, shape)
         return [[values.to(self._device) for values in group] for group in drawn]
 
 
@@ -227,7 +230,7 @@ class _Batches(Dataset):
         """Yield the images of a batch and their numbers in it, without what may be left out."""
         self.pipeline.seed(*key)
         for number, image in self.cache.readable(positions):
-            yield number, self.pipeline.augment(image)
+            yield number, self.pipeline.augment(image, self.index[positions[number]])
 
     def stacked(self, positions: np.ndarray, images: Sequence[np.ndarray]) -> Pixels:
         """Return the images at these positions as one batch."""

@@ -36,13 +36,43 @@ def RandomCrop(size: int | tuple[int, int], padding: int = 0, fill: Fill = 0, da
     Args:
         size: of the window, in pixels; one number or [height, width].
         padding: pixels added to each side first.
-        fill: of the padding, 0–255, one number or one per channel; "mean" for the data's.
+        fill: of the padding, 0–255, one number or one per channel; "mean" for the data's; "reflect"
+            mirrors the image at its sides, without its outermost pixels twice.
     """
-    (height, width), pixel = _pair(size), _fill(fill, data_mean)
-    pad = [A.Pad(padding=padding, fill=pixel, p=1.0)] if padding else []
+    (height, width), pixel = _pair(size), _fill(fill, data_mean, may_reflect=True)
+    border = ({"border_mode": cv2.BORDER_REFLECT_101} if pixel == "reflect" else {"fill": pixel})
+    pad = [A.Pad(padding=padding, **border, p=1.0)] if padding else []
     crop = A.RandomCrop(height=height, width=width, p=1.0)
     return _with_batched(A.Sequential([*pad, crop], p=1.0),
                          batched.RandomCrop((height, width), padding, pixel))
+
+
+@TRANSFORMS.register()
+def Translate(limit: int, fill: Fill = "reflect", data_mean=None):
+    """Move the image by a random number of pixels each way; its size stays.
+
+    Args:
+        limit: largest number of pixels, up, down, left and right.
+        fill: of what comes free, as of RandomCrop.
+    """
+    if limit < 0:
+        raise ValueError(f"limit is 0 or more, not {limit}")
+    pixel = _fill(fill, data_mean, may_reflect=True)
+    return _with_batched(_Translate((-limit, limit), (-limit, limit), pixel),
+                         batched.RandomCrop(None, limit, pixel))
+
+
+@TRANSFORMS.register()
+def Shift(down: int = 0, right: int = 0, fill: Fill = "reflect", data_mean=None):
+    """Move the image by so many pixels, always the same: a view for TTA.
+
+    Args:
+        down, right: in pixels; negative for up and left.
+        fill: of what comes free, as of RandomCrop.
+    """
+    pixel = _fill(fill, data_mean, may_reflect=True)
+    return _with_batched(_Translate((down, down), (right, right), pixel),
+                         batched.Shift(down, right, pixel))
 
 
 @TRANSFORMS.register()
@@ -71,6 +101,16 @@ def CutOut(size: int | tuple[int, int], fill: Fill = "mean", p: float = 1.0, ins
 def HorizontalFlip(p: float = 0.5):
     """Mirror left and right with probability `p`."""
     return _with_batched(A.HorizontalFlip(p=p), batched.HorizontalFlip(p))
+
+
+@TRANSFORMS.register()
+def AlternatingFlip():
+    """Mirror left and right in every other epoch (Jordan, 2024, arXiv 2404.00498).
+
+    SEED says which half of the images begins with it. So two epochs show both sides of each image,
+    where HorizontalFlip shows half of them the same twice.
+    """
+    return _with_batched(_AlternatingFlip(p=1.0), batched.AlternatingFlip())
 
 
 @TRANSFORMS.register()
@@ -156,7 +196,7 @@ class Normalize:
 
 
 def _with_batched(transform: A.BasicTransform | A.BaseCompose,
-                  form: batched.Batched) -> A.BasicTransform | A.BaseCompose:
+                  form: batched.Batched | batched.ByImage) -> A.BasicTransform | A.BaseCompose:
     """Return a transform of single images that knows its form for whole batches."""
     transform.batched = form
     return transform
@@ -169,8 +209,11 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _fill(fill: Fill, data_mean: Sequence[float] | None) -> batched.Fill:
+def _fill(fill: Fill, data_mean: Sequence[float] | None,
+          may_reflect: bool = False) -> batched.Fill:
     """Return a fill in pixel values; 0–1 floats, which would come out black, are refused."""
+    if fill == "reflect" and may_reflect:
+        return fill
     if fill == "mean":
         if data_mean is None:
             raise ValueError('fill "mean" needs data_mean, the mean per channel in 0–1')
@@ -179,7 +222,8 @@ def _fill(fill: Fill, data_mean: Sequence[float] | None) -> batched.Fill:
     numbers = [float(value) for value in values
                if not isinstance(value, str) and 0 <= value <= 255]
     if len(numbers) < len(values):
-        raise ValueError(f'fill is "mean" or within 0–255, not {fill!r}')
+        words = '"mean", "reflect"' if may_reflect else '"mean"'
+        raise ValueError(f"fill is {words} or within 0–255, not {fill!r}")
     if any(0 < number < 1 for number in numbers):
         raise ValueError(f"fill is in pixel values, 0–255, and {fill!r} would be nearly black; "
                          'write "mean" for the mean of the data')
@@ -192,6 +236,41 @@ def refuse_fill(name: str, fill: object, channels: int) -> None:
     if isinstance(fill, tuple) and len(fill) != channels:
         raise ConfigError(f"fill of {name} has {len(fill)} numbers, and images have "
                           f"{plural(channels, 'channel')}", hint="One number is for all channels.")
+
+
+class _Translate(A.ImageOnlyTransform):
+    """Moves an image by a number of pixels that lies between two, each way."""
+
+    def __init__(self, down: tuple[int, int], right: tuple[int, int], fill: batched.Fill):
+        super().__init__(p=1.0)
+        self.down, self.right, self.fill = down, right, fill
+
+    def get_params(self) -> dict[str, Any]:
+        return {"down": self.py_random.randint(*self.down),
+                "right": self.py_random.randint(*self.right)}
+
+    def apply(self, img: np.ndarray, down: int, right: int, **params: Any) -> np.ndarray:
+        height, width = img.shape[:2]
+        by = max(map(abs, (*self.down, *self.right)))
+        if self.fill == "reflect" and by >= min(height, width):
+            raise ValueError(f"it cannot mirror {plural(by, 'pixel')} beyond each side")
+        channels = [(0, 0)] * (img.ndim - 2)
+        if self.fill == "reflect":
+            padded = np.pad(img, [(by, by), (by, by), *channels], mode="reflect")
+        else:
+            padded = np.full((height + 2 * by, width + 2 * by, *img.shape[2:]), self.fill, np.uint8)
+            padded[by:by + height, by:by + width] = img
+        top, left = by - down, by - right
+        return padded[top:top + height, left:left + width].copy()
+
+
+class _AlternatingFlip(A.ImageOnlyTransform):
+    """Mirrors the images of which the pipeline says so."""
+
+    drawn: tuple[np.ndarray, ...] = (np.array([True]),)
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        return img[:, ::-1].copy() if self.drawn[0][0] else img
 
 
 class _Window(A.CoarseDropout):

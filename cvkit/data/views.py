@@ -25,7 +25,7 @@ class Views:
     What a transform draws depends on SEED and the batch alone.
 
     Args:
-        pipelines: of one transform each, which is always applied.
+        pipelines: of what makes each view, and is always applied.
         seed: of what they draw.
     """
 
@@ -46,11 +46,20 @@ class Views:
         yield images
         if not self.pipelines:
             return
-        pixels = normaliser.denormalise(images)
+        pixels = normaliser.pixels_of(images)
         for place, pipeline in enumerate(self.pipelines):
-            pipeline.seed(self._seed, 0, number, place)
-            made = np.stack([pipeline(image) for image in pixels])
-            yield normaliser.normalise(torch.from_numpy(made).to(normaliser.device))
+            yield normaliser.normalise(self._view(pipeline, pixels, number, place))
+
+    def _view(self, pipeline: Pipeline, pixels: Tensor, number: int, place: int) -> Tensor:
+        """Return what one pipeline makes of images, uint8 (N, H, W, C)."""
+        if not pipeline.unbatched and not pipeline.fixed:
+            drawn = pipeline.draw(self._seed, 0, np.arange(len(pixels)), pixels.shape[1:], number,
+                                  place)
+            return pipeline.augment_batch(
+                pixels, [[values.to(pixels.device) for values in group] for group in drawn])
+        pipeline.seed(self._seed, 0, number, place)
+        made = np.stack([pipeline(image) for image in pixels.cpu().numpy()])
+        return torch.from_numpy(made).to(pixels.device)
 
 
 def build_views(nodes: Sequence[Any], data: ImageData, shape: Sequence[int], seed: int) -> Views:
@@ -68,20 +77,14 @@ def build_views(nodes: Sequence[Any], data: ImageData, shape: Sequence[int], see
     """
     pipelines, image = [], np.zeros(shape, dtype=np.uint8)
     for node in nodes:
-        if node.get("p", 1) != 1:
-            raise ConfigError(f"{node[NAME]} of TTA is applied by chance (p {node['p']})",
-                              where=where_in(node, "p"),
-                              hint="A view is made of each image: leave p out.")
-        if "p" in parameters_of(TRANSFORMS.get(node[NAME], where_in(node, NAME)))[0]:
-            node = node.clone()
-            node.defrost()
-            node["p"] = 1.0
-        pipeline, normalize = build_pipeline([node], data, where=where_in(node, NAME) or "TTA",
+        parts = [_certain(part) for part in _in_a_row(node)]
+        pipeline, normalize = build_pipeline(parts, data, where=where_in(node, NAME) or "TTA",
                                              tried_on=[image])
         with located(node, NAME):
             if isinstance(normalize, Normalize):
                 raise ConfigError("Normalize makes no view of an image", hint="Leave it out here.")
-            _apply_always(pipeline.transforms[0])
+            for transform in pipeline.transforms:
+                _apply_always(transform)
             made = pipeline(image).shape
             if made != tuple(shape):
                 raise ConfigError(f"{node[NAME]} of TTA makes images of {height_by_width(made)}; "
@@ -89,6 +92,29 @@ def build_views(nodes: Sequence[Any], data: ImageData, shape: Sequence[int], see
                                   hint="A view has the size of what TEST_TRANSFORMS make.")
         pipelines.append(pipeline)
     return Views(pipelines, seed)
+
+
+def _in_a_row(node: Any) -> Iterator[Any]:
+    """Yield the transforms that make a view: those of a Sequential one by one."""
+    if TRANSFORMS.get(node[NAME], where_in(node, NAME)) is not A.Sequential:
+        yield node
+        return
+    TRANSFORMS.check(_certain(node))
+    for part in node["transforms"]:
+        yield from _in_a_row(part)
+
+
+def _certain(node: Any) -> Any:
+    """Return a node whose transform is always applied."""
+    if node.get("p", 1) != 1:
+        raise ConfigError(f"{node[NAME]} of TTA is applied by chance (p {node['p']})",
+                          where=where_in(node, "p"),
+                          hint="A view is made of each image: leave p out.")
+    if "p" in parameters_of(TRANSFORMS.get(node[NAME], where_in(node, NAME)))[0]:
+        node = node.clone()
+        node.defrost()
+        node["p"] = 1.0
+    return node
 
 
 def _apply_always(transform: Any) -> None:

@@ -25,11 +25,12 @@ from cvkit.training.losses import weight_of
 def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Sequence[Any],
             classes: Sequence[str], precision: str, epoch: int,
             progress: ProgressBar, check: Callable[[], None] | None = None,
-            ) -> tuple[Predictions, dict[str, float]]:
+            has_views: bool = True) -> tuple[Predictions, dict[str, float]]:
     """Run a model over a split, in all processes that train together.
 
     Args:
         check: called after each batch; it may raise.
+        has_views: whether probabilities are averaged over the views of TTA, if there are some.
 
     Returns:
         The predictions, and the values of loss and metrics by name; means over images. Model
@@ -42,7 +43,8 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         # A model that draws says the same whenever it is evaluated.
         seed_random_numbers(epoch)
         for number, batch in enumerate(loader):
-            logits = averaged_logits(model, loader.views_of(batch), loader.device, precision)
+            views = loader.views_of(batch) if has_views else [batch.images]
+            logits = averaged_logits(model, views, loader.device, precision)
             count = min(loader.part_size(number), len(batch.labels))
             # All parts of the batch are gathered in order, so that what follows is the same in
             # every process, and in a single one.

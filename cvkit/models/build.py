@@ -12,6 +12,7 @@ from cvkit.errors import ConfigError, located, where_in
 from cvkit.models.probing import in_evaluation_mode
 from cvkit.models.timm_models import find_timm, timm_names
 from cvkit.models.torchvision_models import read_torchvision, smallest_image
+from cvkit.models.whitening import TrainingImages
 from cvkit.registry import MODELS, NAME
 from cvkit.registry.signatures import place_of
 
@@ -20,7 +21,8 @@ MODELS.add_prefixed("timm", find_timm, timm_names)
 
 
 def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
-                takes_weights: bool = True) -> nn.Module:
+                takes_weights: bool = True,
+                training_images: TrainingImages | None = None) -> nn.Module:
     """Build a model, in training mode, and try it on one image.
 
     Args:
@@ -28,6 +30,7 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
         num_classes: of the data.
         image_shape: (channels, height, width) that it will be given.
         takes_weights: whether pretrained ones are fetched; not if they will be overwritten.
+        training_images: for weights that are computed of them; None if they will be overwritten.
 
     Raises:
         ConfigError: arguments that contradict the data, or a model that cannot take its images.
@@ -47,7 +50,8 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
                               where=where_in(node, key),
                               hint="Leave it out: it is taken from the data.")
     model = MODELS.build(node, num_classes=num_classes, in_channels=channels,
-                         image_size=height if height == width else (height, width))
+                         image_size=height if height == width else (height, width),
+                         training_images=training_images)
     with located(node, NAME):
         _try(model, node, num_classes, image_shape)
     return model.train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cvkit.errors import ConfigError, where_in
 from cvkit.models.probing import in_evaluation_mode
+from cvkit.models.whitening import TrainingImages
 from cvkit.registry import LAYERS, MODELS, NAME
 from cvkit.registry.signatures import is_node, parameters_of
 
@@ -34,7 +35,8 @@ LAYERS.add_library("torch.nn", _torch_layers)
 
 @MODELS.register("Sequential")
 def sequential(layers: list, num_classes: int = 10, in_channels: int = 3,
-               image_size: int | tuple[int, int] = 32) -> nn.Sequential:
+               image_size: int | tuple[int, int] = 32,
+               training_images: TrainingImages | None = None) -> nn.Sequential:
     """Layers of torch.nn in order: `layers: [{NAME: Conv2d, out_channels: 8, kernel_size: 3}, …]`.
 
     What a layer receives is found by a trial with an image and need not be set: `in_channels`,
@@ -45,12 +47,14 @@ def sequential(layers: list, num_classes: int = 10, in_channels: int = 3,
         layers: nodes, each of a name in `python tools/registry.py layer`. Their modules are called
             by number, or by `name: conv1`; `{NAME: Sequential, layers: […]}` groups some.
         num_classes, in_channels, image_size: of the data.
+        training_images: for layers whose weights are computed of what comes in.
 
     Raises:
         ConfigError: a layer cannot take what comes in, or the last one returns no logits.
     """
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-    model, output = _chain(layers, torch.zeros(1, in_channels, *sides), num_classes)
+    model, output = _chain(layers, torch.zeros(1, in_channels, *sides), num_classes,
+                           training_images)
     last: Mapping[str, Any] = next(reversed(list(_with_outputs(layers))), {})
     for key in set(_OUTPUTS) & set(last):
         if last[key] != num_classes:
@@ -66,24 +70,27 @@ def sequential(layers: list, num_classes: int = 10, in_channels: int = 3,
 
 
 @LAYERS.register("Sequential")
-def group(layers: list, example: Tensor, num_classes: int | None = None) -> nn.Sequential:
+def group(layers: list, example: Tensor, num_classes: int | None = None,
+          training_images: TrainingImages | None = None) -> nn.Sequential:
     """Layers in order, as one: `{NAME: Sequential, name: stem, layers: […]}`."""
-    return _chain(layers, example, num_classes)[0]
+    return _chain(layers, example, num_classes, training_images)[0]
 
 
-def _chain(layers: Sequence[Any], example: Tensor,
-           num_classes: int | None) -> tuple[nn.Sequential, Tensor]:
+def _chain(layers: Sequence[Any], example: Tensor, num_classes: int | None,
+           training_images: TrainingImages | None) -> tuple[nn.Sequential, Tensor]:
     """Build layers on what the one before returns for an example; return the last output too.
 
     Args:
         num_classes: the outputs of the last layer that has some; None within a model.
+        training_images: what the first layer receives of them.
     """
     last = next(reversed(list(_with_outputs(layers))), None)
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for number, node in enumerate(layers):
         is_last = last is not None and any(each is last for each in _with_outputs([node]))
         classes = num_classes if is_last else None
-        layer = LAYERS.build(_unnamed(node), **_facts(example, classes))
+        layer = LAYERS.build(_unnamed(node), **_facts(example, classes),
+                             training_images=_after(modules.values(), training_images))
         name = node.get("name", str(number))
         if not isinstance(name, str) or "." in name or hasattr(nn.Module, name):
             raise ConfigError(f"a layer cannot be called {name!r}", where_in(node, "name"),
@@ -107,6 +114,20 @@ def _chain(layers: Sequence[Any], example: Tensor,
                               "next layer could take", where_in(node, NAME))
         example = output
     return nn.Sequential(modules), example
+
+
+def _after(modules: Iterable[nn.Module],
+           training_images: TrainingImages | None) -> TrainingImages | None:
+    """Return what yields training images as these modules hand them on."""
+    if training_images is None:
+        return None
+    before = nn.Sequential(*modules)
+
+    def handed_on(count: int) -> Iterator[Tensor]:
+        with torch.no_grad(), in_evaluation_mode(before):
+            yield from map(before, training_images(count))
+
+    return handed_on
 
 
 def _facts(example: Tensor, num_classes: int | None) -> dict[str, Any]:

@@ -9,14 +9,15 @@ TRANSFORMS = Registry("transform", "cvkit.data",
                       reserved=("data_mean", "data_std", "num_classes"))
 _OF_SPLIT = ("labels", "classes", "num_classes")
 SAMPLERS = Registry("sampler", "cvkit.data.samplers", offers=_OF_SPLIT, reserved=_OF_SPLIT)
-MODELS = Registry("model", "cvkit.models", offers=("num_classes", "in_channels", "image_size"),
+MODELS = Registry("model", "cvkit.models", offers=(
+    "num_classes", "in_channels", "image_size", "training_images"), reserved=("training_images",),
                   beside={
     "INIT_FROM": (str | None, "weights to begin with: a run, its config, or a file"),
     "INIT_NEW": (list[str] | None, "parts, besides the head, that may begin anew")})
 LAYERS = Registry("layer", "cvkit.models", offers=(
     "in_channels", "in_features", "num_features", "num_channels", "normalized_shape",
-    "out_channels", "out_features", "example", "num_classes"),
-                  reserved=("example", "num_classes"))
+    "out_channels", "out_features", "example", "num_classes", "training_images"),
+                  reserved=("example", "num_classes", "training_images"))
 LOSSES = Registry("loss", "cvkit.training.losses",
                   offers=("num_classes", "classes", "class_counts"),
                   reserved=("classes", "class_counts"))

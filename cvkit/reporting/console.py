@@ -199,7 +199,8 @@ class Console(Reporter):
             LOG.info(f"Stopped early after epoch {epochs}: no better {name} for "
                      f"{plural(train.EARLY_STOP, 'epoch')}")
         LOG.info(test_line(predictions.loss, predictions.correct, len(predictions.true))
-                 + f" after epoch {predictions.epoch}")
+                 + f" after epoch {predictions.epoch}"
+                 + ", averaged over the views of TTA" * bool(self.parts.config.TTA))
         # The run may have had a better epoch whose weights were lost.
         if state.best is not None:
             value = state.best[name]

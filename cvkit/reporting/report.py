@@ -177,9 +177,9 @@ def _results(run: Run) -> list[Block]:
     if best["epoch"] != last["epoch"]:
         columns |= {f"{part}, best epoch ({best['epoch']})": of(part, best)
                     for part in ("train", split)}
-    if split == "val":
+    if split == "val" or run.config.TTA:
         # Older versions kept no metrics of the test.
-        columns[f"test, epoch {predictions.epoch}"] = {
+        columns[f"test, epoch {predictions.epoch}{', TTA' if run.config.TTA else ''}"] = {
             **predictions.metrics, "loss": predictions.loss, "accuracy": predictions.accuracy}
     rows = [[name, *(shown(name, values.get(name)) for values in columns.values())]
             for name in names]

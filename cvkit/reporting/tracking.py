@@ -38,9 +38,9 @@ def parameters(run: Run) -> dict[str, int | float | str]:
 
 def last_scalars(run: Run) -> dict[str, float]:
     """Return loss and accuracy of the test, unless each epoch has them."""
-    predictions = run.predictions
-    return {} if run.monitored == "test" else {"test/loss": predictions.loss,
-                                               "test/accuracy": predictions.accuracy}
+    predictions, part = run.predictions, "test_tta" if run.config.TTA else "test"
+    return {} if run.monitored == part else {f"{part}/loss": predictions.loss,
+                                             f"{part}/accuracy": predictions.accuracy}
 
 
 def pictures_of(run: Run, title: str) -> Iterator[tuple[str, Any]]:

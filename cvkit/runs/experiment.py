@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from cvkit.config import Config, check_components
 from cvkit.data import ImageData, Loaders, build_data, build_loaders
+from cvkit.data.build import build_evaluation_loader
+from cvkit.data.splits import evenly
 from cvkit.errors import RunError
 from cvkit.models import build_model
 from cvkit.models.pretrained import TrainedOn, trained_on
@@ -168,13 +171,23 @@ class Experiment(Drawable):
         loaders, node = self.loaders, self.config.MODEL
         seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
         model = build_model(node, len(self.data.classes), loaders.image_shape,
-                            self._takes_weights)
+                            self._takes_weights, self.training_images)
         if self.initial_weights is not None:
             initialise(model, self.config, self.data.classes, loaders.image_shape,
                        self.initial_weights)
             # The model has them now.
             self.initial_weights.weights = {}
         return self._placed(model, loaders.image_shape)
+
+    def training_images(self, count: int) -> Iterator[torch.Tensor]:
+        """Yield so many training images, or all, in batches (N, C, H, W), from the whole split.
+
+        They are as the model receives those for tests: normalised, without augmentation.
+        """
+        chosen = evenly(range(len(self.data.train)), count)
+        images = self.data.train.take(np.array(chosen))
+        loader = build_evaluation_loader(self.config, self.data, images, self.loaders)
+        yield from (batch.images for batch in loader)
 
     def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
         """Return the model on the device; it and all batches in the layout that suits it."""

@@ -134,21 +134,25 @@ class Trainer:
                 **progress.accuracy.everywhere().compute()}
 
     def evaluate(self) -> tuple[Predictions, dict[str, float]]:
-        """Return what the evaluated model says of the monitored split, and its values by name."""
+        """Return what the evaluated model says of the monitored split, and its values by name.
+
+        Without TTA, which would take as long as part of the training, epoch by epoch.
+        """
         state = self.state
         averages = [] if state.ema is None else [state.ema.model]
         distributed.broadcast_buffers(state.model, *averages, state.loss)
         with self._saved_if_stopped():
             return self._predict(self.loaders.monitored, state.epoch + 1, self.place,
-                                 self.stop_if_asked)
+                                 self.stop_if_asked, has_views=False)
 
     def _predict(self, loader: BatchLoader, epoch: int, place: str = "",
-                 check: Callable[[], None] | None = None) -> tuple[Predictions, dict[str, float]]:
+                 check: Callable[[], None] | None = None,
+                 has_views: bool = True) -> tuple[Predictions, dict[str, float]]:
         state, classes = self.state, self.data.classes
         with explaining(state, self.loaders, is_evaluating=True):
             return predict(state.evaluated_model, loader, state.loss,
                            build_metrics(self.config.METRICS, classes), classes, state.precision,
-                           epoch, ProgressBar("Test", len(loader), place=place), check)
+                           epoch, ProgressBar("Test", len(loader), place=place), check, has_views)
 
     def finish_epoch(self, predictions: Predictions, train_values: dict[str, float],
                      values: dict[str, float]) -> None:
@@ -187,9 +191,9 @@ class Trainer:
         Args:
             last: of the monitored split, after the last epoch.
         """
-        state = self.state
+        state, has_views = self.state, len(self.loaders.test.views) > 1
         if self.data.monitored == "test":
-            return last
+            return self._predict(self.loaders.test, state.epoch)[0] if has_views else last
         checkpoint = distributed.broadcast_from_main(
             lambda: self.run.checkpoint("best") if self.run else self._best)
         load_weights(state.evaluated_model, checkpoint.model, "best.pt")

@@ -456,7 +456,7 @@ def use_transform(node, data):
     if not pipeline.unbatched:
         images = torch.from_numpy(np.stack([pipeline.prepare(data.train.image(number))
                                             for number in range(3)]))
-        batch = pipeline.augment_batch(images, pipeline.draw(0, 0, 3, images.shape[1:]))
+        batch = pipeline.augment_batch(images, pipeline.draw(0, 0, np.arange(3), images.shape[1:]))
         assert batch.dtype is torch.uint8 and shapes == {tuple(batch.shape[1:])}
     for transform in pipeline.mixing:
         transform.function(torch.zeros(4, 3, 8, 8), torch.arange(4) % 3)

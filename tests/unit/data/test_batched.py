@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from albumentations.augmentations.dropout.functional import cutout
+from conftest import TINY
 
-from cvkit.data.pipeline import Pipeline
+from cvkit.config import load_config
+from cvkit.data import ImageData, ImageSet, build_data, build_loaders
+from cvkit.data.pipeline import Pipeline, build_pipeline
+from cvkit.errors import ConfigError
 from cvkit.registry import TRANSFORMS
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -16,10 +20,18 @@ NODES = {
     "HorizontalFlip": {},
     "CutOut": {"size": [9, 12], "p": 0.8},
     "Rotate": {"limit": 25, "fill": [10, 20, 30], "p": 0.8},
+    "Translate": {"limit": 3},
+    "Shift": {"down": 2, "right": -1},
 }
+BY_IMAGE = ["AlternatingFlip"]
 # No two pixels are alike, so that an outcome tells where each came from.
 IMAGE = np.random.default_rng(0).permutation(32 * 32 * 3).reshape(32, 32, 3) % 251
 IMAGE = IMAGE.astype(np.uint8)
+
+
+def data_of():
+    split = ImageSet.of(np.stack([IMAGE] * 4), [0, 1, 0, 1])
+    return ImageData(("a", "b"), split, split, 3, (32, 32), MEAN, (0.25,) * 3)
 
 
 def build(name, **arguments):
@@ -39,7 +51,7 @@ def test_these_have_a_batched_form():
         node = {"NAME": name, **NODES.get(name, {})}
         built = TRANSFORMS.build(node, data_mean=MEAN, num_classes=10)
         found += [name] * hasattr(built, "batched")
-    assert found == sorted(NODES)
+    assert found == sorted([*NODES, *BY_IMAGE])
 
 
 # What albumentations makes of an image with the very parameters that were drawn.
@@ -65,13 +77,24 @@ def turned(image, degrees):
     return A.Rotate(limit=limit, fill=(10, 20, 30), p=1.0)(image=image)["image"]
 
 
+def moved(image, top, left, by=3):
+    padded = cv2.copyMakeBorder(image, by, by, by, by, cv2.BORDER_REFLECT_101)
+    return padded[top:top + 32, left:left + 32]
+
+
+def shifted(image):
+    return moved(image, 0, 3, by=2)
+
+
 @pytest.mark.parametrize("name, arguments, reference", [
+    ("Translate", {}, moved), ("Shift", {}, shifted),
     ("RandomCrop", {}, cropped), ("HorizontalFlip", {}, flipped), ("CutOut", {}, cut),
     ("CutOut", {"inside": False}, cut), ("Rotate", {}, turned)])
 def test_pixels_equal_those_of_albumentations_for_the_same_parameters(name, arguments, reference):
     images = np.random.default_rng(1).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
     made, drawn = batch_of(build(name, **arguments), images)
-    expected = np.stack([reference(image, *values) for image, values in zip(images, zip(*drawn))])
+    values = zip(*drawn) if drawn else [()] * 200
+    expected = np.stack([reference(image, *each) for image, each in zip(images, values, strict=True)])
     if name == "Rotate":
         difference = np.abs(made.astype(int) - expected)
         if int(cv2.__version__.split(".")[0]) >= 5:  # rounded differently in some of ten thousand
@@ -94,12 +117,16 @@ def outcomes(name, count, **arguments):
 # Where a crop's inside, which is never padding, lies in the image.
 PLACES = {IMAGE[5 + top:9 + top, 7 + left:11 + left].tobytes(): (top, left)
           for top in range(19) for left in range(15)}
+PLACES_WITHIN = {IMAGE[top:top + 4, left:left + 4].tobytes(): (top, left)
+                 for top in range(29) for left in range(29)}
 
 
 def parameters_of(image, name):
     """Return what must have been drawn for an outcome, two numbers."""
     if name == "RandomCrop":  # the window's place
         return PLACES[image[8:12, 10:14].tobytes()]
+    if name in ("Translate", "Shift"):
+        return PLACES_WITHIN[image[6:10, 6:10].tobytes()]
     if name == "HorizontalFlip":
         return int(np.array_equal(image, IMAGE[:, ::-1])), 0
     if name == "CutOut":  # the hole's place; 32 for none
@@ -136,14 +163,14 @@ def test_every_shift_of_the_padded_image_is_as_likely():
 
 def test_transforms_of_one_list_are_drawn_independently():
     pipeline = Pipeline([build("HorizontalFlip"), build("CutOut", p=0.5)])
-    flips, holes = pipeline.draw(0, 0, 4000, IMAGE.shape)
+    flips, holes = pipeline.draw(0, 0, np.arange(4000), IMAGE.shape)
     table = np.histogram2d(flips[0].numpy(), holes[0].numpy() < 32, bins=2)[0]
     assert (np.abs(table - 1000) < 100).all()
 
 
 def test_each_transform_is_drawn_for_the_size_that_the_one_before_it_leaves():
     pipeline = Pipeline([build("RandomCrop", size=12, padding=0), build("CutOut", size=4, p=1.0)])
-    drawn = pipeline.draw(0, 0, 2000, IMAGE.shape)
+    drawn = pipeline.draw(0, 0, np.arange(2000), IMAGE.shape)
     assert [sorted({*values.tolist()})[-1] for group in drawn for values in group] == [20, 20, 8, 8]
     images = torch.from_numpy(np.stack([IMAGE] * 2000))
     assert pipeline.augment_batch(images, drawn).shape == (2000, 12, 12, 3)
@@ -161,7 +188,89 @@ def test_images_that_are_not_square_and_grey_ones(name, channels):
 
 
 def test_images_of_a_batch_differ_and_a_seed_repeats_them():
-    for name in NODES:
+    for name in set(NODES) - {"Shift"}:
         first, again, other = (batch_of(build(name), np.stack([IMAGE] * 64), seed)[0] for seed in (0, 0, 1))
         assert np.array_equal(first, again) and not np.array_equal(first, other)
         assert len({image.tobytes() for image in first}) > (1 if name == "HorizontalFlip" else 30)
+
+
+def test_a_crop_mirrors_the_sides_where_that_is_its_fill():
+    images = np.random.default_rng(3).integers(0, 256, (64, 8, 6, 3), dtype=np.uint8)
+    made, (top, left) = batch_of(build("RandomCrop", size=[8, 6], padding=4, fill="reflect"), images)
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    assert all(np.array_equal(image, whole[y:y + 8, x:x + 6])
+               for image, whole, y, x in zip(made, padded, top, left, strict=True))
+    pipeline = Pipeline([build("RandomCrop", size=[8, 6], padding=4, fill="reflect")])
+    windows = {padded[0, y:y + 8, x:x + 6].tobytes() for y in range(9) for x in range(9)}
+    assert len({pipeline(images[0]).tobytes() for _ in range(200)} & windows) > 60
+
+
+@pytest.mark.parametrize("name", ["CutOut", "Rotate"])
+def test_what_covers_pixels_cannot_mirror_them(name):
+    with pytest.raises(ConfigError, match="fill is \"mean\" or within 0–255, not 'reflect'"):
+        build(name, fill="reflect")
+
+
+@pytest.mark.parametrize("node", [{"NAME": "Translate", "limit": 32}, {"NAME": "Shift", "right": -40}])
+def test_no_more_than_the_image_is_mirrored(node):
+    with pytest.raises(ConfigError, match="it cannot mirror .* pixels beyond each side"):
+        build_pipeline([node], data_of())
+
+
+# -- by image: nothing is drawn
+
+
+def mirrored(epoch, index, seed=0):
+    """Whether AlternatingFlip mirrors images of an epoch, batched and one by one."""
+    pipeline = Pipeline([TRANSFORMS.build("AlternatingFlip")])
+    index = np.asarray(index)
+    images = torch.from_numpy(np.stack([IMAGE] * len(index)))
+    batch = pipeline.augment_batch(images, pipeline.draw(seed, epoch, index, IMAGE.shape)).numpy()
+    pipeline.seed(seed, epoch, 7)
+    single = np.stack([pipeline.augment(IMAGE, each) for each in index])
+    assert np.array_equal(batch, single)
+    sides = np.array([np.array_equal(image, IMAGE[:, ::-1]) for image in batch])
+    assert all(side or np.array_equal(image, IMAGE) for side, image in zip(sides, batch, strict=True))
+    return sides
+
+
+def test_flips_alternate_for_each_image_and_half_of_them_begin_with_one():
+    first, *later = [mirrored(epoch, range(2000)) for epoch in range(4)]
+    assert abs(first.mean() - 0.5) < 0.04  # 3.6 standard deviations
+    for number, sides in enumerate(later, 1):
+        assert np.array_equal(sides, first ^ (number % 2 == 1))
+    # Neither neighbours nor every second image are flipped together; other seeds choose others.
+    assert all(abs((first[step:] ^ first[:-step]).mean() - 0.5) < 0.05 for step in (1, 2, 3, 4, 8))
+    assert abs((first ^ mirrored(0, range(2000), seed=1)).mean() - 0.5) < 0.05
+
+
+def test_an_image_is_flipped_the_same_wherever_it_stands_in_the_epoch():
+    order = np.random.default_rng(0).permutation(2000)
+    assert np.array_equal(mirrored(3, order), mirrored(3, range(2000))[order])
+
+
+def test_flips_within_another_transform_alternate_too():
+    nodes = [{"NAME": "Sequential", "p": 1.0, "transforms": [{"NAME": "AlternatingFlip"}]}]
+    pipeline, _ = build_pipeline(nodes, data_of())
+    for epoch in range(2):
+        pipeline.seed(0, epoch, 0)
+        sides = [np.array_equal(pipeline.augment(IMAGE, each), IMAGE[:, ::-1]) for each in range(50)]
+        assert sides == mirrored(epoch, range(50)).tolist()
+
+
+@pytest.mark.parametrize("backend", ["batched", "albumentations"])
+def test_a_loader_flips_by_the_image_and_not_by_its_place(tmp_path, backend):
+    (tmp_path / "flips.yaml").write_text(TINY)
+    config = load_config(tmp_path / "flips.yaml", {
+        "DATA.TRAIN_TRANSFORMS": [{"NAME": "AlternatingFlip"}], "DATA.PIPELINE": backend})
+    data = build_data(config)
+    loader = build_loaders(config, data, torch.device("cpu")).train
+    known = {int(place): image for place, image in zip(data.train.index, map(data.train.image, range(len(data.train))))}
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        index, sides = [], []
+        for batch in loader:
+            for place, image in zip(batch.index.tolist(), loader.denormalise(batch.images), strict=True):
+                index.append(place)
+                sides.append(not np.array_equal(image, known[place]))
+        assert sides == mirrored(epoch, index, config.SEED).tolist()

@@ -96,9 +96,9 @@ def test_a_fill_that_would_be_black_by_mistake_is_refused(fill):
         TRANSFORMS.build({"NAME": "CutOut", "size": 16, "fill": fill}, data_mean=MEAN)
 
 
-@pytest.mark.parametrize("name", ["RandomCrop", "CutOut", "Rotate"])
+@pytest.mark.parametrize("name", ["RandomCrop", "CutOut", "Rotate", "Translate"])
 def test_a_fill_has_a_number_for_each_channel_or_one_for_all(name):
-    node = {"NAME": name, **({"limit": 20} if name == "Rotate" else {"size": 16})}
+    node = {"NAME": name, **({"limit": 20} if name in ("Rotate", "Translate") else {"size": 16})}
     for images, fill in ((IMAGE[..., :1], [1, 2, 3]), (IMAGE, [7, 8])):
         with pytest.raises(ConfigError, match=f"fill of {name} has {len(fill)} numbers, and images have"):
             build_pipeline([{**node, "fill": fill}], data_of(np.stack([images] * 4)))
@@ -110,7 +110,7 @@ def test_the_mean_of_grey_data_fills_all_channels_of_images_that_became_rgb():
     nodes = [{"NAME": "ToRGB"}, {"NAME": "RandomCrop", "size": 10, "padding": 1, "fill": "mean"}]
     pipeline, _ = build_pipeline(nodes, data)
     images = torch.from_numpy(pipeline.prepare(grey.image(0)))[None]
-    batched = pipeline.augment_batch(images, pipeline.draw(0, 0, 1, images.shape[1:]))[0].numpy()
+    batched = pipeline.augment_batch(images, pipeline.draw(0, 0, np.arange(1), images.shape[1:]))[0].numpy()
     assert np.array_equal(batched, pipeline(grey.image(0))) and batched[0, 0].tolist() == [79] * 3
 
 
@@ -239,10 +239,10 @@ def test_automatic_augmentations_that_cannot_be_are_refused_before_training(node
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS.own
-                                  if name not in ("Normalize", "MixUp", "CutMix")])
+                                  if name not in ("Normalize", "MixUp", "CutMix", "Shift", "AlternatingFlip")])
 def test_a_seed_fixes_every_own_transform(name):
     node = {"NAME": name, **{"RandomCrop": {"size": 32, "padding": 4}, "CutOut": {"size": 8},
-                             "Rotate": {"limit": 20}}.get(name, {})}
+                             "Rotate": {"limit": 20}, "Translate": {"limit": 4}}.get(name, {})}
     pipeline, _ = build_pipeline([node], data_of())
     runs = []
     for key in ((0, 1, 2), (0, 1, 2), (0, 1, 3)):

@@ -5,8 +5,10 @@ from conftest import TINY
 
 from cvkit.config import load_config
 from cvkit.data import build_data, build_loaders
+from cvkit.data.pipeline import Pipeline
 from cvkit.errors import ConfigError
 from cvkit.evaluation.run_evaluation import evaluate
+from cvkit.reporting.tracking import last_scalars
 from cvkit.session import train
 
 
@@ -55,13 +57,29 @@ def test_what_makes_no_view_is_refused(views_of, node, message):
         views_of([node])
 
 
-def test_a_training_with_tta_evaluates_as_evaluate_does(quick):
-    """Its epochs, best.pt and predictions are all of the averaged probabilities."""
+def test_a_training_with_tta_ends_with_what_evaluate_says(quick):
+    """Its epochs are measured without, its predictions are of the averaged probabilities."""
     flip = [{"NAME": "HorizontalFlip"}]
     run = train(load_config(quick, {"TTA": flip}))
     before = run.predictions
-    assert run.metrics[-1]["test/accuracy"] == before.accuracy
     assert np.array_equal(evaluate(run.folder).probabilities, before.probabilities)
     plain = evaluate(run.folder, {"TTA": []})
+    assert run.metrics[-1]["test/accuracy"] == plain.accuracy
+    assert run.metrics[-1]["test/loss"] == pytest.approx(plain.loss, rel=1e-6)
     assert np.abs(plain.probabilities - before.probabilities).max() > 1e-4
     assert np.array_equal(run.predictions.probabilities, before.probabilities)  # it was not written over
+    assert "averaged over the views of TTA" in (run.folder / "train.log").read_text()
+    assert last_scalars(run) == {"test_tta/loss": before.loss, "test_tta/accuracy": before.accuracy}
+
+
+def test_views_that_have_a_batched_form_are_those_made_one_by_one(views_of, monkeypatch):
+    """Mirrored, moved, and both: the six of airbench, moved by as many pixels as is said."""
+    moved = [{"NAME": "Shift", "down": by, "right": by} for by in (1, -1)]
+    nodes = [{"NAME": "HorizontalFlip"}, *moved, *(
+        {"NAME": "Sequential", "transforms": [{"NAME": "HorizontalFlip"}, each]} for each in moved)]
+    views = views_of(nodes)
+    assert np.array_equal(views[2][:, 1:, 1:], views[0][:, :-1, :-1])
+    assert np.array_equal(views[2][:, 0], views[2][:, 2]) and np.array_equal(views[2][:, :, 0], views[2][:, :, 2])
+    assert np.array_equal(views[5][:, :-1, :-1], views[0][:, 1:, ::-1][:, :, 1:])
+    monkeypatch.setattr(Pipeline, "unbatched", ["none is"])
+    assert np.array_equal(views_of(nodes), views)

@@ -38,11 +38,11 @@ from cvkit.registry.user_code import import_user_code
 
 OWN = {  # a name that disappears, or one that no test knows of, shows here
     DATASETS: ["CIFAR10", "CIFAR100", "CSVDataset", "Digits", "FashionMNIST", "ImageFolder", "MNIST"],
-    TRANSFORMS: ["CutMix", "CutOut", "HorizontalFlip", "MixUp", "Normalize", "RandAugment",
-                 "RandomCrop", "Rotate", "TrivialAugmentWide"],
+    TRANSFORMS: ["AlternatingFlip", "CutMix", "CutOut", "HorizontalFlip", "MixUp", "Normalize", "RandAugment",
+                 "RandomCrop", "Rotate", "Shift", "Translate", "TrivialAugmentWide"],
     SAMPLERS: ["balanced", "repeat_factor"],
-    MODELS: ["Sequential", "resnet18", "resnet34", "resnet9", "vit"],
-    LAYERS: ["Sequential"],
+    MODELS: ["Sequential", "airbench", "resnet18", "resnet34", "resnet9", "vit"],
+    LAYERS: ["Sequential", "WhiteningConv2d"],
     LOSSES: ["FocalLoss"],
     OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
     SCHEDULERS: ["CyclicLR", "OneCycleLR"],

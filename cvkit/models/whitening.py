@@ -1,0 +1,59 @@
+"""A first convolution that whitens the patches of the training images, computed and not learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cvkit.registry import LAYERS
+
+# Yields training images as the model receives them, without augmentation, in batches (N, C, H, W).
+TrainingImages = Callable[[int], Iterator[Tensor]]
+# The covariance of patches has few numbers, and each image many patches.
+_IMAGES = 1000
+
+
+@LAYERS.register()
+class WhiteningConv2d(nn.Conv2d):
+    """Convolution whose filters whiten patches (Page, 2019; Jordan, 2024, arXiv 2404.00498).
+
+    (N, C, H, W) to (N, 2·C·k², H-k+1, W-k+1). Filters are the eigenvectors of the covariance of
+    k×k patches, each divided by the square root of its eigenvalue, then the same ones negated, so
+    that no half is lost to what cuts off below zero. They do not learn; the bias does.
+
+    Args:
+        in_channels: of what comes in.
+        kernel_size: k.
+        eps: is added to each eigenvalue, so that noise is not blown up.
+        training_images: of which 1,000 are taken; without it the weights are still to be loaded.
+    """
+
+    def __init__(self, in_channels: int = 3, kernel_size: int = 2, eps: float = 5e-4,
+                 training_images: TrainingImages | None = None):
+        super().__init__(in_channels, 2 * in_channels * kernel_size**2, kernel_size)
+        self.weight.requires_grad_(False)
+        if training_images is not None:
+            filters = whitening_filters(training_images(_IMAGES), kernel_size, eps)
+            self.weight.copy_(torch.cat([filters, -filters]))
+
+
+@torch.no_grad()
+def whitening_filters(batches: Iterator[Tensor], kernel_size: int, eps: float) -> Tensor:
+    """Return filters (C·k², C, k, k), for the largest eigenvalue first.
+
+    Args:
+        batches: images (N, C, H, W).
+        kernel_size, eps: see `WhiteningConv2d`.
+    """
+    total, count, channels = torch.zeros(()), 0, 0
+    for images in batches:
+        channels = images.shape[1]
+        windows = images.cpu().float().unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)
+        patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * kernel_size**2)
+        total, count = total + (patches.T @ patches).double(), count + len(patches)
+    # Images are normalised, so that the mean is near 0 and is left as it is.
+    values, vectors = torch.linalg.eigh(total / count)
+    filters = vectors / torch.sqrt(values + eps)
+    return filters.T.flip(0).float().reshape(-1, channels, kernel_size, kernel_size)

@@ -1,0 +1,182 @@
+"""The network of airbench, and the convolution that whitens."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+from torch.nn import functional as F
+
+from cvkit.config import load_config
+from cvkit.errors import ConfigError
+from cvkit.models import build_model
+from cvkit.models.feature_maps import choose_layers
+from cvkit.models.whitening import WhiteningConv2d, whitening_filters
+from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.experiment import Experiment
+from cvkit.runs.folder import open_run
+from cvkit.session import build_trainer, train
+
+SHAPE = (3, 32, 32)
+LITTLE = {"NAME": "airbench", "widths": [8, 12, 12]}
+
+
+def images_of(count=200, channels=3, size=16, seed=0):
+    """Images whose neighbouring pixels and channels are alike, as in photographs."""
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, channels, size, size, generator=random)
+    return F.avg_pool2d(noise, 3, 1, 1) * 2 + noise.mean(1, keepdim=True)
+
+
+def covariance(maps):
+    rows = maps.permute(1, 0, 2, 3).flatten(1).double()
+    return rows @ rows.T / rows.shape[1]
+
+
+@pytest.mark.parametrize("channels, kernel_size", [(3, 2), (1, 2), (2, 3)])
+def test_whitened_patches_have_unit_covariance(channels, kernel_size):
+    images = images_of(channels=channels)
+    count = channels * kernel_size**2
+    layer = WhiteningConv2d(channels, kernel_size, eps=0.0, training_images=lambda asked: iter(images.split(70)))
+    layer.bias.data.zero_()
+    with torch.no_grad():
+        whitened = covariance(layer(images))
+    assert (whitened[:count, :count] - torch.eye(count)).abs().max() < 1e-4
+    assert (whitened[:count, count:] + torch.eye(count)).abs().max() < 1e-4  # the same ones, negated
+    assert (covariance(F.unfold(images, kernel_size)[..., None]) - torch.eye(count)).abs().max() > 0.2
+
+
+def test_the_largest_eigenvalue_stands_first_and_eps_holds_noise_down():
+    images = images_of()
+    patches = covariance(F.unfold(images, 2)[..., None])
+    values, vectors = torch.linalg.eigh(patches)
+    filters = whitening_filters(iter([images]), 2, eps=0.5).flatten(1).double()
+    for filter, value, vector in zip(filters, values.flip(0), vectors.T.flip(0), strict=True):
+        expected = vector / (value + 0.5).sqrt()
+        assert min((filter - expected).abs().max(), (filter + expected).abs().max()) < 1e-4
+
+
+def test_the_filters_do_not_learn_and_the_bias_does():
+    layer = WhiteningConv2d()
+    assert layer.out_channels == 24 and not layer.weight.requires_grad and layer.bias.requires_grad
+
+
+def test_it_is_the_network_of_the_paper():
+    """Written down once more, from the figures of the paper's script."""
+    torch.manual_seed(0)
+    model = build_model("airbench", 10, SHAPE)
+    kinds = [type(module) for module in model.modules() if not list(module.children())]
+    assert kinds.count(nn.Conv2d) == 6 and kinds.count(nn.BatchNorm2d) == 6
+    shapes = [tuple(module.weight.shape) for module in model.modules() if type(module) is nn.Conv2d]
+    assert shapes == [(64, 24, 3, 3), (64, 64, 3, 3), (256, 64, 3, 3), (256, 256, 3, 3),
+                      (256, 256, 3, 3), (256, 256, 3, 3)]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.eps, norm.weight.requires_grad) for norm in norms} == {(0.4, 1e-12, False)}
+    # The first filters hand their channels on.
+    for module in model.modules():
+        if type(module) is nn.Conv2d:
+            inputs = module.in_channels
+            maps = torch.randn(2, inputs, 8, 8)
+            assert torch.allclose(module(maps)[:, :inputs], maps, atol=1e-6)
+    images = torch.randn(4, *SHAPE)
+    model.eval()
+    x = F.gelu(model.whiten(images))
+    for layer in (model.layer1, model.layer2, model.layer3):
+        x = F.gelu(layer.norm1(F.max_pool2d(layer.conv1(x), 2)))
+        x = F.gelu(layer.norm2(layer.conv2(x)))
+    expected = model.head(F.max_pool2d(x, 3).flatten(1)) / 9
+    assert x.shape == (4, 256, 3, 3) and torch.allclose(model(images), expected, atol=1e-6)
+
+
+def test_a_depth_of_three_adds_what_came_before():
+    model = build_model({**LITTLE, "depth": 3}, 10, SHAPE).eval()
+    layer, x = model.layer2, torch.randn(2, 8, 14, 14)
+    before = F.gelu(layer.norm1(F.max_pool2d(layer.conv1(x), 2)))
+    after = layer.norm3(layer.conv3(F.gelu(layer.norm2(layer.conv2(before)))))
+    assert torch.allclose(layer(x), F.gelu(before + after), atol=1e-6)
+
+
+def test_head_and_scale():
+    model = build_model({**LITTLE, "head_std": 1.0, "scale": 0.0}, 10, SHAPE)
+    assert model.head.weight.std().item() == pytest.approx(1, rel=1e-5) and model.scale == 1 / 12
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    ({"widths": [0, 8, 8]}, "widths are 1 or more"), ({"widths": [8, 8]}, "widths of model airbench takes"), ({"depth": 4}, "depth is 2 or 3, not 4"),
+    ({"training_images": 3}, "no argument 'training_images'|is not set by a config|is given by cvkit")])
+def test_arguments_that_are_none(arguments, expected):
+    with pytest.raises(ConfigError, match=expected):
+        build_model({"NAME": "airbench", **arguments}, 10, SHAPE)
+
+
+def test_a_cam_is_drawn_of_the_deepest_layer_that_is_large_enough():
+    model = build_model(LITTLE, 5, SHAPE)
+    assert choose_layers(model, torch.randn(1, *SHAPE), "auto") == {"layer2": (7, 7)}
+    assert choose_layers(model, torch.randn(1, *SHAPE), "stages") == {
+        "layer1": (15, 15), "layer2": (7, 7)}
+
+
+@pytest.fixture
+def little(tmp_path):
+    (tmp_path / "little.yaml").write_text(TINY)
+    return load_config(tmp_path / "little.yaml", {"MODEL": LITTLE})
+
+
+def test_a_training_begins_with_the_whitening_of_its_images(little):
+    parts = Experiment(little)
+    data = parts.data.train
+    images = parts.loaders.test.normalise(torch.from_numpy(np.stack([data.image(n) for n in range(len(data))])))
+    filters = whitening_filters(iter([images]), 2, 5e-4).flatten(1)
+    weights = parts.model.whiten.weight.flatten(1)
+    assert torch.equal(weights[12:], -weights[:12])
+    # The channels of digits are alike, so that what is orthogonal to them has no order; this has one.
+    assert torch.allclose(weights[:12].T @ weights[:12], filters.T @ filters, rtol=1e-3, atol=1)
+
+
+def test_the_whitening_is_part_of_the_checkpoint_and_loaded_without_images(little, monkeypatch):
+    run = train(little)
+    trained = Checkpoint.load(run.checkpoints / "last.pt").model["whiten.weight"]
+    assert torch.equal(trained, build_trainer(little).state.model.whiten.weight)
+    monkeypatch.setattr(WhiteningConv2d, "__init__", refuse_images(WhiteningConv2d.__init__))
+    assert torch.equal(open_run(run.folder).model.whiten.weight, trained)
+
+
+def refuse_images(init):
+    def without(self, *arguments, training_images=None, **further):
+        assert training_images is None
+        init(self, *arguments, **further)
+    return without
+
+
+def layered(*layers):
+    return {"NAME": "Sequential", "layers": [
+        *layers, {"NAME": "GELU"}, {"NAME": "AdaptiveMaxPool2d", "output_size": 1}, {"NAME": "Flatten"},
+        {"NAME": "Linear"}]}
+
+
+def test_it_is_a_layer_of_any_model(little, tmp_path):
+    config = load_config(tmp_path / "little.yaml", {"MODEL": layered({"NAME": "WhiteningConv2d", "name": "whiten"})})
+    assert torch.equal(Experiment(config).model.whiten.weight, Experiment(little).model.whiten.weight)
+
+
+def test_deeper_it_whitens_what_it_receives():
+    images = images_of(50)
+    torch.manual_seed(0)
+    model = build_model(layered(
+        {"NAME": "Conv2d", "out_channels": 4, "kernel_size": 3, "name": "first"},
+        {"NAME": "Sequential", "name": "group", "layers": [{"NAME": "Tanh"}, {"NAME": "WhiteningConv2d", "eps": 1e-6}]}),
+        5, (3, 16, 16), training_images=lambda count: iter(images.split(20)))
+    layer = model.group[1]
+    layer.bias.data.zero_()
+    with torch.no_grad():
+        whitened = covariance(layer(torch.tanh(model.first(images))))[:16, :16]
+    assert (whitened - torch.eye(16)).abs().max() < 0.02
+
+
+def test_training_images_are_of_all_of_the_split_as_tests_see_them(little):
+    parts = Experiment(little)
+    few = torch.cat(list(parts.training_images(10)))
+    chosen = np.linspace(0, len(parts.data.train) - 1, 10).astype(int)
+    images = np.stack([parts.data.train.image(place) for place in chosen])
+    assert torch.equal(few, parts.loaders.test.normalise(torch.from_numpy(images)))
+    assert len(torch.cat(list(parts.training_images(10_000)))) == len(parts.data.train)
