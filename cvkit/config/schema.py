@@ -94,6 +94,7 @@ SCHEMA: dict[str, Any] = {
         "FREEZE": Key([], "parameters that do not learn: names, with * and ?, of them or of what "
                       "holds them; backbone, head, norms, all; ! before a name takes it out"),
         "UNFREEZE": Key(None, "by epoch, what of these learns from then on: {5: [layer4], 8: all}"),
+        "FREEZE_FROM": Key(None, "by epoch, what stops learning from then on: {4: [whiten]}"),
         "DECAY_NORM_AND_BIAS": Key(True, "weight decay on norms and biases as well"),
         "MONITOR": Key("accuracy", "what best.pt and early stopping follow: loss, or a metric"),
         "CHECKPOINT_EVERY": Key("epoch", "when last.pt is saved: epoch, or also inside of epochs, "

@@ -1,4 +1,4 @@
-"""Which parameters learn in which epoch, by TRAIN.FREEZE and TRAIN.UNFREEZE."""
+"""Which parameters learn in which epoch, by TRAIN.FREEZE, UNFREEZE and FREEZE_FROM."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ class Freezing:
     Args:
         until: for each of them by name the epoch, counted from 1, from which on it learns;
             `math.inf` for never.
+        since: the epoch, from which on it does not; only of such as learn before.
     """
 
-    def __init__(self, until: Mapping[str, float]):
-        self.until = dict(until)
+    def __init__(self, until: Mapping[str, float], since: Mapping[str, float] | None = None):
+        self.until, self.since = dict(until), dict(since or {})
+
+    def learns(self, name: str, epoch: float) -> bool:
+        """Whether the freezing lets a parameter learn in an epoch."""
+        return self.until.get(name, 0) <= epoch < self.since.get(name, math.inf)
 
     def apply(self, model: nn.Module, epoch: float) -> bool:
         """Let parameters take gradients as in an epoch; return whether any did otherwise."""
         has_changed = False
         for name, parameter in model.named_parameters():
-            learns = self.until.get(name, 0) <= epoch
-            if name in self.until and parameter.requires_grad != learns:
+            learns = self.learns(name, epoch)
+            if name in {*self.until, *self.since} and parameter.requires_grad != learns:
                 parameter.requires_grad_(learns)
                 has_changed = True
         return has_changed
@@ -44,7 +49,8 @@ class Freezing:
         """
         modules = dict(model.named_modules())
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        frozen = {id(parameters[name]) for name, until in self.until.items() if epoch < until}
+        frozen = {id(parameters[name]) for name in {**self.until, **self.since}
+                  if not self.learns(name, epoch)}
         of_norms = [id(each) for module in modules.values() if is_norm(module)
                     for each in module.parameters(recurse=False)]
         are_norms_frozen = bool(of_norms) and frozen.issuperset(of_norms)
@@ -68,51 +74,69 @@ def build_freezing(config: Config, model: nn.Module, image_shape: Sequence[int])
         image_shape: (channels, height, width) of what it takes.
 
     Raises:
-        ConfigError: a pattern matches nothing, or nothing that is frozen; an epoch that is none;
-            nothing would learn at the beginning.
+        ConfigError: a pattern matches nothing, or nothing that is frozen, or that learns then; an
+            epoch that is none; nothing would learn.
     """
     node = config.TRAIN
-    if not node.FREEZE:
-        if node.UNFREEZE:
-            raise ConfigError("there is nothing to unfreeze: TRAIN.FREEZE is empty",
-                              where=node.where("UNFREEZE"))
+    if not node.FREEZE and node.UNFREEZE:
+        raise ConfigError("there is nothing to unfreeze: TRAIN.FREEZE is empty",
+                          where=node.where("UNFREEZE"))
+    if not node.FREEZE and not node.FREEZE_FROM:
         return None
     head = functools.cache(lambda: head_of(model, image_shape))
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    until: dict[str, float] = {}
     with located(node, "FREEZE"):
-        until = dict.fromkeys(matching(model, node.FREEZE, head), math.inf)
-        learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        if not until:
-            raise ConfigError(f"{list(node.FREEZE)} freezes nothing")
+        if node.FREEZE:
+            until = dict.fromkeys(matching(model, node.FREEZE, head), math.inf)
+            if not until:
+                raise ConfigError(f"{list(node.FREEZE)} freezes nothing")
         if learning <= set(until):
             raise ConfigError("nothing is left to learn in epoch 1",
                               hint="FREEZE [backbone] leaves the last layer.")
-    steps = {_epoch(node.UNFREEZE, key): key for key in node.UNFREEZE or ()}
-    for epoch, key in sorted(steps.items()):
-        patterns = node.UNFREEZE[key]
-        if patterns is None:
-            continue
+    for epoch, key, patterns in _by_epoch(node.UNFREEZE):
         with located(node.UNFREEZE, key):
-            if isinstance(patterns, str):
-                patterns = [patterns]
-            if not isinstance(patterns, (list, tuple)) or not all(
-                    isinstance(pattern, str) for pattern in patterns):
-                raise ConfigError(f"expected names of parameters, such as [layer4] or all, not "
-                                  f"{patterns!r}")
             frozen = [name for name in matching(model, patterns, head)
                       if until.get(name, 0) == math.inf]
             if not frozen:
                 raise ConfigError(f"{', '.join(patterns)} matches nothing that is frozen then",
                                   hint=f"TRAIN.UNFREEZE.{key} null takes it out.")
             until |= dict.fromkeys(frozen, epoch)
-    return Freezing(until)
+    learning |= set(until)
+    since: dict[str, float] = {}
+    for epoch, key, patterns in _by_epoch(node.FREEZE_FROM):
+        with located(node.FREEZE_FROM, key):
+            chosen = [name for name in matching(model, patterns, head) if name in learning
+                      and name not in since and until.get(name, 0) < epoch]
+            if not chosen:
+                raise ConfigError(f"{', '.join(patterns)} matches nothing that learns before",
+                                  hint=f"TRAIN.FREEZE_FROM.{key} null takes it out.")
+            since |= dict.fromkeys(chosen, epoch)
+            freezing = Freezing(until, since)
+            if not any(freezing.learns(name, epoch) for name in learning):
+                raise ConfigError(f"nothing is left to learn in epoch {epoch}")
+    return Freezing(until, since)
 
 
-def _epoch(node: Config, key: str) -> int:
-    if not key.isdecimal() or int(key) < 2:
-        raise ConfigError(f"{key!r} is no epoch in which something can be unfrozen",
-                          where=node.where(key),
-                          hint="Epochs count from 1, as in the log: {5: [layer4], 8: all}")
-    return int(key)
+def _by_epoch(node: Config | None) -> list[tuple[int, str, list[str]]]:
+    """Return epochs in order, each with its key and the patterns that it has."""
+    if node is None:
+        return []
+    found = []
+    for key in node:
+        if not key.isdecimal() or int(key) < 2:
+            raise ConfigError(f"{key!r} is no epoch in which something can change",
+                              where=node.where(key),
+                              hint="Epochs count from 1, as in the log: {5: [layer4], 8: all}")
+        patterns = [node[key]] if isinstance(node[key], str) else node[key]
+        if patterns is None:
+            continue
+        if not isinstance(patterns, (list, tuple)) or not all(
+                isinstance(pattern, str) for pattern in patterns):
+            raise ConfigError("expected names of parameters, such as [layer4] or all, not "
+                              f"{patterns!r}", where=node.where(key))
+        found.append((int(key), key, list(patterns)))
+    return sorted(found)
 
 
 def learning_in_words(model: nn.Module, freezing: Freezing, epochs: int) -> str:
@@ -125,10 +149,11 @@ def learning_in_words(model: nn.Module, freezing: Freezing, epochs: int) -> str:
     total = sum(sizes.values())
 
     def learning(epoch: float) -> str:
-        count = sum(size for name, size in sizes.items() if freezing.until.get(name, 0) <= epoch)
+        count = sum(size for name, size in sizes.items() if freezing.learns(name, epoch))
         return "all" if count == total else f"{count:,}"
 
-    later = sorted({until for until in freezing.until.values() if until < math.inf})
+    changes = {*freezing.until.values(), *freezing.since.values()}
+    later = sorted(epoch for epoch in changes if epoch < math.inf)
     words = [f"{learning(1)} of {total:,} parameters", *(
         f"from epoch {epoch} on {learning(epoch)}"
         + (f" (there are {epochs} epochs)" if epoch > epochs else "") for epoch in later)]

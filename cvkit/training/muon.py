@@ -11,19 +11,23 @@ from cvkit.registry import OPTIMIZERS
 
 
 class Muon(torch.optim.Optimizer):
-    """torch's Muon (Jordan, 2024) of all matrices, and AdamW of the rest, as one optimizer.
+    """torch's Muon (Jordan, 2024) of all matrices, and AdamW or SGD of the rest, as one optimizer.
 
     The weights of a convolution are a matrix (outputs, inputs × height × width). Biases and norms
-    go to AdamW, and so do the matrices of groups that say `muon: false`, for which the last layer
-    is usually chosen: `groups: [{match: head, muon: false}]`.
+    go to the other one, and so do the matrices of groups that say `muon: false`, for which the last
+    layer is usually chosen: `groups: [{match: head, muon: false}]`.
 
     Args:
         lr: of the matrices.
         momentum, nesterov, ns_steps, adjust_lr_fn: see `torch.optim.Muon`.
-        weight_decay: of all, decoupled.
+        weight_decay: of all; decoupled from the gradients but in SGD.
         adamw_lr: of the rest where the matrices have `lr`; schedules change both in proportion.
         betas, eps: of AdamW.
-        muon: False gives matrices to AdamW as well.
+        sgd_lr: takes torch's SGD with Nesterov momentum for the rest instead, at that rate.
+        sgd_momentum: of it.
+        muon: False gives matrices to the other one as well.
+        normalize: bring each matrix to a norm of the root of its rows before it is changed, as
+            airbench does (Jordan, 2024), so that `lr` alone says how fast it turns.
 
     Raises:
         ValueError: a matrix lies in memory in an order of its own.
@@ -32,11 +36,14 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95,
                  nesterov: bool = True, ns_steps: int = 5, adjust_lr_fn: str | None = None,
                  weight_decay: float = 0.01, adamw_lr: float = 0.001,
-                 betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, muon: bool = True):
+                 betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
+                 sgd_lr: float | None = None, sgd_momentum: float = 0.9, muon: bool = True,
+                 normalize: bool = False):
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "weight_decay": weight_decay,
-            "adamw_lr": adamw_lr, "betas": betas, "eps": eps, "muon": muon})
+            "adamw_lr": adamw_lr, "betas": betas, "eps": eps, "sgd_lr": sgd_lr,
+            "sgd_momentum": sgd_momentum, "muon": muon, "normalize": normalize})
         for parameter in (each for group in self.param_groups for each in group["params"]):
             if _is_matrix(parameter) and _matrix(parameter, parameter).data_ptr() != (
                     parameter.data_ptr()):
@@ -55,12 +62,15 @@ class Muon(torch.optim.Optimizer):
             matrices = [each for each in learning if group["muon"] and _is_matrix(each)]
             known = {id(each) for each in matrices}
             self._step_muon(group, matrices)
-            self._step_adamw(group, [each for each in learning if id(each) not in known])
+            self._step_rest(group, [each for each in learning if id(each) not in known])
         return loss
 
     def _step_muon(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
         if not params:
             return
+        if group["normalize"]:
+            for parameter in params:
+                parameter.mul_(len(parameter)**0.5 / parameter.norm().clamp(min=group["eps"]))
         flat = [nn.Parameter(_matrix(each, each)) for each in params]
         options = {key: group[key] for key in ("lr", "momentum", "nesterov", "ns_steps",
                                                "adjust_lr_fn", "weight_decay")}
@@ -80,12 +90,18 @@ class Muon(torch.optim.Optimizer):
                 "momentum_buffer": _matrix(kept["momentum_buffer"], parameter)}
         inner.step()
 
-    def _step_adamw(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
+    def _step_rest(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
         if not params:
             return
         part = group["lr"] / self.defaults["lr"] if self.defaults["lr"] else 0.0
-        inner = torch.optim.AdamW(params, part * group["adamw_lr"], group["betas"],
-                                  group["eps"], group["weight_decay"])
+        inner: torch.optim.Optimizer
+        if group["sgd_lr"] is None:
+            inner = torch.optim.AdamW(params, part * group["adamw_lr"], group["betas"],
+                                      group["eps"], group["weight_decay"])
+        else:
+            inner = torch.optim.SGD(params, part * group["sgd_lr"], group["sgd_momentum"],
+                                    weight_decay=group["weight_decay"],
+                                    nesterov=group["sgd_momentum"] > 0)
         for parameter in params:
             # The same dict, so that what is noted there is kept here.
             inner.state[parameter] = self.state[parameter]

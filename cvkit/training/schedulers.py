@@ -57,6 +57,32 @@ def CyclicLR(optimizer, base_lr: float, max_lr: Rate,
                                  **_cycling(optimizer, arguments))
 
 
+@SCHEDULERS.register()
+def Triangular(optimizer, total_steps: int, start: float = 0.2, peak: float = 0.23,
+               end: float = 0.07) -> lr_scheduler.LambdaLR:
+    """Raise the rate in a line to the optimizer's lr, then lower it in one, a step per batch.
+
+    As of airbench (Jordan, 2024). Momentum stays as it is.
+
+    Args:
+        start: part of the lr at the first step.
+        peak: part of the training up to the full lr; 0 begins with it.
+        end: part of the lr after the last step.
+    """
+    if not 0 <= peak <= 1 or min(start, end) < 0:
+        raise ValueError("peak lies between 0 and 1, and start and end are 0 or more")
+    rise = math.floor(peak * total_steps)
+
+    def part(step: int) -> float:
+        if step < rise:
+            return start + (1 - start) * step / rise
+        return 1 + (end - 1) * min((step - rise) / max(total_steps - rise, 1), 1.0)
+
+    scheduler = lr_scheduler.LambdaLR(optimizer, part)
+    vars(scheduler)["unit"] = "batch"
+    return scheduler
+
+
 def _peak(max_lr: Rate) -> float:
     if max_lr == "find":
         raise ConfigError("max_lr find is looked for in SCHEDULER itself, not within another one",

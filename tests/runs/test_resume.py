@@ -311,6 +311,8 @@ def drawn(number):
         settings["DATA.PIPELINE"] = "albumentations"
     if settings["TRAIN.FREEZE"]:
         settings["TRAIN.UNFREEZE"] = [None, {"2": "all"}, {"3": ["*bias"]}][number % 3]
+    else:
+        settings["TRAIN.FREEZE_FROM"] = [None, {"2": ["norms"]}][number % 2]
     places = random.Random(number)
     return settings, [(places.random(), how) for how in dealt("stops", STOPS)]
 

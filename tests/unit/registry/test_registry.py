@@ -45,7 +45,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     LAYERS: ["Sequential", "WhiteningConv2d"],
     LOSSES: ["FocalLoss"],
     OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
-    SCHEDULERS: ["CyclicLR", "OneCycleLR"],
+    SCHEDULERS: ["CyclicLR", "OneCycleLR", "Triangular"],
     METRICS: ["Accuracy", "BalancedAccuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "mlflow", "tensorboard", "wandb"],
     VISUALIZERS: ["architecture", "augmentations", "calibration", "cam", "cam_average", "cam_faithfulness",

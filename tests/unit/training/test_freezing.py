@@ -124,6 +124,48 @@ def test_parts_learn_from_their_epoch_on(quick):
     assert seen == [{"fc"}, {"norm", "fc"}, everything, everything]
 
 
+FREEZING = {"TRAIN.FREEZE_FROM": {"2": ["conv"], "4": ["norm"]}, "TRAIN.EPOCHS": 4}
+
+
+@pytest.mark.parametrize("settings, expected", [
+    (FREEZING, [{"conv", "norm", "fc"}, {"norm", "fc"}, {"norm", "fc"}, {"fc"}]),
+    ({"TRAIN.FREEZE": ["conv", "norm"], "TRAIN.UNFREEZE": {"2": "all"}, "TRAIN.FREEZE_FROM": {"3": ["all", "!fc"]},
+      "TRAIN.EPOCHS": 3}, [{"fc"}, {"conv", "norm", "fc"}, {"fc"}])])
+def test_parts_stop_learning_from_their_epoch_on(quick, monkeypatch, settings, expected):
+    """Parameters, statistics of norms, and momentum too, which would move them on."""
+    trainer, seen = build_trainer(load_config(quick, settings)), []
+    epoch = Trainer.train_epoch
+
+    def noted(trainer):
+        before = copy.deepcopy(trainer.state.model.state_dict())
+        values = epoch(trainer)
+        state = trainer.state.model.state_dict()
+        seen.append({key.partition(".")[0] for key in state if not torch.equal(state[key], before[key])})
+        return values
+
+    monkeypatch.setattr(Trainer, "train_epoch", noted)
+    trainer.train()
+    assert seen == expected
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_run_that_is_resumed_where_something_is_frozen_ends_the_same(quick, epoch):
+    config = load_config(quick, {**FREEZING, "OPTIMIZER": {"NAME": "SGD", "lr": 0.02, "momentum": 0.9}})
+    whole = train(config)
+    again = train(config, resume=train_until(config, epoch).folder)
+    ours, theirs = whole.checkpoint("last"), again.checkpoint("last")
+    assert equal(ours.model, theirs.model) and equal(ours.training["optimizer"], theirs.training["optimizer"])
+
+
+def test_what_never_learnt_is_not_let_loose_by_an_epoch_in_which_it_is_frozen():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].weight.requires_grad_(False)
+    config = load_config("resnet18_cifar10", {"TRAIN.FREEZE_FROM": {"3": ["0"]}})
+    freezing = build_freezing(config, model, (2,))
+    assert freezing.since == {"0.bias": 3} and not freezing.apply(model, 1) and freezing.apply(model, 3)
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
+
+
 @pytest.mark.parametrize("optimizer", [{"NAME": "SGD", "lr": 0.02, "momentum": 0.9}, {"NAME": "AdamW", "lr": 0.01}])
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_run_that_is_resumed_where_something_is_unfrozen_ends_the_same(quick, optimizer, epoch):
@@ -149,6 +191,8 @@ def test_what_learns_is_said(quick, capsys):
     assert "model      small, 1,530 parameters (1,290 trained)\n" in out
     assert "learning   1,290 of 1,530 parameters; from epoch 2 on 1,306; from epoch 3 on all " \
            "(there are 2 epochs)\n" in out
+    train(load_config(quick, {"TRAIN.FREEZE_FROM": {"2": ["conv"]}}))
+    assert "learning   all of 1,530 parameters; from epoch 2 on 1,306\n" in capsys.readouterr().out
 
 
 def test_words_for_what_never_learns():
@@ -162,12 +206,18 @@ def test_words_for_what_never_learns():
     ({"TRAIN.FREEZE": ["all"]}, "TRAIN.FREEZE", "nothing is left to learn in epoch 1\n  FREEZE [backbone]"),
     ({"TRAIN.FREEZE": ["conv", "!conv"]}, "TRAIN.FREEZE", "freezes nothing"),
     ({"TRAIN.UNFREEZE": {"2": "all"}}, "TRAIN.UNFREEZE", "there is nothing to unfreeze: TRAIN.FREEZE is empty"),
-    ({**HEAD, "TRAIN.UNFREEZE": {"1": "all"}}, "TRAIN.UNFREEZE.1", "'1' is no epoch in which something can be unfrozen"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"1": "all"}}, "TRAIN.UNFREEZE.1", "'1' is no epoch in which something can change"),
     ({**HEAD, "TRAIN.UNFREEZE": {"two": "all"}}, "TRAIN.UNFREEZE.two", "'two' is no epoch"),
     ({**HEAD, "TRAIN.UNFREEZE": {"2": ["fc"]}}, "TRAIN.UNFREEZE.2", "fc matches nothing that is frozen then\n  TRAIN.UNFREEZE.2 null takes it out."),
     ({**HEAD, "TRAIN.UNFREEZE": {"2": "all", "3": ["conv"]}}, "TRAIN.UNFREEZE.3", "conv matches nothing that is frozen then"),
     ({**HEAD, "TRAIN.UNFREEZE": {"2": 5}}, "TRAIN.UNFREEZE.2", "expected names of parameters, such as"),
     ({**HEAD, "TRAIN.UNFREEZE": {"2": ["norn"]}}, "TRAIN.UNFREEZE.2", "Did you mean norm?"),
+    ({"TRAIN.FREEZE_FROM": {"1": ["conv"]}}, "TRAIN.FREEZE_FROM.1", "'1' is no epoch"),
+    ({"TRAIN.FREEZE_FROM": {"2": "all"}}, "TRAIN.FREEZE_FROM.2", "nothing is left to learn in epoch 2"),
+    ({"TRAIN.FREEZE_FROM": {"2": ["conv"], "3": ["norm", "fc"]}}, "TRAIN.FREEZE_FROM.3", "nothing is left to learn in epoch 3"),
+    ({"TRAIN.FREEZE_FROM": {"2": ["conv"], "3": ["conv"]}}, "TRAIN.FREEZE_FROM.3", "conv matches nothing that learns before\n  TRAIN.FREEZE_FROM.3 null takes"),
+    ({**HEAD, "TRAIN.FREEZE_FROM": {"2": ["conv"]}}, "TRAIN.FREEZE_FROM.2", "conv matches nothing that learns before"),
+    ({"TRAIN.FREEZE_FROM": {"2": ["fcc"]}}, "TRAIN.FREEZE_FROM.2", "Did you mean fc?"),
 ])
 def test_mistakes_are_told_before_training(quick, settings, where, message):
     with pytest.raises(ConfigError) as caught:

@@ -58,6 +58,48 @@ def test_matrices_go_to_muon_and_the_rest_to_adamw():
     assert set(flat) == {"0.weight", "3.weight", "6.weight"}
 
 
+def test_the_rest_goes_to_sgd_where_it_has_a_rate():
+    """Against torch's own two; the head with a rate and a weight decay of its own, as in airbench."""
+    model = small()
+    optimizer = build(model, weight_decay=0.0, sgd_lr=0.3, sgd_momentum=0.85, groups=[
+        {"match": "head", "muon": False, "sgd_lr": 2.0, "weight_decay": 0.01}])
+    twin = copy.deepcopy(model)
+    flat = {name: nn.Parameter(value.detach().flatten(1).clone()) for name, value in twin.named_parameters() if value.ndim > 2}
+    rest = {name: value for name, value in twin.named_parameters() if name not in flat}
+    muon = torch.optim.Muon(flat.values(), lr=0.02, momentum=0.9, weight_decay=0.0)
+    heads = [value for name, value in rest.items() if name.startswith("6.")]
+    others = [value for name, value in rest.items() if not name.startswith("6.")]
+    sgd = torch.optim.SGD([{"params": heads, "lr": 2.0, "weight_decay": 0.01}, {"params": others}], 0.3, 0.85,
+                          nesterov=True)
+    for number in range(5):
+        step(model, optimizer, number)
+        for name, parameter in model.named_parameters():
+            (flat if name in flat else rest)[name].grad = parameter.grad.flatten(1) if name in flat else parameter.grad
+        muon.step()
+        sgd.step()
+        for name, parameter in model.named_parameters():
+            expected = flat[name].view_as(parameter) if name in flat else rest[name]
+            assert torch.equal(parameter, expected), (number, name)
+
+
+def test_a_matrix_has_the_norm_of_the_root_of_its_rows_before_the_step():
+    model, plain = small(), small()
+    with torch.no_grad():
+        for parameter in (plain[0].weight, plain[3].weight, plain[6].weight):
+            parameter.mul_(len(parameter)**0.5 / parameter.norm())
+    optimizers = build(model, normalize=True, weight_decay=0.0), build(plain, weight_decay=0.0)
+    model.requires_grad_(True)
+    images = torch.randn(4, 3, 12, 12)
+    plain(images).sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters()):
+        ours.grad = theirs.grad.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters()):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert model[0].weight.norm().item() == pytest.approx(8**0.5, rel=0.05)
+
+
 def test_the_layout_in_memory_makes_no_difference():
     plain, last = small(), small().to(memory_format=torch.channels_last)
     assert not last[3].weight.is_contiguous()

@@ -11,8 +11,8 @@ NODES = {  # the least each needs in a config
     "MultiStepLR": {"milestones": [2, 4]}, "ExponentialLR": {"gamma": 0.5},
     "CosineAnnealingLR": {}, "CosineAnnealingWarmRestarts": {"T_0": 2},
     "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1}, "OneCycleLR": {"max_lr": 0.1},
-    "ReduceLROnPlateau": {}}
-UNITS = {"OneCycleLR": "batch", "CyclicLR": "batch", "ReduceLROnPlateau": "metric"}
+    "ReduceLROnPlateau": {}, "Triangular": {}}
+UNITS = {"Triangular": "batch", "OneCycleLR": "batch", "CyclicLR": "batch", "ReduceLROnPlateau": "metric"}
 
 
 def optimizer(lr=0.1):
@@ -67,6 +67,23 @@ def test_one_cycle_gets_its_length_rises_and_anneals():
 def test_one_cycle_peaks_at_the_optimizer_s_rate_unless_the_config_says_another():
     assert max(rates({"NAME": "OneCycleLR"}, lr=0.3)) == pytest.approx(0.3, rel=1e-2)
     assert max(rates({"NAME": "OneCycleLR", "max_lr": 0.4}, lr=0.3)) == pytest.approx(0.4, rel=1e-2)
+
+
+def test_a_triangle_rises_and_falls_in_lines():
+    """Against the schedule of airbench's script, written as a table: 200 steps."""
+    used = rates({"NAME": "Triangular"}, epochs=8, steps=25, lr=2.0)
+    table = {0: 0.2, 10: 0.2 + 0.8 * 10 / 46, 46: 1.0, 123: 0.535, 199: 0.07 + 0.93 / 154}
+    assert {step: used[step] for step in table} == pytest.approx({step: 2 * part for step, part in table.items()})
+    falling = rates({"NAME": "Triangular", "peak": 0.0, "end": 0.0}, epochs=2, steps=4, lr=1.0)
+    assert falling == pytest.approx([1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+    rising = rates({"NAME": "Triangular", "peak": 1.0, "start": 0.0}, epochs=1, steps=4, lr=1.0)
+    assert rising == pytest.approx([0, 0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("wrong", [{"peak": 1.5}, {"start": -0.1}, {"end": -1.0}])
+def test_a_triangle_that_is_none(wrong):
+    with pytest.raises(ConfigError, match="peak lies between 0 and 1, and start and end are 0 or more"):
+        build_schedule({"NAME": "Triangular", **wrong}, optimizer(), 2, 4)
 
 
 def test_step_lr_is_stepped_per_epoch():
@@ -226,7 +243,7 @@ def test_what_is_derived_from_a_schedule_goes_by_its_unit():
 @pytest.mark.parametrize("node, planned", [
     (None, False), (COSINE, True), ({"NAME": "StepLR", "step_size": 1}, False),
     (composed("ChainedScheduler", {"NAME": "ExponentialLR", "gamma": 0.9}), False),
-    (composed("ChainedScheduler", COSINE), True),
+    (composed("ChainedScheduler", COSINE), True), ({"NAME": "Triangular"}, True),
     (composed("SequentialLR", {"NAME": "LinearLR"}, COSINE, milestones=[2]), True),
     (composed("SequentialLR", COSINE, {"NAME": "ExponentialLR", "gamma": 0.9}, milestones=[2]), False),
     (composed("SequentialLR", {"NAME": "LinearLR"}, composed("ChainedScheduler", COSINE),
