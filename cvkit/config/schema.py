@@ -91,6 +91,10 @@ SCHEMA: dict[str, Any] = {
         "ACCUMULATE": Key(1, "batches per optimizer step", minimum=1),
         "EMA_DECAY": Key(0.0, "decay of averaged weights, which are then evaluated; 0: off",
                          maximum=0.99999),
+        "EMA_EVERY": Key(1, "steps of the optimizer from one averaging to the next", minimum=1),
+        "EMA_POWER": Key(0.0, "let the decay rise with this power of the part of the training that "
+                         "is over; 0: as fast as few averaged weights allow"),
+        "EMA_LOOKAHEAD": Key(False, "go on from the averaged weights each time (Lookahead)"),
         "FREEZE": Key([], "parameters that do not learn: names, with * and ?, of them or of what "
                       "holds them; backbone, head, norms, all; ! before a name takes it out"),
         "UNFREEZE": Key(None, "by epoch, what of these learns from then on: {5: [layer4], 8: all}"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
-from cvkit.errors import located
+from cvkit.config.schema import KEYS
+from cvkit.errors import ConfigError, located
 from cvkit.runs.experiment import Experiment
+from cvkit.training.ema import EMA
 from cvkit.training.freezing import Freezing, build_freezing
 from cvkit.training.groups import parameter_groups
 from cvkit.training.optimizers import build_optimizer
@@ -22,14 +26,22 @@ def build_state(parts: Experiment, model: nn.Module, loss: nn.Module) -> Trainin
         model, loss: on that device.
 
     Raises:
-        ConfigError: a part cannot be built.
+        ConfigError: a part cannot be built, or says how to average what is not averaged.
     """
     config = parts.config
     freezing = build_freezing(config, model, parts.loaders.image_shape)
     optimizer, schedule = optimizer_builder(parts, freezing, is_tried=True)(model, loss)
-    with located(config.TRAIN, "EMA_DECAY"):
+    node, steps = config.TRAIN, config.TRAIN.EPOCHS * parts.loaders.train.plan.steps
+    for key in ("EMA_EVERY", "EMA_POWER", "EMA_LOOKAHEAD") if not node.EMA_DECAY else ():
+        if node[key] != KEYS[f"TRAIN.{key}"].default:
+            raise ConfigError("nothing is averaged: TRAIN.EMA_DECAY is 0", where=node.where(key))
+    average = functools.partial(EMA, decay=node.EMA_DECAY, every=node.EMA_EVERY,
+                                power=node.EMA_POWER, total_steps=steps,
+                                goes_on=node.EMA_LOOKAHEAD)
+    with located(node, "EMA_DECAY"):
         return TrainingState(model, loss, optimizer, schedule, parts.device, parts.precision,
-                             config.TRAIN.EMA_DECAY, config.TRAIN.CLIP_GRAD_NORM, freezing)
+                             average if node.EMA_DECAY > 0 else None, node.CLIP_GRAD_NORM,
+                             freezing)
 
 
 def optimizer_builder(parts: Experiment, freezing: Freezing | None = None, is_tried: bool = False,

@@ -12,9 +12,9 @@ from cvkit.system.saving import load_weights, weights_of
 
 
 class EMA:
-    """Averaged weights: after each step, average = d × average + (1 - d) × weights.
+    """Averaged weights: at each update, average = d × average + (1 - d) × weights.
 
-    d = min(decay, (1 + steps) / (10 + steps)), as in TensorFlow's ExponentialMovingAverage,
+    d = min(decay, (1 + updates) / (10 + updates)), as in TensorFlow's ExponentialMovingAverage,
     so that the random first weights do not linger in short runs. Buffers of floats are averaged
     like weights; those of whole numbers, masks of infinities, and what get_extra_state() returns,
     are copied.
@@ -22,11 +22,19 @@ class EMA:
     Args:
         model: whose weights are averaged.
         decay: nearer 1 averages longer.
+        every: steps from one update to the next.
+        power: instead, d = decay × (part of the training that is over) to this power; 0 for the
+            rule above.
+        total_steps: of the training, for that.
+        goes_on: after each update training goes on from the average, which is Lookahead (Zhang et
+            al., 2019).
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float, every: int = 1, power: float = 0.0,
+                 total_steps: int = 0, goes_on: bool = False):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.decay, self.steps = decay, 0
+        self.decay, self.every, self.power = decay, every, power
+        self.total_steps, self.goes_on, self.steps = total_steps, goes_on, 0
         self._source = model
         self._weights = list(self.model.parameters()), list(model.parameters())
         self._is_averaged = [buffer.is_floating_point() and buffer.layout is torch.strided
@@ -38,9 +46,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the model's weights."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        """Count a step; if an update is due, move the average towards the model's weights."""
+        updates = self.steps // self.every
         self.steps += 1
+        if self.steps % self.every:
+            return
+        decay = (self.decay * (self.steps / self.total_steps)**self.power if self.power else
+                 min(self.decay, (1 + updates) / (10 + updates)))
         averages, values = map(list[torch.Tensor], self._weights)
         whole: list[torch.Tensor] = []
         counts: list[torch.Tensor] = []
@@ -49,6 +61,8 @@ class EMA:
             (averages if is_averaged else whole).append(average)
             (values if is_averaged else counts).append(value)
         torch._foreach_lerp_(averages, values, 1 - decay)
+        if self.goes_on:
+            torch._foreach_copy_(values, averages)
         if whole:
             torch._foreach_copy_(whole, counts)
         for kept, source in self._with_extra:

@@ -145,8 +145,10 @@ def learning_in_words(model: nn.Module, freezing: Freezing, epochs: int) -> str:
     Args:
         epochs: of the training; those after it are told as such.
     """
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    total = sum(sizes.values())
+    parameters = dict(model.named_parameters())
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()
+             if parameter.requires_grad or name in {**freezing.until, **freezing.since}}
+    total = sum(parameter.numel() for parameter in parameters.values())
 
     def learning(epoch: float) -> str:
         count = sum(size for name, size in sizes.items() if freezing.learns(name, epoch))

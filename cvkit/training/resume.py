@@ -150,14 +150,21 @@ def with_found_rate(config: Config, run: Run) -> Config:
 def changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     """Return the keys, with both values, by which a config would train something else than a run.
 
-    The number of epochs is none of them where the schedule does not depend on it.
+    The number of epochs is none of them where neither schedule nor averages depend on it.
     """
     now, then = config.flat(), run.config.flat()
     free = [*MAY_CHANGE, *LENGTH]
-    if depends_on_length(config.SCHEDULER):
+    if _planned(config):
         free.remove("TRAIN.EPOCHS")
     return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
             if now.get(key) != then.get(key) and not is_among(key, free)}
+
+
+def _planned(config: Config) -> str:
+    """Return the name of what goes by the number of epochs; empty if nothing does."""
+    if depends_on_length(config.SCHEDULER):
+        return config.SCHEDULER.NAME
+    return "TRAIN.EMA_POWER" if config.TRAIN.EMA_DECAY and config.TRAIN.EMA_POWER else ""
 
 
 def refuse_changes(config: Config, run: Run) -> None:
@@ -170,7 +177,7 @@ def refuse_changes(config: Config, run: Run) -> None:
     if changed:
         lines = [f"{key}: {then} in the run, {now} now" for key, (then, now) in changed.items()]
         if "TRAIN.EPOCHS" in changed:
-            lines.append(f"{config.SCHEDULER.NAME} was planned for the old number")
+            lines.append(f"{_planned(config)} was planned for the old number")
         raise RunError(f"{run.folder} cannot be resumed with another config: {'; '.join(lines)}",
                        hint=f"Resume with the run's own, {command('train')} "
                             f"{run.folder / 'config.yaml'} --resume {run.folder}, or start a new "

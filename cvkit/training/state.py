@@ -38,7 +38,7 @@ class TrainingState:
         schedule: of its learning rate.
         device: that computes.
         precision: fp32, bf16 or fp16.
-        ema_decay: of averages of the weights, which are evaluated instead; 0 for none.
+        average: makes averages of a model's weights, which are evaluated instead; None for none.
         clip_grad_norm: largest norm of all gradients together; 0 for any.
         freezing: which parameters do not learn at first, or ever; None if all do.
 
@@ -60,7 +60,7 @@ class TrainingState:
 
     def __init__(self, model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer,
                  schedule: Schedule, device: torch.device, precision: str = "fp32",
-                 ema_decay: float = 0.0, clip_grad_norm: float = 0.0,
+                 average: Callable[[nn.Module], EMA] | None = None, clip_grad_norm: float = 0.0,
                  freezing: Freezing | None = None):
         self.model, self.loss, self.forward = model, loss, model
         self.epoch, self.freezing, self._is_wrapped = 0, freezing, False
@@ -69,7 +69,7 @@ class TrainingState:
         self.set_optimizer(optimizer, schedule)
         self.device, self.precision = device, precision
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.ema_decay, self.clip_grad_norm = ema_decay, clip_grad_norm
+        self._average, self.clip_grad_norm = average, clip_grad_norm
         self.ema = self._averages()
         self._has_unused = self._is_compiled = False
         self.progress = EpochProgress(device)
@@ -85,7 +85,7 @@ class TrainingState:
 
     def _averages(self) -> EMA | None:
         try:
-            return EMA(self.model, self.ema_decay) if self.ema_decay > 0 else None
+            return None if self._average is None else self._average(self.model)
         except (TypeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -161,7 +161,7 @@ class TrainingState:
         """
         model, loss = self.copied_modules()
         twin = TrainingState(model, loss, *build_optimizer(model, loss), self.device,
-                             self.precision, self.ema_decay if has_averages else 0.0,
+                             self.precision, self._average if has_averages else None,
                              self.clip_grad_norm, self.freezing)
         twin.wrap(self._has_unused, may_compile and self._is_compiled)
         return twin

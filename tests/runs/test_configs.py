@@ -32,11 +32,12 @@ ASSIGNMENTS = {  # the five hand-ins, and the files that their pictures are draw
     "resnet18_s1_cifar10": ["dataset", "summary", "curves", "misclassified", "cam"],
 }
 COUNTS = {"resnet18_cifar10_submission": 20, "resnet18_ln_cifar10": 20}  # of images, else 10
-LATER = ["layers_digits", "mobilenet_v3_cifar10", "resnet18_cifar100", "resnet18_cifar10_best",
+LATER = ["airbench94_cifar10", "airbench95_cifar10", "airbench96_cifar10", "airbench_cifar100", "layers_digits", "mobilenet_v3_cifar10", "resnet18_cifar100", "resnet18_cifar10_best",
          "resnet18_classic_cifar10", "resnet18_digits", "resnet18_mixed_cifar10", "resnet18_tiny_imagenet",
          "resnet50_image_folder", "resnet9_cifar10", "vit_cifar10"]
 NORMS = [f"resnet18_{norm}norm_cifar10" for norm in ("batch", "group", "layer")]
 SMALLER = {  # what makes a run small besides fewer images; the rest is as the config says
+    **{name: {"MODEL.widths": [8, 12, 12]} for name in LATER if name.startswith("airbench")},
     "layers_digits": {}, "mobilenet_v3_cifar10": {}, "resnet50_image_folder": {
         "MODEL.weights": None, "DATA.LIMIT": 24, "DATA.TRAIN_TRANSFORMS.0.size": [64, 64],
         "DATA.TEST_TRANSFORMS": [{"NAME": "Resize", "height": 64, "width": 64}]},

@@ -309,10 +309,12 @@ def drawn(number):
     settings = {key: dealt(key, options) for key, options in OPTIONS.items()}
     if settings["DATA.WORKERS"]:
         settings["DATA.PIPELINE"] = "albumentations"
+    if settings["TRAIN.EMA_DECAY"]:
+        settings |= {"TRAIN.EMA_EVERY": 1 + 2 * (number % 2), "TRAIN.EMA_LOOKAHEAD": number % 3 == 0}
     if settings["TRAIN.FREEZE"]:
         settings["TRAIN.UNFREEZE"] = [None, {"2": "all"}, {"3": ["*bias"]}][number % 3]
     else:
-        settings["TRAIN.FREEZE_FROM"] = [None, {"2": ["norms"]}][number % 2]
+        settings["TRAIN.FREEZE_FROM"] = [None, {"2": ["*bias"]}][number % 2]
     places = random.Random(number)
     return settings, [(places.random(), how) for how in dealt("stops", STOPS)]
 

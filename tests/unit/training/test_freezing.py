@@ -198,6 +198,9 @@ def test_what_learns_is_said(quick, capsys):
 def test_words_for_what_never_learns():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert learning_in_words(model, Freezing({"0.weight": math.inf}), 3) == "8 of 12 parameters"
+    model[1].bias.requires_grad_(False)  # the model's own, which no key of the config frees
+    words = "10 of 12 parameters; from epoch 2 on 6"
+    assert learning_in_words(model, Freezing({}, {"0.weight": 2}), 3) == words
 
 
 @pytest.mark.parametrize("settings, where, message", [
