@@ -444,8 +444,16 @@ def exported_session(member: Trained, folder: str) -> InferenceSession:
     return InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-PARTS = {"step": step, "freezing": freezing, "growth": growth, "memory": memory, "start": start,
-         "cam": cam, "predict": predict_pictures, "sweep": sweep, "pictures": draw_pictures}
+def limit(configure: Configure) -> Figures:
+    """The machine's limit, see `benchmarks.limit`."""
+    from benchmarks.limit import limit as measured  # it imports this module
+
+    return measured(configure)
+
+
+PARTS = {"step": step, "limit": limit, "freezing": freezing, "growth": growth, "memory": memory,
+         "start": start, "cam": cam, "predict": predict_pictures, "sweep": sweep,
+         "pictures": draw_pictures}
 
 
 def measure(names: Sequence[str] = (),

@@ -18,13 +18,15 @@ from cvkit.system.text import in_columns
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("words", metavar="PART | KEY VALUE", nargs="*",
-                        help="step: training, evaluation and input; freezing: the head alone; "
+                        help="step: training, evaluation and input; limit: its matrix products "
+                             "alone; freezing: the head alone; "
                              "growth: twice the images; "
                              "memory; start; cam: class activation maps; predict: files to a CSV; "
                              "sweep: 20 trials; "
                              "pictures: each of 10,000 test images. "
                              "All, if none is named. "
-                             "Keys of configs/resnet18_cifar10.yaml hold for step and growth")
+                             "Keys of configs/resnet18_cifar10.yaml hold for step, limit and "
+                             "growth")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     return parse_words(parser, arguments)
 

@@ -202,7 +202,8 @@ class Result:
     @property
     def sentence(self) -> str:
         """What the header of the config says."""
-        return (f"{self.test} test, {self.train} train ({self.seeds}); {self.split} after a "
+        views = " with TTA" if self.settings.get("TTA") else ""
+        return (f"{self.test} test{views}, {self.train} train ({self.seeds}); {self.split} after a "
                 f"quarter, half and all of {len(self.curve)} epochs {self.stages}; {self.time} on "
                 f"{self.conditions}.")
 

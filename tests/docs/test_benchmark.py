@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch import nn
 
 from benchmarks.bare import MEAN, STD, Bare
 from benchmarks.classic import Classic, ClassicData
+from benchmarks.limit import products
 from benchmarks.measure import PARTS, in_turns, measure, peak_memory, speed
 from cvkit.models.resnet import resnet18
 
@@ -61,7 +63,21 @@ def test_works_are_timed_in_turns_after_a_warm_up():
 
 
 def test_the_parts_of_the_benchmark():
-    assert list(PARTS) == ["step", "freezing", "growth", "memory", "start", "cam", "predict", "sweep", "pictures"]
+    assert list(PARTS) == ["step", "limit", "freezing", "growth", "memory", "start", "cam", "predict", "sweep", "pictures"]
+
+
+def test_the_products_of_a_step_are_those_of_its_layers():
+    """Written out for a network whose figures can be told by hand; the first layer needs no gradient below it."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 2, stride=2, groups=2),
+                          nn.Flatten(), nn.Linear(6 * 16, 5))
+    before = model[1].running_mean.clone()
+    found = products(model, torch.randn(10, 3, 8, 8))
+    assert found == [(640, 27, 8, 1), (27, 640, 8, 1),
+                     (160, 16, 3, 2), (16, 160, 3, 2), (160, 3, 16, 2),
+                     (10, 96, 5, 1), (96, 10, 5, 1), (10, 5, 96, 1)]
+    assert found[2].flops == 2 * 160 * 16 * 6 and torch.equal(model[1].running_mean, before)
+    main = sum(product.flops for product in products(resnet18(), torch.randn(2, 3, 32, 32))) / 2
+    assert main == pytest.approx(3 * 2 * 0.5556e9, rel=0.003)  # but for what the first convolution is spared
 
 
 @pytest.mark.slow
