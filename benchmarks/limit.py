@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Configure, Figures, in_turns, noise, speed, trainer_of
 from cvkit.models.probing import state_kept
 from cvkit.runs.experiment import Experiment
+
+if TYPE_CHECKING:
+    from benchmarks.measure import Configure, Figures
 
 
 class Product(NamedTuple):
@@ -56,6 +58,8 @@ def products(model: nn.Module, images: Tensor) -> list[Product]:
 
 def limit(configure: Configure) -> Figures:
     """Training of the main config against its matrix products alone, of the same shapes."""
+    from benchmarks.measure import in_turns, noise, speed, trainer_of  # which imports this
+
     config = configure("TRAIN.EPOCHS", "20")
     parts = Experiment(config)
     device, size = parts.device, config.DATA.BATCH_SIZE

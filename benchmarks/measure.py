@@ -31,6 +31,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from benchmarks.bare import MEAN, STD, Bare
 from benchmarks.classic import Classic
+from benchmarks.limit import limit
+from benchmarks.peers import peers
 from cvkit.config import Config, check_components, load_config
 from cvkit.data import ImageData, ImageSet, build_loaders
 from cvkit.errors import ConfigError, RunError
@@ -196,7 +198,15 @@ def peak_memory(what: str, images: int, *settings: str) -> float:
         raise RunError("memory is measured on Linux only, from /proc",
                        hint="Name the other parts: step, growth, start, cam.")
     code = {"bare": _HOLD_BARE, "cvkit": _HOLD_CVKIT}[what]
-    child = subprocess.Popen([sys.executable, "-c", code, str(images), *settings])
+    return peak_of(subprocess.Popen([sys.executable, "-c", code, str(images), *settings]))
+
+
+def peak_of(child: subprocess.Popen) -> float:
+    """Return the peak memory, in MB, of a process with its workers, when it has ended.
+
+    Raises:
+        RunError: it failed.
+    """
     peak = 0.0
     while child.poll() is None:
         peak = max(peak, sum(map(_memory_of, _with_children(child.pid))))
@@ -444,16 +454,9 @@ def exported_session(member: Trained, folder: str) -> InferenceSession:
     return InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def limit(configure: Configure) -> Figures:
-    """The machine's limit, see `benchmarks.limit`."""
-    from benchmarks.limit import limit as measured  # it imports this module
-
-    return measured(configure)
-
-
 PARTS = {"step": step, "limit": limit, "freezing": freezing, "growth": growth, "memory": memory,
          "start": start, "cam": cam, "predict": predict_pictures, "sweep": sweep,
-         "pictures": draw_pictures}
+         "pictures": draw_pictures, "peers": peers}
 
 
 def measure(names: Sequence[str] = (),

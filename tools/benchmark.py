@@ -23,10 +23,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                              "growth: twice the images; "
                              "memory; start; cam: class activation maps; predict: files to a CSV; "
                              "sweep: 20 trials; "
-                             "pictures: each of 10,000 test images. "
+                             "pictures: each of 10,000 test images; "
+                             "peers: other frameworks, those that are installed. "
                              "All, if none is named. "
                              "Keys of configs/resnet18_cifar10.yaml hold for step, limit and "
-                             "growth")
+                             "growth; MODEL.width, DATA.BATCH_SIZE and TRAIN.PRECISION for peers")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     return parse_words(parser, arguments)
 

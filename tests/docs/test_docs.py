@@ -81,7 +81,7 @@ def run_folders(command, clone):
 def test_every_task_has_its_page_and_the_index_names_all():
     assert [path.stem for path in PAGES] == [
         "add_a_dataset", "add_a_model", "add_a_transform", "add_a_visualizer",
-        "add_your_own", "find_the_problem", "fine_tune", "first_run", "many_runs", "own_images", "performance", "reliability", "results", "resume_on_colab", "several_gpus", "trackers", "troubleshooting", "use_your_model", "write_a_config"]
+        "add_your_own", "find_the_problem", "fine_tune", "first_run", "many_runs", "own_images", "performance", "reliability", "results", "resume_on_colab", "several_gpus", "speed", "trackers", "troubleshooting", "use_your_model", "write_a_config"]
     index = (DOCS / "README.md").read_text()
     assert set(re.findall(r"\((\w+\.md)\)", index)) == {path.name for path in [*PAGES, EXPLANATION]}
 
