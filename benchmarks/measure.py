@@ -311,10 +311,11 @@ def predict_pictures(configure: Configure) -> Figures:
     """Predicting 2,000 JPEGs of 96×96 pixels, from files to a CSV, by the main config's model."""
     # The memory that importing these takes is none of a training's.
     from benchmarks.pictures import plain_predictions
-    from cvkit.data.scan import in_threads, usable_cores
+    from cvkit.data.scan import in_threads
     from cvkit.deployment.predict_files import predict_files
     from cvkit.evaluation.predictor import Predictor
     from cvkit.runs.checkpoint import Checkpoint
+    from cvkit.system.cores import usable_cores
 
     config = configure()
     data, random = noise(2, 2), np.random.default_rng(0)

@@ -16,7 +16,6 @@ from cvkit.data.images import ImageData, ImageSet
 from cvkit.data.loaders import BatchLoader, Loaders
 from cvkit.data.pipeline import Pipeline, build_pipeline
 from cvkit.data.plan import EpochPlan
-from cvkit.data.scan import usable_cores
 from cvkit.data.sources import BatchedSource, PerImageSource, why_not_in_workers
 from cvkit.data.splits import balanced_subset, fold_split, stratified_split
 from cvkit.data.transforms import Normalize
@@ -24,6 +23,7 @@ from cvkit.data.views import build_views
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import DATASETS, NAME, SAMPLERS
 from cvkit.system import distributed
+from cvkit.system.cores import usable_cores
 from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
 from cvkit.system.text import plural
 

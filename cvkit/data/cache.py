@@ -14,9 +14,10 @@ from torch import Tensor
 
 from cvkit.data.images import ImageFiles, ImageSet, UnreadableError
 from cvkit.data.pipeline import Pipeline
-from cvkit.data.scan import in_threads, usable_cores
+from cvkit.data.scan import in_threads
 from cvkit.data.splits import evenly
 from cvkit.errors import DataError
+from cvkit.system.cores import usable_cores
 
 
 class ImageCache:

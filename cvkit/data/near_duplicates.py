@@ -14,7 +14,8 @@ import numpy as np
 from scipy.fft import dct
 
 from cvkit.data.images import ImageSet
-from cvkit.data.scan import in_threads, usable_cores
+from cvkit.data.scan import in_threads
+from cvkit.system.cores import usable_cores
 
 # Hashes of near-equal images differ in no more of their 64 bits.
 _BITS = 12

@@ -18,16 +18,12 @@ import numpy as np
 from cvkit.data.images import ImageFiles, ImageSet
 from cvkit.errors import DataError
 from cvkit.system import distributed
+from cvkit.system.cores import usable_cores
 from cvkit.system.log import ProgressBar
 
 Result = TypeVar("Result")
 # Reading so many is announced.
 _MANY_FILES = 100
-
-
-def usable_cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(read: Callable[[int], Result], places: Sequence[int], title: str,

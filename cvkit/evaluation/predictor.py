@@ -16,13 +16,14 @@ from torch import Tensor
 
 from cvkit.data.images import ImageReader, UnreadableError, check_image
 from cvkit.data.pictures import find_images
-from cvkit.data.scan import in_threads, usable_cores
+from cvkit.data.scan import in_threads
 from cvkit.errors import DataError, RunError
 from cvkit.evaluation.predict import averaged_logits, mean_logits
 from cvkit.models.features import penultimate_features
 from cvkit.models.probing import in_evaluation_mode, state_kept
 from cvkit.runs.folder import Run
 from cvkit.runs.trained import Trained, open_trained, order_of
+from cvkit.system.cores import usable_cores
 from cvkit.system.device import autocast
 from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cvkit.config.load import SweepConfig
-from cvkit.data.scan import usable_cores
 from cvkit.errors import ConfigError, RunError
 from cvkit.runs.experiment import Experiment
 from cvkit.session import prepare
@@ -20,6 +19,7 @@ from cvkit.sweep.study import Sweep
 from cvkit.sweep.trials import Progress, best_of, original, reason_of, shown
 from cvkit.sweep.worker import parts_for, work
 from cvkit.system import distributed
+from cvkit.system.cores import usable_cores
 from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import plural
 from cvkit.training.signals import WATCHED, Interrupted

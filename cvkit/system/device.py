@@ -11,15 +11,19 @@ from torch import nn
 
 from cvkit.errors import ConfigError
 from cvkit.system import distributed
+from cvkit.system.cores import limit_threads
 from cvkit.system.text import plural
 
 
 def choose_device(name: str, where: object = None) -> torch.device:
     """Return the device of that name; "auto" is a GPU where there is one.
 
+    Torch's threads are limited as well, see `cvkit.system.cores`.
+
     Raises:
         ConfigError: no such device, or this machine does not have it.
     """
+    limit_threads()
     has_mps = torch.backends.mps.is_available()
     # Of several processes each has a GPU of its own.
     if distributed.local_size() > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
