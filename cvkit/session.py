@@ -29,6 +29,7 @@ from cvkit.runs.range_test import RangeTest
 from cvkit.system import distributed
 from cvkit.system.environment import environment
 from cvkit.system.log import LOG, SCREEN, run_log
+from cvkit.system.memory import give_back_memory
 from cvkit.training.build import build_state, optimizer_builder
 from cvkit.training.failures import explaining
 from cvkit.training.losses import build_loss
@@ -70,6 +71,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
     run = _run_to_resume(config, resume)
     with ExitStack() as stack:
         log = stack.enter_context(run_log())
+        stack.callback(give_back_memory)
         if run is not None:
             run.refuse_links()
             stack.enter_context(run.lock())

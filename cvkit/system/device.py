@@ -12,18 +12,19 @@ from torch import nn
 from cvkit.errors import ConfigError
 from cvkit.system import distributed
 from cvkit.system.cores import limit_threads
+from cvkit.system.memory import keep_freed_memory
 from cvkit.system.text import plural
 
 
 def choose_device(name: str, where: object = None) -> torch.device:
     """Return the device of that name; "auto" is a GPU where there is one.
 
-    Torch's threads are limited as well, see `cvkit.system.cores`.
+    For a CPU, torch's threads are limited (`cvkit.system.cores`), and memory is kept that is freed
+    (`cvkit.system.memory`).
 
     Raises:
         ConfigError: no such device, or this machine does not have it.
     """
-    limit_threads()
     has_mps = torch.backends.mps.is_available()
     # Of several processes each has a GPU of its own.
     if distributed.local_size() > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
@@ -49,6 +50,9 @@ def choose_device(name: str, where: object = None) -> torch.device:
     if device.type == "mps" and not has_mps:
         raise ConfigError("device mps is not on this machine", where=where,
                           hint="DEVICE auto takes what there is.")
+    if device.type == "cpu":
+        limit_threads()
+        keep_freed_memory()
     return device
 
 
