@@ -49,7 +49,7 @@ def main(words: list[str]) -> None:
     plain, pictures = flags.split_words(words, OWN)
     args = parser().parse_args(plain)
     if args.report and "TTA" in args.words:
-        parser().error("--report is of what the run says without TTA: leave TTA out")
+        parser().error("--report is of what the run says by the TTA of its config: leave TTA out")
     if args.run or args.words or not args.list:
         subject = draw.open_subject(args.run, args.words)
         nodes = flags.read_flags(pictures, subject.config, OWN)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cvkit.data.images import ImageData
 from cvkit.data.normaliser import Normaliser
-from cvkit.data.pipeline import Pipeline, build_pipeline
+from cvkit.data.pipeline import Pipeline, build_pipeline, transform_name
 from cvkit.data.transforms import Normalize, height_by_width
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import NAME, TRANSFORMS
@@ -77,13 +77,22 @@ def build_views(nodes: Sequence[Any], data: ImageData, shape: Sequence[int], see
     """
     pipelines, image = [], np.zeros(shape, dtype=np.uint8)
     for node in nodes:
+        if node.get("p", 1) != 1:
+            raise ConfigError(f"{node[NAME]} of TTA is applied by chance (p {node['p']})",
+                              where=where_in(node, "p"),
+                              hint="A view is made of each image: leave p out.")
         parts = [_certain(part) for part in _in_a_row(node)]
         pipeline, normalize = build_pipeline(parts, data, where=where_in(node, NAME) or "TTA",
                                              tried_on=[image])
         with located(node, NAME):
             if isinstance(normalize, Normalize):
                 raise ConfigError("Normalize makes no view of an image", hint="Leave it out here.")
+            if not (pipeline.transforms or pipeline.mixing):
+                raise ConfigError(f"{node[NAME]} of TTA has no transforms")
             for transform in pipeline.transforms:
+                if hasattr(getattr(transform, "batched", None), "of_images"):
+                    raise ConfigError(f"{transform_name(transform)} goes by the epoch: a test "
+                                      "has none", hint="HorizontalFlip makes a view.")
                 _apply_always(transform)
             made = pipeline(image).shape
             if made != tuple(shape):
@@ -99,17 +108,13 @@ def _in_a_row(node: Any) -> Iterator[Any]:
     if TRANSFORMS.get(node[NAME], where_in(node, NAME)) is not A.Sequential:
         yield node
         return
-    TRANSFORMS.check(_certain(node))
+    TRANSFORMS.check(node)
     for part in node["transforms"]:
         yield from _in_a_row(part)
 
 
 def _certain(node: Any) -> Any:
     """Return a node whose transform is always applied."""
-    if node.get("p", 1) != 1:
-        raise ConfigError(f"{node[NAME]} of TTA is applied by chance (p {node['p']})",
-                          where=where_in(node, "p"),
-                          hint="A view is made of each image: leave p out.")
     if "p" in parameters_of(TRANSFORMS.get(node[NAME], where_in(node, NAME)))[0]:
         node = node.clone()
         node.defrost()

@@ -71,7 +71,7 @@ def page_model(run: Run) -> PageModel:
     trained = open_trained(run)
     if run.config.TTA:
         raise ConfigError("the page cannot average the views of TTA",
-                          hint='TTA "[]" reports without them.')
+                          hint="Leave --with-model out: the report itself is of them.")
     channels, *size = trained.checkpoint.image_shape
     if channels not in (1, 3):
         raise ConfigError(f"the model takes {channels} channels, and a picture in a browser has 3, "

@@ -1,4 +1,4 @@
-"""The network of airbench, which trains in minutes on a CPU (Jordan, 2024, arXiv 2404.00498)."""
+"""The network of airbench, made to train fast (Jordan, 2024, arXiv 2404.00498)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _convolution(in_channels: int, channels: int) -> nn.Conv2d:
 
 
 def _norm(channels: int, momentum: float) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=momentum)
+    norm = nn.BatchNorm2d(channels, momentum=momentum)
     # Only the bias learns.
     norm.weight.requires_grad_(False)
     return norm
@@ -69,6 +69,8 @@ class Airbench(nn.Module):
                  bn_momentum: float = 0.4, head_std: float = 0.0, scale: float = 1 / 9,
                  training_images: TrainingImages | None = None):
         super().__init__()
+        if not 0 < bn_momentum <= 1:
+            raise ValueError(f"bn_momentum lies above 0 and up to 1, not {bn_momentum}")
         if min(widths) < 1:
             raise ValueError(f"widths are 1 or more, not {list(widths)}")
         if depth not in (2, 3):

@@ -124,8 +124,11 @@ def _after(modules: Iterable[nn.Module],
     before = nn.Sequential(*modules)
 
     def handed_on(count: int) -> Iterator[Tensor]:
-        with torch.no_grad(), in_evaluation_mode(before):
-            yield from map(before, training_images(count))
+        for images in training_images(count):
+            # Not around the yield: whoever stops half-way would be left without gradients.
+            with torch.no_grad(), in_evaluation_mode(before):
+                images = before(images)
+            yield images
 
     return handed_on
 

@@ -97,6 +97,7 @@ class Console(Reporter):
         for line in [*self._words_for_images(), *self._words_for_groups(state)]:
             LOG.info(line)
         averaged = f", EMA {config.TRAIN.EMA_DECAY:g} of the weights is tested" if state.ema else ""
+        averaged += " and gone on from" * (state.ema is not None and state.ema.goes_on)
         LOG.info(f"training   {plural(config.TRAIN.EPOCHS, 'epoch')} of "
                  f"{plural(len(loaders.train), 'batch')} of {config.DATA.BATCH_SIZE}, "
                  f"{config.LOSS.NAME}, {_words_for_rate(config, state)}, seed {config.SEED}"

@@ -171,7 +171,8 @@ class Experiment(Drawable):
         loaders, node = self.loaders, self.config.MODEL
         seed_everything(self.config.SEED, deterministic=self.config.DETERMINISTIC)
         model = build_model(node, len(self.data.classes), loaders.image_shape,
-                            self._takes_weights, self.training_images)
+                            self._takes_weights,
+                            self.training_images if self._takes_weights else None)
         if self.initial_weights is not None:
             initialise(model, self.config, self.data.classes, loaders.image_shape,
                        self.initial_weights)
@@ -187,7 +188,9 @@ class Experiment(Drawable):
         chosen = evenly(range(len(self.data.train)), count)
         images = self.data.train.take(np.array(chosen))
         loader = build_evaluation_loader(self.config, self.data, images, self.loaders)
-        yield from (batch.images for batch in loader)
+        # Each of several processes takes all of them.
+        for start in range(0, len(images), loader.plan.batch_size):
+            yield loader.take(range(len(images))[start:start + loader.plan.batch_size]).images
 
     def _placed(self, model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
         """Return the model on the device; it and all batches in the layout that suits it."""

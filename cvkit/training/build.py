@@ -7,9 +7,10 @@ import functools
 import torch
 from torch import nn
 
-from cvkit.config.schema import KEYS
+from cvkit.config.tree import DEFAULT
 from cvkit.errors import ConfigError, located
 from cvkit.runs.experiment import Experiment
+from cvkit.system.text import plural
 from cvkit.training.ema import EMA
 from cvkit.training.freezing import Freezing, build_freezing
 from cvkit.training.groups import parameter_groups
@@ -32,9 +33,13 @@ def build_state(parts: Experiment, model: nn.Module, loss: nn.Module) -> Trainin
     freezing = build_freezing(config, model, parts.loaders.image_shape)
     optimizer, schedule = optimizer_builder(parts, freezing, is_tried=True)(model, loss)
     node, steps = config.TRAIN, config.TRAIN.EPOCHS * parts.loaders.train.plan.steps
-    for key in ("EMA_EVERY", "EMA_POWER", "EMA_LOOKAHEAD") if not node.EMA_DECAY else ():
-        if node[key] != KEYS[f"TRAIN.{key}"].default:
+    for key in ("EMA_EVERY", "EMA_POWER", "EMA_LOOKAHEAD"):
+        # Set to 0, it is meant to switch off the others as well.
+        if node.origin(key) != DEFAULT == node.origin("EMA_DECAY"):
             raise ConfigError("nothing is averaged: TRAIN.EMA_DECAY is 0", where=node.where(key))
+    if node.EMA_DECAY and steps < node.EMA_EVERY:
+        raise ConfigError(f"nothing is averaged: the training has {plural(steps, 'step')}",
+                          where=node.where("EMA_EVERY"), hint="TRAIN.EMA_EVERY 1")
     average = functools.partial(EMA, decay=node.EMA_DECAY, every=node.EMA_EVERY,
                                 power=node.EMA_POWER, total_steps=steps,
                                 goes_on=node.EMA_LOOKAHEAD)

@@ -96,22 +96,28 @@ def build_freezing(config: Config, model: nn.Module, image_shape: Sequence[int])
                               hint="FREEZE [backbone] leaves the last layer.")
     for epoch, key, patterns in _by_epoch(node.UNFREEZE):
         with located(node.UNFREEZE, key):
+            # What the model itself has frozen stays so.
             frozen = [name for name in matching(model, patterns, head)
-                      if until.get(name, 0) == math.inf]
+                      if until.get(name, 0) == math.inf and name in learning]
             if not frozen:
                 raise ConfigError(f"{', '.join(patterns)} matches nothing that is frozen then",
                                   hint=f"TRAIN.UNFREEZE.{key} null takes it out.")
             until |= dict.fromkeys(frozen, epoch)
-    learning |= set(until)
     since: dict[str, float] = {}
     for epoch, key, patterns in _by_epoch(node.FREEZE_FROM):
         with located(node.FREEZE_FROM, key):
-            chosen = [name for name in matching(model, patterns, head) if name in learning
-                      and name not in since and until.get(name, 0) < epoch]
+            found = matching(model, patterns, head)
+            late = [name for name in found if epoch <= until.get(name, 0) < math.inf]
+            if late:
+                raise ConfigError(f"{late[0]} learns from epoch {until[late[0]]} on only")
+            chosen = [name for name in found if name in learning and name not in since
+                      and until.get(name, 0) < epoch]
             if not chosen:
                 raise ConfigError(f"{', '.join(patterns)} matches nothing that learns before",
                                   hint=f"TRAIN.FREEZE_FROM.{key} null takes it out.")
             since |= dict.fromkeys(chosen, epoch)
+            # With them a norm of which the model has frozen a part is frozen whole.
+            until |= dict.fromkeys(set(found) - learning, math.inf)
             freezing = Freezing(until, since)
             if not any(freezing.learns(name, epoch) for name in learning):
                 raise ConfigError(f"nothing is left to learn in epoch {epoch}")

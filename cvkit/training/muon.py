@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
             airbench does (Jordan, 2024), so that `lr` alone says how fast it turns.
 
     Raises:
-        ValueError: a matrix lies in memory in an order of its own.
+        ValueError: a matrix lies in memory in an order of its own; an argument out of range.
     """
 
     def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95,
@@ -39,6 +39,8 @@ class Muon(torch.optim.Optimizer):
                  betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
                  sgd_lr: float | None = None, sgd_momentum: float = 0.9, muon: bool = True,
                  normalize: bool = False):
+        if (sgd_lr is not None and sgd_lr < 0) or not 0 <= sgd_momentum < 1:
+            raise ValueError("sgd_lr is 0 or more, and sgd_momentum from 0 to below 1")
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "weight_decay": weight_decay,

@@ -295,7 +295,7 @@ DRAWING = {
     "hardly any dots": (None, ["--confusion", "--dpi", "1"], ["--dpi is 10 to 1200, not 1"]),
     "far too many dots": (None, ["--confusion", "--dpi", "100000"], ["--dpi is 10 to 1200"]),
     "a report with TTA": (
-        None, ["--report", "TTA", "[{NAME: HorizontalFlip}]"], ["--report is of what the run says without TTA"]),
+        None, ["--report", "TTA", "[{NAME: HorizontalFlip}]"], ["--report is of what the run says by the TTA of its config"]),
     "a report as pdf": (None, ["--report", "--format", "pdf"], ["no --all, --format or --dpi"]),
     "a run's seed": (None, ["--confusion", "SEED", "3"], ["SEED cannot be changed in a run"]),
     "a picture of a run from a config": (None, ["tiny.yaml", "--misclassified", "5"],

@@ -244,3 +244,29 @@ def test_the_custom_resnet_peaks_at_the_end_of_epoch_5_of_24_and_ends_where_it_b
 def test_the_tiny_imagenet_one_splits_70_to_30():
     config = config_of("resnet18_tiny_imagenet")
     assert config.DATA.DATASET.test_fraction == 0.3 and config.TRAIN.EPOCHS == 50
+
+
+# Of the scripts of airbench: for sums over batches, or per 1,024 images and apart from momentum.
+MUON = {"batch": 2000, "bias_lr": 0.053, "head_lr": 0.67, "wd": 2e-6}
+SGD = {"95": (10.0, 0.0153), "96": (9.0, 0.012)}
+
+
+def test_the_rates_of_airbench_are_those_of_its_scripts():
+    config = load_config(ROOT / "configs/airbench94_cifar10.yaml")
+    size, decay = MUON["batch"], MUON["wd"] * MUON["batch"]
+    head, biases = config.OPTIMIZER.groups
+    assert config.DATA.BATCH_SIZE == size and (head["match"], biases["match"]) == ("head", "*bias")
+    assert config.OPTIMIZER.sgd_lr == pytest.approx(MUON["bias_lr"] * size)
+    assert head["sgd_lr"] == pytest.approx(MUON["head_lr"] * size)
+    for group, rate in ((head, head["sgd_lr"]), (biases, config.OPTIMIZER.sgd_lr)):
+        assert group["weight_decay"] == pytest.approx(decay / rate, rel=2e-3)
+    for name, (per_1024, decay) in SGD.items():
+        config = load_config(ROOT / f"configs/airbench{name}_cifar10.yaml")
+        node, momentum = config.OPTIMIZER, config.OPTIMIZER.momentum
+        rate = per_1024 / (1 + 1 / (1 - momentum))
+        assert config.DATA.BATCH_SIZE == 1024 and momentum == 0.85 and node.nesterov
+        assert node.lr == pytest.approx(rate, rel=1e-4)
+        assert node.weight_decay == pytest.approx(decay / per_1024, rel=1e-3)
+        assert node.groups[0]["weight_decay"] == pytest.approx(decay / per_1024 / 64, rel=2e-3)
+        assert node.groups[0]["lr_mult"] == 64
+        assert config.TRAIN.EMA_DECAY == pytest.approx(0.95**5, rel=1e-4) and config.TRAIN.EMA_POWER == 3

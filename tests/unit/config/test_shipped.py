@@ -42,7 +42,7 @@ def test_a_name_that_there_is_not_is_answered_with_the_nearest(name, meant):
 
 
 def test_without_a_likely_name_those_are_told_that_there_are():
-    assert message("zzz").startswith("no config file zzz\n  Allowed: layers_digits, ")
+    assert message("zzz").startswith("no config file zzz\n  Allowed: airbench94_cifar10, ")
     Path("tiny.yaml").write_text(TINY)
     assert message("zzz") == "no config file zzz\n  Allowed: tiny.yaml."
     assert "Did you mean tiny.yaml?" in message("tinny.yaml")
@@ -64,7 +64,7 @@ def test_a_base_of_cvkit_is_found_from_any_folder():
      "Did you mean cvkit://_base_/cifar10.yaml?"),
     ("cvkit://resnet18_digits", "no config cvkit://resnet18_digits",
      "Did you mean cvkit://resnet18_digits.yaml?"),
-    ("cvkit://../README.md", "no config cvkit://../README.md", "Allowed: cvkit://_base_/cifar10.yaml,"),
+    ("cvkit://../README.md", "no config cvkit://../README.md", "Allowed: cvkit://_base_/airbench.yaml,"),
     ("cvkit://_base_/../resnet18_digits.yaml", "no config cvkit://_base_/../resnet18_digits.yaml",
      "Did you mean cvkit://"),
     ("_base_/cifar10.yaml", "no config file _base_/cifar10.yaml",

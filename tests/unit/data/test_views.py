@@ -15,11 +15,11 @@ from cvkit.session import train
 @pytest.fixture
 def views_of(tmp_path):
     """A function: the views that a TTA makes of the first test batch, as pixels (views, N, H, W, C)."""
-    def views_of(nodes, batch=0, **settings):
+    def views_of(nodes, number=0, **settings):
         (tmp_path / "views.yaml").write_text(TINY)
         config = load_config(tmp_path / "views.yaml", {"TTA": nodes, **settings})
         loader = build_loaders(config, build_data(config), torch.device("cpu")).test
-        chosen = next(item for item in loader if item.number == batch)
+        chosen = next(iter(loader))._replace(number=number)
         return np.stack([loader.denormalise(view) for view in loader.views_of(chosen)])
     return views_of
 
@@ -34,6 +34,8 @@ def test_those_in_a_row_are_all_applied(views_of):
     both = [{"NAME": "Sequential", "transforms": [{"NAME": "HorizontalFlip"}, {"NAME": "VerticalFlip"}]}]
     images, turned = views_of(both)
     assert np.array_equal(turned, images[:, ::-1, ::-1])
+    both[0]["transforms"][0]["p"] = 0.5  # within a row it counts for nothing, as it always did
+    assert np.array_equal(views_of(both)[1], turned)
 
 
 def test_what_is_random_depends_on_seed_and_batch_alone(views_of):
@@ -41,6 +43,7 @@ def test_what_is_random_depends_on_seed_and_batch_alone(views_of):
     first, again, other = (views_of(nodes, SEED=seed)[1] for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert len({image.tobytes() for image in views_of([*nodes, *nodes])[1:, 0]}) == 2
+    assert not np.array_equal(views_of(nodes, number=1)[1], first)  # the same images as another batch
 
 
 @pytest.mark.parametrize("node, message", [
@@ -48,6 +51,8 @@ def test_what_is_random_depends_on_seed_and_batch_alone(views_of):
     ({"NAME": "Resize", "height": 8, "width": 16}, r"Resize of TTA makes images of 8×16; the model takes 32×32"),
     ({"NAME": "Sequential", "transforms": [{"NAME": "Resize", "height": 8, "width": 8}]},
      r"TTA.0.NAME: Sequential of TTA makes images of 8×8"),
+    ({"NAME": "Sequential", "transforms": []}, "TTA.0.NAME: Sequential of TTA has no transforms"),
+    ({"NAME": "AlternatingFlip"}, "TTA.0.NAME: AlternatingFlip goes by the epoch: a test has none"),
     ({"NAME": "MixUp"}, "MixUp mixes images, which is for training only"),
     ({"NAME": "Normalize"}, "Normalize makes no view"),
     ({"NAME": "ToFloat"}, "ToFloat turns images into float32"),

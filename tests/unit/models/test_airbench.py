@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from helpers import train_until
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,7 +39,6 @@ def test_whitened_patches_have_unit_covariance(channels, kernel_size):
     images = images_of(channels=channels)
     count = channels * kernel_size**2
     layer = WhiteningConv2d(channels, kernel_size, eps=0.0, training_images=lambda asked: iter(images.split(70)))
-    layer.bias.data.zero_()
     with torch.no_grad():
         whitened = covariance(layer(images))
     assert (whitened[:count, :count] - torch.eye(count)).abs().max() < 1e-4
@@ -56,9 +56,19 @@ def test_the_largest_eigenvalue_stands_first_and_eps_holds_noise_down():
         assert min((filter - expected).abs().max(), (filter + expected).abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("eps", [0.0, 5e-4])
+def test_grey_images_have_no_filters_between_colours(eps):
+    grey = images_of(channels=1)
+    filters = whitening_filters(iter([grey.expand(-1, 3, -1, -1)]), 2, eps or 1e-7)
+    assert torch.allclose(filters, filters[:, :1].expand_as(filters), atol=1e-3)  # all colours alike
+    assert torch.equal(filters[:4], filters[4:8]) and torch.equal(filters[:4], filters[8:])
+    assert F.conv2d(grey.expand(-1, 3, -1, -1), filters).std((0, 2, 3)).min() > 0.5
+
+
 def test_the_filters_do_not_learn_and_the_bias_does():
     layer = WhiteningConv2d()
-    assert layer.out_channels == 24 and not layer.weight.requires_grad and layer.bias.requires_grad
+    assert layer.out_channels == 24 and not layer.weight.requires_grad
+    assert layer.bias.requires_grad and not layer.bias.any()
 
 
 def test_it_is_the_network_of_the_paper():
@@ -71,7 +81,7 @@ def test_it_is_the_network_of_the_paper():
     assert shapes == [(64, 24, 3, 3), (64, 64, 3, 3), (256, 64, 3, 3), (256, 256, 3, 3),
                       (256, 256, 3, 3), (256, 256, 3, 3)]
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert {(norm.momentum, norm.eps, norm.weight.requires_grad) for norm in norms} == {(0.4, 1e-12, False)}
+    assert {(norm.momentum, norm.eps, norm.weight.requires_grad) for norm in norms} == {(0.4, 1e-5, False)}
     # The first filters hand their channels on.
     for module in model.modules():
         if type(module) is nn.Conv2d:
@@ -103,6 +113,7 @@ def test_head_and_scale():
 
 @pytest.mark.parametrize("arguments, expected", [
     ({"widths": [0, 8, 8]}, "widths are 1 or more"), ({"widths": [8, 8]}, "widths of model airbench takes"), ({"depth": 4}, "depth is 2 or 3, not 4"),
+    ({"bn_momentum": 7.0}, "bn_momentum lies above 0 and up to 1, not 7"),
     ({"training_images": 3}, "no argument 'training_images'|is not set by a config|is given by cvkit")])
 def test_arguments_that_are_none(arguments, expected):
     with pytest.raises(ConfigError, match=expected):
@@ -126,11 +137,8 @@ def test_a_training_begins_with_the_whitening_of_its_images(little):
     parts = Experiment(little)
     data = parts.data.train
     images = parts.loaders.test.normalise(torch.from_numpy(np.stack([data.image(n) for n in range(len(data))])))
-    filters = whitening_filters(iter([images]), 2, 5e-4).flatten(1)
-    weights = parts.model.whiten.weight.flatten(1)
-    assert torch.equal(weights[12:], -weights[:12])
-    # The channels of digits are alike, so that what is orthogonal to them has no order; this has one.
-    assert torch.allclose(weights[:12].T @ weights[:12], filters.T @ filters, rtol=1e-3, atol=1)
+    filters = whitening_filters(iter([images]), 2, 5e-4)
+    assert torch.allclose(parts.model.whiten.weight, torch.cat([filters, -filters]), atol=1e-3)
 
 
 def test_the_whitening_is_part_of_the_checkpoint_and_loaded_without_images(little, monkeypatch):
@@ -167,10 +175,37 @@ def test_deeper_it_whitens_what_it_receives():
         {"NAME": "Sequential", "name": "group", "layers": [{"NAME": "Tanh"}, {"NAME": "WhiteningConv2d", "eps": 1e-6}]}),
         5, (3, 16, 16), training_images=lambda count: iter(images.split(20)))
     layer = model.group[1]
-    layer.bias.data.zero_()
     with torch.no_grad():
         whitened = covariance(layer(torch.tanh(model.first(images))))[:16, :16]
     assert (whitened - torch.eye(16)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("layers, expected", [
+    ([{"NAME": "WhiteningConv2d", "kernel_size": 0}], "kernel_size is 1 or more"),
+    ([{"NAME": "WhiteningConv2d", "eps": -1.0}], "eps 0 or more"),
+    ([{"NAME": "WhiteningConv2d", "kernel_size": 40}], "there are no patches of 40×40 in what comes in, 3×32×32"),
+    ([{"NAME": "WhiteningConv2d", "in_channels": 1}], "in_channels is 1, and 3 come in"),
+    ([{"NAME": "Flatten"}, {"NAME": "WhiteningConv2d", "in_channels": 3}], "no patches of 2×2 in what comes in, 3072")])
+def test_what_cannot_be_whitened_is_refused(little, tmp_path, layers, expected):
+    config = load_config(tmp_path / "little.yaml", {"MODEL": layered(*layers)})
+    with pytest.raises(ConfigError, match=expected):
+        _ = Experiment(config).model
+    assert torch.is_grad_enabled()
+
+
+def test_a_run_that_goes_on_does_not_compute_it_again(little, monkeypatch):
+    run = train_until(little, 1)
+    monkeypatch.setattr(WhiteningConv2d, "__init__", refuse_images(WhiteningConv2d.__init__))
+    assert len(train(little, resume=run.folder).metrics) == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_grey_images_that_are_stored_in_colour_can_be_learnt(little, tmp_path, precision):
+    """Two thirds of the whitened channels would be constant: a norm would divide by nothing."""
+    config = load_config(tmp_path / "little.yaml", {
+        "MODEL": {**LITTLE, "widths": [16, 32, 32]}, "DATA.LIMIT": 600, "DATA.TRAIN_TRANSFORMS": [],
+        "TRAIN.PRECISION": precision, "TRAIN.EPOCHS": 5, "OPTIMIZER.lr": 0.3})
+    assert train(config).predictions.accuracy > 0.8
 
 
 def test_training_images_are_of_all_of_the_split_as_tests_see_them(little):

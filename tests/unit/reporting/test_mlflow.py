@@ -83,7 +83,8 @@ def test_all_of_a_run_is_kept(quick):
     assert {key: kept.run.data.tags[key] for key in length} == length
     parameters = {key: str(value) for key, value in run.hyperparameters.items() if key not in length}
     assert kept.run.data.params == {**parameters, "DETERMINISTIC": "false", "TRAIN.CHANNELS_LAST": "true",
-                                    "TRAIN.DECAY_NORM_AND_BIAS": "true", "TRAIN.SYNC_BATCHNORM": "false"}
+                                    "TRAIN.DECAY_NORM_AND_BIAS": "true", "TRAIN.SYNC_BATCHNORM": "false",
+                                    "TRAIN.EMA_LOOKAHEAD": "false"}
     predictions = run.predictions
     assert kept.histories() == {**histories_of(run), "test/loss": [(predictions.epoch, predictions.loss)],
                                 "test/accuracy": [(predictions.epoch, predictions.accuracy)]}

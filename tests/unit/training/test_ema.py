@@ -115,6 +115,14 @@ def test_how_to_average_is_refused_where_nothing_is(quick, key, value):
     with pytest.raises(ConfigError, match="nothing is averaged: TRAIN.EMA_DECAY is 0") as caught:
         train(load_config(quick, {f"TRAIN.{key}": value}))
     assert caught.value.where.endswith(key)
+    train(load_config(quick, {f"TRAIN.{key}": value, "TRAIN.EMA_DECAY": 0.0}))  # which switches it off
+
+
+def test_averages_that_would_never_be_made_are_refused(quick):
+    with pytest.raises(ConfigError, match="nothing is averaged: the training has 10 steps") as caught:
+        train(load_config(quick, {"TRAIN.EMA_DECAY": 0.9, "TRAIN.EMA_EVERY": 11}))
+    assert caught.value.where.endswith("EMA_EVERY")
+    train(load_config(quick, {"TRAIN.EMA_DECAY": 0.9, "TRAIN.EMA_EVERY": 10}))
 
 
 def test_a_decay_that_rises_was_planned_for_its_number_of_epochs(quick):

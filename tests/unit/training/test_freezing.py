@@ -15,6 +15,7 @@ from cvkit.models.torchvision_models import smallest_image
 from cvkit.registry import MODELS
 from cvkit.session import build_trainer, check, train
 from cvkit.training.freezing import Freezing, build_freezing, learning_in_words
+from cvkit.training.groups import parameter_groups
 from cvkit.training.trainer import Trainer
 
 HEAD = {"TRAIN.FREEZE": ["backbone"]}
@@ -166,6 +167,23 @@ def test_what_never_learnt_is_not_let_loose_by_an_epoch_in_which_it_is_frozen():
     assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
 
 
+def test_what_the_model_itself_has_frozen_is_never_let_loose(quick):
+    model = build_model({"NAME": "airbench", "widths": [8, 12, 12]}, 10, (3, 32, 32))
+    settings = {"TRAIN.FREEZE": ["backbone"], "TRAIN.UNFREEZE": {"2": "all"}, "TRAIN.FREEZE_FROM": {"3": ["layer1"]}}
+    freezing = build_freezing(load_config(quick, settings), model, (3, 32, 32))
+    own = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert own == {"whiten.weight", *(f"layer{n}.norm{m}.weight" for n in (1, 2, 3) for m in (1, 2))}
+    for epoch in (1, 2, 3):
+        freezing.apply(model, epoch)
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        assert own <= frozen and (frozen == own) == (epoch == 2)
+        freezing.hold(model.train(), epoch)
+        # A norm of which the model has frozen a part goes by its statistics where the rest is frozen.
+        assert model.layer1.norm1.training is (epoch == 2) and model.layer2.norm1.training is (epoch > 1)
+    grouped = {id(each) for group in parameter_groups({}, model, freezing=freezing) for each in group["params"]}
+    assert not {id(dict(model.named_parameters())[name]) for name in own} & grouped
+
+
 @pytest.mark.parametrize("optimizer", [{"NAME": "SGD", "lr": 0.02, "momentum": 0.9}, {"NAME": "AdamW", "lr": 0.01}])
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_run_that_is_resumed_where_something_is_unfrozen_ends_the_same(quick, optimizer, epoch):
@@ -220,6 +238,8 @@ def test_words_for_what_never_learns():
     ({"TRAIN.FREEZE_FROM": {"2": ["conv"], "3": ["norm", "fc"]}}, "TRAIN.FREEZE_FROM.3", "nothing is left to learn in epoch 3"),
     ({"TRAIN.FREEZE_FROM": {"2": ["conv"], "3": ["conv"]}}, "TRAIN.FREEZE_FROM.3", "conv matches nothing that learns before\n  TRAIN.FREEZE_FROM.3 null takes"),
     ({**HEAD, "TRAIN.FREEZE_FROM": {"2": ["conv"]}}, "TRAIN.FREEZE_FROM.2", "conv matches nothing that learns before"),
+    ({**HEAD, "TRAIN.UNFREEZE": {"3": ["conv"]}, "TRAIN.FREEZE_FROM": {"2": ["fc", "conv"]}},
+     "TRAIN.FREEZE_FROM.2", "conv.weight learns from epoch 3 on only"),
     ({"TRAIN.FREEZE_FROM": {"2": ["fcc"]}}, "TRAIN.FREEZE_FROM.2", "Did you mean fc?"),
 ])
 def test_mistakes_are_told_before_training(quick, settings, where, message):

@@ -160,6 +160,20 @@ def test_a_schedule_changes_both_rates_in_proportion():
     assert (model[6].bias - bias).abs().max().item() == pytest.approx(0.002, rel=1e-3)
 
 
+@pytest.mark.parametrize("options", [{"sgd_lr": -1.0}, {"sgd_lr": 0.1, "sgd_momentum": 1.0}])
+def test_rates_of_sgd_that_are_none(options):
+    with pytest.raises(ConfigError, match="sgd_lr is 0 or more, and sgd_momentum from 0 to below 1"):
+        build(small(), **options)
+
+
+def test_sgd_without_momentum_is_plain():
+    model = small()
+    optimizer = build(model, sgd_lr=0.5, sgd_momentum=0.0, weight_decay=0.0)
+    before = model[6].bias.detach().clone()
+    step(model, optimizer, 0)
+    assert torch.allclose(model[6].bias, before - 0.5 * model[6].bias.grad)
+
+
 def test_a_matrix_in_an_order_of_its_own_is_refused():
     model = small()
     model[3].weight = nn.Parameter(torch.randn(8, 6, 3, 3).transpose(0, 1))
