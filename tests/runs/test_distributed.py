@@ -148,6 +148,14 @@ VARIANTS = {
     "unfrozen in the second epoch": (2, {
         "TRAIN.FREEZE": ["backbone"], "TRAIN.UNFREEZE": {"2": ["layer4"], "3": "all"}, "TRAIN.EPOCHS": 3,
         "TRAIN.EMA_DECAY": 0.9, "OPTIMIZER.groups": [{"match": "layer*", "lr_mult": 0.3}]}),
+    "whitened, with lookahead": (2, {
+        "MODEL": {"NAME": "Sequential", "layers": [
+            {"NAME": "WhiteningConv2d", "name": "whiten"}, {"NAME": "GELU"},
+            {"NAME": "Conv2d", "out_channels": 8, "kernel_size": 3}, {"NAME": "GroupNorm", "num_groups": 4},
+            {"NAME": "AdaptiveAvgPool2d", "output_size": 4}, {"NAME": "Flatten"}, {"NAME": "Linear"}]},
+        "DATA.TRAIN_TRANSFORMS": [{"NAME": "AlternatingFlip"}, {"NAME": "Translate", "limit": 2}],
+        "TRAIN.FREEZE_FROM": {"2": ["whiten"]}, "TRAIN.EMA_DECAY": 0.5, "TRAIN.EMA_EVERY": 2,
+        "TRAIN.EMA_LOOKAHEAD": True, "SCHEDULER": {"NAME": "Triangular"}, "TTA": [{"NAME": "HorizontalFlip"}]}),
     "workers": (2, {"DATA.PIPELINE": "albumentations", "DATA.WORKERS": 1,
                     "DATA.TRAIN_TRANSFORMS": []}),
 }
@@ -172,7 +180,8 @@ class Scaled(torch.nn.Module):
 def test_several_processes_train_what_one_does(processes, noisy, variant):
     count, settings = VARIANTS[variant]
     Path("own_loss.py").write_text(LOSS)
-    settings = {**GROUPS, **settings}
+    settings = {**{key: value for key, value in GROUPS.items() if not (
+        key.startswith("MODEL.") and "MODEL" in settings)}, **settings}
     started = begin(processes, count, settings)
     whole = alone(settings)
     several = end(started)
