@@ -181,6 +181,7 @@ def mmpretrain(recipe: Recipe, folder: str) -> None:
            experiment_name=os.path.basename(folder)).train()
 
 
+_ROUNDS = 3
 PEERS = {each.__name__: each for each in (lightning, transformers, timm, keras, mmpretrain)}
 
 
@@ -206,23 +207,26 @@ def why_not(name: str) -> str:
     return ""
 
 
-def small_training(name: str, recipe: Recipe) -> Figures:
-    """Train in a process of its own, from its start with all imports to its end."""
+def in_process(name: str, recipe: Recipe) -> tuple[list[float], Figures]:
+    """Train in a process of its own; return when each step began (s), and what the process took.
+
+    So none profits from what another has set, such as how memory is allocated.
+    """
     from benchmarks.measure import peak_of
 
     began = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", "benchmarks.peers", name,
                               json.dumps(asdict(recipe))], stdout=subprocess.PIPE)
     peak, ended = peak_of(child), time.perf_counter()
-    first_step = float(child.communicate()[0].split()[-1])
-    # Memory is known on Linux only.
-    return {"first step (s)": first_step - began, "small training (s)": ended - began,
-            **({"peak memory (MB)": peak} if peak else {})}
+    started = json.loads(child.communicate()[0].splitlines()[-1])
+    # When the second step begins the first is done. Memory is known on Linux only.
+    return started, {"first step (s)": started[1] - began, "small training (s)": ended - began,
+                     **({"peak memory (MB)": peak} if peak else {})}
 
 
 def peers(configure: Configure) -> Figures:
     """cvkit's training against that of each peer that trains here; stderr tells which do not."""
-    from benchmarks.measure import in_turns, speed
+    from benchmarks.measure import speed
     from cvkit.runs.experiment import Experiment
 
     config = configure()
@@ -239,22 +243,22 @@ def peers(configure: Configure) -> Figures:
             ways |= {f"{name}, out of the box": (name, False), f"{name}, best": (name, True)}
     if len(ways) == 1:
         return {}
-    size, steps = config.DATA.BATCH_SIZE, 4 if DEVICE == "cpu" else 390
+    size, steps = config.DATA.BATCH_SIZE, 6 if DEVICE == "cpu" else 390
     recipe = Recipe(config.MODEL.get("width", 64), steps * size, size, 1, parts.precision)
-    began = {way: [] for way in ways}
-    in_turns({way: lambda way=way, name=name, is_best=is_best: began[way].append(
-        train(name, replace(recipe, is_best=is_best))) for way, (name, is_best) in ways.items()})
-    # From the second step to the last: the first one warms up, as does the first round.
-    taken = {way: [times[-1] - times[1] for times in rounds[1:]] for way, rounds in began.items()}
+    taken = {way: [] for way in ways}
+    for _ in range(_ROUNDS):
+        for way, (name, is_best) in ways.items():
+            started, _ = in_process(name, replace(recipe, is_best=is_best))
+            # From the second step to the last: the first one warms up.
+            taken[way].append(started[-1] - started[1])
     figures = {f"{way} (images/s)": (steps - 2) * size / median(taken[way]) for way in ways}
     figures |= {f"cvkit / {way}": speed(taken, "cvkit", way) for way in ways if way != "cvkit"}
     small = replace(recipe, width=16, images=10 * size, epochs=2)
     for way, (name, is_best) in ways.items():
-        figures |= {f"{way}: {what}": value for what, value in small_training(
-            name, replace(small, is_best=is_best)).items()}
+        figures |= {f"{way}: {what}": value for what, value in in_process(
+            name, replace(small, is_best=is_best))[1].items()}
     return figures
 
 
 if __name__ == "__main__":
-    # When the second step begins the first is done.
-    print(train(sys.argv[1], Recipe(**json.loads(sys.argv[2])))[1])
+    print(json.dumps(train(sys.argv[1], Recipe(**json.loads(sys.argv[2])))))

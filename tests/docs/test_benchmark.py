@@ -193,7 +193,8 @@ def test_no_peers_are_measured_on_another_device_than_theirs(monkeypatch, capsys
 @pytest.mark.slow
 def test_a_small_training_in_a_process_of_its_own_is_timed_from_its_start(monkeypatch):
     monkeypatch.chdir(ROOT)
-    figures = peers.small_training("cvkit", Recipe(16, 64, 32, 1))
+    started, figures = peers.in_process("cvkit", Recipe(16, 64, 32, 1))
+    assert len(started) == 2 and started[1] > started[0]
     assert list(figures)[:2] == ["first step (s)", "small training (s)"]
     assert 0.5 < figures["first step (s)"] < figures["small training (s)"]
     assert figures.get("peak memory (MB)", 200) > 184
