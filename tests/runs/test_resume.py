@@ -310,7 +310,7 @@ def drawn(number):
     if settings["DATA.WORKERS"]:
         settings["DATA.PIPELINE"] = "albumentations"
     if settings["TRAIN.EMA_DECAY"]:
-        settings |= {"TRAIN.EMA_EVERY": 1 + 2 * (number % 2), "TRAIN.EMA_LOOKAHEAD": number % 3 == 0}
+        settings |= {"TRAIN.EMA_EVERY": 1 + number % 2, "TRAIN.EMA_LOOKAHEAD": number % 3 == 0}
     if settings["TRAIN.FREEZE"]:
         settings["TRAIN.UNFREEZE"] = [None, {"2": "all"}, {"3": ["*bias"]}][number % 3]
     else:
