@@ -104,6 +104,12 @@ class Pipeline:
             form = transform.batched
             drawn = (form.of_images(seed, epoch, index) if hasattr(form, "of_images") else
                      form.draw(random, len(index), tuple(image.shape[1:3])))
+            if not isinstance(drawn, tuple) or any(
+                    not isinstance(values, np.ndarray) or len(values) != len(index)
+                    for values in drawn):
+                raise ConfigError(f"draw of {transform_name(transform)} returns no tuple of arrays "
+                                  f"with a value for each of {plural(len(index), 'image')}",
+                                  hint="One array makes a tuple as (values,).")
             everything.append(tuple(map(torch.from_numpy, drawn)))
             image = form.apply(image, *(values[:1] for values in everything[-1]))
         return everything

@@ -269,7 +269,7 @@ def _why_not_kept(run: Run, predictions: Predictions, kept: Predictions | None) 
     """Return why predictions do not take the place of the run's own, or None."""
     other = [key for key in run.changed if not is_among(key, MAY_CHANGE)]
     if other:
-        return f"it holds what the run says without {', '.join(other)}"
+        return f"it holds what the run says with {', '.join(other)} as it was trained"
     if not any(is_among(key, ["DATA.DATASET"]) for key in run.changed):
         return None
     if kept is None:

@@ -49,12 +49,28 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
             raise ConfigError(f"{key} is {node[key]}, but the data has {actual} {what}",
                               where=where_in(node, key),
                               hint="Leave it out: it is taken from the data.")
-    model = MODELS.build(node, num_classes=num_classes, in_channels=channels,
-                         image_size=height if height == width else (height, width),
-                         training_images=training_images)
+    facts = {"num_classes": num_classes, "in_channels": channels,
+             "image_size": height if height == width else (height, width)}
+    if training_images is not None and MODELS.is_own(node):
+        _refuse_only_with_images(node, facts)
+    model = MODELS.build(node, **facts, training_images=training_images)
     with located(node, NAME):
         _try(model, node, num_classes, image_shape)
     return model.train()
+
+
+def _refuse_only_with_images(node: Mapping[str, Any], facts: dict[str, Any]) -> None:
+    """Refuse a model of one's own whose checkpoint could not be read without training images."""
+    if not MODELS.asks_for(node, "training_images"):
+        return
+    try:
+        MODELS.build(node, **facts, training_images=None)
+    except Exception as error:
+        # The user's own code may raise anything.
+        raise ConfigError(f"model {node[NAME]} cannot be built without training_images: "
+                          f"{type(error).__name__}: {error}", where_in(node, NAME),
+                          "They are None where a checkpoint is read, whose weights replace what is "
+                          f"made of them: {place_of(MODELS.get(node[NAME]))}") from error
 
 
 def _try(model: Any, node: Mapping[str, Any], num_classes: int,

@@ -61,7 +61,7 @@ def _matched(model: nn.Module, pattern: str, names: Sequence[str],
         outer = [path for path in known if "." not in path]
         near = [f"Did you mean {each}?" for each in nearest(pattern, [*known, *WORDS])[:1]]
         raise ConfigError(f"no parameter of the model matches {pattern!r}", hint=" ".join(
-            [*near, f"Its parts are {', '.join([*outer, *WORDS])}."]))
+            [*near, f"Its parts are {', '.join(dict.fromkeys([*outer, *WORDS]))}."]))
     return found
 
 

@@ -32,8 +32,10 @@ class WhiteningConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int = 3, kernel_size: int = 2, eps: float = 5e-4,
                  training_images: TrainingImages | None = None):
-        if kernel_size < 1 or eps < 0:
-            raise ValueError("kernel_size is 1 or more, and eps 0 or more")
+        if kernel_size < 1:
+            raise ValueError(f"kernel_size is 1 or more, not {kernel_size}")
+        if eps < 0:
+            raise ValueError(f"eps is 0 or more, not {eps}")
         super().__init__(in_channels, 2 * in_channels * kernel_size**2, kernel_size)
         self.weight.requires_grad_(False)
         self.bias = nn.Parameter(torch.zeros(self.out_channels))
@@ -55,8 +57,8 @@ def whitening_filters(batches: Iterator[Tensor], kernel_size: int, eps: float) -
     total, count, channels = torch.zeros(()), 0, 0
     for images in batches:
         if images.ndim != 4 or min(images.shape[2:]) < kernel_size:
-            raise ValueError(f"there are no patches of {kernel_size}×{kernel_size} in what comes "
-                             f"in, {'×'.join(map(str, images.shape[1:]))}")
+            raise ValueError(f"kernel_size {kernel_size} is more than what comes in has, "
+                             f"{'×'.join(map(str, images.shape[1:]))}")
         channels = images.shape[1]
         windows = images.cpu().float().unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)
         patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * kernel_size**2)

@@ -36,10 +36,13 @@ def build_state(parts: Experiment, model: nn.Module, loss: nn.Module) -> Trainin
     for key in ("EMA_EVERY", "EMA_POWER", "EMA_LOOKAHEAD"):
         # Set to 0, it is meant to switch off the others as well.
         if node.origin(key) != DEFAULT == node.origin("EMA_DECAY"):
-            raise ConfigError("nothing is averaged: TRAIN.EMA_DECAY is 0", where=node.where(key))
+            raise ConfigError("nothing is averaged: TRAIN.EMA_DECAY is 0", where=node.where(key),
+                              hint="TRAIN.EMA_DECAY 0.99 averages over some hundred steps.")
     if node.EMA_DECAY and steps < node.EMA_EVERY:
         raise ConfigError(f"nothing is averaged: the training has {plural(steps, 'step')}",
-                          where=node.where("EMA_EVERY"), hint="TRAIN.EMA_EVERY 1")
+                          where=node.where("EMA_EVERY"),
+                          hint="To try it on few images, a smaller DATA.BATCH_SIZE makes more "
+                               "steps; TRAIN.EMA_EVERY 1 averages after each.")
     average = functools.partial(EMA, decay=node.EMA_DECAY, every=node.EMA_EVERY,
                                 power=node.EMA_POWER, total_steps=steps,
                                 goes_on=node.EMA_LOOKAHEAD)

@@ -105,16 +105,22 @@ def build_freezing(config: Config, model: nn.Module, image_shape: Sequence[int])
             until |= dict.fromkeys(frozen, epoch)
     since: dict[str, float] = {}
     for epoch, key, patterns in _by_epoch(node.FREEZE_FROM):
+        takes_out = f"TRAIN.FREEZE_FROM.{key} null takes it out."
         with located(node.FREEZE_FROM, key):
-            found = matching(model, patterns, head)
+            try:
+                found = matching(model, patterns, head)
+            except ConfigError as error:
+                # It may be of a base that was made for another model.
+                error.hint = f"{error.hint} {takes_out}" if error.hint else takes_out
+                raise
             late = [name for name in found if epoch <= until.get(name, 0) < math.inf]
             if late:
                 raise ConfigError(f"{late[0]} learns from epoch {until[late[0]]} on only")
             chosen = [name for name in found if name in learning and name not in since
                       and until.get(name, 0) < epoch]
             if not chosen:
-                raise ConfigError(f"{', '.join(patterns)} matches nothing that learns before",
-                                  hint=f"TRAIN.FREEZE_FROM.{key} null takes it out.")
+                raise ConfigError(f"{', '.join(patterns)} matches nothing that learns before: it "
+                                  "is frozen already", hint=takes_out)
             since |= dict.fromkeys(chosen, epoch)
             # With them a norm of which the model has frozen a part is frozen whole.
             until |= dict.fromkeys(set(found) - learning, math.inf)
@@ -133,7 +139,9 @@ def _by_epoch(node: Config | None) -> list[tuple[int, str, list[str]]]:
         if not key.isdecimal() or int(key) < 2:
             raise ConfigError(f"{key!r} is no epoch in which something can change",
                               where=node.where(key),
-                              hint="Epochs count from 1, as in the log: {5: [layer4], 8: all}")
+                              hint="Epochs count as in the log, from 1, and the second is the "
+                                   "first that can: {2: [layer4]}. TRAIN.FREEZE holds from the "
+                                   "start.")
         patterns = [node[key]] if isinstance(node[key], str) else node[key]
         if patterns is None:
             continue

@@ -39,8 +39,10 @@ class Muon(torch.optim.Optimizer):
                  betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
                  sgd_lr: float | None = None, sgd_momentum: float = 0.9, muon: bool = True,
                  normalize: bool = False):
-        if (sgd_lr is not None and sgd_lr < 0) or not 0 <= sgd_momentum < 1:
-            raise ValueError("sgd_lr is 0 or more, and sgd_momentum from 0 to below 1")
+        if sgd_lr is not None and sgd_lr < 0:
+            raise ValueError(f"sgd_lr is 0 or more, not {sgd_lr}")
+        if not 0 <= sgd_momentum < 1:
+            raise ValueError(f"sgd_momentum lies from 0 to below 1, not {sgd_momentum}")
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "weight_decay": weight_decay,

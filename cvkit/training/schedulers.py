@@ -69,8 +69,11 @@ def Triangular(optimizer, total_steps: int, start: float = 0.2, peak: float = 0.
         peak: part of the training up to the full lr; 0 begins with it.
         end: part of the lr after the last step.
     """
-    if not 0 <= peak <= 1 or min(start, end) < 0:
-        raise ValueError("peak lies between 0 and 1, and start and end are 0 or more")
+    if not 0 <= peak <= 1:
+        raise ValueError(f"peak lies between 0 and 1, not {peak}")
+    for name, value in (("start", start), ("end", end)):
+        if value < 0:
+            raise ValueError(f"{name} is 0 or more, not {value}")
     rise = math.floor(peak * total_steps)
 
     def part(step: int) -> float:

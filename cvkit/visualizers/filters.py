@@ -45,7 +45,13 @@ def filters(model: nn.Module, loaders: Loaders) -> Picture:
     shown = drawn_kernels(kernels)
     sizes = np.sqrt((kernels ** 2).sum((1, 2, 3)))
     count, channels, height, width = kernels.shape
-    idle = int((sizes < _IDLE * sizes.max()).sum())
+    # Of a whitening, which does not learn, the small kernels are those that see the most.
+    layer = model.get_submodule("" if name == "the model" else name)
+    learns = any(weight.requires_grad for weight in layer.parameters() if weight.ndim > 1)
+    idle = int((sizes < _IDLE * sizes.max()).sum()) if learns else 0
+    compared = (f"{idle} of {count} {'is' if idle == 1 else 'are'} idle, with less than a tenth of "
+                "its norm." if idle else
+                f"{'none is idle, ' * learns}the smallest has {sizes.min():.3g}.")
     columns = min(16, max(8, int(np.ceil(np.sqrt(count)))), count)
     is_mean = " (drawn: their mean)" if channels not in (1, 3) else ""
     largest = np.abs(_channels_drawn(kernels)).max()
@@ -55,9 +61,7 @@ def filters(model: nn.Module, loaders: Loaders) -> Picture:
         f"{plural(count, 'kernel')} of {height}×{width} pixels over "
         f"{plural(channels, 'channel')}{is_mean} of {name}. One scale for all: grey is 0, black "
         f"-{largest:.3g} and white {largest:.3g}. The largest is kernel {sizes.argmax()} (norm "
-        f"{sizes.max():.3g}); " + (
-            f"{idle} of {count} {'is' if idle == 1 else 'are'} idle, with less than a tenth of its "
-            "norm." if idle else f"none is idle, the smallest has {sizes.min():.3g}.") + few,
+        f"{sizes.max():.3g}); {compared}{few}",
         size=max(0.5, 4.0 / columns), above=0.17, aspect=height / width)
     for number, (axis, kernel) in enumerate(zip(places, shown[:_MOST])):
         show_image(axis, kernel, str(number))

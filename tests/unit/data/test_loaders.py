@@ -436,6 +436,28 @@ def test_an_own_transform_may_have_a_batched_form(tiny):
     assert all((image == image[0, 0, 0]).all() for image in shown)
 
 
+@pytest.mark.parametrize("drawn", [lambda count: np.arange(count), lambda count: (np.arange(count - 1),),
+                                   lambda count: (3,), lambda count: [np.arange(count)]])
+def test_what_a_batched_form_draws_is_told_where_it_is_nothing_to_go_by(tiny, drawn):
+    class Odd:
+        def draw(self, random, count, size):
+            return drawn(count)
+
+        def apply(self, images, *values):
+            return images
+
+    @TRANSFORMS.register()
+    class Oddly:
+        batched = Odd()
+
+        def __call__(self, image):
+            return image
+
+    made = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[{NAME: Oddly}]")
+    with pytest.raises(ConfigError, match="draw of Oddly returns no tuple of arrays with a value for each of 1"):
+        next(iter(made.train))
+
+
 def test_constants_of_the_data_set_that_do_not_fit_are_placed(tiny, tmp_path):
     paint(tmp_path / "x", "train", 2, np.random.default_rng(0))
     config = load_config(tiny, {"DATA.LIMIT": 0, "DATA.DATASET": {

@@ -130,7 +130,7 @@ def test_a_run_is_evaluated_on_other_images_and_by_other_metrics(painted, tool, 
                           "METRICS", "[{NAME: TopKAccuracy, k: 2}, {NAME: PerClassAccuracy}]",
                           "TRAIN.PRECISION", "fp32")
     assert code == 0, err
-    assert f"Not written to {path}: it holds what the run says without METRICS" in out
+    assert f"Not written to {path}: it holds what the run says with METRICS" in out
     said = evaluate(painted, {"DATA.DATASET.root": str(other), "TRAIN.PRECISION": "fp32",
                               "METRICS": [{"NAME": "TopKAccuracy", "k": 2}]})
     assert path.read_bytes() == before and len(said.true) == 27

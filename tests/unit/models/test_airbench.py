@@ -13,10 +13,11 @@ from cvkit.errors import ConfigError
 from cvkit.models import build_model
 from cvkit.models.feature_maps import choose_layers
 from cvkit.models.whitening import WhiteningConv2d, whitening_filters
+from cvkit.registry import MODELS
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import open_run
-from cvkit.session import build_trainer, train
+from cvkit.session import build_trainer, check, train
 
 SHAPE = (3, 32, 32)
 LITTLE = {"NAME": "airbench", "widths": [8, 12, 12]}
@@ -182,10 +183,10 @@ def test_deeper_it_whitens_what_it_receives():
 
 @pytest.mark.parametrize("layers, expected", [
     ([{"NAME": "WhiteningConv2d", "kernel_size": 0}], "kernel_size is 1 or more"),
-    ([{"NAME": "WhiteningConv2d", "eps": -1.0}], "eps 0 or more"),
-    ([{"NAME": "WhiteningConv2d", "kernel_size": 40}], "there are no patches of 40×40 in what comes in, 3×32×32"),
+    ([{"NAME": "WhiteningConv2d", "eps": -1.0}], "eps is 0 or more, not -1"),
+    ([{"NAME": "WhiteningConv2d", "kernel_size": 40}], "kernel_size 40 is more than what comes in has, 3×32×32"),
     ([{"NAME": "WhiteningConv2d", "in_channels": 1}], "in_channels is 1, and 3 come in"),
-    ([{"NAME": "Flatten"}, {"NAME": "WhiteningConv2d", "in_channels": 3}], "no patches of 2×2 in what comes in, 3072")])
+    ([{"NAME": "Flatten"}, {"NAME": "WhiteningConv2d", "in_channels": 3}], "kernel_size 2 is more than what comes in has, 3072")])
 def test_what_cannot_be_whitened_is_refused(little, tmp_path, layers, expected):
     config = load_config(tmp_path / "little.yaml", {"MODEL": layered(*layers)})
     with pytest.raises(ConfigError, match=expected):
@@ -215,3 +216,25 @@ def test_training_images_are_of_all_of_the_split_as_tests_see_them(little):
     images = np.stack([parts.data.train.image(place) for place in chosen])
     assert torch.equal(few, parts.loaders.test.normalise(torch.from_numpy(images)))
     assert len(torch.cat(list(parts.training_images(10_000)))) == len(parts.data.train)
+
+
+class OnlyWithImages(torch.nn.Module):
+    def __init__(self, num_classes, training_images, is_careful=False):
+        super().__init__()
+        self.fc = torch.nn.Linear(3 * 32 * 32, num_classes)
+        if training_images or not is_careful:
+            self.fc.bias.data.fill_(float(next(training_images(50)).mean()))
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+
+def test_a_model_of_one_s_own_has_to_do_without_training_images_as_well(little, tmp_path):
+    with MODELS.temporarily():
+        MODELS.register()(OnlyWithImages)
+        config = load_config(tmp_path / "little.yaml", {"MODEL": {"NAME": "OnlyWithImages"}})
+        with pytest.raises(ConfigError, match="OnlyWithImages cannot be built without training_images: TypeError: "
+                                              "'NoneType' object is not callable\n  They are None where a checkpoint"):
+            check(config)
+        run = train(load_config(tmp_path / "little.yaml", {"MODEL": {"NAME": "OnlyWithImages", "is_careful": True}}))
+        assert run.predictions.accuracy > 0.1

@@ -236,7 +236,7 @@ def test_words_for_what_never_learns():
     ({"TRAIN.FREEZE_FROM": {"1": ["conv"]}}, "TRAIN.FREEZE_FROM.1", "'1' is no epoch"),
     ({"TRAIN.FREEZE_FROM": {"2": "all"}}, "TRAIN.FREEZE_FROM.2", "nothing is left to learn in epoch 2"),
     ({"TRAIN.FREEZE_FROM": {"2": ["conv"], "3": ["norm", "fc"]}}, "TRAIN.FREEZE_FROM.3", "nothing is left to learn in epoch 3"),
-    ({"TRAIN.FREEZE_FROM": {"2": ["conv"], "3": ["conv"]}}, "TRAIN.FREEZE_FROM.3", "conv matches nothing that learns before\n  TRAIN.FREEZE_FROM.3 null takes"),
+    ({"TRAIN.FREEZE_FROM": {"2": ["conv"], "3": ["conv"]}}, "TRAIN.FREEZE_FROM.3", "conv matches nothing that learns before: it is frozen already\n  TRAIN.FREEZE_FROM.3 null takes"),
     ({**HEAD, "TRAIN.FREEZE_FROM": {"2": ["conv"]}}, "TRAIN.FREEZE_FROM.2", "conv matches nothing that learns before"),
     ({**HEAD, "TRAIN.UNFREEZE": {"3": ["conv"]}, "TRAIN.FREEZE_FROM": {"2": ["fc", "conv"]}},
      "TRAIN.FREEZE_FROM.2", "conv.weight learns from epoch 3 on only"),

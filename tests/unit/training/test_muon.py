@@ -160,9 +160,11 @@ def test_a_schedule_changes_both_rates_in_proportion():
     assert (model[6].bias - bias).abs().max().item() == pytest.approx(0.002, rel=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"sgd_lr": -1.0}, {"sgd_lr": 0.1, "sgd_momentum": 1.0}])
-def test_rates_of_sgd_that_are_none(options):
-    with pytest.raises(ConfigError, match="sgd_lr is 0 or more, and sgd_momentum from 0 to below 1"):
+@pytest.mark.parametrize("options, expected", [
+    ({"sgd_lr": -1.0}, "sgd_lr is 0 or more, not -1"),
+    ({"sgd_lr": 0.1, "sgd_momentum": 1.0}, "sgd_momentum lies from 0 to below 1, not 1")])
+def test_rates_of_sgd_that_are_none(options, expected):
+    with pytest.raises(ConfigError, match=expected):
         build(small(), **options)
 
 

@@ -80,9 +80,11 @@ def test_a_triangle_rises_and_falls_in_lines():
     assert rising == pytest.approx([0, 0.25, 0.5, 0.75])
 
 
-@pytest.mark.parametrize("wrong", [{"peak": 1.5}, {"start": -0.1}, {"end": -1.0}])
-def test_a_triangle_that_is_none(wrong):
-    with pytest.raises(ConfigError, match="peak lies between 0 and 1, and start and end are 0 or more"):
+@pytest.mark.parametrize("wrong, expected", [
+    ({"peak": 1.5}, "peak lies between 0 and 1, not 1.5"), ({"start": -0.1}, "start is 0 or more, not -0.1"),
+    ({"peak": 0.3, "start": 0.1, "end": -1.0}, "end is 0 or more, not -1.0")])
+def test_a_triangle_that_is_none(wrong, expected):
+    with pytest.raises(ConfigError, match=expected):
         build_schedule({"NAME": "Triangular", **wrong}, optimizer(), 2, 4)
 
 

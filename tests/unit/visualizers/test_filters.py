@@ -38,6 +38,8 @@ def test_kernels_over_colours_are_drawn_in_their_colours_on_one_scale():
     assert "grey is 0, black -2 and white 2." in figure.caption
     assert "The largest is kernel 0 (norm 2.83); 2 of 4 are idle" in figure.caption
     assert figure.table.splitlines()[1].split() == ["0", "2.8284", "-2.0000", "2.0000"]
+    model[1].weight.requires_grad_(False)  # as of a whitening: its small kernels see the most
+    assert "(norm 2.83); the smallest has 0." in filters_of(model, 3, 2, 2).caption
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
