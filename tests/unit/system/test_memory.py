@@ -27,16 +27,17 @@ from cvkit.system.memory import give_back_memory, keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
-        torch.zeros(50_000_000)
+        torch.zeros(10_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
-torch.zeros(50_000_000)
+torch.zeros(10_000_000)
 print(faults())
 choose_device("cpu")
-torch.zeros(50_000_000)
+for _ in range(30):  # what is freed may be a few bytes short of what is next asked for
+    torch.zeros(10_000_000)
 print(faults(), keep_freed_memory())
 kept = resident()
 give_back_memory()
@@ -47,15 +48,15 @@ print(kept - resident())
 @pytest.mark.skipif(not is_glibc, reason="the C library is not glibc")
 def test_large_tensors_are_cleared_by_the_system_once():
     before, after, is_kept, given_back = said(FAULTS)
-    assert int(before) > 100_000 and int(after) < 1000 and is_kept == "True"
-    assert int(given_back) > 150e6  # of 200 MB
+    assert int(before) > 40_000 and int(after) < 1000 and is_kept == "True"
+    assert int(given_back) > 30e6  # of 40 MB
 
 
 @pytest.mark.skipif(not is_glibc, reason="the C library is not glibc")
 @pytest.mark.parametrize("name, value", [("MALLOC_MMAP_THRESHOLD_", "1000000"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=128")])
 def test_what_the_user_has_set_stays(name, value):
     _, after, is_kept, given_back = said(FAULTS, **{name: value})
-    assert is_kept == "False" and int(after) > 1000 and abs(int(given_back)) < 50e6
+    assert is_kept == "False" and int(after) > 1000 and abs(int(given_back)) < 10e6
 
 
 def test_nothing_is_done_where_there_is_nothing_to_set(monkeypatch):
