@@ -100,10 +100,7 @@ class HorizontalFlip:
         return (random.random(count) < self.p,)
 
     def apply(self, images: Tensor, is_mirrored: Tensor) -> Tensor:
-        count = len(images)
-        # Whole images are chosen faster than pixels.
-        both = torch.cat([images, images.flip(2)])
-        return both.index_select(0, _range(count, images) + count * is_mirrored)
+        return _mirrored(images, is_mirrored)
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class AlternatingFlip:
         return ((_mixed(seed, index) + np.uint64(epoch)) % np.uint64(2) == 1,)
 
     def apply(self, images: Tensor, is_mirrored: Tensor) -> Tensor:
-        return HorizontalFlip(1.0).apply(images, is_mirrored)
+        return _mirrored(images, is_mirrored)
 
 
 @dataclass(frozen=True)
@@ -169,6 +166,14 @@ class Rotate:
         grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
         turned = F.grid_sample(pixels, grid, align_corners=False) + fill
         return turned.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def _mirrored(images: Tensor, which: Tensor) -> Tensor:
+    """Return images (N, H, W, C), some of them, bool (N,), with left and right exchanged."""
+    count = len(images)
+    # Whole images are chosen faster than pixels.
+    both = torch.cat([images, images.flip(2)])
+    return both.index_select(0, _range(count, images) + count * which)
 
 
 def _padded(images: Tensor, by: int, fill: Fill) -> Tensor:

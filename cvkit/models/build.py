@@ -15,6 +15,7 @@ from cvkit.models.torchvision_models import read_torchvision, smallest_image
 from cvkit.models.whitening import TrainingImages
 from cvkit.registry import MODELS, NAME
 from cvkit.registry.signatures import place_of
+from cvkit.system.seeds import random_numbers_kept
 
 MODELS.add_library("torchvision.models", read_torchvision)
 MODELS.add_prefixed("timm", find_timm, timm_names)
@@ -51,9 +52,9 @@ def build_model(node: Any, num_classes: int, image_shape: tuple[int, int, int],
                               hint="Leave it out: it is taken from the data.")
     facts = {"num_classes": num_classes, "in_channels": channels,
              "image_size": height if height == width else (height, width)}
+    model = MODELS.build(node, **facts, training_images=training_images)
     if training_images is not None and MODELS.is_own(node):
         _refuse_only_with_images(node, facts)
-    model = MODELS.build(node, **facts, training_images=training_images)
     with located(node, NAME):
         _try(model, node, num_classes, image_shape)
     return model.train()
@@ -64,9 +65,10 @@ def _refuse_only_with_images(node: Mapping[str, Any], facts: dict[str, Any]) -> 
     if not MODELS.asks_for(node, "training_images"):
         return
     try:
-        MODELS.build(node, **facts, training_images=None)
+        with random_numbers_kept(torch.device("cpu")):
+            MODELS.build(node, **facts, training_images=None)
     except Exception as error:
-        # The user's own code may raise anything.
+        # The user's own code may raise anything. With images it was built.
         raise ConfigError(f"model {node[NAME]} cannot be built without training_images: "
                           f"{type(error).__name__}: {error}", where_in(node, NAME),
                           "They are None where a checkpoint is read, whose weights replace what is "

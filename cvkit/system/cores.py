@@ -25,8 +25,8 @@ def usable_cores(root: Path = Path("/")) -> int:
 def limit_threads() -> None:
     """Let torch compute with no more threads than there are cores, unless the user has said.
 
-    It goes by the affinity alone: in a container with two of sixty-four cores, sixty-four threads
-    would wait for each other.
+    Torch goes by the affinity alone: in a container with two of sixty-four cores, its sixty-four
+    threads would wait for each other.
     """
     import torch
 

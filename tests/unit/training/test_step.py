@@ -46,7 +46,8 @@ def test_a_question_is_noticed():
     ("resnet18_cifar10", {"MODEL": {"NAME": "resnet18", "width": 4}}),
     ("resnet18_cifar10_best", {"MODEL": {"NAME": "resnet18", "width": 4}}),
     ("resnet18_cifar10", {"MODEL": {"NAME": "vit", "width": 16, "heads": 2}, "DATA.TRAIN_TRANSFORMS": [
-        {"NAME": "Rotate", "limit": 9}], "TRAIN.CLIP_GRAD_NORM": 1.0}),
+        {"NAME": "Rotate", "limit": 9}], "TRAIN.CLIP_GRAD_NORM": 1.0,
+        "OPTIMIZER": {"NAME": "AdamW", "lr": 1e-3}}),
     ("airbench94_cifar10", {"MODEL.widths": [8, 12, 12]}), ("airbench95_cifar10", {"MODEL.widths": [8, 12, 12]}),
     ("airbench96_cifar10", {"MODEL.widths": [8, 12, 12]})])
 def test_batches_and_steps_ask_for_nothing(name, further):
