@@ -163,6 +163,11 @@ class Result:
         return self._percent(content["test"]["accuracy"] for content in self.contents)
 
     @property
+    def by_views(self) -> str:
+        """Whether the test averaged over views, in words; the epochs' accuracies never are."""
+        return " with TTA" if self.settings.get("TTA") else ""
+
+    @property
     def train(self) -> str:
         """Accuracy on the training images in the last epoch, augmented, while it learned."""
         return self._percent(content["epochs"][-1]["train/accuracy"] for content in self.contents)
@@ -202,8 +207,7 @@ class Result:
     @property
     def sentence(self) -> str:
         """What the header of the config says."""
-        views = " with TTA" if self.settings.get("TTA") else ""
-        return (f"{self.test} test{views}, {self.train} train ({self.seeds}); {self.split} after a "
+        return (f"{self.test} test{self.by_views}, {self.train} train ({self.seeds}); {self.split} after a "
                 f"quarter, half and all of {len(self.curve)} epochs {self.stages}; {self.time} on "
                 f"{self.conditions}.")
 
@@ -304,7 +308,7 @@ def alone_in(results: Sequence[Result]) -> list[Result]:
 def _table(results: Sequence[Result], keys: Sequence[str], name: str = "") -> str:
     head = [*filter(None, [name]), *keys, "test", "train", "after ¼, ½, 1", "time"]
     rows = [[*([f"`{result.name}`"] if name else []), *(_value(result, key) for key in keys),
-             result.test, result.train, result.stages, result.time] for result in results]
+             result.test + result.by_views, result.train, result.stages, result.time] for result in results]
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 
 

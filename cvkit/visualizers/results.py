@@ -64,7 +64,7 @@ def accuracy_curves(results: Sequence[Result]) -> Picture:
                   ("-", "--", ":")[number // len(COLOURS) % 3],
                   color=COLOURS[number % len(COLOURS)], linewidth=1.5,
                   marker="." if len(result.curve) < 3 else None,
-                  label=f"{shorten(result.name, 2.2, 8)}, {result.test}")
+                  label=f"{shorten(result.name, 2.2, 8)}, {result.test}{result.by_views}")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(whole_numbers())
     splits = {result.split for result in results}
