@@ -207,9 +207,9 @@ class Result:
     @property
     def sentence(self) -> str:
         """What the header of the config says."""
-        return (f"{self.test} test{self.by_views}, {self.train} train ({self.seeds}); {self.split} after a "
-                f"quarter, half and all of {len(self.curve)} epochs {self.stages}; {self.time} on "
-                f"{self.conditions}.")
+        return (f"{self.test} test{self.by_views}, {self.train} train ({self.seeds}); "
+                f"{self.split} after a quarter, half and all of {len(self.curve)} epochs "
+                f"{self.stages}; {self.time} on {self.conditions}.")
 
     def changes(self, config: Config) -> list[str]:
         """Return the keys by which a config trains something else now."""
@@ -308,7 +308,8 @@ def alone_in(results: Sequence[Result]) -> list[Result]:
 def _table(results: Sequence[Result], keys: Sequence[str], name: str = "") -> str:
     head = [*filter(None, [name]), *keys, "test", "train", "after ¼, ½, 1", "time"]
     rows = [[*([f"`{result.name}`"] if name else []), *(_value(result, key) for key in keys),
-             result.test + result.by_views, result.train, result.stages, result.time] for result in results]
+             result.test + result.by_views, result.train, result.stages, result.time]
+            for result in results]
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
