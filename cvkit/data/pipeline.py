@@ -56,8 +56,7 @@ class Pipeline:
         self.random = self.transforms[len(self.fixed):]
         self._fixed = A.Compose(self.fixed) if self.fixed else None
         self._random = A.Compose(self.random) if self.random else None
-        self._by_image = [part for part in _with_parts(self.random)
-                          if hasattr(getattr(part, "batched", None), "of_images")]
+        self._by_image = _going_by_epochs(self.random)
         self._key: tuple[int, ...] = (0, 0)
 
     def seed(self, *key: int) -> None:
@@ -162,7 +161,8 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
 
     Raises:
         ConfigError: a transform cannot be built, cannot take the data set's images, does not
-            return uint8, follows Normalize, or mixes images that are not for training.
+            return uint8, follows Normalize, or mixes images or goes by the epoch where they are not
+            for training.
     """
     transforms, mixing, normalize = [], [], None
     extremes = _extreme_images(data) if tried_on is None else tried_on
@@ -187,6 +187,8 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
                                       "cannot be called")
                 is_one = isinstance(built, (A.BasicTransform, A.BaseCompose))
                 transforms.append(built if is_one else _Function(built))
+                if not is_training:
+                    _refuse_epochs(transforms[-1])
                 extremes = _after(transforms[-1], node, extremes) if extremes else []
     shapes = sorted({image.shape for image in extremes})
     channels = sorted({shape[2] for shape in shapes})
@@ -200,6 +202,18 @@ def build_pipeline(nodes: Sequence[Any], data: ImageData, is_training: bool = Fa
             f"{height_by_width(shapes[-1])} (height×width); a batch needs one", where=where,
             hint=RESIZE_HINT.format(*size))
     return Pipeline(transforms, mixing), normalize
+
+
+def _going_by_epochs(transforms: Sequence[Any]) -> list[Any]:
+    """Return those of transforms and their parts that draw by the image and the epoch."""
+    return [part for part in _with_parts(transforms)
+            if hasattr(getattr(part, "batched", None), "of_images")]
+
+
+def _refuse_epochs(transform: Any) -> None:
+    for part in _going_by_epochs([transform]):
+        raise ConfigError(f"{transform_name(part)} goes by the epoch: a test has none",
+                          hint="Leave it out here. As a view of TTA HorizontalFlip mirrors.")
 
 
 def _check_mixing(name: str, mixing: Sequence[BatchTransform], is_training: bool) -> None:

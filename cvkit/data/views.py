@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cvkit.data.images import ImageData
 from cvkit.data.normaliser import Normaliser
-from cvkit.data.pipeline import Pipeline, build_pipeline, transform_name
+from cvkit.data.pipeline import Pipeline, build_pipeline
 from cvkit.data.transforms import Normalize, height_by_width
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import NAME, TRANSFORMS
@@ -90,9 +90,6 @@ def build_views(nodes: Sequence[Any], data: ImageData, shape: Sequence[int], see
             if not (pipeline.transforms or pipeline.mixing):
                 raise ConfigError(f"{node[NAME]} of TTA has no transforms")
             for transform in pipeline.transforms:
-                if hasattr(getattr(transform, "batched", None), "of_images"):
-                    raise ConfigError(f"{transform_name(transform)} goes by the epoch: a test "
-                                      "has none", hint="HorizontalFlip makes a view.")
                 _apply_always(transform)
             made = pipeline(image).shape
             if made != tuple(shape):

@@ -5,6 +5,7 @@ Each function returns the warnings it finds, by kind; the reporter `Checks` says
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from cvkit.data import ImageData, ImageFiles, Loaders
 from cvkit.data.assembly import PLACES
 from cvkit.data.duplicates import DUPLICATES, Twin, duplicates
 from cvkit.data.loaders import Batch
+from cvkit.data.pipeline import Pipeline
 from cvkit.data.scan import statistics
 from cvkit.data.splits import evenly
 from cvkit.models.pretrained import begins_trained
@@ -94,7 +96,7 @@ def before_training(config: Config, data: ImageData, loaders: Loaders,
     """Return what is wrong with the classes, the normalisation and the plan of the rate."""
     return {**missing_classes(config, data), **uneven_classes(config, data),
             **frozen_untrained(config),
-            **odd_normalisation(config, data, loaders),
+            **odd_normalisation(config, data, loaders), **drawn_tests(config, loaders),
             **short_warmup(config, steps_per_epoch), **idle_plan(config, steps_per_epoch)}
 
 
@@ -238,6 +240,29 @@ def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, 
     count = max(4_000_000 // data.train.image(0).nbytes, 10)
     some = evenly(data.train.index.tolist(), count)
     return statistics(data.train.images[some])
+
+
+def drawn_tests(config: Config, loaders: Loaders) -> dict[str, str]:
+    """Warn of test images that are changed by chance, which those of training alone should be."""
+    shape, drawing = loaders.train.images.image(0).shape, []
+    # Of noise, which every change shows on.
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    # Normalize, which stands last, is none of them.
+    for node, transform in zip(config.DATA.TEST_TRANSFORMS,
+                               copy.deepcopy(loaders.test.pipeline.transforms)):
+        alone, made = Pipeline([transform]), []
+        for seed in range(16):
+            alone.seed(seed)
+            made.append(alone(noise))
+        if not all(np.array_equal(each, made[0]) for each in made):
+            drawing.append(node[NAME])
+        noise = made[0]
+    if not drawing:
+        return {}
+    return {"drawn tests": (
+        f"DATA.TEST_TRANSFORMS change test images by chance ({', '.join(drawing)}): the accuracy "
+        "is of those, and others' is of the images as they are. Leave it to TRAIN_TRANSFORMS; TTA "
+        "averages over such views")}
 
 
 @torch.no_grad()

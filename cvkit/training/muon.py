@@ -39,6 +39,8 @@ class Muon(torch.optim.Optimizer):
                  betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
                  sgd_lr: float | None = None, sgd_momentum: float = 0.9, muon: bool = True,
                  normalize: bool = False):
+        if ns_steps < 1:
+            raise ValueError(f"ns_steps is 1 or more, not {ns_steps}")
         if sgd_lr is not None and sgd_lr < 0:
             raise ValueError(f"sgd_lr is 0 or more, not {sgd_lr}")
         if not 0 <= sgd_momentum < 1:

@@ -434,3 +434,11 @@ def test_an_own_transform_that_returns_no_image_is_named(returned, what):
     TRANSFORMS.register("Forgetful")(lambda: lambda image: returned)
     with pytest.raises(UserError, match=f"transform .*returned {what}, not an image (.|\n)*Is a return missing"):
         build_pipeline([{"NAME": "Forgetful"}], data_of())
+
+
+@pytest.mark.parametrize("node", [
+    {"NAME": "AlternatingFlip"}, {"NAME": "OneOf", "transforms": [{"NAME": "HorizontalFlip"}, {"NAME": "AlternatingFlip"}]}])
+def test_what_goes_by_the_epoch_is_refused_in_a_test(node):
+    build_pipeline([node], data_of(), is_training=True)
+    with pytest.raises(ConfigError, match="AlternatingFlip goes by the epoch: a test has none"):
+        build_pipeline([node], data_of())

@@ -301,6 +301,29 @@ def test_few_images_of_each_class_are_enough(tiny, overrides):
     assert checks.missing_classes(config, build_data(config)) == {}
 
 
+# -- test images that are drawn ------------------------------------------------------------
+
+
+CROP, BLUR = {"NAME": "RandomCrop", "size": 16, "padding": 2}, {"NAME": "GaussianBlur", "p": 0.3}
+
+
+@pytest.mark.parametrize("nodes, drawing", [
+    ([], None), ([{"NAME": "Resize", "height": 20, "width": 20}, {"NAME": "CenterCrop", "height": 16, "width": 16}], None),
+    ([{"NAME": "Equalize", "p": 1.0}, {"NAME": "Shift", "down": 1}], None), ([{"NAME": "HorizontalFlip"}], "HorizontalFlip"),
+    ([{"NAME": "Equalize", "p": 1.0}, CROP, {"NAME": "HorizontalFlip", "p": 1.0}, BLUR], "RandomCrop, GaussianBlur"),
+    ([{"NAME": "OneOf", "p": 1.0, "transforms": [{"NAME": "Equalize"}, {"NAME": "HorizontalFlip"}]}], "OneOf")])
+def test_test_images_that_are_changed_by_chance_are_told(tiny, nodes, drawing):
+    config = load_config(tiny, {"DATA.TEST_TRANSFORMS": nodes, "DATA.TRAIN_TRANSFORMS": [CROP]})
+    data = photographs()
+    loaders = build_loaders(config, data, CPU)
+    before = [batch.images.clone() for batch in loaders.test]
+    found = checks.before_training(config, data, loaders, 23)
+    assert found == ({} if drawing is None else {"drawn tests": (
+        f"DATA.TEST_TRANSFORMS change test images by chance ({drawing}): the accuracy is of those, and others' is of "
+        "the images as they are. Leave it to TRAIN_TRANSFORMS; TTA averages over such views")})
+    assert all(torch.equal(batch.images, images) for batch, images in zip(loaders.test, before, strict=True))
+
+
 # -- normalisation -------------------------------------------------------------------------
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

@@ -161,9 +161,9 @@ def test_a_schedule_changes_both_rates_in_proportion():
 
 
 @pytest.mark.parametrize("options, expected", [
-    ({"sgd_lr": -1.0}, "sgd_lr is 0 or more, not -1"),
+    ({"ns_steps": 0}, "ns_steps is 1 or more, not 0"), ({"sgd_lr": -1.0}, "sgd_lr is 0 or more, not -1"),
     ({"sgd_lr": 0.1, "sgd_momentum": 1.0}, "sgd_momentum lies from 0 to below 1, not 1")])
-def test_rates_of_sgd_that_are_none(options, expected):
+def test_arguments_that_are_none(options, expected):
     with pytest.raises(ConfigError, match=expected):
         build(small(), **options)
 
