@@ -62,16 +62,14 @@ class PageModel:
 def page_model(run: Run) -> PageModel:
     """Return the model of a run for a page: in fp16, or in fp32 where that is too coarse.
 
-    The runtime is fetched from the npm registry once, and kept under `~/.cache/cvkit`.
+    It takes a picture as it is, without the views of TTA. The runtime is fetched from the npm
+    registry once, and kept under `~/.cache/cvkit`.
 
     Raises:
-        UserError: channels, a transform or TTA that the page cannot do, a model that cannot be
+        UserError: channels or a transform that the page cannot do, a model that cannot be
             exported, or no runtime.
     """
     trained = open_trained(run)
-    if run.config.TTA:
-        raise ConfigError("the page cannot average the views of TTA",
-                          hint="Leave --with-model out: the report itself is of them.")
     channels, *size = trained.checkpoint.image_shape
     if channels not in (1, 3):
         raise ConfigError(f"the model takes {channels} channels, and a picture in a browser has 3, "

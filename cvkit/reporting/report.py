@@ -134,10 +134,13 @@ def _sections(run: Run, pictures: dict[str, list[Block]],
 def _model(run: Run, model: PageModel) -> Model:
     """Return the model as a part of the page, with what is to be known about its answers."""
     checked, classes = model.exported, model.facts["classes"]
+    views = len(run.config.TTA) + 1
+    by_views = f" by the mean of {views} views of each; here a picture is taken as it is"
     return Model(
         f"Ask the model yourself: {run.config.MODEL[NAME]} of "
         f"{parameters_in_words(run.model)}, trained to tell {plural(len(classes), 'class')} "
-        f"apart; {100 * run.predictions.accuracy:.2f} % of the test images are named rightly.",
+        f"apart; {100 * run.predictions.accuracy:.2f} % of the test images are named rightly"
+        f"{by_views if views > 1 else ''}.",
         f"It knows these classes alone, and names one whatever the picture shows: "
         f"{and_more(classes, 50)}. Weights are in {model.precision}: over "
         f"{plural(checked.images, 'image')} the largest difference from a probability in fp32 is "

@@ -220,11 +220,13 @@ def test_other_transforms_are_named_and_refused(painted, transform):
         steps_of(painted, [transform])
 
 
-def test_tta_is_refused_before_anything_is_fetched_or_written(painted):
-    run = Run(painted.folder, {"TTA": [{"NAME": "HorizontalFlip"}]}, MAY_EVALUATE)
-    with pytest.raises(ConfigError, match="cannot average the views of TTA"):
-        write_report(run, with_model=True)
-    assert not (painted.folder / "report.html").exists()
+def test_the_page_says_that_the_model_in_it_takes_one_view_of_several(painted, no_runtime, draws_only):
+    draws_only()
+    run, words = Run(painted.folder, {"TTA": [{"NAME": "HorizontalFlip"}]}, MAY_EVALUATE), "by the mean of 2 views of each"
+    html, _ = write_report(run, with_model=True)
+    assert f" % of the test images are named rightly {words}; here a picture is taken as it is." in html.read_text()
+    html, _ = write_report(painted, with_model=True)
+    assert "named rightly." in html.read_text() and words not in html.read_text()
 
 
 @pytest.mark.slow
