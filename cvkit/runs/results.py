@@ -200,9 +200,13 @@ class Result:
     @property
     def conditions(self) -> str:
         """On what it was measured, in words."""
-        return " and ".join(dict.fromkeys(", ".join(filter(None, [
-            content["device"], f"torch {content['versions']['torch']}", content["date"],
-            content["note"]])) for content in self.contents))
+        days: dict[tuple[str, str, str], set[str]] = {}
+        for content in self.contents:
+            key = content["device"], content["versions"]["torch"], content["note"]
+            days.setdefault(key, set()).add(content["date"])
+        return " and ".join(", ".join(filter(None, [
+            device, f"torch {torch}", " to ".join(sorted({min(dates), max(dates)})), note]))
+            for (device, torch, note), dates in days.items())
 
     @property
     def sentence(self) -> str:

@@ -109,6 +109,16 @@ def test_runs_of_several_machines_say_so(run):
     assert f" and {content['device']}, torch " in result.conditions
 
 
+def test_runs_of_several_days_say_the_first_and_the_last(run):
+    of_another_seed(run, 1, 0.5)
+    of_another_seed(run, 2, 0.5)
+    for name, day in (("tiny", "2026-02-02"), ("tiny_seed1", "2026-01-31"), ("tiny_seed2", "2026-02-01")):
+        path = Path("kept", f"{name}.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "date": day}))
+    result, = read_results(Path("kept"))
+    assert ", 2026-01-31 to 2026-02-02" in result.conditions and result.conditions.count("torch") == 1
+
+
 def test_seeds_stand_together_with_their_deviation(run):
     of_another_seed(run, 1, 0.5)
     of_another_seed(run, 2, 0.7)
