@@ -244,6 +244,8 @@ def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, 
 
 def drawn_tests(config: Config, loaders: Loaders) -> dict[str, str]:
     """Warn of test images that are changed by chance, which those of training alone should be."""
+    if not loaders.test.pipeline.random:
+        return {}
     shape, drawing = loaders.train.images.image(0).shape, []
     # Of noise, which every change shows on.
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

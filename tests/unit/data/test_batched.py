@@ -251,7 +251,7 @@ def test_an_image_is_flipped_the_same_wherever_it_stands_in_the_epoch():
 
 def test_flips_within_another_transform_alternate_too():
     nodes = [{"NAME": "Sequential", "p": 1.0, "transforms": [{"NAME": "AlternatingFlip"}]}]
-    pipeline, _ = build_pipeline(nodes, data_of())
+    pipeline, _ = build_pipeline(nodes, data_of(), is_training=True)
     for epoch in range(2):
         pipeline.seed(0, epoch, 0)
         sides = [np.array_equal(pipeline.augment(IMAGE, each), IMAGE[:, ::-1]) for each in range(50)]
