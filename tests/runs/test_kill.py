@@ -310,7 +310,7 @@ def whole(processes, text, tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [int(os.environ.get("CVKIT_KILLS", 10))])
 def test_a_run_killed_at_random_moments_ends_like_the_whole_one(processes, config, whole, kills):
     random.seed(kills)
     done, interrupted_saving = 0, 0

@@ -65,13 +65,13 @@ def test_of_fifty_planted_wrong_labels_four_fifths_are_among_the_first_hundred(t
         splits = [ImageSet.of(images[part], labels[part]) for part in (order[:1437], order[1437:])]
         return ImageData(tuple("0123456789"), *splits, 1, (8, 8), (0.3,), (0.38,))
 
-    size = {"NAME": "Resize", "height": 32, "width": 32}
+    size = {"NAME": "Resize", "height": 16, "width": 16}
     (tmp_path / "x.yaml").write_text(
         "MODEL: {NAME: resnet18, width: 8}\nOPTIMIZER: {NAME: SGD, lr: 0.1, momentum: 0.9, weight_decay: 5e-4}\n"
         "SCHEDULER: {NAME: OneCycleLR}\nLOSS: {NAME: CrossEntropyLoss, label_smoothing: 0.1}\nVISUALIZERS: []\n")
     config = load_config(tmp_path / "x.yaml", {
         "DATA.DATASET": {"NAME": "swapped"}, "DATA.BATCH_SIZE": 64, "TRAIN.EPOCHS": 8,
-        "DATA.TRAIN_TRANSFORMS": [size, {"NAME": "ToRGB"}, {"NAME": "RandomCrop", "size": 32, "padding": 4}],
+        "DATA.TRAIN_TRANSFORMS": [size, {"NAME": "ToRGB"}, {"NAME": "RandomCrop", "size": 16, "padding": 2}],
         "DATA.TEST_TRANSFORMS": [size, {"NAME": "ToRGB"}]})
     subject = repeat.train_folds(config, folds) if folds else train(config)
     lines = list(csv.DictReader(io.StringIO(subject.visualize("label_errors").csv)))
