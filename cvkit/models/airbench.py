@@ -71,8 +71,10 @@ class Airbench(nn.Module):
         super().__init__()
         if not 0 < bn_momentum <= 1:
             raise ValueError(f"bn_momentum lies above 0 and up to 1, not {bn_momentum}")
-        if head_std < 0 or scale < 0:
-            raise ValueError(f"head_std and scale are 0 or more, not {head_std} and {scale}")
+        if head_std < 0:
+            raise ValueError(f"head_std is 0 or more, not {head_std}")
+        if scale < 0:
+            raise ValueError(f"scale is 0 or more, not {scale}")
         if min(widths) < 1:
             raise ValueError(f"widths are 1 or more, not {list(widths)}")
         if depth not in (2, 3):

@@ -246,19 +246,18 @@ def drawn_tests(config: Config, loaders: Loaders) -> dict[str, str]:
     """Warn of test images that are changed by chance, which those of training alone should be."""
     if not loaders.test.pipeline.random:
         return {}
-    shape, drawing = loaders.train.images.image(0).shape, []
-    # Of noise, which every change shows on.
-    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    # The one that the transforms were tried on.
+    image, drawing = loaders.train.images.image(0), []
     # Normalize, which stands last, is none of them.
     for node, transform in zip(config.DATA.TEST_TRANSFORMS,
                                copy.deepcopy(loaders.test.pipeline.transforms)):
         alone, made = Pipeline([transform]), []
         for seed in range(16):
             alone.seed(seed)
-            made.append(alone(noise))
+            made.append(alone(image))
         if not all(np.array_equal(each, made[0]) for each in made):
             drawing.append(node[NAME])
-        noise = made[0]
+        image = made[0]
     if not drawing:
         return {}
     return {"drawn tests": (

@@ -60,11 +60,8 @@ def smaller(words, is_mistake=False):
         return [*words, *(word for item in {**SMALL, "MODEL.width": "8", "SWEEP.TRIALS": "2"}.items() for word in item)]
     config = next((word for word in words if word.endswith(".yaml")), "")
     added = dict(SMALL)
-    model = load_config(config).MODEL.NAME if config and not is_mistake else ""
-    if model.startswith("resnet"):
+    if config and not is_mistake and load_config(config).MODEL.NAME.startswith("resnet"):
         added["MODEL.width"] = "8"
-    if model == "airbench":
-        added["MODEL.widths"] = "[8, 8, 8]"
     if "find" in words or words[0] == "tools/find_lr.py":  # which needs a loss that falls
         added = {"TRAIN.EPOCHS": "2", "DATA.LIMIT": "400", "MODEL.width": "8"}
     if "cifar" in config and "DATA.DATASET" not in words:

@@ -310,13 +310,16 @@ def whole(processes, text, tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("kills", [int(os.environ.get("CVKIT_KILLS", 10))])
-def test_a_run_killed_at_random_moments_ends_like_the_whole_one(processes, config, whole, kills):
-    random.seed(kills)
+KILLS = int(os.environ.get("CVKIT_KILLS", 10))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_like_the_whole_one(processes, config, whole):
+    random.seed(KILLS)
     done, interrupted_saving = 0, 0
-    while done < kills:
+    while done < KILLS:
         shutil.rmtree("runs", ignore_errors=True)
-        for _ in range(min(5, kills - done)):  # several times in one run
+        for _ in range(min(5, KILLS - done)):  # several times in one run
             process = start(processes, config)
             process.join(random.uniform(0.05, 0.8) * whole.took)
             process.kill()

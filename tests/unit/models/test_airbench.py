@@ -114,7 +114,7 @@ def test_head_and_scale():
 
 @pytest.mark.parametrize("arguments, expected", [
     ({"widths": [0, 8, 8]}, "widths are 1 or more"), ({"widths": [8, 8]}, "widths of model airbench takes"), ({"depth": 4}, "depth is 2 or 3, not 4"),
-    ({"scale": -1.0}, "head_std and scale are 0 or more, not 0.0 and -1.0"), ({"head_std": -1.0}, "not -1.0 and 0.1"),
+    ({"scale": -1.0}, r": scale is 0 or more, not -1"), ({"head_std": -1.0}, "head_std is 0 or more, not -1"),
     ({"bn_momentum": 7.0}, "bn_momentum lies above 0 and up to 1, not 7"),
     ({"training_images": 3}, "no argument 'training_images'|is not set by a config|is given by cvkit")])
 def test_arguments_that_are_none(arguments, expected):
