@@ -182,10 +182,12 @@ class Sweep:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("w", encoding="utf-8")
-        with file:
-            lock_file(file)
-            yield name
-        path.unlink(missing_ok=True)
+        try:
+            with file:
+                lock_file(file)
+                yield name
+        finally:
+            path.unlink(missing_ok=True)
 
     def fail_dead(self, study: Study, own: str) -> None:
         """End the tries of workers that are gone.
