@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -48,6 +49,14 @@ Dumper.add_multi_representer(dict, Dumper.represent_dict)
 
 def flow(value: Any) -> str:
     """Return a value, nodes and lists included, as YAML on one line."""
+    # A config is written several times in a training, and most of it are keys and names.
+    return _flow_string(value) if type(value) is str else _flow(value)
+
+
+def _flow(value: Any) -> str:
     text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, sort_keys=False,
                      width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+_flow_string = functools.lru_cache(maxsize=4096)(_flow)
