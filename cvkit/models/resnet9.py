@@ -57,8 +57,8 @@ class ResNet9(nn.Module):
         norm: batch, layer (GroupNorm with one group) or group, in every place of the network.
         groups: for norm="group".
         width: channels of prep, doubled in each further stage.
-        scale: what logits are multiplied by. At 1 they are so large that the first loss is twice that
-            of guessing, and rates above 0.005 diverge.
+        scale: what logits are multiplied by. At 1 they are so large that the first loss is twice
+            that of guessing, and rates above 0.005 diverge.
 
     Raises:
         ValueError: width or scale is too small.

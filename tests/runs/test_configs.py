@@ -113,7 +113,10 @@ def test_it_resolves_and_all_its_components_are_right(path):
 
 @pytest.mark.parametrize("path", WITH_THIS_TORCH, ids=NAMES)
 def test_one_batch_goes_through_it_as_it_is(path, few_images, own_folder, capsys):
-    more = {"MODEL.weights": None} if "weights" in load_config(path).MODEL else {}
+    """But for the width where an earlier config has the same model."""
+    models = [load_config(other).MODEL for other in CONFIGS[:CONFIGS.index(path) + 1]]
+    more = {"MODEL.weights": None} if "weights" in models[-1] else {}
+    more |= narrow(path) if models[-1] in models[:-1] else {}
     more["DATA.BATCH_SIZE"] = 4
     check(small(path, few_images, own_folder, **more))
     assert "All is well" in capsys.readouterr().out
@@ -239,8 +242,8 @@ def test_the_custom_resnet_peaks_at_the_end_of_epoch_5_of_24_and_ends_where_it_b
         schedule.optimizer.step()
         schedule.after_step()
     assert rates.index(max(rates)) == pytest.approx(5 * steps - 1, abs=1)
-    assert max(rates) == pytest.approx(0.4, rel=1e-3) and rates[0] == pytest.approx(0.04)
-    assert rates[-1] == pytest.approx(0.04, rel=0.01)  # no annihilation
+    assert max(rates) == pytest.approx(0.4, rel=1e-3) and rates[0] == pytest.approx(0.004)
+    assert rates[-1] == pytest.approx(0.004, rel=0.05)  # no annihilation
     assert np.allclose(np.diff(rates, 2)[5 * steps + 5:], 0, atol=1e-9)  # linear
 
 

@@ -94,9 +94,10 @@ def test_blocks_are_basic():
     assert {type(block).__name__ for block in model.layer3} == {"BasicBlock"}
 
 
-def test_resnet9_is_as_drawn():
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_resnet9_is_as_drawn(scale):
     """Against the layers written out one by one."""
-    model = build_model({"NAME": "resnet9", "width": 4}, 10, SHAPE)
+    model = build_model({"NAME": "resnet9", "width": 4, "scale": scale}, 10, SHAPE)
     images = torch.randn(2, *SHAPE)
 
     def convolve(block, x, pool=1):
@@ -114,7 +115,7 @@ def test_resnet9_is_as_drawn():
     maps.append(residual(model.layer3[1], convolve(model.layer3[0], maps[-1], 2)))
     assert [tuple(x.shape[1:]) for x in maps] == [(4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4)]
     logits = model.fc(nn.functional.max_pool2d(maps[-1], 4).flatten(1))
-    assert torch.allclose(model(images), logits, atol=1e-5)
+    assert torch.allclose(model(images), scale * logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("arguments, tokens, heads", [
@@ -193,6 +194,7 @@ def test_a_model_of_one_s_own_is_not_taken_for_torchvision_s_of_that_name():
     ({"NAME": "resnet18", "norm": "group", "groups": 5}, "groups 5 does not divide"),
     ({"NAME": "resnet18", "strides": [1, 2]}, "strides has one number per stage"),
     ({"NAME": "resnet9", "width": 0}, "width is 1 or more, not 0"),
+    ({"NAME": "resnet9", "scale": 0.0}, "scale is above 0, not 0.0"),
     ({"NAME": "vit", "patch": 5}, "patch 5 does not divide the 32 pixels of the image; set MODEL.patch, to 4"),
     ({"NAME": "vit", "heads": 5}, "heads 5 does not divide width 192; set MODEL.heads, to 4"),
     ({"NAME": "vit", "depth": 0}, "depth 0, heads 3 and the 768 hidden units of mlp_ratio 4 are 1 or more"),
