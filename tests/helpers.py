@@ -1,5 +1,7 @@
 """What several test files need: parts of a training, comparing, images and configs to train on."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ from cvkit.training.trainer import Trainer
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml")
                  if path.parent.name != "_base_")
 NAMES = [str(path.relative_to(ROOT)) for path in CONFIGS]
+# For models that differ from one that is tested in their size.
+needs_time = pytest.mark.skipif("CVKIT_ALL_MODELS" not in os.environ, reason="CVKIT_ALL_MODELS is not set")
 EVERYTHING = {  # what a resumed run depends on, all at once
     "TRAIN.EMA_DECAY": 0.9, "TRAIN.ACCUMULATE": 2, "TRAIN.CLIP_GRAD_NORM": 1.0,
     "TRAIN.WARMUP_EPOCHS": 0.5, "TRAIN.DECAY_NORM_AND_BIAS": False,

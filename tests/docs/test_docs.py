@@ -63,7 +63,7 @@ def smaller(words, is_mistake=False):
     if config and not is_mistake and load_config(config).MODEL.NAME.startswith("resnet"):
         added["MODEL.width"] = "8"
     if "find" in words or words[0] == "tools/find_lr.py":  # which needs a loss that falls
-        added = {"TRAIN.EPOCHS": "2", "DATA.LIMIT": "400", "MODEL.width": "8"}
+        added = {"TRAIN.EPOCHS": "2", "DATA.LIMIT": "400", "DATA.BATCH_SIZE": "32", "MODEL.width": "8"}
     if "cifar" in config and "DATA.DATASET" not in words:
         added["DATA.DATASET"] = "{NAME: ImageFolder, root: my_images}"
     return [*words, *(word for key, value in added.items() if key not in words for word in (key, value))]

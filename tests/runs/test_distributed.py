@@ -130,8 +130,6 @@ def vector(state) -> torch.Tensor:
 
 
 VARIANTS = {
-    "two": (2, {}),
-    "three": (3, {}),
     # The last batch has two images for three processes.
     "short": (3, {"DATA.LIMIT": 130}),
     "everything": (2, {
@@ -140,9 +138,9 @@ VARIANTS = {
         "SCHEDULER": {"NAME": "ReduceLROnPlateau", "patience": 0},
         "METRICS": [{"NAME": "TopKAccuracy", "k": 3}, {"NAME": "PerClassAccuracy"},
                     {"NAME": "F1Score"}, {"NAME": "AUROC"}]}),
-    "mixed": (2, {"DATA.TRAIN_TRANSFORMS": [{"NAME": "MixUp"}, {"NAME": "HorizontalFlip"}]}),
     # The last batch has one image: none for two of the processes, and none to mix it with.
-    "one left": (3, {"DATA.LIMIT": 129, "DATA.TRAIN_TRANSFORMS": [{"NAME": "CutMix"}]}),
+    "mixed, one left": (3, {"DATA.LIMIT": 129, "DATA.TRAIN_TRANSFORMS": [
+        {"NAME": "MixUp", "p": 0.5}, {"NAME": "CutMix", "p": 0.5}, {"NAME": "HorizontalFlip"}]}),
     "a loss that learns": (2, {"LOSS": {"NAME": "Scaled"}, "IMPORTS": ["../own_loss.py"],
                                "TRAIN.ACCUMULATE": 2}),
     "unfrozen in the second epoch": (2, {
@@ -201,8 +199,8 @@ def test_several_processes_train_what_one_does(processes, noisy, variant):
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [
     {"DATA.SAMPLER": {"NAME": "balanced"}, "DATA.PIPELINE": "albumentations"},
-    {"DATA.SAMPLER": {"NAME": "repeat_factor", "threshold": 0.9}},
-    {"LOSS": {"NAME": "FocalLoss", "weight": "balanced"}}], ids=str)
+    {"DATA.SAMPLER": {"NAME": "repeat_factor", "threshold": 0.9},
+     "LOSS": {"NAME": "FocalLoss", "weight": "balanced"}}], ids=str)
 def test_several_processes_train_on_uneven_classes_what_one_does(processes, noisy, settings):
     for path in sorted(Path("painted/train/red").iterdir())[5:]:
         path.unlink()
@@ -293,10 +291,8 @@ def skipping(seconds=60, **arguments):
 
 
 def test_a_model_that_leaves_parts_out_by_chance_is_trained_with_the_key(processes, noisy):
-    settings = {**skipping(), "TRAIN.UNUSED_PARAMETERS": True}
-    for seed in range(2):
-        run = end(begin(processes, 2, {**settings, "SEED": seed}))
-        assert len(run.metrics) == 2 and run.metrics[1]["train/loss"] < run.metrics[0]["train/loss"]
+    run = end(begin(processes, 2, {**skipping(), "TRAIN.UNUSED_PARAMETERS": True}))
+    assert len(run.metrics) == 2 and run.metrics[1]["train/loss"] < run.metrics[0]["train/loss"]
 
 
 @pytest.mark.parametrize("late, is_trained", [(False, True), (True, False)])
@@ -449,7 +445,7 @@ def test_what_the_checkpoint_predicts_is_what_the_processes_predicted(processes,
     assert np.abs(evaluate(run).probabilities - before).max() < 1e-6
 
 
-@pytest.mark.parametrize("count, then", [(2, 3), (1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize("count, then", [(1, 2), (3, 1)])
 def test_a_run_goes_on_with_another_number_of_processes(processes, noisy, count, then):
     settings = {**GROUPS, "TRAIN.EPOCHS": 3, "TRAIN.CHECKPOINT_EVERY": "1 step",
                 "SCHEDULER": {"NAME": "OneCycleLR"}}
@@ -595,8 +591,8 @@ def test_a_process_that_failed_is_not_ended_before_it_has_said_why(tiny, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_lost_process_ends_the_job_and_another_number_goes_on(noisy, processes, victim):
+def test_a_lost_process_ends_the_job_and_another_number_goes_on(noisy, processes):
+    """The first one, which holds what the others meet at."""
     Path("0").mkdir()
     settings = {**GROUPS, "TRAIN.EPOCHS": 500, "TRAIN.CHECKPOINT_EVERY": "2 steps"}
     job = torchrun(noisy, *pairs(settings), cwd="0", nodes=["--nproc-per-node=2"])
@@ -606,10 +602,10 @@ def test_a_lost_process_ends_the_job_and_another_number_goes_on(noisy, processes
     workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True,
                              check=True).stdout.split()
     killed = time.monotonic()
-    os.kill(int(workers[victim]), signal.SIGKILL)
+    os.kill(int(workers[0]), signal.SIGKILL)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 1 and time.monotonic() - killed < 60
-    assert f"error: process {1 - victim} lost contact with another one" in said
+    assert "error: process 1 lost contact with another one" in said
     run = Run(find_runs("0/runs")[-1])
     epoch = run.last_whole_checkpoint().epoch  # it may have been killed between two renames
     assert epoch < 500

@@ -211,7 +211,7 @@ OPTIONS = {
 STOPS = [["signal"], ["kill"], ["evaluation"], ["signal", "signal"], ["kill", "signal"],
          ["evaluation", "kill"]]
 FAST = 20
-ALL = max(FAST, int(os.environ.get("CVKIT_RESUME_CASES", 50)))
+ALL = max(FAST, int(os.environ.get("CVKIT_RESUME_CASES", 30)))
 
 
 def wave(optimizer, unit: str = "epoch"):

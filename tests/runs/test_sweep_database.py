@@ -25,12 +25,12 @@ SWEEP:
   BASE: cvkit://resnet18_digits.yaml
   SPACE:
     OPTIMIZER.lr: [0.01, 0.03, 0.1]
-    OPTIMIZER.weight_decay: [0.0, 1e-4, 5e-4]
+    OPTIMIZER.weight_decay: [0.0, 5e-4]
   SAMPLER: {NAME: GridSampler}
   HEARTBEAT: 1
 MODEL: {width: 4}
 DATA: {LIMIT: 100}
-TRAIN: {EPOCHS: 4}
+TRAIN: {EPOCHS: 3}
 WRITERS: []
 """
 # Imported by the workers: an epoch takes long enough for them to be killed in.
@@ -150,7 +150,7 @@ def test_two_of_four_workers_are_killed_and_the_server_restarted_and_no_trial_is
     # Each point of the grid once, whoever trained it, whatever died.
     points = sorted((trial.params["OPTIMIZER.lr"], trial.params["OPTIMIZER.weight_decay"])
                     for trial in complete)
-    assert points == [(lr, decay) for lr in (0.01, 0.03, 0.1) for decay in (0.0, 1e-4, 5e-4)], said()
+    assert points == [(lr, decay) for lr in (0.01, 0.03, 0.1) for decay in (0.0, 5e-4)], said()
     assert not [trial for trial in trials if trial.state.name in ("RUNNING", "WAITING")]
     # Those that died were tried again, with the same values, in the same folder.
     for trial in killed.values():
@@ -165,7 +165,7 @@ def test_two_of_four_workers_are_killed_and_the_server_restarted_and_no_trial_is
     for trial in complete:
         run = Run(tmp_path / "runs" / "shared" / f"trial_{original(trial):04d}")
         assert trial.value == run.metrics[-1]["test/accuracy"]
-        assert len(run.metrics) == 4
+        assert len(run.metrics) == 3
 
 
 def _begun(url, name):

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from conftest import model_node
-from helpers import equal, train_until
+from helpers import equal, needs_time, train_until
 from torch import nn
 
 from cvkit.config import load_config
@@ -19,7 +19,9 @@ from cvkit.training.groups import parameter_groups
 from cvkit.training.trainer import Trainer
 
 HEAD = {"TRAIN.FREEZE": ["backbone"]}
-OFTEN = {"Sequential", "resnet18", "resnet9", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5"}
+# One of each family; the others have the same layers, more of them.
+FAMILIES = {"Sequential", "airbench", "resnet18", "resnet9", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5",
+            "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5", "regnet_y_400mf"}
 TORCHVISION = [f"torchvision.models.{name}" if name in MODELS.own else name
                for name in [*MODELS.library[1], "resnet18", "resnet34"]]
 EVERY = [*MODELS.own, *TORCHVISION]
@@ -45,7 +47,7 @@ def test_the_number_of_models_with_statistics(with_batchnorm):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in EVERY])
+    pytest.param(name, marks=() if name in FAMILIES else [pytest.mark.slow, needs_time]) for name in EVERY])
 def test_frozen_is_frozen_in_every_model_with_statistics(name, with_batchnorm):
     """No parameter and no buffer moves but those of the head, in two steps of training."""
     if name not in with_batchnorm:
