@@ -242,6 +242,7 @@ trainer = trainer_of(config, noise(count * 5 // 6, count // 6))
 for number, batch in enumerate(trainer.loaders.train):
     if number < 4:
         train_step(trainer.state, batch)
+trainer.loaders.close()
 """
 
 
