@@ -31,8 +31,8 @@ onnx = pytest.importorskip("onnx", reason='pip install -e ".[dev]"')
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 FAST = ["Sequential", "resnet18", "resnet9", "vit", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
-# Layers that no other has. What is left takes an hour, and MaxViT minutes of it: CVKIT_ALL_MODELS=1
-# runs it. An export compares what it wrote with the model, whatever that is.
+# Two more families, of those that take seconds. What is left takes an hour, MaxViT minutes of it and
+# Swin half a minute: CVKIT_ALL_MODELS=1 runs it. An export itself compares what it wrote with the model.
 SMALLEST = ["convnext_tiny", "googlenet"]
 ALL = list(MODELS)
 TOO_LARGE = {"regnet_y_128gf", "vit_h_14"}  # for one ONNX file
