@@ -219,6 +219,8 @@ def in_words(value: Any) -> str:
     if isinstance(value, Mapping) and NAME in value:
         inner = ", ".join(f"{key}={in_words(item)}" for key, item in value.items() if key != NAME)
         return f"{value[NAME]}({inner})" if inner else str(value[NAME])
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {in_words(item)}' for key, item in value.items())}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(in_words, value))}]"
     return "null" if value is None else str(value)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cvkit.config import SCHEMA, Config, read_config
-from cvkit.config.tree import in_words
+from cvkit.config.tree import NAME, in_words
 from cvkit.data.assembly import PLACES
 from cvkit.errors import RunError, UserError
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
@@ -298,9 +298,12 @@ def _tables(results: Sequence[Result], folder: str) -> str:
 
 
 def _differing(group: Sequence[Result]) -> list[str]:
-    """Return the keys that not all of them set alike."""
-    return [key for key in dict.fromkeys(key for result in group for key in result.settings)
+    """Return the keys that not all of them set alike; of parts of other names, the whole node."""
+    keys = [key for key in dict.fromkeys(key for result in group for key in result.settings)
             if len({_value(result, key) for result in group}) > 1]
+    nodes = [key.removesuffix(f".{NAME}") for key in keys if key.endswith(f".{NAME}")]
+    return list(dict.fromkeys(next((node for node in nodes if is_among(key, [node])), key)
+                              for key in keys))
 
 
 def alone_in(results: Sequence[Result]) -> list[Result]:
@@ -318,5 +321,7 @@ def _table(results: Sequence[Result], keys: Sequence[str], name: str = "") -> st
 
 
 def _value(result: Result, key: str) -> str:
-    value = result.settings.get(key, "default")
+    inner = {other.removeprefix(f"{key}."): value for other, value in result.settings.items()
+             if other.startswith(f"{key}.")}
+    value = inner or result.settings.get(key, "default")
     return str(value).lower() if isinstance(value, bool) else in_words(value)

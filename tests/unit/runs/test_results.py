@@ -168,6 +168,18 @@ def test_recipes_of_one_config_stand_in_a_table_of_what_differs(run, tool):
     assert [line[:16] for line in lines[8:10]] == ["| 0.2 | 99.90 % ", f"| 0.05 | {100 * run.predictions.accuracy:.2f} %"[:16]]
 
 
+def test_parts_of_other_names_stand_in_one_column_with_their_arguments(run):
+    keep(run, Path("kept/first.json"))
+    content = json.loads(Path("kept/first.json").read_text())
+    config = load_config(run.folder / "config.yaml", [
+        "OPTIMIZER", "{NAME: Muon, lr: 0.2, groups: [{match: fc, muon: false}]}"])
+    Path("kept/second.json").write_text(json.dumps({**content, "config": config.dump()}))
+    text = fill(Path("kept.md"))
+    assert "| OPTIMIZER | test | train |" in text and "OPTIMIZER.lr" not in text
+    assert "| SGD(lr=0.05, " in text
+    assert "| Muon(lr=0.2, groups=[{match: fc, muon: False}]) |" in text
+
+
 @pytest.mark.parametrize("damage", [
     lambda content: content.pop("test"), lambda content: content.update(epochs=[]),
     lambda content: content.update(config="MODEL: 3"), lambda content: content.update(name=None)])
