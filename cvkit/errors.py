@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+# Problems of a config that are shown at once.
+_MOST_TOLD = 10
+
 
 class UserError(Exception):
     """One message for the user: where, what is wrong, and how to mend it.
@@ -52,11 +55,13 @@ class DivergenceError(RunError):
 
 
 def raise_together(problems: Sequence[UserError]) -> None:
-    """Raise nothing, the one problem, or all of them as one message."""
+    """Raise nothing, the one problem, or as many as can be read as one message."""
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        lines = [f"{len(problems)} problems", *(str(problem) for problem in problems)]
+        left = len(problems) - _MOST_TOLD
+        lines = [f"{len(problems)} problems", *map(str, problems[:_MOST_TOLD]),
+                 *([f"… and {left} more"] if left > 0 else [])]
         raise type(problems[0])("\n".join(lines))
 
 

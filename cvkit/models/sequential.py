@@ -158,9 +158,9 @@ def _unnamed(node: Any) -> Any:
 
 def _with_outputs(layers: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the layers whose number of outputs can be set, those of groups too."""
-    # What is no list is refused elsewhere.
-    for node in filter(is_node, layers if isinstance(layers, (list, tuple)) else ()):
-        entry = LAYERS.find(node[NAME])
+    # What is no list or no layer is refused elsewhere.
+    for node in layers if isinstance(layers, (list, tuple)) else ():
+        entry = None if LAYERS.refusal_of(node, None) else LAYERS.find(node[NAME])
         if entry is group:
             yield from _with_outputs(node.get("layers", ()))
         elif entry is not None and not set(_OUTPUTS).isdisjoint(parameters_of(entry)[0]):

@@ -42,6 +42,10 @@ def test_problems_are_raised_as_one_message():
     with pytest.raises(ConfigError) as caught:
         raise_together([ConfigError("first"), ConfigError("second")])
     assert str(caught.value) == "2 problems\nfirst\nsecond"
+    with pytest.raises(ConfigError) as caught:
+        raise_together([ConfigError(f"problem {number}") for number in range(18)])
+    lines = str(caught.value).splitlines()
+    assert lines == ["18 problems", *(f"problem {number}" for number in range(10)), "… and 8 more"]
 
 
 def test_run_tool_turns_user_errors_into_a_message_and_code_2(capsys):

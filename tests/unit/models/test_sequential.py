@@ -65,6 +65,8 @@ def test_a_cam_is_drawn_of_its_blocks_by_number_or_name():
     ("[{NAME: Conv2d, kernel_size: 3}, {NAME: Flatten}, {NAME: Linear}]",
      "wrong.yaml:1 MODEL.layers.0.NAME: layer Conv2d needs out_channels\n  Set out_channels: only the last layer's is known"),
     ("[ReLU]", "wrong.yaml:1 MODEL.layers.0: expected a node {NAME: …}, not \"ReLU\"\n  Write {NAME: ReLU}."),
+    ("[{NAME: {NAME: ReLU}}, {NAME: Flatten}, {NAME: Linear}]",
+     "wrong.yaml:1 MODEL.layers.0: the NAME of a layer is a string, not {\"NAME\": \"ReLU\"}"),
     ("[{NAME: Sequential, layers: [{NAME: Tanh}, {NAME: Relu}]}]",
      "wrong.yaml:1 MODEL.layers.0.layers.1.NAME: no layer named 'Relu'\n  Did you mean ReLU?"),
     ("[{NAME: Flatten}, {NAME: Linear, in_features: 7}]",
