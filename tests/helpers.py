@@ -27,6 +27,12 @@ EVERYTHING = {  # what a resumed run depends on, all at once
     "TRAIN.WARMUP_EPOCHS": 0.5, "TRAIN.DECAY_NORM_AND_BIAS": False,
     "OPTIMIZER": {"NAME": "AdamW", "lr": 0.01, "weight_decay": 0.1}}
 
+
+def skip_without_its_optimizer(config):
+    """Skip a test of a config whose optimizer came with a later torch."""
+    if config.OPTIMIZER.NAME == "Muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+
 # -- a training, and parts of it ---------------------------------------------------------------
 
 

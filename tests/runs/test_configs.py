@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import CONFIGS, NAMES
+from helpers import CONFIGS, NAMES, skip_without_its_optimizer
 from PIL import Image
 
 from cvkit.config import check_components, components, load_config, read_config
@@ -35,9 +35,6 @@ COUNTS = {"resnet18_cifar10_submission": 20, "resnet18_ln_cifar10": 20}  # of im
 LATER = ["airbench94_cifar10", "airbench95_cifar10", "airbench96_cifar10", "airbench_cifar100", "layers_digits", "mobilenet_v3_cifar10", "resnet18_cifar100", "resnet18_cifar10_best",
          "resnet18_classic_cifar10", "resnet18_digits", "resnet18_mixed_cifar10", "resnet18_tiny_imagenet",
          "resnet50_image_folder", "resnet9_cifar10", "vit_cifar10"]
-WITH_THIS_TORCH = [pytest.param(path, marks=pytest.mark.skipif(
-    "NAME: Muon" in path.read_text() and not hasattr(torch.optim, "Muon"), reason="this torch has no Muon"))
-    for path in CONFIGS]
 NORMS = [f"resnet18_{norm}norm_cifar10" for norm in ("batch", "group", "layer")]
 SMALLER = {  # what makes a run small besides fewer images; the rest is as the config says
     **{name: {"MODEL.widths": [8, 12, 12], "DATA.BATCH_SIZE": 8} for name in LATER if name.startswith("airbench")},
@@ -79,6 +76,7 @@ def narrow(path):
 def small(path, few_images, own_folder, **more):
     """Return a config on small real data: CIFAR-10 pictures, or 64×64 ones where it has a folder."""
     config = load_config(path)
+    skip_without_its_optimizer(config)
     overrides = {"DATA.LIMIT": 60, "DATA.BATCH_SIZE": 16, **more}
     if config.DATA.DATASET.NAME == "ImageFolder":
         overrides["DATA.DATASET.root"] = str(own_folder)
@@ -101,9 +99,10 @@ def test_its_header_says_how_it_is_run_and_what_comes_of_it(path):
     assert all(len(line) <= 104 for line in path.read_text().splitlines())
 
 
-@pytest.mark.parametrize("path", WITH_THIS_TORCH, ids=NAMES)
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_it_resolves_and_all_its_components_are_right(path):
     config = load_config(path)
+    skip_without_its_optimizer(config)
     check_components(config)
     assert read_config(config.dump(), "again") == config
     kinds = [kind for kind, _ in components(config)]
@@ -111,7 +110,7 @@ def test_it_resolves_and_all_its_components_are_right(path):
     assert all(demand.is_met is not False for demand in check_requirements(config))
 
 
-@pytest.mark.parametrize("path", WITH_THIS_TORCH, ids=NAMES)
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_one_batch_goes_through_it_as_it_is(path, few_images, own_folder, capsys):
     """But for the width where an earlier config has the same model."""
     models = [load_config(other).MODEL for other in CONFIGS[:CONFIGS.index(path) + 1]]
@@ -218,6 +217,7 @@ def test_an_assignment_is_what_the_course_asks_for(name, epochs, batch, transfor
 
 def test_the_layer_norm_one_follows_the_test_loss():
     config = config_of("resnet18_ln_cifar10")
+    skip_without_its_optimizer(config)
     model = build_model(config.MODEL, 10, (3, 32, 32))
     assert norm_counts(model) == {"layer": 20}
     optimizer = build_optimizer(config.OPTIMIZER, parameter_groups(config.OPTIMIZER, model))

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import ROOT
+from helpers import skip_without_its_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvkit.config import load_config
@@ -53,8 +54,7 @@ def test_a_question_is_noticed():
     ("airbench96_cifar10", {"MODEL.widths": [8, 12, 12]})])
 def test_batches_and_steps_ask_for_nothing(name, further):
     config = load_config(ROOT / "configs" / f"{name}.yaml", {**DIGITS, **further})
-    if config.OPTIMIZER.NAME == "Muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
+    skip_without_its_optimizer(config)
     trainer = build_trainer(config)
     state, loader, progress = trainer.state, trainer.loaders.train, trainer.state.progress
     state.train_mode()
