@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,9 +44,7 @@ def MixUp(alpha: float = 0.2, p: float = 1.0, num_classes: int | None = None) ->
         alpha: small values blend little.
         p: part of the batches; those of MixUp and CutMix in one list add up to 1 at most.
     """
-    from torchvision.transforms import v2
-
-    return BatchTransform(v2.MixUp(alpha=float(alpha), num_classes=num_classes), p)
+    return _mixing("MixUp", alpha, p, num_classes)
 
 
 @TRANSFORMS.register()
@@ -58,9 +57,17 @@ def CutMix(alpha: float = 1.0, p: float = 1.0, num_classes: int | None = None) -
         alpha: 1 makes every area equally likely.
         p: part of the batches; those of MixUp and CutMix in one list add up to 1 at most.
     """
+    return _mixing("CutMix", alpha, p, num_classes)
+
+
+def _mixing(name: str, alpha: float, p: float, num_classes: int | None) -> BatchTransform:
+    """Return the transform that torchvision knows by this name."""
     from torchvision.transforms import v2
 
-    return BatchTransform(v2.CutMix(alpha=float(alpha), num_classes=num_classes), p)
+    # Torch checks it as well, but no longer once a model was compiled in this process.
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha is above 0 and finite, not {alpha}")
+    return BatchTransform(getattr(v2, name)(alpha=float(alpha), num_classes=num_classes), p)
 
 
 def mix(transforms: Sequence[BatchTransform], images: Tensor, labels: Tensor,
