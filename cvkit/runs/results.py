@@ -301,6 +301,8 @@ def _differing(group: Sequence[Result]) -> list[str]:
     """Return the keys that not all of them set alike; of parts of other names, the whole node."""
     keys = [key for key in dict.fromkeys(key for result in group for key in result.settings)
             if len({_value(result, key) for result in group}) > 1]
+    if len({_value(result, "TTA") for result in group if result.by_views}) == 1:
+        keys = [key for key in keys if key != "TTA"]  # Stands beside the accuracy.
     nodes = [key.removesuffix(f".{NAME}") for key in keys if key.endswith(f".{NAME}")]
     return list(dict.fromkeys(next((node for node in nodes if is_among(key, [node])), key)
                               for key in keys))

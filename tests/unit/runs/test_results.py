@@ -180,6 +180,21 @@ def test_parts_of_other_names_stand_in_one_column_with_their_arguments(run):
     assert "| Muon(lr=0.2, groups=[{match: fc, muon: False}]) |" in text
 
 
+def test_views_stand_beside_the_accuracy_and_in_a_column_only_if_there_were_others(run):
+    def add(name, *overrides):
+        config = load_config(run.folder / "config.yaml", overrides)
+        Path(f"kept/{name}.json").write_text(json.dumps({**content, "config": config.dump()}))
+        return fill(Path("kept.md"))
+
+    keep(run, Path("kept/first.json"))
+    content = json.loads(Path("kept/first.json").read_text())
+    text = add("second", "TTA", "[{NAME: HorizontalFlip}]", "MODEL.width", "8")
+    assert "| MODEL.width | test |" in text and text.count(" % with TTA |") == 1
+    text = add("third", "TTA", "[{NAME: Shift, down: 1}]")
+    assert "| TTA | MODEL.width | test |" in text or "| MODEL.width | TTA | test |" in text
+    assert "| [Shift(down=1)] |" in text
+
+
 @pytest.mark.parametrize("damage", [
     lambda content: content.pop("test"), lambda content: content.update(epochs=[]),
     lambda content: content.update(config="MODEL: 3"), lambda content: content.update(name=None)])
