@@ -62,20 +62,24 @@ def test(model: nn.Module, loader: DataLoader, device: str) -> float:
     return correct / len(loader.dataset)
 
 
-def main() -> None:
-    """Train, test after each epoch, and print what came out."""
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Return the recipe, by default that of the config, changed as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=0.03)
-    parser.add_argument("--nesterov", action="store_true")
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--nesterov", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    return parser.parse_args(words)
 
+
+def main() -> None:
+    """Train, test after each epoch, and print what came out."""
+    args = parse()
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build_model().to(device, memory_format=torch.channels_last)

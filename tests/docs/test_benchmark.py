@@ -11,12 +11,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import peers, reference
 from benchmarks.bare import MEAN, STD, Bare
 from benchmarks.classic import Classic, ClassicData
 from benchmarks.limit import products
 from benchmarks.measure import PARTS, in_turns, measure, peak_memory, speed
 from benchmarks.recipe import PEAK, RISE, Recipe
+from cvkit.config import load_config
 from cvkit.models.resnet import resnet18
 
 CPU = torch.device("cpu")
@@ -33,6 +34,14 @@ def check_augmented(image, result):
     assert hole.sum() == 256 and rows[-1] - rows[0] == columns[-1] - columns[0] == 15
     windows = ((padded[y:y + 32, x:x + 32] - MEAN) / STD for y in range(9) for x in range(9))
     assert min(np.abs(window.transpose(2, 0, 1) - result)[:, ~hole].max() for window in windows) < 1e-4
+
+
+def test_the_training_in_plain_torch_has_the_recipe_of_the_main_config():
+    config, plain = load_config(ROOT / "configs" / "resnet18_cifar10.yaml"), reference.parse(["images"])
+    assert (plain.epochs, plain.batch_size) == (config.TRAIN.EPOCHS, config.DATA.BATCH_SIZE)
+    assert config.SCHEDULER == {"NAME": "OneCycleLR"}
+    assert config.OPTIMIZER == {"NAME": "SGD", "lr": plain.lr, "momentum": 0.9, "nesterov": plain.nesterov,
+                                "weight_decay": plain.weight_decay}
 
 
 def test_both_augment_as_the_main_config_does():
@@ -52,10 +61,10 @@ def test_both_learn(name):
     images = np.where(LABELS[:, None, None, None], IMAGES // 2 + 128, IMAGES // 2).astype(np.uint8)
     # Not narrower: see cvkit.models.probing.choose_layout, which these loops do without.
     model = resnet18(width=16, num_classes=2)
-    reference = (Bare(model, images, LABELS, CPU, "fp32") if name == "bare"
-                 else Classic(model, images, LABELS, CPU, 32))
+    loop = (Bare(model, images, LABELS, CPU, "fp32") if name == "bare"
+            else Classic(model, images, LABELS, CPU, 32))
     for _ in range(5):
-        reference.epoch(32) if name == "bare" else reference.epoch()
+        loop.epoch(32) if name == "bare" else loop.epoch()
     model.eval()
     logits = model((torch.from_numpy(images).permute(0, 3, 1, 2) / 255
                     - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
