@@ -282,19 +282,27 @@ def fill(page: Path) -> str:
 
 
 def _tables(results: Sequence[Result], folder: str) -> str:
-    """Return a table of the configs with their curves, and one for each that was varied."""
+    """Return a table of the configs with their curves, and one for each that was varied.
+
+    Under them stands on what they were measured, numbered where not all were on the same.
+    """
     alone, names = alone_in(results), [result.name for result in results]
+    under = list(dict.fromkeys(map(_measured, results)))
     parts = []
     if alone:
-        parts.append(_table(alone, [], "config"))
+        parts.append(_table(alone, [], under, "config"))
     if len(alone) > 1:
         parts.append(f"![Accuracy over the epochs]({folder}/{CURVES})\n")
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         group = [result for result in results if result.name == name]
-        parts += [f"`{name}`, varied:\n", _table(group, _differing(group))]
-    under = dict.fromkeys(f"{result.contents[0]['data']}; {result.seeds}; {result.conditions}."
-                          for result in results)
-    return "\n" + "\n".join([*parts, *(f"{line}\n" for line in under)]) + "\n"
+        parts += [f"`{name}`, varied:\n", _table(group, _differing(group), under)]
+    numbers = [f"{number}. " for number, _ in enumerate(under, 1)] if len(under) > 1 else [""]
+    parts.append("".join(f"{number}{line}\n" for number, line in zip(numbers, under)))
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def _measured(result: Result) -> str:
+    return f"{result.contents[0]['data']}; {result.seeds}; {result.conditions}."
 
 
 def _differing(group: Sequence[Result]) -> list[str]:
@@ -314,10 +322,12 @@ def alone_in(results: Sequence[Result]) -> list[Result]:
     return [result for result in results if names.count(result.name) == 1]
 
 
-def _table(results: Sequence[Result], keys: Sequence[str], name: str = "") -> str:
-    head = [*filter(None, [name]), *keys, "test", "train", "after ¼, ½, 1", "time"]
+def _table(results: Sequence[Result], keys: Sequence[str], under: list[str], name: str = "") -> str:
+    head = [*filter(None, [name]), *keys, "test", "train", "after ¼, ½, 1", "time",
+            *(["conditions"] if len(under) > 1 else [])]
     rows = [[*([f"`{result.name}`"] if name else []), *(_value(result, key) for key in keys),
-             result.test + result.by_views, result.train, result.stages, result.time]
+             result.test + result.by_views, result.train, result.stages, result.time,
+             *([str(under.index(_measured(result)) + 1)] if len(under) > 1 else [])]
             for result in results]
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 

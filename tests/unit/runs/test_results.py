@@ -180,6 +180,23 @@ def test_parts_of_other_names_stand_in_one_column_with_their_arguments(run):
     assert "| Muon(lr=0.2, groups=[{match: fc, muon: False}]) |" in text
 
 
+def test_rows_measured_under_other_conditions_have_the_number_of_theirs(run):
+    keep(run, Path("kept/first.json"))
+    content = json.loads(Path("kept/first.json").read_text())
+    assert "conditions" not in fill(Path("kept.md"))
+    for name, device, accuracy in (("second", "one GPU", 0.999), ("third", content["device"], 0.001)):
+        config = load_config(run.folder / "config.yaml", ["OPTIMIZER.lr", str(accuracy)])
+        Path(f"kept/{name}.json").write_text(json.dumps({
+            **content, "config": config.dump(), "device": device,
+            "test": {**content["test"], "accuracy": accuracy}}))
+    lines = fill(Path("kept.md")).splitlines()
+    assert lines[6].endswith("| time | conditions |")
+    assert [line[-6:] for line in lines[8:11]] == [" | 1 |", " | 2 |", " | 2 |"]
+    assert lines[11] == "" and lines[14:] == ["", "<!-- end -->"]
+    assert lines[12].startswith(f"1. {content['data']}; seed 0; one GPU, torch ")
+    assert lines[13].startswith(f"2. {content['data']}; seed 0; {content['device']}, torch ")
+
+
 def test_views_stand_beside_the_accuracy_and_in_a_column_only_if_there_were_others(run):
     def add(name, *overrides):
         config = load_config(run.folder / "config.yaml", overrides)
