@@ -81,7 +81,7 @@ def refuse_other_reporters(config: Config) -> None:
         package = getattr(entry, "package", "")
         if package and not _is_installed(package):
             raise ConfigError(f"writer {node[NAME]} needs {package}, which is not installed",
-                              where_in(node, NAME), f'pip install "cvkit[{package}]"')
+                              where_in(node, NAME), f"pip install {package}")
         if inspect.isclass(entry):
             WRITERS.refuse_without(node, entry, *_calls_of(entry))
 

@@ -45,7 +45,7 @@ def require_optuna() -> None:
         import optuna
     except ImportError as error:
         raise UserError(f"a sweep needs Optuna ({error})",
-                        hint="pip install 'cvkit[sweep]', or pip install optuna") from None
+                        hint="pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
@@ -204,7 +204,7 @@ def _database(url: str, heartbeat: int) -> BaseStorage:
                        hint="postgresql://user:password@host:5432/name") from None
     except ImportError as error:
         raise RunError(f"the database needs a driver: {error}",
-                       hint="pip install 'cvkit[sweep]'") from None
+                       hint='For PostgreSQL: pip install "psycopg[binary]"') from None
     shown = address.render_as_string(hide_password=True)
     arguments, named = dialect.create_connect_args(address)
 

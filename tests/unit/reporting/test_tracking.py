@@ -128,7 +128,7 @@ def test_a_package_that_is_not_installed_is_refused_before_anything_is_written(
     monkeypatch.setitem(sys.modules, name, None)
     for begin in (train, check):
         with pytest.raises(ConfigError, match=rf"writer {name} needs {name}, which is not installed\n"
-                                              rf'  pip install "cvkit\[{name}\]"'):
+                                              rf"  pip install {name}"):
             begin(config)
     # W&B leaves a folder of its name where it is started, which Python takes for a package.
     monkeypatch.delitem(sys.modules, name)
