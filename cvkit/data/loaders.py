@@ -108,6 +108,9 @@ class BatchLoader(Normaliser):
             count = min(self.part_size(number), len(batch.labels))
             # Averaging gradients divides by the number of processes.
             weight = count * self.plan.size / self.plan.step_size(number)
+            if self.plan.size == 1 and self.plan.step_size(number) == self.batch_sizes[number]:
+                # A step of this batch alone, of which images may have been left out.
+                weight = 1.0
             yield batch._replace(number=number, count=count, weight=weight,
                                  ends_step=self.plan.ends_step(number))
 
@@ -144,7 +147,7 @@ class BatchLoader(Normaliser):
 
     def views_of(self, batch: Batch) -> Iterator[torch.Tensor]:
         """Yield what the model is shown of a batch: its images, and the views of TTA."""
-        return self.views.of(batch.images, batch.number, self)
+        return self.views.of(batch.images, batch.index, self)
 
     def take(self, positions: Sequence[int]) -> Batch:
         """Return the images at these positions of an unshuffled split, as one batch in that order.

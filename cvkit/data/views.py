@@ -18,11 +18,13 @@ from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import NAME, TRANSFORMS
 from cvkit.registry.signatures import parameters_of
 
+_DRAWN_AT_ONCE = 1024
+
 
 class Views:
     """An image as it is, and once more as each transform of TTA makes it.
 
-    What a transform draws depends on SEED and the batch alone.
+    What a transform draws depends on SEED and the place of the image in its split alone.
 
     Args:
         pipelines: of what makes each view, and is always applied.
@@ -35,31 +37,41 @@ class Views:
     def __len__(self) -> int:
         return 1 + len(self.pipelines)
 
-    def of(self, images: Tensor, number: int, normaliser: Normaliser) -> Iterator[Tensor]:
+    def of(self, images: Tensor, index: Tensor, normaliser: Normaliser) -> Iterator[Tensor]:
         """Yield the views of a batch, each like `images`: what the model receives.
 
         Args:
             images: normalised (N, C, H, W).
-            number: of the batch.
+            index: int64 (N,), each one's place among all that are shown.
             normaliser: that made them.
         """
         yield images
         if not self.pipelines:
             return
-        pixels = normaliser.pixels_of(images)
-        for place, pipeline in enumerate(self.pipelines):
-            yield normaliser.normalise(self._view(pipeline, pixels, number, place))
+        pixels, places = normaliser.pixels_of(images), index.cpu().numpy()
+        for number in range(len(self.pipelines)):
+            yield normaliser.normalise(self._view(number, pixels, places))
 
-    def _view(self, pipeline: Pipeline, pixels: Tensor, number: int, place: int) -> Tensor:
+    def _view(self, number: int, pixels: Tensor, index: np.ndarray) -> Tensor:
         """Return what one pipeline makes of images, uint8 (N, H, W, C)."""
+        pipeline, made = self.pipelines[number], []
         if not pipeline.unbatched and not pipeline.fixed:
-            drawn = pipeline.draw(self._seed, 0, np.arange(len(pixels)), pixels.shape[1:], number,
-                                  place)
+            drawn = self._drawn(number, pixels.shape[1:], index)
             return pipeline.augment_batch(
                 pixels, [[values.to(pixels.device) for values in group] for group in drawn])
-        pipeline.seed(self._seed, 0, number, place)
-        made = np.stack([pipeline(image) for image in pixels.cpu().numpy()])
-        return torch.from_numpy(made).to(pixels.device)
+        for place, image in zip(index.tolist(), pixels.cpu().numpy()):
+            pipeline.seed(self._seed, 0, place, number)
+            made.append(pipeline(image))
+        return torch.from_numpy(np.stack(made)).to(pixels.device)
+
+    def _drawn(self, number: int, shape: Sequence[int], index: np.ndarray) -> list[list[Tensor]]:
+        """Return what is drawn for each image: for many at once, whatever batch they are in."""
+        blocks, rows = np.unique(index // _DRAWN_AT_ONCE, return_inverse=True)
+        chosen = torch.from_numpy(rows * _DRAWN_AT_ONCE + index % _DRAWN_AT_ONCE)
+        drawn = [self.pipelines[number].draw(
+            self._seed, 0, np.arange(_DRAWN_AT_ONCE) + block * _DRAWN_AT_ONCE, shape, block, number)
+            for block in blocks.tolist()]
+        return [[torch.cat(values)[chosen] for values in zip(*groups)] for groups in zip(*drawn)]
 
 
 def build_views(nodes: Sequence[Any], data: ImageData, shape: Sequence[int], seed: int) -> Views:

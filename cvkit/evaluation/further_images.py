@@ -9,7 +9,7 @@ from torch import nn
 from cvkit.data import ImageSet
 from cvkit.data.build import build_evaluation_loader
 from cvkit.evaluation.metrics import build_metrics
-from cvkit.evaluation.predict import averaged_logits, predict
+from cvkit.evaluation.predict import logits_of, mean_logits, predict
 from cvkit.models.probing import in_evaluation_mode, state_kept
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
@@ -50,9 +50,9 @@ def classify_received(run: Run, images: np.ndarray, batch_size: int = 256) -> np
     with (state_kept(run.model), in_evaluation_mode(run.model),
           random_numbers_kept(loader.device)):
         seed_random_numbers(run.epoch)
-        for number, start in enumerate(range(0, len(images), batch_size)):
-            pixels = torch.from_numpy(images[start:start + batch_size]).to(loader.device)
-            views = loader.views.of(loader.normalise(pixels), number, loader)
-            logits = averaged_logits(run.model, views, loader.device, run.precision)
+        for index in torch.arange(len(images)).split(batch_size):
+            pixels = torch.from_numpy(images[index.numpy()]).to(loader.device)
+            views = loader.views.of(loader.normalise(pixels), index, loader)
+            logits = mean_logits(logits_of(run.model, views, loader.device, run.precision))
             found.append(logits.argmax(1).cpu().numpy())
     return np.concatenate(found)

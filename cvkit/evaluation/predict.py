@@ -44,13 +44,15 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
         seed_random_numbers(epoch)
         for number, batch in enumerate(loader):
             views = loader.views_of(batch) if has_views else [batch.images]
-            logits = averaged_logits(model, views, loader.device, precision)
+            outputs = logits_of(model, views, loader.device, precision)
             count = min(loader.part_size(number), len(batch.labels))
             # All parts of the batch are gathered in order, so that what follows is the same in
             # every process, and in a single one.
-            logits, labels, places = (distributed.gather(part[:count])
-                                      for part in (logits, batch.labels, batch.index))
-            mean_loss.update(loss(logits, labels), len(labels), weight_of(loss, labels))
+            labels, places, *outputs = (distributed.gather(part[:count])
+                                        for part in (batch.labels, batch.index, *outputs))
+            logits = mean_logits(outputs)
+            mean_loss.update(_loss_of(loss, outputs, logits, labels), len(labels),
+                             weight_of(loss, labels))
             # A metric is given copies, whatever it does with them.
             for metric in metrics:
                 metric.update(logits.clone(), labels.clone())
@@ -68,20 +70,37 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
                        metrics=values), values
 
 
-def averaged_logits(model: nn.Module, views: Iterable[torch.Tensor], device: torch.device,
-                    precision: str) -> torch.Tensor:
-    """Return a model's logits of images, float32 (N, C).
+def logits_of(model: nn.Module, views: Iterable[torch.Tensor], device: torch.device,
+              precision: str) -> list[torch.Tensor]:
+    """Return a model's logits of each view of the same images, float32 (N, C).
 
     Args:
-        views: of the same images, normalised. Of several, logits are the logarithm of their mean
-            probabilities.
+        views: normalised.
         device, precision: where and how exactly the model computes.
     """
     with autocast(device, precision):
-        outputs = [model(view).float() for view in views]
-    return outputs[0] if len(outputs) == 1 else mean_logits(outputs)
+        return [model(view).float() for view in views]
 
 
 def mean_logits(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the logarithm of the mean of the probabilities that logits (N, C) stand for."""
+    """Return the logarithm of the mean of the probabilities that logits (N, C) stand for.
+
+    Of one alone, these are its logits as they are.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
     return torch.stack(list(outputs)).log_softmax(2).logsumexp(0) - math.log(len(outputs))
+
+
+def _loss_of(loss: nn.Module, outputs: Sequence[torch.Tensor], logits: torch.Tensor,
+             labels: torch.Tensor) -> torch.Tensor:
+    """Return the loss of views: of their mean probabilities, if it looks at these alone.
+
+    That of sigmoids, for example, looks at the logits themselves: it is the mean of the views'.
+    """
+    first = loss(outputs[0], labels)
+    if len(outputs) == 1:
+        return first
+    if torch.allclose(first, loss(outputs[0].log_softmax(1), labels), rtol=1e-4, atol=1e-6):
+        return loss(logits, labels)
+    return torch.stack([first, *(loss(each, labels) for each in outputs[1:])]).mean()

@@ -18,7 +18,7 @@ from cvkit.data.images import ImageReader, UnreadableError, check_image
 from cvkit.data.pictures import find_images
 from cvkit.data.scan import in_threads
 from cvkit.errors import DataError, RunError
-from cvkit.evaluation.predict import averaged_logits, mean_logits
+from cvkit.evaluation.predict import logits_of, mean_logits
 from cvkit.models.features import penultimate_features
 from cvkit.models.probing import in_evaluation_mode, state_kept
 from cvkit.runs.folder import Run
@@ -128,7 +128,7 @@ class Predictor:
             DataError: there is no picture, or as of a call.
         """
         member, parts = self._only_member(), []
-        for _, pixels, _ in self._batches(_as_list(pictures), None, True):
+        for _, pixels in self._batches(_as_list(pictures), None, True):
             images = member.normaliser.normalise(pixels[0].to(member.device))
             with self._asking(member), autocast(member.device, member.precision):
                 parts.append(penultimate_features(member.model, images).cpu().numpy())
@@ -167,23 +167,23 @@ class Predictor:
             is_silent: whether no bar is shown.
         """
         pictures = _as_list(pictures)
-        for places, pixels, number in self._batches(pictures, unreadable, is_silent):
-            for place, row in zip(places, self._probabilities(pixels, number).cpu().numpy()):
+        for places, pixels in self._batches(pictures, unreadable, is_silent):
+            for place, row in zip(places, self._probabilities(pixels, places).cpu().numpy()):
                 picture = pictures[place]
                 file = os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else ""
                 yield Prediction(file, self.classes, row)
 
-    def _probabilities(self, pixels: Sequence[Tensor], number: int) -> Tensor:
+    def _probabilities(self, pixels: Sequence[Tensor], places: Sequence[int]) -> Tensor:
         """Return those of a batch, (N, C), of which each member has its own pixels (N, H, W, C)."""
-        outputs = []
+        outputs, index = [], torch.tensor(places)
         for member, order, own in zip(self.members, self._orders, pixels):
             images = member.normaliser.normalise(own.to(member.device))
             with self._asking(member):
-                logits = averaged_logits(member.model, member.views.of(
-                    images, number, member.normaliser), member.device, member.precision)
+                logits = mean_logits(logits_of(member.model, member.views.of(
+                    images, index, member.normaliser), member.device, member.precision))
             # Each is where its config says.
             outputs.append(logits[:, order].to(self.members[0].device))
-        return (outputs[0] if len(outputs) == 1 else mean_logits(outputs)).softmax(1)
+        return mean_logits(outputs).softmax(1)
 
     @contextmanager
     def _asking(self, member: Trained) -> Iterator[None]:
@@ -194,8 +194,8 @@ class Predictor:
             yield
 
     def _batches(self, pictures: Sequence[Picture], unreadable: list[DataError] | None,
-                 is_silent: bool) -> Iterator[tuple[list[int], list[Tensor], int]]:
-        """Yield batches: places of their pictures, the pixels for each member, and a number."""
+                 is_silent: bool) -> Iterator[tuple[list[int], list[Tensor]]]:
+        """Yield batches: places of their pictures, and the pixels for each member."""
         size, number = self.members[0].batch_size, 0
         for member in self.members:
             # Made here, it is made once, and not by each of the threads.
@@ -208,10 +208,10 @@ class Predictor:
             except DataError as error:
                 return error
 
-        def made() -> tuple[list[int], list[Tensor], int]:
+        def made() -> tuple[list[int], list[Tensor]]:
             return ([place for place, _ in batch],
                     [torch.from_numpy(member.augmented(images, number)) for member, images in zip(
-                        self.members, zip(*(images for _, images in batch)))], number)
+                        self.members, zip(*(images for _, images in batch)))])
 
         for place, found in enumerate(in_threads(read, range(len(pictures)), "Predicting",
                                                  usable_cores(), is_silent)):

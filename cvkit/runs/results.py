@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -41,7 +42,8 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
     of the test images and their accuracy by class.
 
     Args:
-        path: the file, or a folder, where it is named after the config, and the seed unless 0.
+        path: the file; or a folder, where it is named after the config, and the seed unless 0, with
+            a number if that is what another recipe of the config came to.
         note: what else a reader has to know, "on a JPEG copy of CIFAR-10" for example.
 
     Raises:
@@ -50,8 +52,6 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
     name, seed, found = run.config.name, run.config.SEED, run.predictions
     if not run.metrics:
         raise RunError(f"{run.folder} has no finished epoch, so there is no result to keep")
-    if path.suffix != ".json":
-        path = path / f"{name}{f'_seed{seed}' if seed else ''}.json"
     confusion = np.zeros((len(found.classes),) * 2, dtype=int)
     np.add.at(confusion, (found.true, found.predicted), 1)
     by_class = {title: row[number] / row.sum() if row.any() else math.nan
@@ -69,10 +69,22 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
         "test": {"epoch": found.epoch, "images": len(found.true), "accuracy": found.accuracy,
                  "loss": found.loss},
         "accuracy by class": by_class, "confusion": confusion.tolist()}
+    if path.suffix != ".json":
+        path = _place_in(path, content)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, _as_json(content))
     return path
+
+
+def _place_in(folder: Path, content: dict[str, Any]) -> Path:
+    """Return the file of a result in a folder: that of the same settings and seed, or a new one."""
+    seed = f"_seed{content['seed']}" if content["seed"] else ""
+    for number in itertools.count(1):
+        path = folder / f"{content['name']}{seed}{f'_{number}' if number > 1 else ''}.json"
+        if not path.exists() or _key(_read(path)) == _key(content):
+            return path
+    raise AssertionError("numbers have no end")
 
 
 def _config_of(run: Run) -> Config:
@@ -152,10 +164,24 @@ class Result:
 
     @property
     def curve(self) -> list[float]:
-        """Accuracy on `split` after each epoch, the mean of the runs."""
-        columns = zip(*([epoch[f"{self.split}/accuracy"] for epoch in content["epochs"]]
-                        for content in self.contents))
-        return [statistics.mean(column) for column in columns]
+        """Accuracy on `split` after each epoch, the mean of the runs.
+
+        One that ended before the others keeps what it had at its end.
+        """
+        longest = max(map(len, self._curves))
+        return [statistics.mean(curve[min(place, len(curve) - 1)] for curve in self._curves)
+                for place in range(longest)]
+
+    @property
+    def _curves(self) -> list[list[float]]:
+        return [[epoch[f"{self.split}/accuracy"] for epoch in content["epochs"]]
+                for content in self.contents]
+
+    @property
+    def length(self) -> str:
+        """How many epochs were trained, in words."""
+        lengths = sorted(set(map(len, self._curves)))
+        return " to ".join(str(length) for length in dict.fromkeys((lengths[0], lengths[-1])))
 
     @property
     def test(self) -> str:
@@ -187,10 +213,11 @@ class Result:
 
     @property
     def stages(self) -> str:
-        """Accuracy after a quarter and half of the epochs and at the end, in words."""
-        curve = self.curve
-        places = dict.fromkeys(max(1, round(part * len(curve))) for part in (0.25, 0.5, 1))
-        return ", ".join(f"{100 * curve[place - 1]:.2f}" for place in places) + " %"
+        """Accuracy after a quarter and half of each run's epochs and at its end, in words."""
+        shares = (0.25, 0.5, 1)[-min(len(self.curve), 3):]
+        means = (statistics.mean(curve[max(1, round(share * len(curve))) - 1]
+                                 for curve in self._curves) for share in shares)
+        return ", ".join(f"{100 * mean:.2f}" for mean in means) + " %"
 
     @property
     def time(self) -> str:
@@ -212,7 +239,7 @@ class Result:
     def sentence(self) -> str:
         """What the header of the config says."""
         return (f"{self.test} test{self.by_views}, {self.train} train ({self.seeds}); "
-                f"{self.split} after a quarter, half and all of {len(self.curve)} epochs "
+                f"{self.split} after a quarter, half and all of {self.length} epochs "
                 f"{self.stages}; {self.time} on {self.conditions}.")
 
     def changes(self, config: Config) -> list[str]:
@@ -236,19 +263,27 @@ def read_results(folder: Path) -> list[Result]:
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            result = Result([content])
-            key = json.dumps([result.name, content["data"], result.settings], default=str)
-            _ = result.name + result.sentence
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
-            raise RunError(f"{path} is no file of results: {type(error).__name__} {error}",
-                           hint=f"Write it anew: {command('compare')} RUN --results FOLDER"
-                           ) from error
-        found.setdefault(key, []).append(content)
+        content = _read(path)
+        found.setdefault(_key(content), []).append(content)
     results = [Result(sorted(contents, key=lambda content: content["seed"]))
                for contents in found.values()]
     return sorted(results, key=lambda result: (-result.accuracy, result.name))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _ = Result([content]).name + Result([content]).sentence + _key(content)
+        return content
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+        raise RunError(f"{path} is no file of results: {type(error).__name__} {error}",
+                       hint=f"Write it anew: {command('compare')} RUN --results {path}") from error
+
+
+def _key(content: dict[str, Any]) -> str:
+    """Return what results have in common that are of the same recipe on the same data."""
+    result = Result([content])
+    return json.dumps([result.name, content["data"], result.settings], default=str)
 
 
 def page_of(folder: Path) -> Path:
@@ -326,7 +361,8 @@ def _table(results: Sequence[Result], keys: Sequence[str], under: list[str], nam
     head = [*filter(None, [name]), *keys, "test", "train", "after ¼, ½, 1", "time",
             *(["conditions"] if len(under) > 1 else [])]
     rows = [[*([f"`{result.name}`"] if name else []), *(_value(result, key) for key in keys),
-             result.test + result.by_views, result.train, result.stages, result.time,
+             result.test + result.by_views, result.train,
+             result.stages + " val" * (result.split == "val"), result.time,
              *([str(under.index(_measured(result)) + 1)] if len(under) > 1 else [])]
             for result in results]
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])

@@ -39,7 +39,8 @@ def OneCycleLR(optimizer, max_lr: Rate, **arguments) -> lr_scheduler.OneCycleLR:
             `cvkit.training.lr_finder`.
         pct_start: part of the training up to the peak, 0.3 by default.
         final_div_factor: the last rate is the first one divided by this; 1 ends where it began.
-        cycle_momentum: move the momentum the other way; by default if the optimizer has one.
+        cycle_momentum: move the momentum the other way; by default if the optimizer has one, but
+            for Muon.
     """
     return lr_scheduler.OneCycleLR(optimizer, _peak(max_lr), **_cycling(optimizer, arguments))
 
@@ -94,10 +95,13 @@ def _peak(max_lr: Rate) -> float:
 
 
 def _cycling(optimizer: torch.optim.Optimizer, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Leave a momentum that is 0 as it is, unless the config asks for cycles; torch would not."""
-    has_momentum = bool(optimizer.defaults.get("momentum")
-                        or (optimizer.defaults.get("betas") or [0])[0])
-    return {"cycle_momentum": has_momentum, **arguments}
+    """Leave a momentum that is 0 as it is, unless the config asks for cycles; torch would not.
+
+    Of an optimizer with betas and a momentum, as Muon, torch moves the betas alone.
+    """
+    momentum, betas = (optimizer.defaults.get(key) for key in ("momentum", "betas"))
+    has_one = bool(momentum) != bool(betas and betas[0])
+    return {"cycle_momentum": has_one, **arguments}
 
 
 def is_to_find(node: Any) -> bool:
@@ -118,6 +122,8 @@ _UNITS = {lr_scheduler.OneCycleLR: "batch", lr_scheduler.CyclicLR: "batch",
           lr_scheduler.ReduceLROnPlateau: "metric"}
 # Steps, which take some hundredths of a second.
 _MOST_TRIED = 5_000
+# What schedulers call the number of epochs that they last for.
+_IN_EPOCHS = ("epochs", "T_max", "total_iters")
 _COMPOSED = (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler)
 
 
@@ -159,8 +165,15 @@ def depends_on_length(node: Any) -> bool:
     inner = _within(node)
     if inner and "milestones" in node:
         inner = inner[-1:]
-    return any(SCHEDULERS.asks_for(node, fact) for fact in ("total_steps", "epochs", "T_max")) or (
+    return any(_asks_for(node, fact) for fact in ("total_steps", *_IN_EPOCHS)) or (
         any(map(depends_on_length, inner)))
+
+
+def _asks_for(node: Any, fact: str) -> bool:
+    """Whether a scheduler takes a length that is that of the training unless the config says it."""
+    # Those of LinearLR and ConstantLR are of a warm-up.
+    return SCHEDULERS.asks_for(node, fact) and (
+        fact != "total_iters" or SCHEDULERS.get(node[NAME]) is lr_scheduler.PolynomialLR)
 
 
 def _for_stretches(node: Any, unit: str, begin: int, end: int, steps_per_epoch: int) -> Any:
@@ -181,8 +194,8 @@ def _for_stretches(node: Any, unit: str, begin: int, end: int, steps_per_epoch: 
                               f"{length:,}", where=where_in(part, "total_steps"),
                               hint="Leave its length out: it is taken from the milestones.")
         facts = {"total_steps": length} if unit == "batch" else {
-            "total_steps": length * steps_per_epoch, "epochs": length, "T_max": length}
-        facts = {fact: value for fact, value in facts.items() if SCHEDULERS.asks_for(part, fact)}
+            "total_steps": length * steps_per_epoch, **dict.fromkeys(_IN_EPOCHS, length)}
+        facts = {fact: value for fact, value in facts.items() if _asks_for(part, fact)}
         parts.append(_with(_for_stretches(part, unit, 0, length, steps_per_epoch), facts))
     return _with(node, {"schedulers": parts}) if parts else node
 
@@ -297,16 +310,18 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     """Build the config's SCHEDULER, or a constant rate for None, with its warm-up.
 
     The scheduler is offered how long it runs after the warm-up: epochs, steps_per_epoch,
-    total_steps (in optimizer steps) and T_max (in epochs); and the optimizer's rate as max_lr,
+    total_steps (in optimizer steps) and T_max (in epochs; total_iters of PolynomialLR); and the
+    optimizer's rate as max_lr,
     which also stands in for a `max_lr: find` that was not found yet.
 
     Raises:
         ConfigError: it cannot be built, or the warm-up is as long as the training.
     """
-    if warmup_epochs >= epochs:
-        raise ConfigError(f"TRAIN.WARMUP_EPOCHS {warmup_epochs:g} leaves nothing of the "
-                          f"{plural(epochs, 'epoch')} of TRAIN.EPOCHS")
     warmup_steps = round(warmup_epochs * steps_per_epoch)
+    if warmup_epochs >= epochs or warmup_steps >= epochs * steps_per_epoch:
+        raise ConfigError(f"TRAIN.WARMUP_EPOCHS {warmup_epochs:g} leaves nothing of the "
+                          f"{plural(epochs, 'epoch')} of TRAIN.EPOCHS, "
+                          f"{plural(epochs * steps_per_epoch, 'step')}")
     if node is None:
         return Schedule(optimizer, None, warmup_steps)
     rate = float(optimizer.param_groups[0]["lr"])
@@ -321,6 +336,8 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     if "epochs" in node or "steps_per_epoch" in node:
         del facts["total_steps"]
     with located(node, NAME):
+        if _asks_for(node, "total_iters"):
+            node = _with(node, {"total_iters": remaining})
         return Schedule(optimizer, _build_scheduler(node, facts, needed), warmup_steps)
 
 

@@ -28,7 +28,8 @@ def train_step(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
     with nullcontext() if batch.ends_step else no_sync():
         with autocast(state.device, state.precision):
             logits = state.forward(batch.images)
-            loss = state.loss(logits, batch.targets)
+        # In fp32, as in an evaluation; torch refuses some losses in less.
+        loss = state.loss(logits.float(), batch.targets)
         state.scaler.scale(loss * batch.weight).backward()
     if batch.ends_step:
         optimizer_step(state)

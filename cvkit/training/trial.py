@@ -155,10 +155,11 @@ def _refusing_copies_that_fail(state: TrainingState, parts: Experiment) -> Itera
             raise
         batch = parts.loaders.train.first_batch()
         with (torch.no_grad(), random_numbers_kept(state.device),
-              state_kept(state.model, state.loss, with_frozen=True),
-              autocast(state.device, state.precision)):
+              state_kept(state.model, state.loss, with_frozen=True)):
             try:
-                state.loss(state.model.train()(batch.images), batch.targets)
+                with autocast(state.device, state.precision):
+                    logits = state.model.train()(batch.images)
+                state.loss(logits.float(), batch.targets)
             except Exception:
                 raise error from error.__cause__
         raise CopyError(f"a copy of the model fails: {error}") from error

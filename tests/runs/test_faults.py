@@ -106,7 +106,12 @@ def test_unreadable_images_are_left_out_and_counted_where_that_is_allowed(pictur
     assert len(trainer.data.train) == 119
     later.unlink()
     seen = []
-    before_each_step(monkeypatch, lambda trainer, batch: seen.append(batch.index.tolist()))
+
+    def see(trainer, batch):
+        seen.append(batch.index.tolist())
+        assert batch.weight == 1.0  # the gradient is the mean over the images there are
+
+    before_each_step(monkeypatch, see)
     run = train(config, parts=trainer.parts)
     assert sum(map(len, seen)) == 2 * 118 and len(seen) == 2 * 4
     log = (run.folder / "train.log").read_text()

@@ -15,11 +15,11 @@ from cvkit.session import train
 @pytest.fixture
 def views_of(tmp_path):
     """A function: the views that a TTA makes of the first test batch, as pixels (views, N, H, W, C)."""
-    def views_of(nodes, number=0, **settings):
+    def views_of(nodes, batch=0, **settings):
         (tmp_path / "views.yaml").write_text(TINY)
         config = load_config(tmp_path / "views.yaml", {"TTA": nodes, **settings})
         loader = build_loaders(config, build_data(config), torch.device("cpu")).test
-        chosen = next(iter(loader))._replace(number=number)
+        chosen = list(loader)[batch]
         return np.stack([loader.denormalise(view) for view in loader.views_of(chosen)])
     return views_of
 
@@ -38,12 +38,26 @@ def test_those_in_a_row_are_all_applied(views_of):
     assert np.array_equal(views_of(both)[1], turned)
 
 
-def test_what_is_random_depends_on_seed_and_batch_alone(views_of):
-    nodes = [{"NAME": "RandomCrop", "size": 32, "padding": 4}]
+@pytest.mark.parametrize("node", [{"NAME": "RandomCrop", "size": 32, "padding": 4},
+                                  {"NAME": "Affine", "translate_px": {"x": [-6, 6], "y": [-6, 6]}}])
+def test_what_is_random_depends_on_seed_and_image_alone(views_of, node):
+    nodes = [node]
     first, again, other = (views_of(nodes, SEED=seed)[1] for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert len({image.tobytes() for image in views_of([*nodes, *nodes])[1:, 0]}) == 2
-    assert not np.array_equal(views_of(nodes, number=1)[1], first)  # the same images as another batch
+    # In whatever batches they are shown, by one process or several.
+    parts = [views_of(nodes, batch, **{"DATA.EVAL_BATCH_SIZE": 48})[1] for batch in range(3)]
+    whole = views_of(nodes, **{"DATA.EVAL_BATCH_SIZE": 144})[1]
+    assert np.array_equal(np.concatenate(parts), whole) and np.array_equal(whole[:len(first)], first)
+
+
+def test_images_of_many_blocks_are_drawn_as_those_of_one(views_of, monkeypatch):
+    nodes = [{"NAME": "RandomCrop", "size": 32, "padding": 4}]
+    monkeypatch.setattr("cvkit.data.views._DRAWN_AT_ONCE", 7)
+    whole = views_of(nodes, **{"DATA.EVAL_BATCH_SIZE": 144})[1]
+    parts = [views_of(nodes, batch, **{"DATA.EVAL_BATCH_SIZE": 16})[1] for batch in range(9)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert len({image.tobytes() for image in whole}) > 100
 
 
 @pytest.mark.parametrize("node, message", [
@@ -75,6 +89,19 @@ def test_a_training_with_tta_ends_with_what_evaluate_says(quick):
     assert np.array_equal(run.predictions.probabilities, before.probabilities)  # it was not written over
     assert "averaged over the views of TTA" in (run.folder / "train.log").read_text()
     assert last_scalars(run) == {"test_tta/loss": before.loss, "test_tta/accuracy": before.accuracy}
+
+
+@pytest.mark.parametrize("loss", ["BCEWithLogitsLoss", "MultiLabelSoftMarginLoss", "CrossEntropyLoss"])
+def test_a_view_that_changes_nothing_changes_no_loss(quick, loss):
+    still = [{"NAME": "Shift", "down": 0, "right": 0}]
+    run = train(load_config(quick, {"TTA": still, "LOSS": {"NAME": loss}}))
+    assert run.predictions.loss == pytest.approx(run.metrics[-1]["test/loss"], rel=1e-5)
+
+
+def test_the_loss_of_views_is_that_of_their_mean_probabilities_where_it_looks_at_these_alone(quick):
+    run = train(load_config(quick, {"TTA": [{"NAME": "HorizontalFlip"}]}))
+    found = run.predictions
+    assert found.loss == pytest.approx(-np.log(found.probabilities[np.arange(len(found.true)), found.true]).mean(), rel=1e-5)
 
 
 def test_views_that_have_a_batched_form_are_those_made_one_by_one(views_of, monkeypatch):

@@ -14,6 +14,7 @@ from cvkit.config import load_config
 from cvkit.errors import RunError
 from cvkit.runs.folder import Run
 from cvkit.runs.results import fill, keep, read_results, settings_of
+from cvkit.session import train
 
 PAGE = ROOT / "docs" / "results.md"
 MEASURED = {result.name: result for folder in ("results", "results/digits")
@@ -128,6 +129,26 @@ def test_seeds_stand_together_with_their_deviation(run):
     assert result.sentence.startswith("60.00 ± 14.14 % test, ")
 
 
+def test_seeds_that_stopped_after_other_numbers_of_epochs_end_where_each_does(run):
+    for seed, accuracies in ((1, [0.2, 0.4, 0.6, 0.8]), (2, [0.1 * number for number in range(1, 11)])):
+        of_another_seed(run, seed, 0.5)
+        path = Path(f"kept/tiny_seed{seed}.json")
+        content = json.loads(path.read_text())
+        content["epochs"] = [{**content["epochs"][0], "test/accuracy": accuracy} for accuracy in accuracies]
+        path.write_text(json.dumps(content))
+    Path("kept/tiny.json").unlink()
+    result, = read_results(Path("kept"))
+    assert result.stages == "20.00, 45.00, 90.00 %"  # of 20, 40 and 80, and of 20, 50 and 100
+    assert result.curve[-1] == pytest.approx(0.9) and len(result.curve) == 10
+    assert "half and all of 4 to 10 epochs 20.00, 45.00, 90.00 %" in result.sentence
+
+
+def test_a_curve_of_validation_images_says_so(tiny):
+    keep(train(load_config(tiny, {"DATA.VAL_FRACTION": 0.2, "TRAIN.EPOCHS": 1})), Path("kept"))
+    result, = read_results(Path("kept"))
+    assert f"| {result.stages} val |" in fill(Path("kept.md")) and result.stages.count(",") == 0
+
+
 def test_what_a_config_trains_otherwise_now_is_named(run, tiny):
     keep(run, Path("kept"))
     result, = read_results(Path("kept"))
@@ -166,6 +187,25 @@ def test_recipes_of_one_config_stand_in_a_table_of_what_differs(run, tool):
     assert lines[4] == "`tiny`, varied:"
     assert lines[6].startswith("| OPTIMIZER.lr | test | train |")
     assert [line[:16] for line in lines[8:10]] == ["| 0.2 | 99.90 % ", f"| 0.05 | {100 * run.predictions.accuracy:.2f} %"[:16]]
+
+
+def test_recipes_of_one_name_each_keep_their_file(run, tool):
+    second = shutil.copytree(run.folder, run.folder.with_name("second"))
+    config = second / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.05", "lr: 0.2"))
+    assert tool("compare.py", run.folder, second, "--results", "kept")[0] == 0
+    assert sorted(path.name for path in Path("kept").glob("*.json")) == ["tiny.json", "tiny_2.json"]
+    page = Path("kept.md").read_text()
+    assert "| OPTIMIZER.lr | test |" in page and "| 0.05 | " in page and "| 0.2 | " in page
+    # Once more, with another note: each is written over by its own.
+    assert tool("compare.py", second, "--results", "kept", "--note", "again")[0] == 0
+    assert [json.loads(Path("kept", name).read_text())["note"] for name in ("tiny.json", "tiny_2.json")] == ["", "again"]
+    assert len(list(Path("kept").glob("*.json"))) == 2
+    # A file that is named is written over whatever it holds.
+    assert tool("compare.py", second, "--results", "kept/tiny.json")[0] == 0
+    Path("kept/tiny.json").write_text("{")
+    code, _, err = tool("compare.py", run.folder, "--results", "kept")
+    assert code == 2 and "kept/tiny.json is no file of results" in err and "--results kept/tiny.json" in err
 
 
 def test_parts_of_other_names_stand_in_one_column_with_their_arguments(run):

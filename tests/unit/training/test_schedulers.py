@@ -3,6 +3,7 @@ import torch
 
 from cvkit.errors import ConfigError
 from cvkit.registry import SCHEDULERS
+from cvkit.training.muon import Muon
 from cvkit.training.schedulers import Schedule, build_schedule, depends_on_length, unit_of
 
 NODES = {  # the least each needs in a config
@@ -98,6 +99,14 @@ def test_cosine_gets_its_length_in_epochs():
     assert used[0] == 0.1 and used[3] == pytest.approx(0.05) and used[5] < 0.01
 
 
+def test_a_polynomial_gets_its_length_in_epochs_unless_the_config_says_another():
+    assert rates({"NAME": "PolynomialLR"})[::10] == pytest.approx([0.1 * (6 - epoch) / 6 for epoch in range(6)])
+    assert rates({"NAME": "PolynomialLR"}, warmup=2.0)[20:] == pytest.approx(rates({"NAME": "PolynomialLR"}, epochs=4))
+    assert rates({"NAME": "PolynomialLR", "total_iters": 2})[::10] == pytest.approx([0.1, 0.05, 0, 0, 0, 0])
+    # A warm-up keeps torch's length.
+    assert rates({"NAME": "LinearLR"})[50] == 0.1
+
+
 def test_the_plateau_follows_the_loss_and_in_max_mode_the_accuracy():
     node = {"NAME": "ReduceLROnPlateau", "patience": 0, "factor": 0.1}
     assert rates(node, losses=[3, 2, 1, 1, 1, 0.5])[::10] == pytest.approx(
@@ -160,7 +169,9 @@ def test_own_schedulers_say_their_unit():
 
 
 @pytest.mark.parametrize("node, warmup, expected", [
-    (None, 6.0, "leaves nothing of the 6 epochs"),
+    (None, 6.0, "leaves nothing of the 6 epochs of TRAIN.EPOCHS, 60 steps"),
+    (None, 5.96, "TRAIN.WARMUP_EPOCHS 5.96 leaves nothing of the 6 epochs of TRAIN.EPOCHS, 60 steps"),
+    ({"NAME": "OneCycleLR"}, 5.96, "leaves nothing of the 6 epochs"),
     ({"NAME": "StepLR"}, 0.0, "scheduler StepLR needs step_size"),
     ({"NAME": "OneCycleLR", "max_lr": 0.1, "pct_start": 2.0}, 0.0, "cannot be built"),
     ({"NAME": "StepLR", "step_size": 0}, 0.0, "cannot be stepped"),
@@ -186,6 +197,9 @@ def test_a_cosine_within_a_sequence_has_the_length_of_its_own_stretch():
     used = rates(node)[::10]
     assert used[:2] == [0.05, 0.05]
     assert used[2:] == pytest.approx(rates(COSINE, epochs=4)[::10])
+    polynomial = {"NAME": "PolynomialLR"}
+    used = rates(composed("SequentialLR", {"NAME": "LinearLR"}, polynomial, milestones=[2]))
+    assert used[20:] == pytest.approx(rates(polynomial, epochs=4))
     three = composed("SequentialLR", COSINE, COSINE, COSINE, milestones=[1, 3])
     assert rates(three)[::10][1:3] == pytest.approx(rates(COSINE, epochs=2)[::10])
     chained = composed("ChainedScheduler", composed("SequentialLR", COSINE, COSINE, milestones=[2]))
@@ -246,6 +260,7 @@ def test_what_is_derived_from_a_schedule_goes_by_its_unit():
     (None, False), (COSINE, True), ({"NAME": "StepLR", "step_size": 1}, False),
     (composed("ChainedScheduler", {"NAME": "ExponentialLR", "gamma": 0.9}), False),
     (composed("ChainedScheduler", COSINE), True), ({"NAME": "Triangular"}, True),
+    ({"NAME": "PolynomialLR"}, True), ({"NAME": "PolynomialLR", "total_iters": 9}, False), ({"NAME": "LinearLR"}, False),
     (composed("SequentialLR", {"NAME": "LinearLR"}, COSINE, milestones=[2]), True),
     (composed("SequentialLR", COSINE, {"NAME": "ExponentialLR", "gamma": 0.9}, milestones=[2]), False),
     (composed("SequentialLR", {"NAME": "LinearLR"}, composed("ChainedScheduler", COSINE),
@@ -274,3 +289,14 @@ def test_momentum_is_cycled_only_where_there_is_one_or_the_config_asks_for_it(no
     assert len(momenta(torch.optim.SGD(weights, 0.1, momentum=0.9))) > 9
     assert len(momenta(torch.optim.AdamW(weights, 0.1))) > 9
     assert momenta(torch.optim.Adagrad(weights, 0.1)) == {0}
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_what_muon_gives_adamw_stays_as_the_config_says():
+    """Torch would cycle its betas alone, not its momentum."""
+    muon = Muon([torch.zeros(2, 2, requires_grad=True)], 0.1, betas=(0.9, 0.95))
+    schedule = build_schedule({"NAME": "OneCycleLR", "max_lr": 0.4}, muon, 6, 10)
+    for _ in range(30):
+        group = muon.param_groups[0]
+        assert (group["betas"], group["momentum"]) == ((0.9, 0.95), 0.95)
+        schedule.after_step()

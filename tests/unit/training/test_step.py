@@ -9,6 +9,7 @@ from helpers import skip_without_its_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvkit.config import load_config
+from cvkit.registry import LOSSES
 from cvkit.session import build_trainer
 from cvkit.training.losses import weight_of
 from cvkit.training.step import train_step
@@ -41,6 +42,22 @@ def test_a_question_is_noticed():
         values.sum().item()
         values[values > 0]
     assert +questions.found == {"_local_scalar_dense": 1, "index": 1}
+
+
+def test_a_loss_is_computed_in_fp32_as_in_an_evaluation(quick):
+    """Torch refuses BCELoss within autocast on a GPU."""
+    @LOSSES.register()
+    class Noting(torch.nn.CrossEntropyLoss):
+        def forward(self, logits, labels):
+            seen.append((torch.is_autocast_enabled("cpu"), logits.dtype))
+            return super().forward(logits, labels)
+
+    seen = []
+    trainer = build_trainer(load_config(quick, {"LOSS": {"NAME": "Noting"}, "TRAIN.PRECISION": "bf16"}))
+    seen.clear()
+    trainer.state.train_mode()
+    train_step(trainer.state, next(iter(trainer.loaders.train)))
+    assert seen == [(False, torch.float32)]
 
 
 @pytest.mark.parametrize("name, further", [
