@@ -11,7 +11,7 @@ from typing import Any
 
 from cvkit.config.dialect import flow
 from cvkit.config.parse import parse_value
-from cvkit.config.schema import KEYS, Key
+from cvkit.config.schema import KEYS, Component, Key
 from cvkit.config.tree import COMMAND_LINE, PYTHON, Config, adopt, dotted
 from cvkit.errors import ConfigError
 from cvkit.registry import NAME
@@ -112,6 +112,9 @@ def _set_at(base: Any, parts: list[str], value: Any, origin: str, path: str = ""
         node, below = Config(path=path), base.get(first) if isinstance(base, Config) else None
         node.put(first, _set_at(below, rest, value, origin, inner), origin)
         return merge(base, node)
+    if base is None and isinstance(KEYS.get(path), Component) and KEYS[path].is_list:
+        # Its default is set later.
+        base = []
     if not isinstance(base, list):
         raise ConfigError(f"{path} is not a list, its items have no numbers", f"{origin} {inner}",
                           suggest(first, base) if isinstance(base, Config) else None)

@@ -55,8 +55,9 @@ def build_data(config: Config) -> ImageData:
         if data.val is not None:
             raise ConfigError("this data set has a val split already",
                               where=config.DATA.where("VAL_FRACTION"), hint="Set it to 0.")
-        rest, held_out = stratified_split(data.train.labels, fraction, config.DATA.SPLIT_SEED,
-                                          data.train.groups)
+        with located(config.DATA, "VAL_FRACTION"):
+            rest, held_out = stratified_split(data.train.labels, fraction, config.DATA.SPLIT_SEED,
+                                              data.train.groups)
         data = data.with_splits(train=data.train.take(rest), val=data.train.take(held_out))
     if limit > 0:
         with located(config.DATA, "LIMIT"):
@@ -190,7 +191,7 @@ class _Builder:
                  mean: tuple[float, ...], std: tuple[float, ...]):
         self.config, self.data, self.device = config, data, device
         self.mean, self.std = mean, std
-        self.left = int(config.DATA.CACHE_GB * 1e9)
+        self.left = config.DATA.CACHE_GB * 1e9
         # The rest of a GPU is for the model, activations and gradients.
         self.left_on_device = (torch.cuda.get_device_properties(device).total_memory // 4
                                if device.type == "cuda" else math.inf)

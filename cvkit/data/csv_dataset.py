@@ -17,7 +17,7 @@ from cvkit.errors import DataError
 from cvkit.registry import DATASETS
 from cvkit.system.text import and_more, escape_controls, plural, suggest
 
-# A column of these names is that of the splits; of others, if all its fields are splits.
+# A column of these names is that of the splits if one of its fields is; of others, if all are.
 _SURE = ("split", "subset", "partition", "dataset")
 # What columns are called, but for spaces, underscores and the like; the likeliest first.
 _COLUMNS = {
@@ -166,9 +166,9 @@ def _likely(table: Table, kind: str, taken: Mapping[str, int]) -> int | None:
     first = table.rows[0].fields
     free = [column for column in range(table.width) if column not in taken.values()]
     if kind == "split":
-        free = [column for column in free if first[column].lower() in _SPLIT_OF and (
-            _plain(table.called(column)) in _SURE
-            or all(row.fields[column].lower() in _SPLIT_OF for row in table.rows))]
+        free = [column for column in free if (
+            any if _plain(table.called(column)) in _SURE else all)(
+                row.fields[column].lower() in _SPLIT_OF for row in table.rows)]
     files = [column for column in free if kind == "image" and is_image(first[column])]
     called = {_plain(table.called(column)): column
               for column in reversed(files or free)}

@@ -252,6 +252,8 @@ class ImageSet:
         places = np.sort(self.index)
         if isinstance(self.images, ImageFiles):
             paths = self.images.paths[places].tolist()
+            if len(set(map(os.path.isabs, paths))) > 1:
+                paths = list(map(os.path.abspath, paths))
             top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
             names = "\n".join(f"{os.path.relpath(path, top)} {_size(path)}" for path in paths)
             return hashlib.sha1(names.encode(errors="surrogateescape")).hexdigest()
@@ -376,6 +378,9 @@ class ImageData:
                 raise DataError(f"{name} of ImageData is {value!r}",
                                 hint=f"Give {form}.") from None
             object.__setattr__(self, name, value)
+        if max(self.mean) > 1:
+            raise DataError(f"mean is for pixels scaled to 0–1, not {list(self.mean)}", "mean",
+                            "Divide it by 255, and std as well.")
         for name, split in self.splits.items():
             self._check(name, split)
 

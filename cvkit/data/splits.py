@@ -61,7 +61,8 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int,
         groups: numbers (N,); images of the same one are in the same fold.
 
     Raises:
-        DataError: a class has fewer images than there are folds, or there are fewer groups.
+        DataError: a class has fewer images than there are folds; of groups: all classes have, or
+            there are fewer groups.
     """
     # Importing it takes longer than a short training, and few ask for it.
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -74,6 +75,8 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int,
     if groups is not None and len(np.unique(groups)) < folds:
         raise DataError(f"{plural(len(np.unique(groups)), 'group')} of images cannot be in "
                         f"{folds} folds")
+    if groups is not None and counts.max() < folds:
+        raise DataError(f"no class has as many images as there are folds, {folds}")
     splitter: StratifiedKFold | StratifiedGroupKFold
     if groups is None:
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)

@@ -90,7 +90,7 @@ def map_sizes(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
     usable = [name for name, output in recorder.outputs.items()
               if recorder.calls[name] == 1 and not recorder.is_overwritten(name)]
     gradients = torch.autograd.grad(score, [recorder.outputs[name] for name in usable],
-                                    allow_unused=True) if score.requires_grad else [None]
+                                    allow_unused=True) if usable and score.requires_grad else []
     sizes: dict[str, tuple[int, int]] = {}
     for name, gradient in zip(usable, gradients):
         if gradient is None:

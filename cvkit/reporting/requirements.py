@@ -143,6 +143,10 @@ def _demands(required: Config, actual: Config, schema: Mapping[str, Any],
             allowed = [*(FACTS if is_root else ()), *(name for name in schema if name != "REQUIRE")]
             raise ConfigError(f"nothing named {key} can be required", where=where,
                               hint=suggest(key, allowed, listed=30))
+        elif is_root and key == "FINE_TUNE":
+            raise ConfigError("FINE_TUNE cannot be required, only what it stands for", where=where,
+                              hint="That is TRAIN.FREEZE and UNFREEZE, and OPTIMIZER.groups: "
+                                   "--print-config shows them.")
         elif isinstance(spec, dict):
             if not isinstance(value, Config):
                 raise ConfigError(f"{path} holds keys, not {value!r}", where=where)
@@ -169,9 +173,10 @@ def _node_demand(demanded: Any, nodes: Sequence[Config], kind: str, path: str,
     registry = REGISTRIES[kind]
     parameters, is_open = parameters_of(registry.get(demanded.NAME, where))
     for key in demanded:
-        if key != NAME and key not in parameters and not is_open:
+        if not (key == NAME or key in parameters or key in registry.beside or is_open):
             raise ConfigError(f"{kind} {demanded.NAME} has no argument {key!r}",
-                              where=demanded.where(key), hint=suggest(key, parameters))
+                              where=demanded.where(key),
+                              hint=suggest(key, [*parameters, *registry.beside]))
 
     def argument(node: Config, key: str) -> Any:
         default = parameters[key].default if key in parameters else None

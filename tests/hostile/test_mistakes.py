@@ -82,6 +82,8 @@ MISTAKES = {
     "batches of one": (lambda p: [config(p), "DATA.BATCH_SIZE", "1", "DATA.DATASET.size", "8",
                                   "DATA.TRAIN_TRANSFORMS", "[]"],
                        ["command line DATA.BATCH_SIZE: a batch of one image", "Raise it"]),
+    "an item of a list that is not set": (lambda p: [config(p), "TTA.0.NAME", "HorizontalFlip"],
+                                          ["TTA has 0 items; it is empty", "give the whole list: TTA '[…]'"]),
     "key without value": (lambda p: [config(p), "TRAIN.EPOCHS"], ["TRAIN.EPOCHS has no value"]),
     "classes that do not match": (lambda p: [config(p, "width: 4", "width: 4, num_classes: 5")],
                                   ["tiny.yaml:2 MODEL.num_classes", "is 5, but the data has 10"]),

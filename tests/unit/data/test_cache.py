@@ -100,7 +100,7 @@ def epochs(loader):
 def test_files_are_decoded_once_where_they_fit_and_each_time_where_not(tiny, files, decoded, backend):
     transforms = ("DATA.TRAIN_TRANSFORMS", "[{NAME: Resize, height: 16, width: 16}, {NAME: HorizontalFlip}]")
     made = []
-    for gigabytes, times in (("2", 1), ("0", 3)):
+    for gigabytes, times in ((".inf", 1), ("0", 3)):
         loaders = loader_of(tiny, *transforms, "DATA.PIPELINE", backend, "DATA.CACHE_GB", gigabytes)
         decoded.clear()
         made.append(epochs(loaders.train))

@@ -176,11 +176,15 @@ def test_a_column_says_the_splits(name):
     data = build()
     assert data.val is None and len(data.test) == 4
     assert data.notes[1] == "val is the test set, as there is no other"
-    # What is called so and is none is no column of splits, until it is said to be.
-    table("\n".join(rows).replace("train", "web", 1), "file,label,subset\n")
+    # An unknown word is not to split the images anew at random, whichever row it stands in.
+    for number, row in enumerate(rows):
+        table("\n".join([*rows[:number], row.rsplit(",", 1)[0] + ",web", *rows[number + 1:]]), "file,label,subset\n")
+        with pytest.raises(DataError, match=rf"x/labels.csv:{number + 2}: no split is called 'web'"):
+            build()
+    assert len(build(split="").test) == 3
+    # What is called so and has no such word is none.
+    table("\n".join(f"{row.rsplit(',', 1)[0]},{n % 5}" for n, row in enumerate(rows)), "file,label,subset\n")
     assert len(build().test) == 3
-    with pytest.raises(DataError, match=r"x/labels.csv:2: no split is called 'web'"):
-        build(split="subset")
 
 
 def test_further_files_are_the_splits():
@@ -247,6 +251,15 @@ def test_rows_that_are_wrong_are_named_by_their_line(text, said):
     with pytest.raises(DataError) as caught:
         build()
     assert str(caught.value).startswith(said.replace("{cwd}", str(Path.cwd())))
+
+
+def test_names_may_be_relative_and_whole_in_one_table():
+    pictures(Path("x"))
+    whole = [f"{Path('x').resolve() if n % 2 else ''}/{n:03}.png".lstrip("/" if n % 2 == 0 else "") for n in range(15)]
+    table("\n".join(f"{name},{'cat' if n < 5 else 'ant'}" for n, name in enumerate(whole)))
+    mixed = build()
+    table()
+    assert mixed.train.fingerprint == build().train.fingerprint
 
 
 @pytest.mark.parametrize("text, said", [

@@ -682,6 +682,22 @@ def test_val_fraction_beside_a_val_split_is_refused(tmp_path, tiny):
         build_data(config)
 
 
+def test_a_mean_of_pixel_values_is_told_where_it_stands(tmp_path, tiny):
+    fill(tmp_path / "x", {"a": 3, "b": 3})
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x, mean: [125, 122, 113], std: [63, 62, 66]}"])
+    with pytest.raises(DataError, match=r"command line DATA.DATASET.mean: mean is for pixels scaled to 0–1, not "
+                                        r"\[125.0, 122.0, 113.0\]\n  Divide it by 255"):
+        build_data(config)
+
+
+def test_a_fraction_of_a_single_image_is_placed(tmp_path, tiny):
+    for name in ("train", "test"):
+        fill(tmp_path / "x" / name, {"a": 3, "b": 1})
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.VAL_FRACTION", "0.5"])
+    with pytest.raises(DataError, match="command line DATA.VAL_FRACTION: class number 1 has one image"):
+        build_data(config)
+
+
 def test_a_limit_below_the_classes_is_placed(tiny):
     with pytest.raises(ConfigError, match="command line DATA.LIMIT: DATA.LIMIT 5 is less than one"):
         build_data(load_config(tiny, ["DATA.LIMIT", "5"]))

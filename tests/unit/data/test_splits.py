@@ -54,7 +54,8 @@ def test_small_parts_of_groups_are_small(fraction, groups):
 
 @pytest.mark.parametrize("labels, groups, message", [
     ([0] * 9 + [1] * 3, None, "class number 1 has 3 images, and 5 folds need as many of each class"),
-    ([0, 1] * 6, [0] * 6 + [1] * 6, "2 groups of images cannot be in 5 folds")])
+    ([0, 1] * 6, [0] * 6 + [1] * 6, "2 groups of images cannot be in 5 folds"),
+    ([0, 1, 2] * 4, [0, 1, 2, 3, 4, 5] * 2, "no class has as many images as there are folds, 5")])
 def test_too_few_for_the_folds_is_told(labels, groups, message):
     with pytest.raises(DataError, match=message):
         fold_numbers(np.array(labels), 5, 0, None if groups is None else np.array(groups))

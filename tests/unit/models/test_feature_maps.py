@@ -61,10 +61,23 @@ def test_explicit_layers_are_found_within_blocks_too(model):
         "layer1": (32, 32), "layer3.0.conv1": (8, 8)}
 
 
+class Twice(nn.Module):
+    """Each of its layers runs twice, so that none has one map of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images):
+        return self.body(images) + self.body(images.flip(3))
+
+
 def test_a_model_without_maps_says_so():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
     with pytest.raises(ConfigError, match="no block of the model has a map of 5×5.*\n.*no maps at"):
         choose_layers(flat, IMAGES[:1], "auto")
+    with pytest.raises(ConfigError, match="no maps at"):
+        choose_layers(Twice(), IMAGES[:1], "auto")
     with pytest.raises(ConfigError, match="The largest has 4×4"):
         choose_layers(resnet18(width=4), torch.randn(1, 3, 4, 4), "auto")
 

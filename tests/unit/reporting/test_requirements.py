@@ -119,6 +119,13 @@ def test_a_trial_run_says_what_it_breaks_and_a_demand_on_the_result_can_fail(con
     assert check_requirements(open_run().config, open_run())[7].is_met is False  # from the folder
 
 
+def test_what_any_optimizer_and_model_takes_can_be_required(config):
+    needed = {"REQUIRE__OPTIMIZER": {"NAME": "SGD", "layer_decay": 0.5}, "REQUIRE__MODEL": {"NAME": "resnet18", "INIT_FROM": None}}
+    with pytest.raises(ConfigError, match=r"required: OPTIMIZER SGD\(momentum=0.9, layer_decay=0.5\); found: SGD"):
+        build_trainer(config(**ALL_KEYS, **needed))
+    build_trainer(config(**needed, OPTIMIZER__layer_decay=0.5))
+
+
 def test_a_resumed_run_has_stepped_its_scheduler_as_often_as_one_that_was_not(config):
     run = train_until(config(), 1)
     train(config(), resume=True)
@@ -136,6 +143,8 @@ def test_a_resumed_run_has_stepped_its_scheduler_as_often_as_one_that_was_not(co
     ("{MODEL: {NAME: resnet18, norn: layer}}", "model resnet18 has no argument 'norn'\n.*Did you mean norm"),
     ("{TRAIN: 3}", "TRAIN holds keys, not 3"), ("[1]", "REQUIRE holds keys, not"),
     ("{REQUIRE: {}}", "nothing named REQUIRE can be required"),
+    ("{FINE_TUNE: {epochs_frozen: 1}}", "FINE_TUNE cannot be required, only what it stands for\n.*TRAIN.FREEZE"),
+    ("{OPTIMIZER: {NAME: SGD, layer_dekay: 0.5}}", "optimizer SGD has no argument 'layer_dekay'\n.*Did you mean layer_decay"),
 ])
 def test_a_demand_that_is_none_is_told_with_its_place(tmp_path, content, expected):
     (tmp_path / "wrong.yaml").write_text(f"{TINY}REQUIRE: {content}\n")
