@@ -11,7 +11,7 @@ from cvkit.config import Config
 from cvkit.config.load import GROUP_CONFIG, RESOLVED
 from cvkit.errors import ConfigError, DivergenceError, RunError, UserError
 from cvkit.evaluation.out_of_fold import keep_out_of_fold
-from cvkit.runs.finding import REPEATED, find_groups, members_of
+from cvkit.runs.finding import find_groups, members_of
 from cvkit.runs.folder import Run, is_among, new_folder
 from cvkit.runs.group import Folds, Group, open_group
 from cvkit.session import train
@@ -101,25 +101,25 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
     folder = _folder_of(with_settings(config, next(iter(settings.values()))), ending, resume)
     # As it is given, before a rate is found for it: what is told to go on names it.
     own = folder / GROUP_CONFIG
-    if not own.is_file():
+    is_new = not own.is_file()
+    if is_new:
         write_whole(own, f"# {config.name}, {RESOLVED}\n{config.dump()}")
-    diverged = {}
+    diverged, is_known = {}, False
     for number, (name, setting) in enumerate(settings.items(), 1):
         LOG.info(f"== {name}, {number} of {len(settings)}", extra=SCREEN)
         try:
-            _train_one(with_settings(config, setting), folder / name)
+            is_known |= _train_one(with_settings(config, setting), folder / name, is_known)
         except DivergenceError as error:
             diverged[name] = error
             LOG.info(f"{name}: {error}", extra=SCREEN)
-        except KeyboardInterrupt:
-            words = shlex.join([str(own), *flags.split(), "--resume", str(folder)])
-            LOG.info(f"All of them go on with: {command('train')} {words}", extra=SCREEN)
-            raise
-        except UserError:
-            # Nothing was begun: there is no group.
-            if not members_of(folder):
+        except (KeyboardInterrupt, UserError) as error:
+            if is_new and not members_of(folder):
+                # Nothing was begun: there is no group.
                 own.unlink()
                 folder.rmdir()
+            elif isinstance(error, KeyboardInterrupt):
+                words = shlex.join([str(own), *flags.split(), "--resume", str(folder)])
+                LOG.info(f"All of them go on with: {command('train')} {words}", extra=SCREEN)
             raise
     if len(diverged) == len(settings):
         raise RunError(f"all {len(settings)} runs diverged", hint=str(diverged[name]))
@@ -160,9 +160,10 @@ def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
 def _differing(config: Config, folder: Path) -> list[str]:
     """Return in words by what a config would train something else than the runs of a group."""
     run = Run(members_of(folder)[0])
+    free = ("SEED",) if run.folder.name.startswith("seed") else ("DATA.FOLD", "DATA.FOLD_REPEAT")
     return [f"{key}: {then} then, {now} now"
             for key, (then, now) in changes(with_found_rate(config, run), run).items()
-            if not is_among(key, REPEATED)]
+            if not is_among(key, free)]
 
 
 def _refuse_other(config: Config, folder: Path) -> None:
@@ -173,12 +174,23 @@ def _refuse_other(config: Config, folder: Path) -> None:
             f"{folder}"))
 
 
-def _train_one(config: Config, folder: Path) -> None:
-    """Train a run of a group: to its end, if it was begun."""
+def _train_one(config: Config, folder: Path, is_known: bool) -> bool:
+    """Train a run of a group: to its end, if it was begun.
+
+    Args:
+        is_known: whether the group's images were compared with those that there are now.
+
+    Returns:
+        Whether they were by this run.
+    """
     run = Run(folder) if (folder / "config.yaml").is_file() else None
     if run is None or not run.has_checkpoint:
         train(config, folder=folder)
-    elif (folder / "predictions.npz").is_file() and len(run.metrics) >= config.TRAIN.EPOCHS:
+        return False
+    if is_known and (folder / "predictions.npz").is_file() and (
+            len(run.metrics) >= config.TRAIN.EPOCHS):
         LOG.info(f"{folder} is there", extra=SCREEN)
     else:
+        # One that is finished is refused where its images are others now.
         train(config, resume=run)
+    return True

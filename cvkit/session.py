@@ -24,7 +24,7 @@ from cvkit.reporting.console import Console, say_finished, say_where
 from cvkit.reporting.reporter import Reporter, add_reporters, refuse_other_reporters
 from cvkit.reporting.requirements import Requirements, check_requirements, enforce
 from cvkit.runs.experiment import Experiment
-from cvkit.runs.folder import Run, open_run
+from cvkit.runs.folder import Run, locked, open_run, refuse_begun
 from cvkit.runs.range_test import RangeTest
 from cvkit.system import distributed
 from cvkit.system.environment import environment
@@ -87,8 +87,13 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         found = _find_rate(state, parts)
         if distributed.is_main():
             if run is None:
+                if folder is not None:
+                    # Before anything in it is written over: another may train there by now.
+                    stack.enter_context(locked(folder))
+                    refuse_begun(folder)
                 run = Run.create(parts.config, environment(parts.device), folder)
-                stack.enter_context(run.lock())
+                if folder is None:
+                    stack.enter_context(run.lock())
             else:
                 run.set_config(parts.config)
             if found is not None:

@@ -45,18 +45,21 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"{files[0]} is a checkpoint file; runs are evaluated",
                           hint=f"{command('predict')} {files[0]} FOLDER tells the accuracy on "
                                "pictures in class folders.")
-    named = names[0] if len(names) == 1 else None if names else newest_group()
+    words = [*pairs, *args.overrides]
+    output_dir = dict(zip(words[::2], words[1::2])).get("OUTPUT_DIR", "runs")
+    named = names[0] if len(names) == 1 else None if names else newest_group(output_dir)
     if named is not None and is_group(named):
         group = open_group(named)
-        if pairs or args.overrides:
+        if set(words[::2]) - {"OUTPUT_DIR"}:
             raise ConfigError("a group of runs is not evaluated again",
-                              hint=f"Name its runs: --run {group.folder}/*")
+                              hint=f"Name its runs: --run {group.folder}/"
+                                   f"{'*fold' if isinstance(group, Folds) else 'seed'}_*")
         print(f"{group.title}\n{group.summary()}")
         if isinstance(group, Folds):
             print(keep_out_of_fold(group).table())
         return
     newest: list[str | None] = [None]
-    runs = [open_run(name, overrides=[*pairs, *args.overrides], may_change=MAY_EVALUATE)
+    runs = [open_run(name, output_dir, overrides=words, may_change=MAY_EVALUATE)
             for name in names or newest]
     for run in runs:
         print(f"run {run.folder}")

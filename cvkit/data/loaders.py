@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -147,7 +148,15 @@ class BatchLoader(Normaliser):
 
     def views_of(self, batch: Batch) -> Iterator[torch.Tensor]:
         """Yield what the model is shown of a batch: its images, and the views of TTA."""
-        return self.views.of(batch.images, batch.index, self)
+        places = np.zeros(0, dtype=np.int64)
+        if len(self.views) > 1:
+            places = np.searchsorted(self._order, batch.index.cpu().numpy())
+        return self.views.of(batch.images, places, self)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        # A predictor counts the same images from 0.
+        return np.sort(self.images.index)
 
     def take(self, positions: Sequence[int]) -> Batch:
         """Return the images at these positions of an unshuffled split, as one batch in that order.

@@ -24,7 +24,7 @@ _DRAWN_AT_ONCE = 1024
 class Views:
     """An image as it is, and once more as each transform of TTA makes it.
 
-    What a transform draws depends on SEED and the place of the image in its split alone.
+    What a transform draws depends on SEED and the image's place among all that are shown alone.
 
     Args:
         pipelines: of what makes each view, and is always applied.
@@ -37,20 +37,21 @@ class Views:
     def __len__(self) -> int:
         return 1 + len(self.pipelines)
 
-    def of(self, images: Tensor, index: Tensor, normaliser: Normaliser) -> Iterator[Tensor]:
+    def of(self, images: Tensor, places: Sequence[int] | np.ndarray,
+           normaliser: Normaliser) -> Iterator[Tensor]:
         """Yield the views of a batch, each like `images`: what the model receives.
 
         Args:
             images: normalised (N, C, H, W).
-            index: int64 (N,), each one's place among all that are shown.
+            places: (N,), of each among all that are shown, from 0; of no use without views.
             normaliser: that made them.
         """
         yield images
         if not self.pipelines:
             return
-        pixels, places = normaliser.pixels_of(images), index.cpu().numpy()
+        pixels, index = normaliser.pixels_of(images), np.asarray(places)
         for number in range(len(self.pipelines)):
-            yield normaliser.normalise(self._view(number, pixels, places))
+            yield normaliser.normalise(self._view(number, pixels, index))
 
     def _view(self, number: int, pixels: Tensor, index: np.ndarray) -> Tensor:
         """Return what one pipeline makes of images, uint8 (N, H, W, C)."""

@@ -24,7 +24,7 @@ from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, User
 from cvkit.registry import DATASETS, NAME
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.folder import Run, refuse_links
-from cvkit.runs.trained import Trained, open_trained
+from cvkit.runs.trained import Trained, open_trained, takes_any_size
 from cvkit.system.files import replacing, user_path, writing
 from cvkit.system.text import escape_controls, plural, suggest
 
@@ -177,11 +177,11 @@ def _before(checkpoint: Checkpoint) -> Iterator[str]:
     facts = checkpoint.images or {}
     yield "turned as EXIF says"
     yield f"transparent pixels laid on {facts.get('background', 255)}"
-    if facts.get("image_size"):
-        yield "another size than {}x{} resized to it, averaging over areas".format(
-            *facts["image_size"])
-    yield in_words([node for node in checkpoint.read_config().DATA.TEST_TRANSFORMS
-                    if node[NAME] != "Normalize"])
+    transforms = checkpoint.read_config().DATA.TEST_TRANSFORMS
+    if facts.get("image_size") and not takes_any_size(transforms):
+        yield ("another size than {}x{} resized to it, averaging over areas where it becomes "
+               "smaller, else bilinearly").format(*facts["image_size"])
+    yield in_words([node for node in transforms if node[NAME] != "Normalize"])
 
 
 def refuse_target(path: Path, format: str, overwrite: bool) -> None:
@@ -353,6 +353,7 @@ def _images(trained: Trained, folder: str | Path | None) -> tuple[np.ndarray, st
     if run is not None:
         config = run.config.clone()
         config.defrost()
+        config.DEVICE = trained.config.DEVICE
         if DATASETS.asks_for(config.DATA.DATASET, "download"):
             # Nothing is fetched for a check that nobody asked for.
             config.DATA.DATASET.download = False

@@ -69,7 +69,7 @@ def page_model(run: Run) -> PageModel:
         UserError: channels or a transform that the page cannot do, a model that cannot be
             exported, or no runtime.
     """
-    trained = open_trained(run)
+    trained = open_trained(run, {"DEVICE": run.config.DEVICE})
     channels, *size = trained.checkpoint.image_shape
     if channels not in (1, 3):
         raise ConfigError(f"the model takes {channels} channels, and a picture in a browser has 3, "

@@ -90,7 +90,7 @@ def predict_files(predictor: Predictor, paths: Iterable[str], table: str | Path 
         raise RunError(f"{table} is one of the pictures", hint="Name another file.")
     for folder in (copies, pictures):
         if folder is not None:
-            _refuse_within(folder, paths)
+            _refuse_within(folder, paths, files)
     outcome = Outcome(notes)
     with ExitStack() as stack:
         sinks: list[Any] = []
@@ -149,11 +149,19 @@ def _listed(paths: Iterable[str], classes: Sequence[str]) -> tuple[dict[str, _Fi
     return files, notes
 
 
-def _refuse_within(folder: str | Path, paths: Iterable[str]) -> None:
-    """Refuse a folder to write into where the next prediction would find what was written."""
+def _refuse_within(folder: str | Path, paths: Iterable[str], files: Iterable[str]) -> None:
+    """Refuse a folder to write into that the pictures lie in, or the other way round.
+
+    The next prediction would find what was written, or an old copy removed be the only one.
+    """
     inside = next((path for path in paths if os.path.isdir(path) and leads_to(path, folder)), None)
     if inside is not None:
         raise RunError(f"{folder} lies in {inside}, whose pictures are predicted",
+                       hint="Name a folder elsewhere.")
+    top = os.path.join(os.path.realpath(folder), "")
+    inside = next((file for file in files if os.path.realpath(file).startswith(top)), None)
+    if inside is not None:
+        raise RunError(f"{inside}, which is predicted, lies in {folder}",
                        hint="Name a folder elsewhere.")
 
 

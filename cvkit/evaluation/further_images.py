@@ -50,9 +50,10 @@ def classify_received(run: Run, images: np.ndarray, batch_size: int = 256) -> np
     with (state_kept(run.model), in_evaluation_mode(run.model),
           random_numbers_kept(loader.device)):
         seed_random_numbers(run.epoch)
-        for index in torch.arange(len(images)).split(batch_size):
-            pixels = torch.from_numpy(images[index.numpy()]).to(loader.device)
-            views = loader.views.of(loader.normalise(pixels), index, loader)
+        for start in range(0, len(images), batch_size):
+            pixels = torch.from_numpy(images[start:start + batch_size]).to(loader.device)
+            places = range(start, start + len(pixels))
+            views = loader.views.of(loader.normalise(pixels), places, loader)
             logits = mean_logits(logits_of(run.model, views, loader.device, run.precision))
             found.append(logits.argmax(1).cpu().numpy())
     return np.concatenate(found)

@@ -175,12 +175,12 @@ class Predictor:
 
     def _probabilities(self, pixels: Sequence[Tensor], places: Sequence[int]) -> Tensor:
         """Return those of a batch, (N, C), of which each member has its own pixels (N, H, W, C)."""
-        outputs, index = [], torch.tensor(places)
+        outputs = []
         for member, order, own in zip(self.members, self._orders, pixels):
             images = member.normaliser.normalise(own.to(member.device))
             with self._asking(member):
                 logits = mean_logits(logits_of(member.model, member.views.of(
-                    images, index, member.normaliser), member.device, member.precision))
+                    images, places, member.normaliser), member.device, member.precision))
             # Each is where its config says.
             outputs.append(logits[:, order].to(self.members[0].device))
         return mean_logits(outputs).softmax(1)

@@ -400,42 +400,57 @@ class Run(Experiment):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training in this folder meanwhile.
+        """Keep other processes from training in this folder meanwhile; see `locked`."""
+        with locked(self.folder):
+            yield
 
-        The system gives the lock back when the process ends, however it ends.
 
-        Raises:
-            RunError: another process has it, or the folder cannot be written.
-        """
-        path, held = self.folder / ".lock", str(self.folder.resolve())
-        if held in _locked:
-            raise RunError(f"{self.folder} is being trained by this process already")
-        with writing(path):
-            file = path.open("a+", encoding="utf-8")
-        with file:
-            try:
-                lock_file(file)
-                # Its owner may just have removed it, and another process have made a new one.
-                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    raise BlockingIOError
-            except BlockingIOError:
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise BusyError(f"{self.folder} is being trained by {owner}",
-                               hint="Wait for it or stop it. A run of its own needs no "
-                                     "--resume.") from None
-            _locked.add(held)
-            try:
-                with writing(path):
-                    file.truncate(0)
-                    file.write(f"process {os.getpid()} on {platform.node()}\n")
-                    file.flush()
-                yield
-            finally:
-                _locked.discard(held)
-                # Windows removes no open file; it may stay.
-                with suppress(PermissionError):
-                    path.unlink(missing_ok=True)
+def refuse_begun(folder: Path) -> None:
+    """Refuse a folder in which a run was begun."""
+    if any((folder / "checkpoints" / f"{name}.pt").is_file() for name in ("last", "previous")):
+        raise BusyError(f"{folder} was begun by another process meanwhile",
+                        hint="The same command goes on.")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder meanwhile.
+
+    The system gives the lock back when the process ends, however it ends.
+
+    Raises:
+        RunError: another process has it, or the folder cannot be written.
+    """
+    path, held = folder / ".lock", str(folder.resolve())
+    if held in _locked:
+        raise RunError(f"{folder} is being trained by this process already")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    with file:
+        try:
+            lock_file(file)
+            # Its owner may just have removed it, and another process have made a new one.
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise BlockingIOError
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise BusyError(f"{folder} is being trained by {owner}",
+                            hint="Wait for it or stop it. A run of its own needs no "
+                                 "--resume.") from None
+        _locked.add(held)
+        try:
+            with writing(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}\n")
+                file.flush()
+            yield
+        finally:
+            _locked.discard(held)
+            # Windows removes no open file; it may stay.
+            with suppress(PermissionError):
+                path.unlink(missing_ok=True)
 
 
 def new_folder(parent: Path, ending: str = "") -> Path:

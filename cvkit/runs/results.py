@@ -8,6 +8,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,9 +70,9 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
         "test": {"epoch": found.epoch, "images": len(found.true), "accuracy": found.accuracy,
                  "loss": found.loss},
         "accuracy by class": by_class, "confusion": confusion.tolist()}
-    if path.suffix != ".json":
-        path = _place_in(path, content)
     with writing(path):
+        if path.suffix != ".json":
+            path = _place_in(path, content)
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, _as_json(content))
     return path
@@ -79,12 +80,16 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
 
 def _place_in(folder: Path, content: dict[str, Any]) -> Path:
     """Return the file of a result in a folder: that of the same settings and seed, or a new one."""
+    for path in sorted(folder.glob("*.json")):
+        # Another one that cannot be read is told of when the page is written.
+        with suppress(RunError):
+            kept = _read(path)
+            if kept["seed"] == content["seed"] and _key(kept) == _key(content):
+                return path
     seed = f"_seed{content['seed']}" if content["seed"] else ""
-    for number in itertools.count(1):
-        path = folder / f"{content['name']}{seed}{f'_{number}' if number > 1 else ''}.json"
-        if not path.exists() or _key(_read(path)) == _key(content):
-            return path
-    raise AssertionError("numbers have no end")
+    names = (folder / f"{content['name']}{seed}{f'_{number}' if number > 1 else ''}.json"
+             for number in itertools.count(1))
+    return next(path for path in names if not path.exists())
 
 
 def _config_of(run: Run) -> Config:
@@ -277,7 +282,8 @@ def _read(path: Path) -> dict[str, Any]:
         return content
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
         raise RunError(f"{path} is no file of results: {type(error).__name__} {error}",
-                       hint=f"Write it anew: {command('compare')} RUN --results {path}") from error
+                       hint=f"Remove it, or write it anew: {command('compare')} RUN --results "
+                            f"{path}") from error
 
 
 def _key(content: dict[str, Any]) -> str:

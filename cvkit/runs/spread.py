@@ -39,6 +39,8 @@ class Spread(NamedTuple):
         if self.size < 2:
             return f"{mean}{unit}", "–"
         # What t says of a few values may reach beyond what there can be.
+        lowest = 0.0 if is_part(name) or name == "loss" else -math.inf
         highest = 1.0 if is_part(name) else math.inf
-        low, high = (f"{scale * min(max(end, 0.0), highest):.{digits}f}" for end in self.interval)
+        low, high = (f"{scale * min(max(end, lowest), highest):.{digits}f}"
+                     for end in self.interval)
         return f"{mean} ± {scale * self.deviation:.{digits}f}{unit}", f"{low} to {high}{unit}"

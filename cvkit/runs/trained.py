@@ -40,6 +40,11 @@ MAY_PREDICT = ("DEVICE", "IMPORTS", "TTA", "DATA.TEST_TRANSFORMS", "DATA.EVAL_BA
 _RESIZING = ("Resize", "SmallestMaxSize", "LongestMaxSize")
 
 
+def takes_any_size(transforms: Sequence[Any]) -> bool:
+    """Tell whether TEST_TRANSFORMS take a picture as large as it is, and no resize comes first."""
+    return bool(transforms) and transforms[0][NAME].split(".")[-1] in _RESIZING
+
+
 class Trained(Experiment):
     """A trained model and what a picture goes through before it; needs no data set.
 
@@ -103,8 +108,7 @@ class Trained(Experiment):
         with self._own_parts():
             # They were tried in the training, on images of which nothing else is known here.
             pipeline, _ = build_pipeline(node.TEST_TRANSFORMS, self._stand_in, tried_on=[])
-        first = next((item[NAME].split(".")[-1] for item in node.TEST_TRANSFORMS), None)
-        if size and first not in _RESIZING:
+        if size and not takes_any_size(node.TEST_TRANSFORMS):
             self._size_first = tuple(size)
             resize = TRANSFORMS.build({NAME: "Resize", "height": size[0], "width": size[1]})
             pipeline = Pipeline([resize, *pipeline.transforms])

@@ -45,7 +45,7 @@ def require_optuna() -> None:
         import optuna
     except ImportError as error:
         raise UserError(f"a sweep needs Optuna ({error})",
-                        hint="pip install optuna") from None
+                        hint="pip install 'optuna>=5.0'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 

@@ -55,9 +55,10 @@ def run_sweep(source: SweepConfig, workers: int = 1, words: Sequence[str] = ()) 
         raise ConfigError("a sweep runs without torchrun", hint="--workers 2 uses two GPUs.")
     sweep = Sweep(source)
     study = sweep.find_study()
-    if study is None or not Progress.of(study, sweep.trials).is_done:
+    if study is None or not Progress.of(study, sweep.trials).is_done or (
+            sweep.has_other_paths(study)):
         data, is_lower = _prepared(sweep)
-        study = sweep.begin(is_lower, data.data.monitored)
+        study = sweep.begin(is_lower, data.data)
         say_progress(sweep, study)
         try:
             if workers == 1:

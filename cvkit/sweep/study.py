@@ -17,10 +17,11 @@ from typing import IO, TYPE_CHECKING, Any
 from cvkit.config import Config
 from cvkit.config.load import SweepConfig
 from cvkit.config.tree import in_words
+from cvkit.data.images import ImageData
 from cvkit.errors import RunError, UserError, raise_together
 from cvkit.registry import NAME, PRUNERS, SEARCHERS
 from cvkit.registry.user_code import import_user_code
-from cvkit.runs.folder import MAY_CHANGE, is_among, refuse_links
+from cvkit.runs.folder import MAY_CHANGE, WHERE_IT_RUNS, is_among, refuse_links
 from cvkit.sweep.engine import build_tools, open_storage, require_optuna
 from cvkit.sweep.space import Space
 from cvkit.sweep.trials import WORKER, fail
@@ -34,8 +35,14 @@ _WORKERS = ".workers"
 _WORKER_NAME = re.compile(r"\w[\w.]*-\d+-[0-9a-f]{8}")
 # Seconds that a trial may have no worker.
 _UNNAMED = 60
-# What a study is noted with: the split whose values choose.
+# What a study is noted with: the split whose values choose; its images, and where they were.
 MONITORED = "monitored"
+_IMAGES = "images"
+_PATHS = "paths"
+
+
+def _identities(data: ImageData) -> dict[str, str]:
+    return {name: split.identity for name, split in data.splits.items()}
 
 
 class Sweep:
@@ -128,12 +135,15 @@ class Sweep:
         self._refuse_other(study)
         return study
 
-    def begin(self, is_lower_better: bool, monitored: str) -> Study:
+    def begin(self, is_lower_better: bool, data: ImageData) -> Study:
         """Return the study, begun if it was not; errors as of `find_study`.
 
         Args:
             is_lower_better: whether the value that is searched for is.
-            monitored: the split that it is of.
+            data: of all trials.
+
+        Raises:
+            RunError: it was begun with other images.
         """
         import optuna
 
@@ -144,11 +154,25 @@ class Sweep:
             if next(self.folder.glob("trial_*"), None) is not None:
                 raise RunError(f"{self.folder} has trials of another sweep",
                                hint="Move them elsewhere, or give the file another name.")
-            study.set_user_attr(MONITORED, monitored)
+            study.set_user_attr(MONITORED, data.monitored)
+            study.set_user_attr(_PATHS, self._paths())
+            study.set_user_attr(_IMAGES, _identities(data))
             study.set_user_attr("sweep", self._description())
         found = self.find_study()
         assert found is not None
+        if found.user_attrs.get(_IMAGES, _identities(data)) != _identities(data):
+            raise RunError(f"the sweep {self.name} was begun with other images: "
+                           f"{in_words(found.user_attrs[_PATHS]) or 'they'} had others",
+                           hint="Put back what was there to go on, or give the file another name.")
         return found
+
+    def has_other_paths(self, study: Study) -> bool:
+        """Tell whether the images are looked for elsewhere than when the sweep was begun."""
+        return study.user_attrs.get(_PATHS, self._paths()) != self._paths()
+
+    def _paths(self) -> dict[str, str]:
+        return {key: in_words(value) for key, value in self.base.flat().items()
+                if is_among(key, MAY_CHANGE) and not is_among(key, WHERE_IT_RUNS)}
 
     def _description(self) -> dict[str, dict[str, str]]:
         """Return what trials of one study have in common, in words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import math
 import statistics
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 # Seconds between two looks at the trials of others.
 _WAIT = 2.0
+# A disk that is full, may not be written or fails; the next trial would fail as well.
+_OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 # To look for what a trial left in memory takes a third of a second, so only after longer ones.
 _LONG = 20.0
 
@@ -164,14 +167,16 @@ class _Worker:
         except BusyError:
             # What trains there was taken for dead, and is not.
             return TrialState.FAIL, None
-        except UserError as error:
+        except (UserError, KeyboardInterrupt) as error:
+            cause = error if isinstance(error, KeyboardInterrupt) else error.__cause__
+            if isinstance(cause, KeyboardInterrupt) or getattr(cause, "errno", None) in _OF_MACHINE:
+                # Not the trial's fault: it is tried again when the sweep goes on.
+                with suppress(_LostError):
+                    self._note(trial, STOPPED, True)
+                self._end(trial, TrialState.FAIL, None)
+                raise
             self._note(trial, ERROR, " ".join(str(error).split()))
             return TrialState.FAIL, None
-        except KeyboardInterrupt:
-            with suppress(_LostError):
-                self._note(trial, STOPPED, True)
-            self._end(trial, TrialState.FAIL, None)
-            raise
         if not math.isfinite(value):
             self._note(trial, ERROR, f"its {self._sweep.base.TRAIN.MONITOR} is {value}")
             return TrialState.FAIL, None

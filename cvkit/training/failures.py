@@ -114,8 +114,8 @@ def push(model: nn.Module, loss: nn.Module, state: TrainingState, shape: tuple[i
     labels = torch.zeros(len(images), dtype=torch.int64, device=state.device)
     model.train()
     with autocast(state.device, state.precision):
-        value = loss(model(images), labels)
-    value.backward()
+        logits = model(images)
+    loss(logits.float(), labels).backward()
 
 
 def largest_that_fits(attempt: Callable[[int], None], size: int) -> int:

@@ -59,6 +59,19 @@ def CyclicLR(optimizer, base_lr: float, max_lr: Rate,
 
 
 @SCHEDULERS.register()
+def PolynomialLR(optimizer, total_iters: int | None = None,
+                 power: float = 1.0) -> lr_scheduler.PolynomialLR:
+    """Lower the rate to 0, by default in a line, a step per epoch; torch's.
+
+    Args:
+        total_iters: epochs until it is 0; the training's by default.
+        power: of the part of them that is left, which the rate is multiplied by.
+    """
+    # What it is by default is put into the node before.
+    return lr_scheduler.PolynomialLR(optimizer, total_iters or 1, power)
+
+
+@SCHEDULERS.register()
 def Triangular(optimizer, total_steps: int, start: float = 0.2, peak: float = 0.23,
                end: float = 0.07) -> lr_scheduler.LambdaLR:
     """Raise the rate in a line to the optimizer's lr, then lower it in one, a step per batch.
@@ -171,9 +184,10 @@ def depends_on_length(node: Any) -> bool:
 
 def _asks_for(node: Any, fact: str) -> bool:
     """Whether a scheduler takes a length that is that of the training unless the config says it."""
-    # Those of LinearLR and ConstantLR are of a warm-up.
-    return SCHEDULERS.asks_for(node, fact) and (
-        fact != "total_iters" or SCHEDULERS.get(node[NAME]) is lr_scheduler.PolynomialLR)
+    if fact != "total_iters":
+        return SCHEDULERS.asks_for(node, fact)
+    # That of LinearLR and ConstantLR is of a warm-up.
+    return SCHEDULERS.get(node[NAME]) is PolynomialLR and node.get(fact) is None
 
 
 def _for_stretches(node: Any, unit: str, begin: int, end: int, steps_per_epoch: int) -> Any:

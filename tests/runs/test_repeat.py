@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import paint
 from helpers import at_step, equal, without_times
 from scipy import stats
 
@@ -19,6 +20,7 @@ from cvkit.repeat import train_folds, train_seeds
 from cvkit.runs.folder import Run
 from cvkit.runs.group import open_group
 from cvkit.runs.predictions import Predictions
+from cvkit.runs.spread import Spread
 from cvkit.session import train
 from cvkit.training.signals import Interrupted
 
@@ -62,6 +64,14 @@ def test_mean_deviation_and_interval_are_those_of_numpy_and_scipy(three):
     assert loss[:2] == ["loss", f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}"]
     assert three.title == "tiny, 3 seeds" and [line.split()[0] for line in three.summary().splitlines()[1:]] == [
         "accuracy", "loss"]
+
+
+def test_an_interval_ends_where_values_can_but_not_before():
+    low, high = (stats.t.ppf(0.975, 2) * 0.02 / np.sqrt(3) * sign for sign in (-1, 1))
+    values = [-0.02, 0.0, 0.02]
+    assert Spread.of(values).in_words("matthews_corr_coef")[1] == f"{low:.4f} to {high:.4f}"
+    assert Spread.of(values).in_words("loss")[1] == f"0.0000 to {high:.4f}"
+    assert Spread.of(values).in_words("accuracy")[1] == f"0.00 to {100 * high:.2f} %"
 
 
 def test_an_interrupted_group_goes_on_and_ends_as_if_it_had_not_been(config, three, monkeypatch, capsys):
@@ -249,6 +259,36 @@ def test_folds_of_another_number_are_no_such_group(folds, config):
     assert train_folds(config, 4, resume="auto").folder != folds.folder
 
 
+def test_folds_of_another_seed_and_seeds_of_another_fold_are_no_such_group(folds, config, quick):
+    with pytest.raises(RunError, match="was begun with another config: SEED: 0 then, 7 now"):
+        train_folds(load_config(quick, {"DATA.LIMIT": 90, "SEED": 7}), 3, resume=folds.folder)
+    other = load_config(quick, {"DATA.LIMIT": 90, "SEED": 7})
+    assert train_folds(other, 3, resume="auto").folder != folds.folder
+    seeds = [train_seeds(load_config(quick, {"DATA.LIMIT": 90, "DATA.FOLDS": 3, "DATA.FOLD": fold}), 2, resume="auto").folder
+             for fold in (0, 1, 1)]
+    assert seeds[0] != seeds[1] == seeds[2]
+
+
+def test_a_group_whose_images_are_others_now_is_refused_though_it_is_finished(quick, tmp_path):
+    paint(tmp_path / "x", "train", 12, np.random.default_rng(0))
+    paint(tmp_path / "x", "test", 4, np.random.default_rng(1))
+    settings = {"DATA.LIMIT": 0, "DATA.DATASET": {"NAME": "ImageFolder", "root": "x"}}
+    group = train_seeds(load_config(quick, settings), 2)
+    shutil.copytree("x", "same")
+    settings["DATA.DATASET"]["root"] = "same"
+    assert train_seeds(load_config(quick, settings), 2, resume="auto").folder == group.folder
+    next(Path("same/train").rglob("*.png")).unlink()
+    with pytest.raises(UserError, match="was trained on other images"):
+        train_seeds(load_config(quick, settings), 2, resume="auto")
+
+
+def test_nothing_is_left_of_a_group_that_is_stopped_before_its_first_run(config, monkeypatch, capsys):
+    monkeypatch.setattr("cvkit.repeat.train", lambda *args, **keys: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train_seeds(config, 2)
+    assert not list(Path("runs/tiny").iterdir()) and "go on with" not in capsys.readouterr().out
+
+
 def test_a_missing_fold_is_told(folds):
     shutil.rmtree(folds.runs[1].folder)
     (folds.folder / "predictions.npz").unlink()
@@ -311,7 +351,10 @@ def test_a_group_is_no_run(tool, three):
     code, _, err = tool("train.py", "--resume", three.folder)
     assert code == 2 and f"{three.folder} is a group of 3 runs\n  Name one of them: {three.folder}/seed_0" in err
     code, _, err = tool("evaluate.py", "--run", three.folder, "DATA.LIMIT", "50")
-    assert code == 2 and f"a group of runs is not evaluated again\n  Name its runs: --run {three.folder}/*" in err
+    assert code == 2 and f"a group of runs is not evaluated again\n  Name its runs: --run {three.folder}/seed_*" in err
+    # As a shell would write it out, beside group.yaml.
+    code, out, _ = tool("evaluate.py", "--run", *sorted(map(str, three.folder.glob("seed_*"))), "DEVICE", "cpu")
+    assert code == 0 and "of 3 models together" in out
     code, _, err = tool("visualize.py", "--run", three.folder, "--curves", "DEVICE", "cpu")
     assert code == 2 and "DEVICE cannot be set for a group of runs" in err
     code, _, err = tool("visualize.py", "--run", three.folder, "--confusion")

@@ -1,5 +1,6 @@
 """Sweeps: trials are the runs that they would be alone, whoever is stopped, killed or diverges."""
 
+import errno
 import os
 import re
 import shutil
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, paint
 from helpers import at_step, equal, without_times
 
 from cvkit.config import load_config
 from cvkit.config.load import load_sweep
+from cvkit.data.build import build_data
 from cvkit.errors import RunError
-from cvkit.runs.folder import BusyError, Run
+from cvkit.runs.folder import BusyError, Run, locked
 from cvkit.session import train
 from cvkit.sweep.launch import run_sweep
 from cvkit.sweep.study import Sweep
@@ -30,6 +32,7 @@ from cvkit.sweep.trials import (
     state_of,
     try_again,
 )
+from cvkit.system.files import writing
 from cvkit.training.signals import Interrupted
 from cvkit.training.trainer import Trainer
 
@@ -126,7 +129,7 @@ def test_a_trial_whose_worker_is_gone_is_tried_again_and_no_other(tiny, tmp_path
     """The lock that a worker holds tells that it lives."""
     (tmp_path / "grid.yaml").write_text(GRID)
     sweep = Sweep(load_sweep("grid.yaml"))
-    study = sweep.begin(False, "test")
+    study = sweep.begin(False, build_data(sweep.base))
     gone, held, fresh = (study.ask(sweep.space.distributions) for _ in range(3))
     with sweep.working() as dead:
         gone.set_user_attr("worker", dead)
@@ -160,7 +163,7 @@ def test_a_trial_whose_worker_is_gone_is_tried_again_and_no_other(tiny, tmp_path
 
 def test_two_that_try_the_same_trial_again_make_one_of_it(grid):
     sweep = Sweep(load_sweep(grid))
-    study = sweep.begin(False, "test")
+    study = sweep.begin(False, build_data(sweep.base))
     study.ask(sweep.space.distributions)
     fail(study, study.get_trials()[0])
     again = optuna.trial.create_trial(
@@ -174,7 +177,7 @@ def test_two_that_try_the_same_trial_again_make_one_of_it(grid):
 
 def test_a_trial_that_its_workers_die_of_is_given_up(grid):
     sweep = Sweep(load_sweep(grid))
-    study = sweep.begin(False, "test")
+    study = sweep.begin(False, build_data(sweep.base))
     study.ask(sweep.space.distributions)
     for tries in range(5):
         last = study.get_trials()[-1]
@@ -210,15 +213,15 @@ def test_a_worker_that_is_taken_for_dead_gives_its_trial_up_and_goes_on(grid, ca
 def test_a_folder_in_which_another_process_trains_is_waited_for(grid, monkeypatch):
     """The one that was taken for dead may still be at it."""
     monkeypatch.setattr("cvkit.sweep.worker._WAIT", 0.01)
-    real, refused = Run.lock, []
+    refused = []
 
-    def lock(run):
+    def lock(folder):
         if len(refused) < 3:
-            refused.append(run.folder)
+            refused.append(folder)
             raise BusyError("it is being trained by process 1")
-        return real(run)
+        return locked(folder)
 
-    monkeypatch.setattr(Run, "lock", lock)
+    monkeypatch.setattr("cvkit.session.locked", lock)
     run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
     assert len(set(refused)) == 1 and [state_of(trial) for trial in trials_of(grid).values()] == ["complete"]
 
@@ -243,7 +246,7 @@ def test_a_storage_that_is_lost_for_a_moment_costs_no_trial(grid, monkeypatch, p
         return call
 
     sweep = Sweep(load_sweep(grid, ["SWEEP.TRIALS", "3"]))
-    sweep.begin(False, "test")
+    sweep.begin(False, build_data(sweep.base))
     monkeypatch.setattr("cvkit.sweep.study._UNNAMED", -1000)
     for name in ("create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_user_attr",
                  "set_trial_intermediate_value"):
@@ -291,6 +294,24 @@ def test_a_trial_that_cannot_be_trained_is_told_and_not_fatal(grid, monkeypatch,
     states = [state_of(trial) for trial in trials_of(grid).values()]
     assert states.count("failed") == 2 and states.count("complete") == 4
     assert "failed: no memory is left Buy some." in capsys.readouterr().out
+
+
+def test_a_full_disk_ends_the_sweep_and_costs_no_trial(grid, monkeypatch):
+    epoch, failed = Trainer.train_epoch, []
+
+    def failing(trainer):
+        if len(failed) < 1 and len(values_of(grid)) == 3:
+            failed.append(trainer)
+            with writing("last.pt"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "train_epoch", failing)
+    with pytest.raises(RunError, match="cannot write last.pt: No space left"):
+        run_sweep(load_sweep(grid))
+    run_sweep(load_sweep(grid))
+    assert sorted(values_of(grid)) == sorted(POINTS)
+    assert {state_of(trial) for trial in trials_of(grid).values()} == {"complete"}
 
 
 def test_a_bug_is_not_taken_for_a_bad_trial(grid, monkeypatch):
@@ -371,6 +392,19 @@ def test_a_study_that_was_begun_otherwise_is_refused(grid, tool, tmp_path, chang
     (tmp_path / "grid.yaml").write_text(GRID.replace(*change))
     code, _, err = tool("sweep.py", grid)
     assert code == 2 and message in err and "or give the file another name." in err
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_study_of_other_images_is_refused_and_of_the_same_ones_elsewhere_goes_on(grid, is_done):
+    paint(Path("x"), "train", 12, np.random.default_rng(0))
+    paint(Path("x"), "test", 4, np.random.default_rng(1))
+    words = ["SWEEP.TRIALS", "1" if is_done else "2", "DATA.LIMIT", "0", "DATA.DATASET.NAME", "ImageFolder"]
+    run_sweep(load_sweep(grid, [*words, "SWEEP.TRIALS", "1", "DATA.DATASET.root", "x"]))
+    shutil.copytree("x", "same")
+    run_sweep(load_sweep(grid, [*words, "DATA.DATASET.root", "same"]))
+    next(Path("same/train").rglob("*.png")).unlink()
+    with pytest.raises(RunError, match="the sweep grid was begun with other images: .*root"):
+        run_sweep(load_sweep(grid, [*words, "SWEEP.TRIALS", "1" if is_done else "3", "DATA.DATASET.root", "same"]))
 
 
 def test_another_place_to_compute_is_no_other_config(grid):
@@ -461,7 +495,7 @@ def test_a_password_is_not_shown(grid, tool, monkeypatch):
 def test_without_optuna_the_way_to_install_it_is_told(grid, tool, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     code, _, err = tool("sweep.py", grid)
-    assert code == 2 and "a sweep needs Optuna" in err and "pip install optuna" in err
+    assert code == 2 and "a sweep needs Optuna" in err and "pip install 'optuna>=5.0'" in err
 
 
 def test_workers_and_status(grid, tool):

@@ -7,6 +7,7 @@ from cvkit.config import load_config
 from cvkit.data import build_data, build_loaders
 from cvkit.data.pipeline import Pipeline
 from cvkit.errors import ConfigError
+from cvkit.evaluation.predictor import Predictor
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.reporting.tracking import last_scalars
 from cvkit.session import train
@@ -58,6 +59,15 @@ def test_images_of_many_blocks_are_drawn_as_those_of_one(views_of, monkeypatch):
     parts = [views_of(nodes, batch, **{"DATA.EVAL_BATCH_SIZE": 16})[1] for batch in range(9)]
     assert np.array_equal(np.concatenate(parts), whole)
     assert len({image.tobytes() for image in whole}) > 100
+
+
+def test_a_predictor_draws_the_views_that_the_evaluation_drew(quick):
+    """Also of a part of the test images, whose places in the data set are others."""
+    run = train(load_config(quick, {"TTA": [{"NAME": "RandomCrop", "size": 32, "padding": 4}], "DATA.EVAL_BATCH_SIZE": 40}))
+    split = run.data.test
+    assert split.index[-1] > len(split)
+    said = Predictor(run.folder)([split.image(place) for place in range(len(split))])
+    assert np.allclose([each.probabilities for each in said], run.predictions.probabilities, atol=1e-5)
 
 
 @pytest.mark.parametrize("node, message", [

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 import cvkit
 from cvkit.config import load_config
 from cvkit.deployment import export as module
-from cvkit.deployment.export import ENDINGS, export, export_model
+from cvkit.deployment.export import ENDINGS, _before, export, export_model
 from cvkit.deployment.graph import InferenceGraph
 from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.models import build_model
@@ -270,10 +271,26 @@ def test_a_run_is_exported_with_its_metadata_and_says_what_its_predictions_say(r
     assert found["cvkit_version"] == cvkit.__version__
     assert found["input"] == "images: uint8 (N, 32, 32, 3), RGB, 0-255; normalised in the graph"
     assert found["before"] == ("not in the graph: turned as EXIF says; transparent pixels laid on 255; another "
-                               "size than 32x32 resized to it, averaging over areas; []")
+                               "size than 32x32 resized to it, averaging over areas where it becomes smaller, else "
+                               "bilinearly; []")
     assert not [tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer
                 if tensor.external_data]
     assert str(cvkit.__file__).encode() not in path.read_bytes()
+
+
+def test_what_takes_any_size_is_said_to_be_resized_by_nothing_else(tiny):
+    own = [{"NAME": "SmallestMaxSize", "max_size": 24}, {"NAME": "CenterCrop", "height": 24, "width": 24}]
+    run = train(load_config(tiny, {"DATA.TRAIN_TRANSFORMS": own, "DATA.TEST_TRANSFORMS": own, "TRAIN.EPOCHS": 1}))
+    said = "; ".join(_before(run.checkpoint()))
+    assert "resized" not in said and said.endswith(
+        "laid on 255; [SmallestMaxSize(max_size=24), CenterCrop(height=24, width=24)]")
+
+
+def test_a_run_of_a_gpu_that_is_not_here_is_checked_on_its_images(run, capsys):
+    path = run.folder / "config.yaml"
+    path.write_text(re.sub("DEVICE: .*", "DEVICE: cuda:7", path.read_text()))
+    export(run.folder, "torch_export", overrides=["DEVICE", "cpu"])
+    assert "check      on 40 test images\n" in capsys.readouterr().out
 
 
 def test_a_file_that_is_there_stays_unless_told(run, tool):

@@ -241,6 +241,18 @@ def test_a_copy_of_an_earlier_model_for_another_class_is_taken_away(predictor, p
     assert sum(1 for _ in Path("sorted").rglob("*.png")) == 36
 
 
+@pytest.mark.parametrize("kind", ["copies", "pictures"])
+def test_pictures_that_lie_where_the_copies_go_are_left_alone(predictor, pictures, kind):
+    shutil.copytree(pictures, "sorted")
+    before = {path: path.read_bytes() for path in Path("sorted").rglob("*.png")}
+    for named in ("sorted/red", "sorted/red/000.png"):
+        with pytest.raises(RunError, match="which is predicted, lies in sorted\n  Name a folder elsewhere"):
+            predict_files(predictor, [named], overwrite=True, **{kind: "sorted"})
+    with pytest.raises(RunError, match="lies in sorted"):
+        predict_files(predictor, [], names=["sorted/red/000.png"], overwrite=True, **{kind: "sorted"})
+    assert {path: path.read_bytes() for path in Path("sorted").rglob("*.png")} == before
+
+
 def test_names_that_are_not_there_are_told_at_the_end(predictor, pictures):
     good = str(pictures / "red" / "000.png")
     outcome = predict_files(predictor, [], table="new/folder/out.csv", names=["gone.png", good], top=9)

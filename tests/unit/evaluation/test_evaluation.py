@@ -76,6 +76,14 @@ def test_the_newest_run_is_evaluated_by_default(run):
     assert np.array_equal(run.predictions.probabilities, before)
 
 
+def test_the_newest_run_is_looked_for_where_output_dir_says(run, painted, tool):
+    shutil.copytree("runs/painted", "other/painted")
+    before = {path: path.read_bytes() for path in Path("runs").rglob("predictions.npz")}
+    code, out, _ = tool("evaluate.py", "OUTPUT_DIR", "other")
+    assert code == 0 and f"run other/painted/{painted.folder.name}\n" in out
+    assert {path: path.read_bytes() for path in Path("runs").rglob("predictions.npz")} == before
+
+
 def test_test_images_are_normalised_as_in_training_even_if_the_training_images_changed(tiny):
     for split in ("train", "test"):
         fill(Path("x") / split, {"a": 20, "b": 20}, size=(32, 32))

@@ -45,7 +45,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
     LAYERS: ["Sequential", "WhiteningConv2d"],
     LOSSES: ["FocalLoss"],
     OPTIMIZERS: ["Muon"] if hasattr(torch.optim, "Muon") else [],
-    SCHEDULERS: ["CyclicLR", "OneCycleLR", "Triangular"],
+    SCHEDULERS: ["CyclicLR", "OneCycleLR", "PolynomialLR", "Triangular"],
     METRICS: ["Accuracy", "BalancedAccuracy", "PerClassAccuracy", "TopKAccuracy"],
     WRITERS: ["jsonl", "mlflow", "tensorboard", "wandb"],
     VISUALIZERS: ["architecture", "augmentations", "calibration", "cam", "cam_average", "cam_faithfulness",
@@ -57,7 +57,7 @@ OWN = {  # a name that disappears, or one that no test knows of, shows here
 }
 LIBRARIES = {  # how many names each library lends at least, and one of them
     TRANSFORMS: (80, "CoarseDropout"), MODELS: (75, "mobilenet_v3_small"), LAYERS: (80, "Conv2d"),
-    LOSSES: (12, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (11, "StepLR"),
+    LOSSES: (12, "CrossEntropyLoss"), OPTIMIZERS: (12, "AdamW"), SCHEDULERS: (10, "StepLR"),
     METRICS: (13, "F1Score"), DATASETS: (20, "SVHN"), SEARCHERS: (6, "TPESampler"),
     PRUNERS: (8, "MedianPruner")}
 

@@ -17,9 +17,10 @@ from cvkit.config.tree import in_words
 from cvkit.errors import CheckpointError, ConfigError, RunError
 from cvkit.runs.compare import run_names
 from cvkit.runs.finding import find_runs
-from cvkit.runs.folder import MAY_CHANGE, Run, is_among, open_run
+from cvkit.runs.folder import MAY_CHANGE, BusyError, Run, is_among, open_run
 from cvkit.runs.predictions import Predictions
 from cvkit.runs.predictions import test_line as line_of
+from cvkit.session import train
 from cvkit.system.text import duration
 
 PREDICTIONS = Predictions(
@@ -113,6 +114,18 @@ def _try_lock(folder, answer):
             answer.send("free")
     except RunError as error:
         answer.send(str(error))
+
+
+def test_a_folder_in_which_another_process_trains_is_left_as_it_is(run, processes):
+    """As when both found nothing there, and one was quicker."""
+    config, before = run.config, {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(BusyError, match="was begun by another process meanwhile"):
+        train(config, folder=run.folder)
+    shutil.rmtree(run.folder / "checkpoints")
+    with run.lock(), pytest.raises(RunError, match="is being trained by"):
+        train(config, folder=run.folder)
+    assert all(path.read_bytes() == before[path] for path in run.folder.iterdir() if path.is_file() and path in before)
+    assert (run.folder / "metrics.jsonl").is_file()
 
 
 def test_a_run_is_locked_within_a_process_too_and_stays_so_for_others(run, processes):

@@ -201,11 +201,19 @@ def test_recipes_of_one_name_each_keep_their_file(run, tool):
     assert tool("compare.py", second, "--results", "kept", "--note", "again")[0] == 0
     assert [json.loads(Path("kept", name).read_text())["note"] for name in ("tiny.json", "tiny_2.json")] == ["", "again"]
     assert len(list(Path("kept").glob("*.json"))) == 2
+    # Under whatever name it stands, also beside another seed's.
+    Path("kept/tiny_2.json").rename("kept/zebra.json")
+    content = json.loads(Path("kept/tiny.json").read_text())
+    Path("kept/tiny.json").write_text(json.dumps({**content, "seed": 5}))
+    assert tool("compare.py", second, run.folder, "--results", "kept")[0] == 0
+    assert [path.name for path in sorted(Path("kept").glob("*.json"))] == ["tiny.json", "tiny_2.json", "zebra.json"]
+    assert json.loads(Path("kept/tiny.json").read_text())["seed"] == 5
+    Path("kept/tiny_2.json").unlink()
     # A file that is named is written over whatever it holds.
     assert tool("compare.py", second, "--results", "kept/tiny.json")[0] == 0
     Path("kept/tiny.json").write_text("{")
     code, _, err = tool("compare.py", run.folder, "--results", "kept")
-    assert code == 2 and "kept/tiny.json is no file of results" in err and "--results kept/tiny.json" in err
+    assert code == 2 and "kept/tiny.json is no file of results" in err and "Remove it, or write it anew: python tools/compare.py RUN --results kept/tiny.json" in err
 
 
 def test_parts_of_other_names_stand_in_one_column_with_their_arguments(run):
@@ -270,6 +278,9 @@ def test_mistakes_end_with_a_message(run, tool):
     assert code == 2 and "kept.json is the file of one run" in err
     code, _, err = tool("compare.py", "--results", "nowhere")
     assert code == 2 and "no results in nowhere" in err and not Path("nowhere.md").exists()
+    for words in (["--csv", "a.csv"], ["--curves"], ["--disagreements", "3"], ["--out", "x"]):
+        code, _, err = tool("compare.py", run.folder, second.folder, "--results", "kept", *words)
+        assert code == 2 and "--results goes with --note alone" in err and not Path("kept").exists()
     code, _, err = tool("compare.py", run.folder, second.folder, "--note", "once")
     assert code == 2 and "--note goes with --results" in err
     (second.folder / "metrics.jsonl").write_text("")
@@ -277,7 +288,7 @@ def test_mistakes_end_with_a_message(run, tool):
     assert code == 2 and "no finished epoch" in err and not Path("kept").exists()
     Path("taken").write_text("")
     code, _, err = tool("compare.py", run.folder, "--results", "taken")
-    assert code == 2 and "cannot write taken/tiny.json" in err
+    assert code == 2 and "cannot write taken: File exists" in err
     (second.folder / "predictions.npz").unlink()
     code, _, err = tool("compare.py", second.folder, "--results", "kept")
     assert code == 2 and "python tools/evaluate.py --run" in err and not Path("kept").exists()

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cvkit.config import load_config
 from cvkit.registry import LOSSES
 from cvkit.session import build_trainer
+from cvkit.training.failures import push
 from cvkit.training.losses import weight_of
 from cvkit.training.step import train_step
 
@@ -49,7 +50,7 @@ def test_a_loss_is_computed_in_fp32_as_in_an_evaluation(quick):
     @LOSSES.register()
     class Noting(torch.nn.CrossEntropyLoss):
         def forward(self, logits, labels):
-            seen.append((torch.is_autocast_enabled("cpu"), logits.dtype))
+            seen.append((torch.is_autocast_enabled(logits.device.type), logits.dtype))
             return super().forward(logits, labels)
 
     seen = []
@@ -57,7 +58,8 @@ def test_a_loss_is_computed_in_fp32_as_in_an_evaluation(quick):
     seen.clear()
     trainer.state.train_mode()
     train_step(trainer.state, next(iter(trainer.loaders.train)))
-    assert seen == [(False, torch.float32)]
+    push(*trainer.state.copied_modules(), trainer.state, (4, 3, 32, 32))
+    assert seen == [(False, torch.float32)] * 2
 
 
 @pytest.mark.parametrize("name, further", [
