@@ -38,8 +38,8 @@ class Reliability(NamedTuple):
 def reliability(probabilities: np.ndarray, true: np.ndarray, bins: int = 15) -> Reliability:
     """Return how reliable probabilities (N, C) of images of these classes (N,) are.
 
-    As torchmetrics' MulticlassCalibrationError counts: bins of equal width, each without its lower
-    end.
+    Errors as of Guo et al. (2017): bins of equal width, each without its lower end. They are those
+    of torchmetrics but where a probability is exactly 1, which that counts in a bin of its own.
     """
     confidence = probabilities.max(1).astype(np.float64)
     is_right = probabilities.argmax(1) == true

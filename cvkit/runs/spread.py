@@ -19,7 +19,8 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of one value or more."""
+        """Return the spread of one value or more; of those that are NaN, only if all are."""
+        values = [value for value in values if not math.isnan(value)] or values
         can_vary = len(values) > 1 and all(map(math.isfinite, values))
         return cls(statistics.fmean(values), statistics.stdev(values) if can_vary else math.nan,
                    len(values))
@@ -35,6 +36,8 @@ class Spread(NamedTuple):
     def in_words(self, name: str) -> tuple[str, str]:
         """Return "87.21 ± 0.32 %" and the interval, "86.81 to 87.61 %", of a metric of a name."""
         scale, digits, unit = (100, 2, " %") if is_part(name) else (1, 4, "")
+        if math.isnan(self.mean):
+            return "–", "–"
         mean = f"{scale * self.mean:.{digits}f}"
         if self.size < 2:
             return f"{mean}{unit}", "–"

@@ -130,7 +130,7 @@ class Measured(Column):
         if not cell:
             return [""] * count
         mean, deviation, size = Spread.of(cell)
-        return [mean, deviation][:count] if size > 1 else [cell[0], ""][:count]
+        return [mean, deviation][:count] if size > 1 else [cell[0] if len(cell) < 2 else mean, ""][:count]
 
 
 def _alike(sequences: Sequence[Sequence[Any]]) -> int:

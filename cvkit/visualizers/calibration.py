@@ -31,8 +31,8 @@ from cvkit.visualizers.drawing import (
 def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15) -> Picture:
     """How often the model is right when it is so sure, and the temperature that mends it.
 
-    Calibration errors are torchmetrics'. The temperature is fitted on the validation images, if
-    the run has some, and judged on the test images; see `cvkit.evaluation.reliability`.
+    Calibration errors as of Guo et al. (2017). The temperature is fitted on the validation images,
+    if the run has some, and judged on the test images; see `cvkit.evaluation.reliability`.
 
     Args:
         bins: of equal width between 0 and 1.

@@ -192,9 +192,9 @@ def _statistics_table(data: ImageData, facts: dict[str, dict], config: Config) -
         rows += [row(f"{name} mean", fact["mean"]), row(f"{name} deviation", fact["std"])]
     if np.abs(np.subtract([data.mean, data.std], [facts["train"]["mean"],
                                                    facts["train"]["std"]])).max() > 5e-5:
-        is_part = config.DATA.LIMIT or config.DATA.VAL_FRACTION
+        is_part = config.DATA.LIMIT or config.DATA.VAL_FRACTION or config.DATA.FOLDS
         is_declared = {"mean", "std"} & set(config.DATA.DATASET) or not is_part
-        rows += [row("Normalize mean", data.mean), row("... deviation", data.std),
-                 ["as the data set declares them" if is_declared else
-                  "of all training images, not only those used"]]
+        rows += [row("data set's mean", data.mean), row("... deviation", data.std),
+                 ["as it declares them" if is_declared else
+                  "of all its training images, not only those used"]]
     return "\n".join(in_columns(rows, "<16", *[">6"] * data.channels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -30,6 +31,8 @@ from cvkit.visualizers.flags import arguments_of
 
 # TTA changes what a run says of the test images, and so all that is drawn of that.
 _MAY_DRAW = (*MAY_CHANGE, "TTA")
+# Bytes of the name of a picture's file, without its ending.
+_LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -173,14 +176,23 @@ def file_name(node: Any) -> str:
     A CAM by another method or of one class is another picture, not a newer one: `cam_LayerCAM`,
     `misclassified_cat_dog`. How many images there are makes no difference.
     """
-    words = [node[NAME]]
+    words, left_out = [node[NAME]], []
     for key, parameter in arguments_of(node[NAME]).items():
         value = node.get(key, parameter.default)
-        if key != "count" and value != parameter.default:
-            words += value if isinstance(value, (list, tuple)) else [value]
+        if key == "count":
+            continue
+        if value == parameter.default:
+            left_out.append(parameter.annotation)
+            continue
+        # Else it would stand for one before it that is like it, as a true and a predicted class.
+        words += [key] * (parameter.annotation in left_out)
+        words += value if isinstance(value, (list, tuple)) else [value]
     name = re.sub(r"[^\w.-]+", "-", "_".join(map(str, words)))
     # File systems count bytes.
-    return name.encode()[:100].decode(errors="ignore")
+    if len(name.encode()) > _LONGEST:
+        ending = hashlib.sha1(name.encode()).hexdigest()[:8]
+        name = f"{name.encode()[:_LONGEST - 9].decode(errors='ignore')}_{ending}"
+    return name
 
 
 def save_all(subject: Drawable, nodes: Iterable[Any], folder: Path | None = None,

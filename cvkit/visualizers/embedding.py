@@ -277,8 +277,9 @@ def _draw_points(axes: Axes, plane: np.ndarray, true: np.ndarray, is_wrong: np.n
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set(visible=True, color="#c4c4c4", linewidth=0.6)
-    # An equal aspect changes the limits, which labels are placed by.
+    # An equal aspect changes the limits, which labels are placed by; what is drawn later is not to.
     axes.apply_aspect()
+    axes.set_autoscale_on(False)
 
 
 def _look(place: int) -> tuple[str, str]:

@@ -104,7 +104,8 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
 def score_intervals(predictions: Predictions, resamples: int = 1000, seed: int = 0) -> np.ndarray:
     """Return the ends of intervals of 95 %, float64 (C, 3, 2): of precision, recall and F1.
 
-    NaN where there is nothing to divide by, and of an F1 that no resampling changes: of 0 or 1.
+    NaN where there is nothing to divide by. Of an F1 that no resampling changes, 0 or 1, it is what
+    Wilson's says of the part of the images of a class, or taken for it, that are both.
     """
     number = len(predictions.classes)
     right, told, there = (np.bincount(labels, minlength=number) for labels in (
@@ -124,11 +125,16 @@ def score_intervals(predictions: Predictions, resamples: int = 1000, seed: int =
             drawn = 2 * hit / np.maximum(2 * hit + false + missed, 1)
             if np.ptp(drawn):
                 found[label, 2] = np.percentile(drawn, (2.5, 97.5))
+            else:
+                part, = wilson(kinds[:1], kinds[:3].sum(keepdims=True))
+                found[label, 2] = 2 * part / (1 + part)
     return found
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
     """Return where an axis of percentages begins and ends, with some room, for all panels."""
+    if np.isnan(values).all():
+        return 0.0, 100.0
     low, high = np.nanmin(values), np.nanmax(values)
     margin = max(0.08 * (high - low), 1.0)
     return low - margin, min(high + margin, 103)
@@ -141,9 +147,8 @@ def _in_words(scores: np.ndarray, support: np.ndarray, intervals: np.ndarray,
     worst = [label for label in np.argsort(scores[:, 2], kind="stable")
              if there[label] and scores[label, 2] < 1][:2]
     listed = " and ".join(
-        f"{names[label]} ({100 * scores[label, 2]:.1f} %"
-        + ("" if np.isnan(intervals[label, 2, 0]) else
-           f", {100 * intervals[label, 2, 0]:.1f} to {100 * intervals[label, 2, 1]:.1f}") + ")"
+        f"{names[label]} ({100 * scores[label, 2]:.1f} %, {100 * intervals[label, 2, 0]:.1f} to "
+        f"{100 * intervals[label, 2, 1]:.1f})"
         for label in worst)
     below, above = (int((is_so & there).sum()) for is_so in (
         intervals[:, 2, 1] < mean, intervals[:, 2, 0] > mean))

@@ -9,6 +9,7 @@ import numpy as np
 
 from cvkit.evaluation.corruptions import STRENGTHS, Corruption, corrupt
 from cvkit.evaluation.further_images import classify_received
+from cvkit.evaluation.reliability import wilson
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.folder import Run
 from cvkit.system.log import ProgressBar
@@ -64,9 +65,9 @@ def robustness(run: Run, count: int = 1000,
     matrix = 100 * np.array(rates)
     worst = np.unravel_index(matrix.argmin(), matrix.shape)
     least, most = matrix.mean(1).argmax(), matrix.mean(1).argmin()
-    chance = 196 * np.sqrt(clean * (1 - clean) / len(labels))
-    words = (f"{100 * clean:.1f} % of {plural(len(labels), 'test image')} are right as they are (± "
-             f"{chance:.1f}, 95 % interval), {matrix.mean():.1f} % on average over all "
+    (low, high), = 100 * wilson(np.array([round(clean * len(labels))]), np.array([len(labels)]))
+    words = (f"{100 * clean:.1f} % of {plural(len(labels), 'test image')} are right as they are "
+             f"(95 % interval {low:.1f} to {high:.1f}), {matrix.mean():.1f} % on average over all "
              f"{'corruptions' if len(kinds) > 1 else 'strengths'}. ")
     is_uneven = np.ptp(matrix.mean(1)) > 0
     if is_uneven:

@@ -32,7 +32,8 @@ def top_losses(predictions: Predictions, data: ImageData, count: int = 20) -> Pi
     """
     refuse_below_one(count=count)
     own = predictions.probabilities[np.arange(len(predictions.true)), predictions.true]
-    losses = -np.log(np.maximum(own.astype(np.float64), np.finfo(np.float32).tiny))
+    # Of a probability of 1 it would be -0.
+    losses = -np.log(np.maximum(own.astype(np.float64), np.finfo(np.float32).tiny)) + 0.0
     order = np.lexsort((predictions.index, -losses))
     rows = order[:count]
     part = losses[rows].sum() / max(losses.sum(), np.finfo(np.float64).tiny)

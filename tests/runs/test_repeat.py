@@ -1,5 +1,6 @@
 """Trainings of one config with several seeds, or folds: each as it would be alone, and together."""
 
+import math
 import shutil
 import signal
 import time
@@ -71,6 +72,9 @@ def test_an_interval_ends_where_values_can_but_not_before():
     values = [-0.02, 0.0, 0.02]
     assert Spread.of(values).in_words("matthews_corr_coef")[1] == f"{low:.4f} to {high:.4f}"
     assert Spread.of(values).in_words("loss")[1] == f"0.0000 to {high:.4f}"
+    # A fold without an image of a class has no accuracy of it.
+    assert Spread.of([math.nan, 0.5, 0.6]) == Spread.of([0.5, 0.6])
+    assert Spread.of([math.nan, math.nan]).in_words("accuracy/cat") == ("–", "–")
     assert Spread.of(values).in_words("accuracy")[1] == f"0.00 to {100 * high:.2f} %"
 
 

@@ -67,9 +67,18 @@ def test_several_figures_and_repeated_names_get_numbers(painted):
     ({"NAME": "cam", "count": 5}, "cam"), ({"NAME": "cam", "method": "GradCAM"}, "cam"),
     ({"NAME": "cam", "method": "LayerCAM", "layer": ["layer1", "layer3.0"]},
      "cam_LayerCAM_layer1_layer3.0"),
-    ({"NAME": "misclassified", "true_class": "a/b c", "predicted_class": 3}, "misclassified_a-b-c_3")])
+    ({"NAME": "misclassified", "true_class": "a/b c", "predicted_class": 3}, "misclassified_a-b-c_3"),
+    ({"NAME": "misclassified", "true_class": "cat"}, "misclassified_cat"),
+    ({"NAME": "misclassified", "predicted_class": "cat"}, "misclassified_predicted_class_cat"),
+    ({"NAME": "augmentations", "image": 3}, "augmentations_3"),
+    ({"NAME": "augmentations", "seed": 3}, "augmentations_seed_3")])
 def test_another_picture_has_another_name(node, name):
     assert file_name(node) == name
+
+
+def test_names_that_are_too_long_differ_where_their_ends_do():
+    names = {file_name({"NAME": "misclassified", "true_class": "ä" * 90 + end}) for end in ("a", "b", "")}
+    assert len(names) == 3 and all(len(name.encode()) <= 100 for name in names)
 
 
 def test_one_that_cannot_be_drawn_costs_none_of_the_others(painted):

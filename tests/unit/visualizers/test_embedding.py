@@ -130,6 +130,16 @@ def test_points_stand_where_they_are_drawn_and_are_of_the_images(painted, monkey
     assert points.images.shape == (36, 32, 32, 3) and points.names[5].startswith(points.classes[0])
 
 
+@pytest.mark.parametrize("shape", [(1, 0.3), (1, 0.8), (1, 1.3), (1, 3)])
+def test_points_stand_where_they_are_drawn_whatever_the_shape_of_the_plane(painted, monkeypatch, shape):
+    plane = np.random.default_rng(0).normal(size=(80, 2)) * shape
+    monkeypatch.setattr(embedding, "_plane", lambda features, method, seed: (plane, ""))
+    figure, _ = made_of(painted, monkeypatch, 4, count=80)
+    figure.draw_without_rendering()
+    drawn = figure.transFigure.inverted().transform(figure.axes[0].transData.transform(plane))
+    assert np.abs(np.asarray(figure.points.places) - drawn).max() < 1e-3
+
+
 def test_large_images_become_small_and_keep_their_shape():
     assert embedding._small(np.zeros((100, 200, 3), np.uint8)).shape == (24, 48, 3)
     assert embedding._small(np.zeros((96, 4, 1), np.uint8)).shape == (48, 2, 1)

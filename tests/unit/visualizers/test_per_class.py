@@ -4,6 +4,7 @@ import io
 import numpy as np
 import pytest
 from made_up import kinds, made_up, said
+from scipy.stats import binomtest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 from test_drawing import check_no_overlap
 
@@ -108,8 +109,19 @@ def test_a_class_without_images_is_not_called_the_worst_and_a_score_of_0_has_no_
     assert "Without test images: 1." in caption and "class 3" not in caption
     missed = said(np.eye(2)[[1] * 3 + [1] * 20], [0] * 3 + [1] * 20)
     intervals = score_intervals(missed)
-    assert np.isnan(intervals[0, 2]).all() and intervals[0, 1, 1] > 0.5
-    assert per_class(missed).caption.startswith("The lowest F1: class 0 (0.0 %) and class 1 (93.0 %, ")
+    # Wilson's of 0 of 3, as F1 is 2j / (1 + j) of the part j of images that are both.
+    highest = binomtest(0, 3).proportion_ci(method="wilson").high
+    assert intervals[0, 2] == pytest.approx([0, 2 * highest / (1 + highest)]) and intervals[0, 1, 1] > 0.5
+    assert per_class(missed).caption.startswith(
+        f"The lowest F1: class 0 (0.0 %, 0.0 to {100 * intervals[0, 2, 1]:.1f}) and class 1 (93.0 %, ")
+    # Of ten classes with 100 images each, one never and one always right.
+    true = np.repeat(np.arange(10), 100)
+    predicted = np.where((true == 0) | (np.arange(1000) % 4 == 0), (true + 1) % 9, true)
+    predicted[true == 9] = 9
+    caption = per_class(said(np.eye(10)[predicted], true)).caption
+    assert "for 2 of 10 classes, and above it for " in caption and "class 0 (0.0 %, 0.0 to 5.8) and class" in caption
+    alone = per_class(said(np.eye(3)[[1, 2, 1]], [1, 2, 2]), count=1, sort="class")
+    assert alone.axes[0].get_xlim() == (0, 100)  # nothing is known of class 0
     with pytest.raises(ValueError, match="resamples is 100 or more, not 1"):
         per_class(predictions, resamples=1)
 

@@ -4,6 +4,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 from test_drawing import check_no_overlap
 
 from cvkit.config import load_config
@@ -28,7 +29,9 @@ def test_cells_are_the_accuracies_of_corrupted_test_images(painted):
     cells = [float(text.get_text()) for text in figure.axes[0].texts]
     assert cells == pytest.approx([100 * value for values in rows.values() for value in values], abs=0.051)
     mean = np.mean([values[1:] for values in rows.values()])
-    assert f"{100 * clean:.1f} % of 20 test images are right as they are" in figure.caption
+    assert f"{100 * clean:.1f} % of 20 test images are right as they are (95 % interval " in figure.caption
+    interval = binomtest(round(20 * clean), 20).proportion_ci(method="wilson")
+    assert f"interval {100 * interval.low:.1f} to {100 * interval.high:.1f})" in figure.caption
     assert f"{100 * mean:.1f} % on average over all corruptions" in figure.caption
     means = {kind: 100 * np.mean(values[1:]) for kind, values in rows.items()}
     hardest, easiest = min(means, key=means.get), max(means, key=means.get)
