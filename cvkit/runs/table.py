@@ -130,7 +130,10 @@ class Measured(Column):
         if not cell:
             return [""] * count
         mean, deviation, size = Spread.of(cell)
-        return [mean, deviation][:count] if size > 1 else [cell[0] if len(cell) < 2 else mean, ""][:count]
+        if size > 1:
+            return [mean, deviation][:count]
+        # Of one run it is as it is, a whole number perhaps.
+        return [cell[0] if len(cell) < 2 else mean, ""][:count]
 
 
 def _alike(sequences: Sequence[Sequence[Any]]) -> int:
