@@ -461,9 +461,9 @@ def test_what_a_batched_form_draws_is_told_where_it_is_nothing_to_go_by(tiny, dr
 def test_constants_of_the_data_set_that_do_not_fit_are_placed(tiny, tmp_path):
     paint(tmp_path / "x", "train", 2, np.random.default_rng(0))
     config = load_config(tiny, {"DATA.LIMIT": 0, "DATA.DATASET": {
-        "NAME": "ImageFolder", "root": str(tmp_path / "x" / "train"), "mean": [0, 8, 1]},
+        "NAME": "ImageFolder", "root": str(tmp_path / "x" / "train"), "std": [0.2, 0, 0.2]},
         "DATA.TRAIN_TRANSFORMS": []})
-    with pytest.raises(ConfigError, match="Python DATA.DATASET.mean: mean is for pixels scaled"):
+    with pytest.raises(ConfigError, match="Python DATA.DATASET.std: std must be above 0"):
         build_loaders(config, build_data(config), torch.device("cpu"))
 
 
