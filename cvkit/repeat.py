@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,7 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
         except (KeyboardInterrupt, UserError) as error:
             if is_new and not members_of(folder):
                 # Nothing was begun: there is no group.
-                own.unlink()
-                folder.rmdir()
+                shutil.rmtree(folder, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt):
                 words = shlex.join([str(own), *flags.split(), "--resume", str(folder)])
                 LOG.info(f"All of them go on with: {command('train')} {words}", extra=SCREEN)

@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str]) -> None:
     args = parse_words(parser(), words)
     if args.results is not None:
-        if args.csv or args.curves or args.disagreements is not None or args.out:
+        if args.csv or args.curves or args.disagreements is not None or args.out or (
+                args.sort != parser().get_default("sort")):
             parser().error("--results goes with --note alone")
         from cvkit.runs.folder import open_run
         from cvkit.visualizers.results import keep_all

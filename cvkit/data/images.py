@@ -378,9 +378,6 @@ class ImageData:
                 raise DataError(f"{name} of ImageData is {value!r}",
                                 hint=f"Give {form}.") from None
             object.__setattr__(self, name, value)
-        if max(self.mean) > 1:
-            raise DataError(f"mean is for pixels scaled to 0–1, not {list(self.mean)}", "mean",
-                            "Divide it by 255, and std as well.")
         for name, split in self.splits.items():
             self._check(name, split)
 

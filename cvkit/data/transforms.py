@@ -217,6 +217,9 @@ def _fill(fill: Fill, data_mean: Sequence[float] | None,
     if fill == "mean":
         if data_mean is None:
             raise ValueError('fill "mean" needs data_mean, the mean per channel in 0–1')
+        if max(data_mean) > 1:
+            raise ValueError('fill "mean" is that of the data, for pixels scaled to 0–1, not '
+                             f"{list(data_mean)}; divide DATA.DATASET.mean by 255")
         fill = [round(255 * value) for value in data_mean]
     values = fill if isinstance(fill, (list, tuple)) else [fill]
     numbers = [float(value) for value in values

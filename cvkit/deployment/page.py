@@ -69,7 +69,8 @@ def page_model(run: Run) -> PageModel:
         UserError: channels or a transform that the page cannot do, a model that cannot be
             exported, or no runtime.
     """
-    trained = open_trained(run, {"DEVICE": run.config.DEVICE})
+    own = {"DEVICE": run.config.DEVICE}
+    trained = open_trained(run, own)
     channels, *size = trained.checkpoint.image_shape
     if channels not in (1, 3):
         raise ConfigError(f"the model takes {channels} channels, and a picture in a browser has 3, "
@@ -84,10 +85,11 @@ def page_model(run: Run) -> PageModel:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         try:
-            precision, exported = "fp16", export(run, out=path, precision="fp16")
+            precision, exported = "fp16", export(
+                run, out=path, precision="fp16", overrides=own)
         except UserError:
             # What is wrong with both is said of the second.
-            precision, exported = "fp32", export(run, out=path)
+            precision, exported = "fp32", export(run, out=path, overrides=own)
         files["onnx"] = path.read_bytes()
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     return PageModel(facts, {name: _packed(content) for name, content in files.items()}, script,

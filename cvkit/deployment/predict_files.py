@@ -159,7 +159,9 @@ def _refuse_within(folder: str | Path, paths: Iterable[str], files: Iterable[str
         raise RunError(f"{folder} lies in {inside}, whose pictures are predicted",
                        hint="Name a folder elsewhere.")
     top = os.path.join(os.path.realpath(folder), "")
-    inside = next((file for file in files if os.path.realpath(file).startswith(top)), None)
+    tops = top, os.path.join(os.path.abspath(folder), "")
+    inside = next((file for file in files if os.path.realpath(file).startswith(top)
+                   or os.path.abspath(file).startswith(tops)), None)
     if inside is not None:
         raise RunError(f"{inside}, which is predicted, lies in {folder}",
                        hint="Name a folder elsewhere.")
@@ -261,7 +263,9 @@ class _Copies:
         with writing(copy):
             # One that an earlier model took for another class would stay beside it.
             for other in {self._folder / label / copy.name for label in self._before}:
-                if other not in self._taken:
+                # A disk may take two spellings for one file.
+                is_source = other.exists() and other.samefile(prediction.file)
+                if not (is_source or other in self._taken):
                     other.unlink(missing_ok=True)
             copy.parent.mkdir(exist_ok=True)
             shutil.copy2(prediction.file, copy)

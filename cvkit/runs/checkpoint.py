@@ -85,7 +85,7 @@ class Checkpoint:
             reason = error if isinstance(error, OSError) else error.__context__ or error
             raise CheckpointError(f"cannot write {path}: {reason}",
                                   hint="Is the disk full? The checkpoint before it is unharmed."
-                                  ) from error
+                                  ) from reason
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:

@@ -131,7 +131,7 @@ class Run(Experiment):
             _write_config(folder, config)
         except OSError as error:
             raise RunError(f"cannot write a run folder into {parent}: {error.strerror}",
-                           hint="Choose another place with OUTPUT_DIR.") from None
+                           hint="Choose another place with OUTPUT_DIR.") from error
         return cls(folder)
 
     def refuse_links(self) -> None:
@@ -408,8 +408,8 @@ class Run(Experiment):
 def refuse_begun(folder: Path) -> None:
     """Refuse a folder in which a run was begun."""
     if any((folder / "checkpoints" / f"{name}.pt").is_file() for name in ("last", "previous")):
-        raise BusyError(f"{folder} was begun by another process meanwhile",
-                        hint="The same command goes on.")
+        raise BusyError(f"{folder} holds a run that was begun already",
+                        hint="Go on with it, or name another folder.")
 
 
 @contextmanager

@@ -41,6 +41,10 @@ _IMAGES = "images"
 _PATHS = "paths"
 
 
+def _told(paths: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in paths.items()) or "those of the data set"
+
+
 def _identities(data: ImageData) -> dict[str, str]:
     return {name: split.identity for name, split in data.splits.items()}
 
@@ -162,7 +166,7 @@ class Sweep:
         assert found is not None
         if found.user_attrs.get(_IMAGES, _identities(data)) != _identities(data):
             raise RunError(f"the sweep {self.name} was begun with other images: "
-                           f"{in_words(found.user_attrs[_PATHS]) or 'they'} had others",
+                           f"{_told(found.user_attrs[_PATHS])} then, {_told(self._paths())} now",
                            hint="Put back what was there to go on, or give the file another name.")
         return found
 

@@ -68,7 +68,7 @@ def PolynomialLR(optimizer, total_iters: int | None = None,
         power: of the part of them that is left, which the rate is multiplied by.
     """
     # What it is by default is put into the node before.
-    return lr_scheduler.PolynomialLR(optimizer, total_iters or 1, power)
+    return lr_scheduler.PolynomialLR(optimizer, 1 if total_iters is None else total_iters, power)
 
 
 @SCHEDULERS.register()
@@ -187,7 +187,8 @@ def _asks_for(node: Any, fact: str) -> bool:
     if fact != "total_iters":
         return SCHEDULERS.asks_for(node, fact)
     # That of LinearLR and ConstantLR is of a warm-up.
-    return SCHEDULERS.get(node[NAME]) is PolynomialLR and node.get(fact) is None
+    is_one = SCHEDULERS.get(node[NAME]) in (PolynomialLR, lr_scheduler.PolynomialLR)
+    return is_one and node.get(fact) is None
 
 
 def _for_stretches(node: Any, unit: str, begin: int, end: int, steps_per_epoch: int) -> Any:

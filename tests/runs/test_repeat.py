@@ -287,7 +287,11 @@ def test_a_group_whose_images_are_others_now_is_refused_though_it_is_finished(qu
 
 
 def test_nothing_is_left_of_a_group_that_is_stopped_before_its_first_run(config, monkeypatch, capsys):
-    monkeypatch.setattr("cvkit.repeat.train", lambda *args, **keys: signal.raise_signal(signal.SIGINT))
+    def stopped(config, folder):
+        (folder / "checkpoints").mkdir(parents=True)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("cvkit.repeat.train", stopped)
     with pytest.raises(KeyboardInterrupt):
         train_seeds(config, 2)
     assert not list(Path("runs/tiny").iterdir()) and "go on with" not in capsys.readouterr().out

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, paint
 from helpers import at_step, equal, without_times
 
 from cvkit.config import load_config
 from cvkit.config.load import load_sweep
 from cvkit.data.build import build_data
-from cvkit.errors import RunError
+from cvkit.errors import RunError, UserError
 from cvkit.runs.folder import BusyError, Run, locked
 from cvkit.session import train
 from cvkit.sweep.launch import run_sweep
@@ -296,18 +297,33 @@ def test_a_trial_that_cannot_be_trained_is_told_and_not_fatal(grid, monkeypatch,
     assert "failed: no memory is left Buy some." in capsys.readouterr().out
 
 
-def test_a_full_disk_ends_the_sweep_and_costs_no_trial(grid, monkeypatch):
-    epoch, failed = Trainer.train_epoch, []
+@pytest.mark.parametrize("kind", ["a file", "a checkpoint"])
+def test_a_full_disk_ends_the_sweep_and_costs_no_trial(grid, monkeypatch, kind):
+    epoch, save, failed = Trainer.train_epoch, torch.save, []
+
+    def fail_once():
+        if len(failed) < 1 and sum(value is not None for value in values_of(grid).values()) == 3:
+            failed.append(True)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def failing(trainer):
-        if len(failed) < 1 and len(values_of(grid)) == 3:
-            failed.append(trainer)
-            with writing("last.pt"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with writing("last.pt"):
+            fail_once()
         return epoch(trainer)
 
-    monkeypatch.setattr(Trainer, "train_epoch", failing)
-    with pytest.raises(RunError, match="cannot write last.pt: No space left"):
+    def failing_to_save(content, file):
+        try:
+            if "last.pt" in str(getattr(file, "name", "")):  # not what is tried in memory
+                fail_once()
+        except OSError:
+            raise RuntimeError("unexpected pos 128 vs 22") from None  # as torch's writer has it
+        save(content, file)
+
+    if kind == "a file":
+        monkeypatch.setattr(Trainer, "train_epoch", failing)
+    else:
+        monkeypatch.setattr("torch.save", failing_to_save)
+    with pytest.raises(UserError, match="cannot write .*last.pt: .*No space left"):
         run_sweep(load_sweep(grid))
     run_sweep(load_sweep(grid))
     assert sorted(values_of(grid)) == sorted(POINTS)

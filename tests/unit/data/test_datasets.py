@@ -682,12 +682,13 @@ def test_val_fraction_beside_a_val_split_is_refused(tmp_path, tiny):
         build_data(config)
 
 
-def test_a_mean_of_pixel_values_is_told_where_it_stands(tmp_path, tiny):
+def test_a_mean_of_pixel_values_is_told_also_where_a_fill_meets_it_first(tmp_path, tiny):
     fill(tmp_path / "x", {"a": 3, "b": 3})
-    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x, mean: [125, 122, 113], std: [63, 62, 66]}"])
-    with pytest.raises(DataError, match=r"command line DATA.DATASET.mean: mean is for pixels scaled to 0–1, not "
-                                        r"\[125.0, 122.0, 113.0\]\n  Divide it by 255"):
-        build_data(config)
+    config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x, mean: [125, 122, 113], std: [63, 62, 66]}",
+                                "DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut, size: 4}]"])
+    with pytest.raises(ConfigError, match=r'fill "mean" is that of the data, for pixels scaled to 0–1, not '
+                                          r"\[125.0, 122.0, 113.0\]; divide DATA.DATASET.mean by 255"):
+        build_loaders(config, build_data(config), torch.device("cpu"))
 
 
 def test_a_fraction_of_a_single_image_is_placed(tmp_path, tiny):

@@ -119,7 +119,7 @@ def _try_lock(folder, answer):
 def test_a_folder_in_which_another_process_trains_is_left_as_it_is(run, processes):
     """As when both found nothing there, and one was quicker."""
     config, before = run.config, {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    with pytest.raises(BusyError, match="was begun by another process meanwhile"):
+    with pytest.raises(BusyError, match="holds a run that was begun already"):
         train(config, folder=run.folder)
     shutil.rmtree(run.folder / "checkpoints")
     with run.lock(), pytest.raises(RunError, match="is being trained by"):

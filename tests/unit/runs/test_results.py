@@ -278,7 +278,7 @@ def test_mistakes_end_with_a_message(run, tool):
     assert code == 2 and "kept.json is the file of one run" in err
     code, _, err = tool("compare.py", "--results", "nowhere")
     assert code == 2 and "no results in nowhere" in err and not Path("nowhere.md").exists()
-    for words in (["--csv", "a.csv"], ["--curves"], ["--disagreements", "3"], ["--out", "x"]):
+    for words in (["--csv", "a.csv"], ["--curves"], ["--sort", "epochs"], ["--disagreements", "3"], ["--out", "x"]):
         code, _, err = tool("compare.py", run.folder, second.folder, "--results", "kept", *words)
         assert code == 2 and "--results goes with --note alone" in err and not Path("kept").exists()
     code, _, err = tool("compare.py", run.folder, second.folder, "--note", "once")

@@ -103,6 +103,8 @@ def test_a_polynomial_gets_its_length_in_epochs_unless_the_config_says_another()
     assert rates({"NAME": "PolynomialLR"})[::10] == pytest.approx([0.1 * (6 - epoch) / 6 for epoch in range(6)])
     assert rates({"NAME": "PolynomialLR"}, warmup=2.0)[20:] == pytest.approx(rates({"NAME": "PolynomialLR"}, epochs=4))
     assert rates({"NAME": "PolynomialLR", "total_iters": 2})[::10] == pytest.approx([0.1, 0.05, 0, 0, 0, 0])
+    whole = {"NAME": "torch.optim.lr_scheduler.PolynomialLR"}
+    assert rates(whole) == rates({"NAME": "PolynomialLR"}) and depends_on_length(whole)
     # A warm-up keeps torch's length.
     assert rates({"NAME": "LinearLR"})[50] == 0.1
 
