@@ -24,7 +24,7 @@ from cvkit.reporting.console import Console, say_finished, say_where
 from cvkit.reporting.reporter import Reporter, add_reporters, refuse_other_reporters
 from cvkit.reporting.requirements import Requirements, check_requirements, enforce
 from cvkit.runs.experiment import Experiment
-from cvkit.runs.folder import Run, locked, open_run, refuse_begun
+from cvkit.runs.folder import Run, locked, open_run
 from cvkit.runs.range_test import RangeTest
 from cvkit.system import distributed
 from cvkit.system.environment import environment
@@ -90,7 +90,6 @@ def train(config: Config, resume: bool | str | Path | Run = False,
                 if folder is not None:
                     # Before anything in it is written over: another may train there by now.
                     stack.enter_context(locked(folder))
-                    refuse_begun(folder)
                 run = Run.create(parts.config, environment(parts.device), folder)
                 if folder is None:
                     stack.enter_context(run.lock())

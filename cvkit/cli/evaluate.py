@@ -35,7 +35,7 @@ def main(words: list[str]) -> None:
     from cvkit.evaluation.out_of_fold import keep_out_of_fold
     from cvkit.evaluation.run_evaluation import evaluate
     from cvkit.runs.finding import is_group, newest_group
-    from cvkit.runs.folder import MAY_EVALUATE, open_run
+    from cvkit.runs.folder import MAY_EVALUATE, open_run, output_dir_of
     from cvkit.runs.group import Folds, open_group
 
     # After --run, argparse takes all for runs.
@@ -46,8 +46,8 @@ def main(words: list[str]) -> None:
                           hint=f"{command('predict')} {files[0]} FOLDER tells the accuracy on "
                                "pictures in class folders.")
     words = [*pairs, *args.overrides]
-    output_dir = dict(zip(words[::2], words[1::2])).get("OUTPUT_DIR", "runs")
-    named = names[0] if len(names) == 1 else None if names else newest_group(output_dir)
+    folder = output_dir_of(words)
+    named = names[0] if len(names) == 1 else None if names else newest_group(folder)
     if named is not None and is_group(named):
         group = open_group(named)
         if set(words[::2]) - {"OUTPUT_DIR"}:
@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
             print(keep_out_of_fold(group).table())
         return
     newest: list[str | None] = [None]
-    runs = [open_run(name, output_dir, overrides=words, may_change=MAY_EVALUATE)
+    runs = [open_run(name, folder, overrides=words, may_change=MAY_EVALUATE)
             for name in names or newest]
     for run in runs:
         print(f"run {run.folder}")

@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__, "export")
     parser.add_argument("source", metavar="RUN|CHECKPOINT", help="a run folder, or a .pt file")
     parser.add_argument("overrides", metavar="KEY VALUE", nargs="*",
-                        help="where your own code is now: IMPORTS")
+                        help="where your own code is now, and what it runs on: IMPORTS, DEVICE")
     parser.add_argument("--format", help="onnx, or torch_export for .pt2; default: as FILE ends")
     parser.add_argument("--precision", default="fp32", help="fp32, or fp16 for half the size")
     parser.add_argument("--out", metavar="FILE",

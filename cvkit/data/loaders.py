@@ -108,10 +108,8 @@ class BatchLoader(Normaliser):
             batch = self._mixed_part(self._on_device(item), epoch, number)
             count = min(self.part_size(number), len(batch.labels))
             # Averaging gradients divides by the number of processes.
-            weight = count * self.plan.size / self.plan.step_size(number)
-            if self.plan.size == 1 and self.plan.step_size(number) == self.batch_sizes[number]:
-                # A step of this batch alone, of which images may have been left out.
-                weight = 1.0
+            left_out = self.part_size(number) - count
+            weight = count * self.plan.size / (self.plan.step_size(number) - left_out)
             yield batch._replace(number=number, count=count, weight=weight,
                                  ends_step=self.plan.ends_step(number))
 

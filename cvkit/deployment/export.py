@@ -82,7 +82,7 @@ def export(source: Run | str | Path | None = None, format: str | None = None,
         images: a folder of images to check the file with; by default the test images of the run,
             and noise where there are none.
         overwrite: whether a file that is there may be replaced.
-        overrides: as `load_config` takes them: IMPORTS, for where your own code is now.
+        overrides: as `load_config` takes them: IMPORTS, for where your own code is now, DEVICE.
 
     Raises:
         UserError: no such run, a model that cannot be traced, a file that is there or cannot be

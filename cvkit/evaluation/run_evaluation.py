@@ -15,7 +15,14 @@ from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
 from cvkit.evaluation.metrics import build_metrics, together, values_of
 from cvkit.evaluation.predict import predict
 from cvkit.runs.checkpoint import Checkpoint, load_weights
-from cvkit.runs.folder import MAY_CHANGE, MAY_EVALUATE, Run, is_among, open_run
+from cvkit.runs.folder import (
+    MAY_CHANGE,
+    MAY_EVALUATE,
+    Run,
+    is_among,
+    open_run,
+    output_dir_of,
+)
 from cvkit.runs.predictions import Predictions
 from cvkit.runs.trained import order_of
 from cvkit.system.files import user_path
@@ -79,7 +86,8 @@ def evaluate(run: Run | str | Path | Sequence[Run | str | Path] | None = None,
 
 def _opened(run: Run | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]) -> Run:
     if not isinstance(run, Run):
-        return open_run(run, overrides=overrides, may_change=MAY_EVALUATE)
+        return open_run(run, output_dir_of(overrides), overrides=overrides,
+                        may_change=MAY_EVALUATE)
     if not overrides:
         return run
     if run.changed:

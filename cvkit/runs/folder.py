@@ -116,8 +116,11 @@ class Run(Experiment):
             folder: that is not there yet, or holds no checkpoint; None for one of OUTPUT_DIR.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: it cannot be written, or holds one.
         """
+        if folder is not None and _has_checkpoint(folder):
+            raise BusyError(f"{folder} holds a run that was begun already",
+                            hint="Go on with it, or name another folder.")
         parent = Path(config.OUTPUT_DIR) / config.name if folder is None else folder.parent
         try:
             if folder is None:
@@ -369,7 +372,7 @@ class Run(Experiment):
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume from."""
-        return any((self.checkpoints / f"{name}.pt").is_file() for name in ("last", "previous"))
+        return _has_checkpoint(self.folder)
 
     @property
     def checkpoints(self) -> Path:
@@ -405,11 +408,8 @@ class Run(Experiment):
             yield
 
 
-def refuse_begun(folder: Path) -> None:
-    """Refuse a folder in which a run was begun."""
-    if any((folder / "checkpoints" / f"{name}.pt").is_file() for name in ("last", "previous")):
-        raise BusyError(f"{folder} holds a run that was begun already",
-                        hint="Go on with it, or name another folder.")
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints" / f"{name}.pt").is_file() for name in ("last", "previous"))
 
 
 @contextmanager
@@ -496,6 +496,13 @@ def refuse_links(paths: Iterable[Path]) -> None:
                            hint="Remove it, or put a copy of what it leads to into its place.")
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise RunError(f"{path} is neither a file nor a folder", hint="Remove it.")
+
+
+def output_dir_of(overrides: Sequence[str] | Mapping[str, Any]) -> str:
+    """Return where overrides, as `load_config` takes them, say that runs are; `runs` by default."""
+    named = (overrides if isinstance(overrides, Mapping) else
+             dict(zip(overrides[::2], overrides[1::2])))
+    return str(named.get("OUTPUT_DIR", "runs"))
 
 
 def open_run(run: str | Path | None = None, output_dir: str | Path = "runs",

@@ -7,7 +7,6 @@ predictions of all images, each by a model that was not trained on it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from cvkit.runs.compare import Runs
 from cvkit.runs.finding import is_group, members_of
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions, mean_probabilities, write_anew
-from cvkit.runs.spread import Spread
+from cvkit.runs.spread import Spread, known
 from cvkit.system.files import user_path
 from cvkit.system.text import in_columns, plural
 
@@ -76,9 +75,7 @@ class Group(Runs):
         """Return in words a head, and for each metric its mean, deviation, interval and ends."""
         rows = [["", "mean ± deviation", "95 % interval of the mean", "lowest", "highest"]]
         for name, values in self.values.items():
-            # A fold may have no image of a class.
-            known = [value for value in values if not math.isnan(value)] or values
-            low, high = (Spread.of([pick(known)]).in_words(name)[0] for pick in (min, max))
+            low, high = (Spread.of([pick(known(values))]).in_words(name)[0] for pick in (min, max))
             rows.append([name, *Spread.of(values).in_words(name), low, high])
         return rows if self.has_interval else [[*row[:2], *row[3:]] for row in rows]
 

@@ -10,6 +10,11 @@ from typing import NamedTuple
 from cvkit.evaluation.metrics import is_part
 
 
+def known(values: Sequence[float]) -> Sequence[float]:
+    """Return the values that are no NaN; all if all are. A fold may have no image of a class."""
+    return [value for value in values if not math.isnan(value)] or values
+
+
 class Spread(NamedTuple):
     """Mean and standard deviation (of a sample, n - 1) of values; of one value that is NaN."""
 
@@ -20,7 +25,7 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Return the spread of one value or more; of those that are NaN, only if all are."""
-        values = [value for value in values if not math.isnan(value)] or values
+        values = known(values)
         can_vary = len(values) > 1 and all(map(math.isfinite, values))
         return cls(statistics.fmean(values), statistics.stdev(values) if can_vary else math.nan,
                    len(values))

@@ -168,8 +168,8 @@ class _Worker:
             # What trains there was taken for dead, and is not.
             return TrialState.FAIL, None
         except (UserError, KeyboardInterrupt) as error:
-            cause = error if isinstance(error, KeyboardInterrupt) else error.__cause__
-            if isinstance(cause, KeyboardInterrupt) or getattr(cause, "errno", None) in _OF_MACHINE:
+            is_of_machine = getattr(error.__cause__, "errno", None) in _OF_MACHINE
+            if isinstance(error, KeyboardInterrupt) or is_of_machine:
                 # Not the trial's fault: it is tried again when the sweep goes on.
                 with suppress(_LostError):
                     self._note(trial, STOPPED, True)

@@ -326,8 +326,7 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
 
     The scheduler is offered how long it runs after the warm-up: epochs, steps_per_epoch,
     total_steps (in optimizer steps) and T_max (in epochs; total_iters of PolynomialLR); and the
-    optimizer's rate as max_lr,
-    which also stands in for a `max_lr: find` that was not found yet.
+    optimizer's rate as max_lr, which also stands in for a `max_lr: find` that was not found yet.
 
     Raises:
         ConfigError: it cannot be built, or the warm-up is as long as the training.

@@ -22,7 +22,7 @@ from cvkit.registry.user_code import import_user_code
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Drawable, Experiment
 from cvkit.runs.finding import is_group, members_of, newest_group
-from cvkit.runs.folder import MAY_CHANGE, Run, open_run, refuse_links
+from cvkit.runs.folder import MAY_CHANGE, Run, open_run, output_dir_of, refuse_links
 from cvkit.runs.group import Group, open_group
 from cvkit.system.files import user_path
 from cvkit.system.text import escape_controls
@@ -73,7 +73,7 @@ def open_subject(runs: Sequence[str], words: Sequence[str]) -> Drawable:
     elif len(runs) > 1:
         subject = Runs([open_run(run, overrides=words, may_change=_MAY_DRAW) for run in runs])
     else:
-        folder = dict(zip(words[::2], words[1::2])).get("OUTPUT_DIR", "runs")
+        folder = output_dir_of(words)
         group = newest_group(folder) if not runs else None
         subject = _opened_group(group, words) if group else open_run(
             runs[0] if runs else None, folder, overrides=words, may_change=_MAY_DRAW)

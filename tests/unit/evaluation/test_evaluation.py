@@ -81,6 +81,7 @@ def test_the_newest_run_is_looked_for_where_output_dir_says(run, painted, tool):
     before = {path: path.read_bytes() for path in Path("runs").rglob("predictions.npz")}
     code, out, _ = tool("evaluate.py", "OUTPUT_DIR", "other")
     assert code == 0 and f"run other/painted/{painted.folder.name}\n" in out
+    assert evaluate(overrides={"OUTPUT_DIR": "other"}).is_of_same_images(painted.predictions)
     assert {path: path.read_bytes() for path in Path("runs").rglob("predictions.npz")} == before
 
 
