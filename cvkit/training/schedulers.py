@@ -335,7 +335,8 @@ def build_schedule(node: Any, optimizer: torch.optim.Optimizer, epochs: int, ste
     if warmup_epochs >= epochs or warmup_steps >= epochs * steps_per_epoch:
         raise ConfigError(f"TRAIN.WARMUP_EPOCHS {warmup_epochs:g} leaves nothing of the "
                           f"{plural(epochs, 'epoch')} of TRAIN.EPOCHS, "
-                          f"{plural(epochs * steps_per_epoch, 'step')}")
+                          f"{plural(epochs * steps_per_epoch, 'step')}",
+                          hint="Lower it, or train for more epochs.")
     if node is None:
         return Schedule(optimizer, None, warmup_steps)
     rate = float(optimizer.param_groups[0]["lr"])
