@@ -8,8 +8,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, paint
+from conftest import paint
 from helpers import at_step, before_each_step
 from test_kill import same
+from torch import nn
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cvkit.config import load_config
@@ -377,52 +376,44 @@ def test_when_to_save_inside_an_epoch(monkeypatch):
     assert not pace.is_due(3)
 
 
-OUT_OF_MEMORY = """
-import resource, sys
-sys.argv = ["train.py", *sys.argv[1:]]
-import cvkit.training.trainer, cvkit.errors, runpy
-real = cvkit.training.trainer.Trainer.{method}
-def limited(self, *args):
-    import torch
-    torch.zeros(10) @ torch.zeros(10)
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20, -1))
-    return real(self, *args)
-cvkit.training.trainer.Trainer.{method} = limited
-runpy.run_path({tool!r}, run_name="__main__")
-"""
+def of_onednn():
+    raise RuntimeError("could not create a primitive")
 
 
-@pytest.mark.slow
-def test_out_of_memory_is_told_with_a_batch_that_fits(tiny):
-    code = OUT_OF_MEMORY.format(method="train_epoch", room=600, tool=str(ROOT / "tools/train.py"))
-    command = [sys.executable, "-c", code, str(tiny), "DATA.LIMIT", "512", "DATA.BATCH_SIZE", "512",
-               "MODEL.width", "32", "TRAIN.PRECISION", "fp32"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+# No limited address space: where one ends, libraries below torch may die without a word.
+@pytest.mark.parametrize("fail", [lambda: torch.empty(2**60), of_onednn], ids=["torch", "onednn"])
+def test_out_of_memory_is_told_with_a_batch_that_fits(tiny, monkeypatch, fail):
+    forward = nn.Conv2d.forward
+
+    def limited(self, images):
+        if len(images) > 100:
+            fail()
+        return forward(self, images)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", limited)
+    options = {"DATA.LIMIT": 512, "DATA.BATCH_SIZE": 512, "TRAIN.EPOCHS": 1}
+    with pytest.raises(RunError, match="out of memory on .*, training on batches of 512") as told:
+        train(load_config(tiny, options))
+    assert isinstance(told.value.__cause__, RuntimeError)
+    assert told.value.hint == ("64 fit: DATA.BATCH_SIZE 64 TRAIN.ACCUMULATE 8 makes steps of "
+                               "512 images.")
+    advised = {**options, "DATA.BATCH_SIZE": 64, "TRAIN.ACCUMULATE": 8}
+    with pytest.raises(RunError, match="out of memory on .*, evaluating batches of 256") as told:
+        train(load_config(tiny, {**advised, "DATA.EVAL_BATCH_SIZE": 256}))
+    assert told.value.hint.startswith("Try DATA.EVAL_BATCH_SIZE 64;")
+    assert len(train(load_config(tiny, {**advised, "DATA.EVAL_BATCH_SIZE": 64})).metrics) == 1
 
 
-    def run(command):
-        for _ in range(3):
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode >= 0:  # where the address space ends, a library may die without a word
-                break
-        return done
-
-    done = run(command)
-    assert done.returncode == 2, done.stderr[-2000:]
-    sizes = [512]
-    while done.returncode and len(sizes) < 4:  # advice that is followed may be too much by a half
-        found = re.search(rf"error: out of memory on .*, training on batches of {sizes[-1]}\n"
-                          r"  (\d+) fit: DATA.BATCH_SIZE \1 TRAIN.ACCUMULATE (\d+) makes steps of 512 "
-                          r"images\.", done.stderr)
-        assert found, done.stderr[-2000:]
-        fits, times = map(int, found.groups())
-        assert fits < sizes[-1] and fits * times == 512
-        sizes.append(fits)
-        advised = [*command, "DATA.BATCH_SIZE", str(fits), "TRAIN.ACCUMULATE", str(times),
-                   "TRAIN.EPOCHS", "1", "DATA.EVAL_BATCH_SIZE", str(fits)]
-        done = run(advised)
-    assert done.returncode == 0 and sizes[-1] >= 8, done.stderr[-2000:]
+def test_where_not_even_one_image_fits_an_error_that_may_be_another_is_not_called_one_of_memory(
+        tiny, monkeypatch):
+    first, second = (build_trainer(load_config(tiny)) for _ in range(2))
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, images: of_onednn())
+    with pytest.raises(RuntimeError, match="could not create a primitive"):
+        first.train()
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, images: torch.empty(2**60))
+    with pytest.raises(RunError, match="out of memory") as told:
+        second.train()
+    assert told.value.hint == "Not even one image fits: take a smaller model or image."
 
 
 def test_what_would_fit_is_found_by_trying():

@@ -75,7 +75,7 @@ def test_an_over_confident_model_is_told_so_and_gets_a_temperature_above_one(mon
     assert (f"Logits divided by {temperature:.2f}, which fits the validation images best, bring the error of the test "
             f"images to {100 * after.expected:.1f} %; no image changes its class.") in figure.caption
     curve = figure.axes[0].lines[2].get_xydata()
-    assert np.allclose(curve[:, 1], (after.right / after.counts)[after.counts > 0])
+    assert np.allclose(curve[:, 1], after.right[after.counts > 0] / after.counts[after.counts > 0])
     assert np.abs(curve[:, 1] - curve[:, 0]).max() < 0.08
     calm = calibration(sharpened(1.0))
     assert calm.caption.startswith("The model is about as sure as it is right")
