@@ -60,6 +60,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             continues the newest that was begun with the same settings, or begins one if there is
             none; one that is finished is returned as it is.
         parts: what the config describes, to train on other data for example; built if not given.
+            They can be given again: a model is built anew, but one that was set is trained itself.
         folder: of a run that is begun; a new one in OUTPUT_DIR if not given.
         reporters: besides those that the config names.
 
@@ -197,7 +198,9 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
             if begins_trained(config.MODEL) else None)
     # Which downloads what is not there.
     with distributed.first_on_each_machine():
-        data, loaders, model = parts.data, parts.loaders, parts.model
+        data, loaders = parts.data, parts.loaders
+        parts = parts.untrained()
+        model = parts.model
     # Parts that are given may be of another config, which they keep.
     parts = parts.with_config(config)
     loaders.train.plan.accumulate = config.TRAIN.ACCUMULATE

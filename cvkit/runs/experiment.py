@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,7 @@ class Experiment(Drawable):
 
     Attributes:
         built_data: the images that the config describes; `data` may be set to others.
+        built_model: the network that the config describes; `model` may be set to another.
         layout: of the model and its batches in memory, once the model is built.
         is_viewed: whether the model had to be given the plain layout.
     """
@@ -102,6 +104,7 @@ class Experiment(Drawable):
     label = "a config, not a run"
     advice = "Train it, or name a finished run: --run RUN."
     built_data: ImageData | None = None
+    built_model: nn.Module | None = None
     is_viewed = False
     layout: torch.memory_format | None = None
     _normalisation: tuple[list[float], list[float]] | None = None
@@ -113,6 +116,17 @@ class Experiment(Drawable):
         """Return these parts, as far as they are built, under another config."""
         other = copy.copy(self)
         other.config = config
+        return other
+
+    def untrained(self) -> Experiment:
+        """Return these parts for a training, which changes the model: one built anew.
+
+        A model that was set stays, as it is.
+        """
+        other = copy.copy(self)
+        if self.built_model is not None and vars(self).get("model") is self.built_model:
+            for part in ("model", "initial_weights"):
+                vars(other).pop(part, None)
         return other
 
     def as_resumed(self, normalisation: tuple[list[float], list[float]] | None) -> Experiment:
@@ -177,8 +191,9 @@ class Experiment(Drawable):
             initialise(model, self.config, self.data.classes, loaders.image_shape,
                        self.initial_weights)
             # The model has them now.
-            self.initial_weights.weights = {}
-        return self._placed(model, loaders.image_shape)
+            self.initial_weights = replace(self.initial_weights, weights={})
+        self.built_model = self._placed(model, loaders.image_shape)
+        return self.built_model
 
     def training_images(self, count: int) -> Iterator[torch.Tensor]:
         """Yield so many training images, or all, in batches (N, C, H, W), from the whole split.

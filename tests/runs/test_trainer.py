@@ -637,6 +637,33 @@ def test_a_data_error_before_the_first_batch_of_a_resumed_epoch_leaves_its_rando
     assert equal(vars(train(config, resume=True).checkpoint("last")), vars(whole.checkpoint("last")))
 
 
+def test_parts_that_are_given_again_begin_again(quick, tmp_path):
+    """As where a cell of a notebook is run a second time."""
+    config = load_config(quick, {"TRAIN.EPOCHS": 1})
+    parts = Experiment(config)
+    first, second = (train(config, parts=parts).checkpoint("last").model for _ in range(2))
+    assert equal(first, second) and "model" not in vars(parts)
+    looked_at = {name: value.clone() for name, value in parts.model.state_dict().items()}
+    assert equal(train(config, parts=parts).checkpoint("last").model, first)
+    assert equal(dict(parts.model.state_dict()), looked_at)
+
+    torch.save(first, tmp_path / "weights.pt")
+    config = load_config(quick, {"TRAIN.EPOCHS": 1, "MODEL.INIT_FROM": str(tmp_path / "weights.pt")})
+    parts = Experiment(config)
+    assert equal(dict(parts.model.state_dict()), first)
+    third, fourth = (train(config, parts=parts).checkpoint("last").model for _ in range(2))
+    assert equal(third, fourth) and not equal(third, first)
+
+
+def test_a_model_that_is_set_is_trained_itself(quick):
+    config = load_config(quick, {"TRAIN.EPOCHS": 1})
+    parts = Experiment(config)
+    parts.model = model = Experiment(config).model
+    run = train(config, parts=parts)
+    assert parts.model is model
+    assert equal(run.checkpoint("last").model, dict(model.state_dict()))
+
+
 def test_loaders_that_are_given_accumulate_as_the_config_says(quick):
     config = load_config(quick, {"TRAIN.ACCUMULATE": 5, "TRAIN.EPOCHS": 1})
     run = train(config, parts=Experiment(load_config(quick)))
