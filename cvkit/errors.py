@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Problems of a config that are shown at once.
 _MOST_TOLD = 10
@@ -52,6 +57,25 @@ class RunError(UserError):
 
 class DivergenceError(RunError):
     """The loss is no longer finite."""
+
+
+def frees_on_error(work: Callable[P, T]) -> Callable[P, T]:
+    """Let go of what a function's frames hold, where it ends by a `UserError` or on request.
+
+    A notebook keeps the traceback of the last error, and with it model and images, on a GPU in its
+    memory, while the next training runs. Other errors keep their frames, for a debugger.
+    """
+    @wraps(work)
+    def freeing(*args: P.args, **arguments: P.kwargs) -> T:
+        try:
+            return work(*args, **arguments)
+        except (UserError, KeyboardInterrupt) as error:
+            link: BaseException | None = error
+            while link is not None:
+                traceback.clear_frames(link.__traceback__)
+                link = link.__cause__ or link.__context__
+            raise
+    return freeing
 
 
 def raise_together(problems: Sequence[UserError]) -> None:

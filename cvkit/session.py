@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import nn
 
 from cvkit.config import Config, check_components
-from cvkit.errors import ConfigError, RunError, located
+from cvkit.errors import ConfigError, RunError, frees_on_error, located
 from cvkit.evaluation.monitor import Monitor
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.models.pretrained import begins_trained
@@ -46,6 +46,7 @@ from cvkit.training.trial import (
 )
 
 
+@frees_on_error
 def train(config: Config, resume: bool | str | Path | Run = False,
           parts: Experiment | None = None, folder: Path | None = None,
           reporters: Sequence[Reporter] = ()) -> Run | None:
@@ -111,6 +112,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
     return run
 
 
+@frees_on_error
 def check(config: Config, parts: Experiment | None = None) -> None:
     """Try a step, a save, a load and an evaluation, and say how it went. Writes nothing.
 
@@ -133,6 +135,7 @@ def check(config: Config, parts: Experiment | None = None) -> None:
     distributed.stop()
 
 
+@frees_on_error
 def find_lr(config: Config, lowest: float = 1e-5, highest: float = 10.0, steps: int = 100,
             parts: Experiment | None = None) -> RangeTest:
     """Look for a learning rate: train a copy of the model for some steps at rising rates.

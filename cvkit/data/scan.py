@@ -33,9 +33,8 @@ def in_threads(read: Callable[[int], Result], places: Sequence[int], title: str,
     Decoding an image leaves Python's lock to others. A terminal shows a bar after two seconds,
     elsewhere a line is printed after ten and then seldom.
     """
-    progress = ProgressBar(title, len(places), unit="image", delay=2,
-                           is_silent=is_silent)
-    with ThreadPoolExecutor(threads) as pool:
+    progress = ProgressBar(title, len(places), unit="image", delay=2, is_silent=is_silent)
+    with ThreadPoolExecutor(threads) as pool, progress:
         ahead: deque[Future[Result]] = deque()
         rest = iter(places)
         try:
@@ -47,7 +46,6 @@ def in_threads(read: Callable[[int], Result], places: Sequence[int], title: str,
                 if progress.step():
                     progress.update()
         finally:
-            progress.close()
             for future in ahead:
                 future.cancel()
 

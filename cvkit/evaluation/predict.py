@@ -39,7 +39,7 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
     mean_loss = Mean()
     seen = []
     with (state_kept(model, loss), random_numbers_kept(loader.device),
-          in_evaluation_mode(model, loss)):
+          in_evaluation_mode(model, loss), progress):
         # A model that draws says the same whenever it is evaluated.
         seed_random_numbers(epoch)
         for number, batch in enumerate(loader):
@@ -61,7 +61,6 @@ def predict(model: nn.Module, loader: BatchLoader, loss: nn.Module, metrics: Seq
                 check()
             if progress.step():
                 progress.update(mean_loss.compute(), metrics[0].compute()["accuracy"])
-    progress.close()
     values = {"loss": mean_loss.compute(), **together(
         (metric, values_of(metric)) for metric in metrics)}
     index, true, probabilities = (torch.cat(parts).cpu().numpy() for parts in zip(*seen))

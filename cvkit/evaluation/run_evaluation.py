@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cvkit.data.assembly import PLACES, images_are_for_testing
-from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, frees_on_error
 from cvkit.evaluation.metrics import build_metrics, together, values_of
 from cvkit.evaluation.predict import predict
 from cvkit.runs.checkpoint import Checkpoint, load_weights
@@ -31,6 +31,7 @@ from cvkit.system.text import escape_controls, plural
 from cvkit.training.losses import build_loss
 
 
+@frees_on_error
 def evaluate(run: Run | str | Path | Sequence[Run | str | Path] | None = None,
              overrides: Sequence[str] | Mapping[str, Any] = ()) -> Predictions:
     """Evaluate a run's model on its test images and rewrite the run's `predictions.npz`.
@@ -115,13 +116,14 @@ def _evaluated(run: Run, kept: Predictions | None) -> Predictions:
     predictions, _ = predict(run.model, loader, loss, build_metrics(run.config.METRICS, classes),
                              classes, run.precision, checkpoint.epoch,
                              ProgressBar("Test", len(loader)))
+    # Or its workers would wait as long as the run is kept.
+    run.loaders.close()
     return replace(predictions, batches=checkpoint.batches)
 
 
 def _evaluated_and_freed(run: Run) -> Predictions:
     """Return what a run's model says, and let go of its images and its model."""
     predictions = _evaluated(run, _kept(run.folder / "predictions.npz"))
-    run.loaders.close()
     for part in ("data", "built_data", "loaders", "model", "_trained"):
         vars(run).pop(part, None)
     return predictions

@@ -88,6 +88,8 @@ def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
     Raises:
         ConfigError: torch cannot compile on this machine.
     """
+    # It keeps eight compiled forms of a class's `forward`, and those of the models before count.
+    torch.compiler.reset()
     try:
         torch.compile(lambda values: values + 1)(torch.zeros(2, device=device))
     # The compiler, triton, and what they start, each fail in ways of their own.

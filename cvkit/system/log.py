@@ -117,7 +117,9 @@ def _escaped(record: logging.LogRecord) -> bool:
 
 screen = Screen()
 LOG.addFilter(_escaped)
-LOG.setLevel(logging.INFO)
+# Unless the user has chosen one before.
+if LOG.level == logging.NOTSET:
+    LOG.setLevel(logging.INFO)
 LOG.propagate = False
 LOG.addHandler(screen)
 
@@ -140,6 +142,8 @@ class ProgressBar:
     refreshed twice a second. Elsewhere there is a line after 10 seconds without any, and then ever
     more seldom:
     `Epoch 3/20 train 97/391: loss 0.5123, accuracy 82.10 %, 9.3 batches/s, 00:31 left`.
+
+    It ends with a `with` block.
 
     Args:
         title: "Train", "Test" or what else is done.
@@ -205,5 +209,9 @@ class ProgressBar:
         unit = plural(1 if speed == "1" else 2, self._unit).split(" ", 1)[1]
         return f"{speed} {unit}/s, {tqdm.format_interval((self._total - self._done) / rate)} left"
 
-    def close(self) -> None:
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # One left open by an error is drawn again in a notebook, which keeps it with the traceback.
         self._bar.close()

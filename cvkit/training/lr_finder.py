@@ -76,12 +76,9 @@ def find_rate(state: TrainingState, parts: Experiment, lowest: float = 1e-5,
         return loss
 
     with (random_numbers_kept(state.device), contextlib.closing(batches()) as source,
-          explaining(state, parts.loaders)):
+          explaining(state, parts.loaders), bar):
         seed_epoch(config.SEED, 0, config.DETERMINISTIC)
-        try:
-            return range_test(step, lowest, highest, steps)
-        finally:
-            bar.close()
+        return range_test(step, lowest, highest, steps)
 
 
 def range_test(step: Callable[[float], float], lowest: float, highest: float,

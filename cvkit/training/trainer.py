@@ -103,29 +103,28 @@ class Trainer:
         loader.set_epoch(state.epoch, begun)
         state.train_mode()
         every = math.ceil(loader.plan.steps / _RATES_PER_EPOCH)
-        bar = ProgressBar("Train", len(loader), begun, place=self.place,
-                          header=f"{self.place}  lr {state.schedule.rate:.4g}")
-        for batch in loader:
-            if batch.ends_step and state.schedule.steps % every == 0:
-                progress.rates.append((state.schedule.steps, state.schedule.rate))
-            self.is_between_steps = False
-            loss, logits = train_step(state, batch)
-            counted = slice(batch.count)
-            progress.loss.update(loss, batch.count, weight_of(state.loss, batch.targets[counted]))
-            progress.accuracy.update(logits[counted], batch.labels[counted])
-            # Twice a second, as each look waits for a GPU's work.
-            is_due = bar.step()
-            if is_due or state.device.type == "cpu":
-                bad = progress.loss.first_non_finite()
-                if bad is not None:
-                    bar.close()
-                    raise self.divergence("loss is", begun + bad + 1)
-            if is_due:
-                bar.update(progress.loss.compute(), progress.accuracy.compute()["accuracy"])
-            if batch.ends_step:
-                progress.batches, self.is_between_steps = batch.number + 1, True
-                self.save_or_stop()
-        bar.close()
+        header = f"{self.place}  lr {state.schedule.rate:.4g}"
+        with ProgressBar("Train", len(loader), begun, place=self.place, header=header) as bar:
+            for batch in loader:
+                if batch.ends_step and state.schedule.steps % every == 0:
+                    progress.rates.append((state.schedule.steps, state.schedule.rate))
+                self.is_between_steps = False
+                loss, logits = train_step(state, batch)
+                counted = slice(batch.count)
+                progress.loss.update(loss, batch.count,
+                                     weight_of(state.loss, batch.targets[counted]))
+                progress.accuracy.update(logits[counted], batch.labels[counted])
+                # Twice a second, as each look waits for a GPU's work.
+                is_due = bar.step()
+                if is_due or state.device.type == "cpu":
+                    bad = progress.loss.first_non_finite()
+                    if bad is not None:
+                        raise self.divergence("loss is", begun + bad + 1)
+                if is_due:
+                    bar.update(progress.loss.compute(), progress.accuracy.compute()["accuracy"])
+                if batch.ends_step:
+                    progress.batches, self.is_between_steps = batch.number + 1, True
+                    self.save_or_stop()
         progress.stop_clock()
         # The loss says nothing of the weights that the very last step made.
         if not state.is_finite():

@@ -67,41 +67,41 @@ def cam_maps(model: nn.Module, images: Tensor, targets: Sequence[np.ndarray],
         batch_size = 1
     found: dict[tuple[str, str], list[list[np.ndarray]]] = {
         (layer, method): [[] for _ in targets] for layer in layers for method in methods}
-    progress = ProgressBar("CAM", len(images) * len(targets) * len(methods) * len(layers),
-                        unit="map", delay=2)
-    for start in range(0, len(images), batch_size):
-        part = images[start:start + batch_size].float()
-        recorder = Recorder(model, layers)
-        with torch.enable_grad():
-            logits = model(part)
-        recorder.remove()
-        outputs = [recorder.outputs[layer] for layer in layers]
-        activations = {layer: reshape_of(model, layer)(output).detach().cpu().numpy()
-                       for layer, output in zip(layers, outputs)}
-        for number, target in enumerate(targets):
-            labels = torch.as_tensor(np.asarray(target[start:start + batch_size]),
-                                     device=logits.device)
-            score = logits.gather(1, labels[:, None]).sum()
-            gradients = torch.autograd.grad(score, outputs, retain_graph=True)
-            choices = [ClassifierOutputTarget(int(label)) for label in labels]
-            for layer, gradient in zip(layers, gradients):
-                arrays = activations[layer], reshape_of(model, layer)(gradient).cpu().numpy()
-                # A map could be as high as this if nothing cancelled.
-                most = np.abs(arrays[0] * arrays[1]).sum(1).max((1, 2))
-                for method, engine in engines.items():
-                    given = arrays if engine.detach else _second_order(model, part, layer, labels)
-                    # Two methods draw bars of their own on stderr, one for each image.
-                    with contextlib.redirect_stderr(io.StringIO()):
-                        values = engine.get_cam_image(part, model.get_submodule(layer), choices,
-                                                      *given, False)
-                    values = np.maximum(values, 0).astype(np.float32)
-                    # What rounding makes of 0 is no evidence.
-                    if engine.uses_gradients:
-                        values[values.max((1, 2)) < 1e-6 * most] = 0
-                    found[layer, method][number].append(values)
-                    if progress.step(len(part)):
-                        progress.update()
-    progress.close()
+    total = len(images) * len(targets) * len(methods) * len(layers)
+    with ProgressBar("CAM", total, unit="map", delay=2) as progress:
+        for start in range(0, len(images), batch_size):
+            part = images[start:start + batch_size].float()
+            recorder = Recorder(model, layers)
+            with torch.enable_grad():
+                logits = model(part)
+            recorder.remove()
+            outputs = [recorder.outputs[layer] for layer in layers]
+            activations = {layer: reshape_of(model, layer)(output).detach().cpu().numpy()
+                           for layer, output in zip(layers, outputs)}
+            for number, target in enumerate(targets):
+                labels = torch.as_tensor(np.asarray(target[start:start + batch_size]),
+                                         device=logits.device)
+                score = logits.gather(1, labels[:, None]).sum()
+                gradients = torch.autograd.grad(score, outputs, retain_graph=True)
+                choices = [ClassifierOutputTarget(int(label)) for label in labels]
+                for layer, gradient in zip(layers, gradients):
+                    arrays = activations[layer], reshape_of(model, layer)(gradient).cpu().numpy()
+                    # A map could be as high as this if nothing cancelled.
+                    most = np.abs(arrays[0] * arrays[1]).sum(1).max((1, 2))
+                    for method, engine in engines.items():
+                        given = (arrays if engine.detach else
+                                 _second_order(model, part, layer, labels))
+                        # Two methods draw bars of their own on stderr, one for each image.
+                        with contextlib.redirect_stderr(io.StringIO()):
+                            values = engine.get_cam_image(part, model.get_submodule(layer), choices,
+                                                          *given, False)
+                        values = np.maximum(values, 0).astype(np.float32)
+                        # What rounding makes of 0 is no evidence.
+                        if engine.uses_gradients:
+                            values[values.max((1, 2)) < 1e-6 * most] = 0
+                        found[layer, method][number].append(values)
+                        if progress.step(len(part)):
+                            progress.update()
     return {key: np.stack([np.concatenate(parts) for parts in by_target])
             for key, by_target in found.items()}
 

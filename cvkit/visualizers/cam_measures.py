@@ -101,24 +101,23 @@ def measure_all(model: nn.Module, images: Tensor, labels: np.ndarray, layer: str
         for number in range(1, DRAWS):
             draws[BASELINE].append(_seeded_maps(model, images, labels, layer, [BASELINE],
                                                 seed + number)[BASELINE])
-        progress = ProgressBar("Perturb", sum(map(len, draws.values())) * len(images), unit="map",
-                               delay=2)
         found = {}
-        for method, several in draws.items():
-            parts: list[list[np.ndarray]] = []
-            for start in range(0, len(images), _BATCH):
-                here, measured = slice(start, start + _BATCH), []
-                for values in several:
-                    order = relevance(values[here], size, seed + start)
-                    # ROAD adds noise to what it fills in.
-                    seed_random_numbers(seed, start)
-                    measured.append(_measure(model, images[here], order, labels[here]))
-                    if progress.step(len(order)):
-                        progress.update()
-                parts.append([np.mean(quantity, axis=0) for quantity in zip(*measured)])
-            deletion, insertion, road = (np.concatenate(part, -1) for part in zip(*parts))
-            found[method] = Faithfulness(deletion, insertion, road, np.array(kept[method]))
-        progress.close()
+        total = sum(map(len, draws.values())) * len(images)
+        with ProgressBar("Perturb", total, unit="map", delay=2) as progress:
+            for method, several in draws.items():
+                parts: list[list[np.ndarray]] = []
+                for start in range(0, len(images), _BATCH):
+                    here, measured = slice(start, start + _BATCH), []
+                    for values in several:
+                        order = relevance(values[here], size, seed + start)
+                        # ROAD adds noise to what it fills in.
+                        seed_random_numbers(seed, start)
+                        measured.append(_measure(model, images[here], order, labels[here]))
+                        if progress.step(len(order)):
+                            progress.update()
+                    parts.append([np.mean(quantity, axis=0) for quantity in zip(*measured)])
+                deletion, insertion, road = (np.concatenate(part, -1) for part in zip(*parts))
+                found[method] = Faithfulness(deletion, insertion, road, np.array(kept[method]))
     return found, steps
 
 

@@ -60,8 +60,9 @@ def robustness(run: Run, count: int = 1000,
         return found
 
     clean = accuracy(originals)
-    rates = [[corrupted(kind, strength) for strength in range(1, STRENGTHS + 1)] for kind in kinds]
-    progress.close()
+    with progress:
+        rates = [[corrupted(kind, strength) for strength in range(1, STRENGTHS + 1)]
+                 for kind in kinds]
     matrix = 100 * np.array(rates)
     worst = np.unravel_index(matrix.argmin(), matrix.shape)
     least, most = matrix.mean(1).argmax(), matrix.mean(1).argmin()

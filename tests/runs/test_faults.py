@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import io
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import resource
 import shutil
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,8 @@ from cvkit.runs.folder import Run
 from cvkit.session import build_trainer, train
 from cvkit.training.failures import largest_that_fits
 from cvkit.training.resume import CheckpointInterval
+from cvkit.training.state import TrainingState
+from cvkit.training.trainer import Trainer
 
 FOLDER = {"DATA.DATASET": {"NAME": "ImageFolder", "root": "../painted"}, "DATA.LIMIT": 0}
 # Image by image, decoded each time: files are wanted in the middle of an epoch.
@@ -374,6 +378,19 @@ def test_when_to_save_inside_an_epoch(monkeypatch):
     assert pace.is_due(2)
     pace.restart()
     assert not pace.is_due(3)
+
+
+def test_an_error_that_is_told_holds_no_model_and_no_images(quick, monkeypatch):
+    """As in a notebook, which keeps the last error while the next training runs."""
+    made = []
+    monkeypatch.setattr(TrainingState, "train_mode", lambda self: made.extend(
+        map(weakref.ref, (self, self.model))))
+    monkeypatch.setattr(Trainer, "save_or_stop", lambda self: (_ for _ in ()).throw(
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")))
+    with pytest.raises(RunError, match="out of memory on") as told:
+        train(load_config(quick))
+    gc.collect()
+    assert told.value.__cause__.__traceback__ and made and not any(ref() for ref in made)
 
 
 def of_onednn():

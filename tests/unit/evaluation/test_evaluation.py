@@ -1,3 +1,4 @@
+import multiprocessing
 import re
 import shutil
 from pathlib import Path
@@ -67,6 +68,14 @@ def test_a_moved_run_is_evaluated_where_it_is(run, tmp_path):
     shutil.move(run.folder, tmp_path / "moved")
     assert evaluate(tmp_path / "moved").accuracy == open_run(tmp_path / "moved").predictions.accuracy
     assert not run.folder.exists()
+
+
+def test_workers_are_ended_with_the_evaluation(quick):
+    run = train(load_config(quick, {"TRAIN.EPOCHS": 1, "DATA.TEST_TRANSFORMS": [{"NAME": "Resize", "height": 8, "width": 8}],
+                                    "DATA.CACHE_GB": 0.0, "DATA.WORKERS": 1}))
+    loader = run.loaders.test
+    evaluate(run)
+    assert loader.source._loader.num_workers == 1 and not multiprocessing.active_children()
 
 
 def test_the_newest_run_is_evaluated_by_default(run):

@@ -1,6 +1,7 @@
 import random
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from cvkit.errors import ConfigError
 from cvkit.models.probing import choose_layout
-from cvkit.system.device import autocast, choose_device, choose_precision
+from cvkit.system.device import autocast, choose_device, choose_precision, compile_model
 from cvkit.system.environment import environment, public_url, runs_folder
 from cvkit.system.saving import reread
 from cvkit.system.seeds import (
@@ -127,3 +128,27 @@ def test_runs_are_kept_in_google_drive_on_colab_and_here_elsewhere(monkeypatch, 
     monkeypatch.setitem(sys.modules, "google", sys.modules.get("google", types.ModuleType("google")))
     assert runs_folder("mine") == "/content/drive/MyDrive/mine"
     assert mounted == ["/content/drive"] and "Google Drive, in mine/" in capsys.readouterr().out
+
+
+def test_models_of_one_class_are_compiled_however_many_there_were_before(monkeypatch):
+    """torch keeps eight forms of a class's forward, and leaves what comes then uncompiled."""
+    class Scaled(torch.nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, images):
+            return images * self.factor
+
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    for factor in range(12):
+        before = len(graphs)
+        model = compile_model(Scaled(float(factor)), torch.device("cpu"))
+        assert torch.equal(model(torch.ones(3)), torch.full((3,), float(factor)))
+        assert len(graphs) == before + 2  # what is tried, and the model

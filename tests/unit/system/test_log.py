@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,21 +46,31 @@ def test_the_log_file_is_clean_and_has_what_came_before_it(tmp_path, capsys):
 
 def test_the_bar_reads_as_users_know_it(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    bar = ProgressBar("Train", 2)
-    for _ in range(2):
-        if bar.step():
-            bar.update(1.25, 0.5)
-    bar.close()
+    with ProgressBar("Train", 2) as bar:
+        for _ in range(2):
+            if bar.step():
+                bar.update(1.25, 0.5)
     assert "Train: Loss=1.2500 Accuracy=50.00 2/2 [00:0" in capsys.readouterr().out
 
 
 def test_a_bar_of_what_is_done_soon_is_not_shown(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    bar = ProgressBar("Reading images", 1, delay=2)
-    assert bar.step()
-    bar.update()
-    bar.close()
+    with ProgressBar("Reading images", 1, delay=2) as bar:
+        assert bar.step()
+        bar.update()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_that_an_error_ends_is_drawn_no_more(capsys, monkeypatch):
+    """A notebook keeps the error, and with it the bar, which tqdm draws again below each line."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with pytest.raises(KeyboardInterrupt) as kept, ProgressBar("Train", 2) as bar:
+        bar.update(1.25, 0.5)
+        raise KeyboardInterrupt
+    assert kept.value.__traceback__ is not None
+    capsys.readouterr()
+    LOG.info("the next training")
+    assert capsys.readouterr().out == "the next training\n"
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(capsys, clock):
@@ -152,23 +164,28 @@ def test_the_logger_silences_lines_and_bars(capsys, clock, monkeypatch):
     LOG.setLevel("WARNING")
     try:
         LOG.info("not said")
-        bar = ProgressBar("Train", 9)
-        clock.now = 100
-        assert bar.step()
-        bar.update(1.0, 1.0)
-        bar.close()
+        with ProgressBar("Train", 9) as bar:
+            clock.now = 100
+            assert bar.step()
+            bar.update(1.0, 1.0)
         assert capsys.readouterr() == ("", "")
     finally:
         LOG.setLevel("INFO")
 
 
 def test_a_silent_log_shows_no_progress(capsys, clock):
-    bar = ProgressBar("Train", 9, is_silent=True)
-    clock.now = 100
-    assert bar.step()
-    bar.update(1.0, 1.0)
-    bar.close()
+    with ProgressBar("Train", 9, is_silent=True) as bar:
+        clock.now = 100
+        assert bar.step()
+        bar.update(1.0, 1.0)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_level_that_was_chosen_before_stays():
+    code = ("import logging; logging.getLogger('cvkit').setLevel('WARNING')\n"
+            "from cvkit.system.log import LOG; print(logging.getLevelName(LOG.level))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "WARNING\n"
 
 
 def test_names_that_cannot_be_written_are_escaped_on_the_screen_and_in_the_log(tmp_path, capsys):
