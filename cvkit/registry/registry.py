@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -359,8 +360,15 @@ def _nodes_of(entry: Callable) -> Mapping[str, Callable[..., Iterator[ConfigErro
 
 def _is_reload(old: Callable, new: Callable) -> bool:
     """Tell a notebook cell run again, or a file imported again, from a second definition."""
-    same_name = (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
-    return same_name and (old.__module__ == "__main__" or place_of(old) == place_of(new))
+    if (old.__module__, old.__qualname__) != (new.__module__, new.__qualname__):
+        return False
+    if old.__module__ == "__main__" or place_of(old) == place_of(new):
+        return True
+    # Its line moves where the file was edited in between.
+    with contextlib.suppress(OSError, TypeError):
+        source = inspect.getsource(sys.modules[new.__module__])
+        return len(re.findall(rf"^\s*(?:class|def)\s+{new.__name__}\b", source, re.MULTILINE)) == 1
+    return False
 
 
 REGISTRIES: dict[str, Registry] = {}

@@ -9,6 +9,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def import_user_code(names: Iterable[str], where: object = None, is_told: bool =
         except ConfigError as error:
             error.where = error.where or where
             raise
+    _look_again(is_told)
 
 
 def _import_file(name: str, is_told: bool) -> None:
@@ -112,8 +114,24 @@ def _import_module(name: str, is_told: bool) -> None:
             importlib.import_module(whole)
 
 
-# The files that were imported, with checksums, by which it is noticed that one was edited.
-_code: dict[str, str] = {}
+@dataclass
+class _Imported:
+    """A file as it was when it was imported.
+
+    Attributes:
+        module: its name.
+        spec: what it was loaded by, which another import replaces.
+        content: a checksum, by which it is noticed that the file was edited.
+        told: that of an edit which was told.
+    """
+
+    module: str
+    spec: object
+    content: str
+    told: str = ""
+
+
+_code: dict[str, _Imported] = {}
 
 
 @contextlib.contextmanager
@@ -124,10 +142,31 @@ def _told_and_noted(origin: str, is_told: bool) -> Iterator[None]:
     before = set(sys.modules)
     yield
     folder = os.path.join(os.path.dirname(os.path.abspath(origin)), "")
-    files = {origin, *(_file_of(sys.modules[name]) for name in set(sys.modules) - before)}
-    for path in map(os.path.abspath, files):
+    for name, module in [*sys.modules.items()]:
+        if name in before and _file_of(module) != origin:
+            continue
+        path = os.path.abspath(_file_of(module))
         if path.startswith(folder) and path.endswith(".py") and os.path.isfile(path):
-            _code[path] = hashlib.sha1(Path(path).read_bytes()).hexdigest()
+            _code[path] = _Imported(name, module.__spec__, _checksum(path))
+
+
+def _checksum(path: str) -> str:
+    return hashlib.sha1(Path(path).read_bytes()).hexdigest()
+
+
+def _look_again(is_told: bool) -> None:
+    """Say which files were edited since they were imported, unless they were reloaded."""
+    for path, file in _code.items():
+        content = _checksum(path) if os.path.isfile(path) else file.content
+        spec = getattr(sys.modules.get(file.module), "__spec__", None)
+        if spec is not file.spec:
+            file.spec, file.content = spec, content
+        elif is_told and content not in (file.content, file.told):
+            file.told = content
+            if distributed.is_main():
+                name = escape_controls(os.path.basename(path))
+                print(f"note       {name} was edited since it was imported; it counts as it was "
+                      "then, until Python is started anew")
 
 
 def _file_of(module: Any) -> str:
@@ -137,13 +176,13 @@ def _file_of(module: Any) -> str:
 
 def user_code() -> dict[str, str]:
     """Return what tells the files that were imported, by path, from edited ones."""
-    return dict(_code)
+    return {path: file.content for path, file in _code.items()}
 
 
 def edited_since(code: Mapping[str, str]) -> list[str]:
     """Return the names of imported files whose content is another than `user_code` said."""
-    return sorted(os.path.basename(path) for path, content in _code.items()
-                  if code.get(path, content) != content)
+    return sorted(os.path.basename(path) for path, file in _code.items()
+                  if code.get(path, file.content) != file.content)
 
 
 # These folders were opened as runs, so they supply no code, whatever they hold.

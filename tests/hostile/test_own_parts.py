@@ -33,6 +33,7 @@ from cvkit.registry import (
     SCHEDULERS,
     WRITERS,
 )
+from cvkit.registry import user_code as user_code_module
 from cvkit.registry.user_code import import_user_code, user_code
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, open_run
@@ -1428,6 +1429,13 @@ def test_files_that_import_each_other_are_imported_once_in_any_order(own, tmp_pa
         assert MODELS.build(f"first{number}") == 1 and MODELS.build(f"second{number}") == 2
 
 
+def in_another_process(path, monkeypatch):
+    """Let an imported file count as one that was edited before it was imported."""
+    file = user_code_module._code[str(path)]
+    monkeypatch.setattr(file, "content", "what another process imported")
+    monkeypatch.setattr(user_code_module, "_checksum", lambda path: file.content)
+
+
 def test_an_evaluation_says_that_code_was_edited_and_keeps_what_was_predicted(own, monkeypatch, capsys):
     path = Path("another_part.py").resolve()
     path.write_text(EDITED)
@@ -1436,7 +1444,7 @@ def test_an_evaluation_says_that_code_was_edited_and_keeps_what_was_predicted(ow
     evaluate(run)
     assert "was edited since" not in capsys.readouterr().out
     before = (run.folder / "predictions.npz").read_bytes()
-    monkeypatch.setattr("cvkit.registry.user_code._code", {str(path): "what another process imported"})
+    in_another_process(path, monkeypatch)
     evaluate(run)  # the edit changes nothing
     assert "Written to" in capsys.readouterr().out
     evaluated.model[1].bias.data[3] += 5
@@ -1454,7 +1462,7 @@ def test_a_run_that_goes_on_with_edited_code_says_so(own, monkeypatch, capsys):
     train(config, resume=True)
     assert "was edited" not in capsys.readouterr().out
     stopped(monkeypatch, config, 2)
-    monkeypatch.setattr("cvkit.registry.user_code._code", {str(path): "what another process imported"})
+    in_another_process(path, monkeypatch)
     train(config, resume=True)
     assert capsys.readouterr().out.count("edited_part.py was edited since the run was saved") == 1
     assert "edited_part.py was edited" in (open_run().folder / "train.log").read_text()

@@ -1,3 +1,4 @@
+import importlib
 import inspect
 import pickle
 import re
@@ -34,7 +35,7 @@ from cvkit.registry import (
 )
 from cvkit.registry.listing import describe, overview
 from cvkit.registry.signatures import accepts, describe_type, parameters_of
-from cvkit.registry.user_code import import_user_code
+from cvkit.registry.user_code import edited_since, import_user_code, user_code
 
 OWN = {  # a name that disappears, or one that no test knows of, shows here
     DATASETS: ["CIFAR10", "CIFAR100", "CSVDataset", "Digits", "FashionMNIST", "ImageFolder", "MNIST"],
@@ -458,6 +459,34 @@ def test_a_pickle_is_read_where_another_file_of_that_name_was_never_imported(tmp
         del sys.modules[name]
     import_user_code([str(path)], is_told=False)
     assert pickle.loads(sent).made_in == "second"
+
+
+MINE = "from cvkit import MODELS\n\n@MODELS.register()\ndef edited_model():\n    return %d\n"
+
+
+def test_a_file_that_is_edited_counts_once_it_is_imported_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("cvkit.registry.user_code._code", {})
+    path = tmp_path / "edited_parts.py"
+    path.write_text(MINE % 1)
+    import_user_code([str(path)])
+    before = user_code()
+    path.write_text("# What moves all lines.\n" + MINE % 22)
+    capsys.readouterr()
+    for _ in range(2):
+        import_user_code([str(path)])
+    assert capsys.readouterr().out == (
+        "note       edited_parts.py was edited since it was imported; it counts as it was then, until "
+        "Python is started anew\n")
+    assert MODELS.build("edited_model") == 1 and user_code() == before
+    importlib.reload(sys.modules["edited_parts"])
+    import_user_code([str(path)])
+    assert MODELS.build("edited_model") == 22
+    assert user_code() != before and edited_since(before) == ["edited_parts.py"]
+    assert capsys.readouterr().out == ""
+    path.write_text(MINE % 1 + MINE % 2)
+    with pytest.raises(ConfigError, match="two models named 'edited_model'"):
+        importlib.reload(sys.modules["edited_parts"])
 
 
 def test_what_an_imported_file_is_refused_for_is_placed(tmp_path, monkeypatch):
