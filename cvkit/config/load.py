@@ -42,8 +42,10 @@ def load_config(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     config = _read_file(path)
     # A run's own config.yaml, used again, keeps the name of the config that it resolved.
     folder, name = path.resolve().parent, path.resolve().stem
-    if (folder / "checkpoints").is_dir() or path.name == GROUP_CONFIG:
+    if path.name == "config.yaml" and (folder / "checkpoints").is_dir():
         name = name_of_resolved(_text_of(path, ())) or folder.parent.name
+    elif path.name == GROUP_CONFIG:
+        name = name_of_resolved(_text_of(path, ())) or name
     return _finished(config, overrides, shipped.shown(path), name)
 
 

@@ -67,6 +67,8 @@ def override(config: Config, overrides: Iterable[str] | Mapping[str, Any],
             value, (places or {}).get(key, origin), key)
         if key == "IMPORTS":
             value = absolute_imports(value, Path())
+        elif key.startswith("IMPORTS."):
+            value, = absolute_imports([value], Path())
         config = _set_at(config, key.split("."), value, (places or {}).get(key, origin))
     return config
 

@@ -123,6 +123,8 @@ class PerImageSource:
                     raise item
                 yield item
         except RuntimeError as error:
+            if _is_lack_of_shared_memory(error):
+                raise _shared_memory_is_full(error) from error
             if not is_death_of_worker(error):
                 raise
             raise death_of_worker(error) from error
@@ -220,7 +222,17 @@ class _Batches(Dataset):
             seed_random_numbers(*key)
         try:
             made = dict(self.images(positions, key))
-            return self.stacked(positions[list(made)], list(made.values()))
+            batch = self.stacked(positions[list(made)], list(made.values()))
+            if get_worker_info() is not None:
+                # On its way it would go there anyway, but then in a thread of the queue, which
+                # prints an error and goes on without the batch, for which all would wait.
+                for part in batch:
+                    part.share_memory_()
+            return batch
+        except RuntimeError as error:
+            if not _is_lack_of_shared_memory(error):
+                raise
+            return _shared_memory_is_full(error)
         except UserError as error:
             # The main process raises it, without a worker's traceback around it.
             return error
@@ -290,6 +302,16 @@ def why_not_in_workers(pipeline: Pipeline, images: ImageSet | None) -> str | Non
     if b"__main__" in sent and not can_be_imported:
         return "is defined in a notebook or at a prompt, where worker processes find nothing"
     return None
+
+
+def _is_lack_of_shared_memory(error: RuntimeError) -> bool:
+    return "shared memory" in str(error) or "No space left on device" in str(error)
+
+
+def _shared_memory_is_full(error: RuntimeError) -> DataError:
+    return DataError(f"no shared memory is left for what workers make: {error}",
+                     hint="In a container it is small unless asked for: docker run --shm-size 4g. "
+                          "DATA.WORKERS with a smaller number\n  takes less, 0 none.")
 
 
 def is_death_of_worker(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Fit:
 
     def lines(self, model: nn.Module) -> list[str]:
         """Return the fit as a table."""
-        own = model.state_dict()
+        own = _tensors(model.state_dict())
         numbers, total = (sum(value.numel() for value in values.values())
                           for values in (self.loaded, own))
         rows = [f"loaded     {len(self.loaded):,} of {plural(len(own), 'tensor')}, {numbers:,} of "
@@ -68,8 +69,8 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], new: str = "") 
         weights: of a file.
         new: name of the last layer, if it is to be left out, as it is of other classes.
     """
-    own = model.state_dict()
-    theirs = {_plain_name(name): value for name, value in weights.items()}
+    own = _tensors(model.state_dict())
+    theirs = {_plain_name(name): value for name, value in _tensors(weights).items()}
     naming, place_of = _best_names(own, theirs)
     first = _first_convolution(model)
     fit = Fit(naming=naming)
@@ -107,7 +108,8 @@ def load_fit(model: nn.Module, fit: Fit, head: str, may_be_new: Sequence[str], w
             NaN.
         ConfigError: a name of `may_be_new` is none of the model's.
     """
-    own = model.state_dict()
+    state = model.state_dict()
+    own = _tensors(state)
     broken = [name for name, value in fit.loaded.items() if value.isnan().any()]
     if broken:
         raise CheckpointError(f"{what} is of a training that went wrong: it has NaN in "
@@ -132,8 +134,13 @@ def load_fit(model: nn.Module, fit: Fit, head: str, may_be_new: Sequence[str], w
                               f"{len(missing):,} of its {plural(len(own), 'tensor')} "
                               f"{'is' if len(missing) == 1 else 'are'} not in it, "
                               f"{and_more(listed, 3)}", hint=hint)
-    model.load_state_dict({**own, **fit.loaded})
+    model.load_state_dict({**state, **fit.loaded})
     begin_small(model, {f"{head}.weight"} & set(fit.new))
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a state, which may hold extra state of modules (`get_extra_state`)."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _plain_name(name: str) -> str:

@@ -31,7 +31,8 @@ from cvkit.system.log import FILE, LOG, SCREEN, screen
 from cvkit.system.text import and_more, duration, escape_controls, plural
 from cvkit.training.freezing import learning_in_words
 from cvkit.training.groups import table_of, unused
-from cvkit.training.schedulers import depends_on_length, is_to_find
+from cvkit.training.resume import planned_by_length
+from cvkit.training.schedulers import is_to_find
 from cvkit.training.signals import Interrupted
 from cvkit.training.state import TrainingState
 
@@ -244,9 +245,8 @@ def say_finished(run: Run, config: Config, epoch: int) -> None:
     """Say that a run has nothing left to train, and what would train it longer."""
     if epoch < config.TRAIN.EPOCHS:
         longer = f"raise TRAIN.EARLY_STOP, which ended it at {config.TRAIN.EARLY_STOP}"
-    elif depends_on_length(config.SCHEDULER):
-        longer = (f"start a new run: {config.SCHEDULER.NAME} planned this one for its number of "
-                  "epochs")
+    elif planned := planned_by_length(config):
+        longer = f"start a new run: {planned} planned this one for its number of epochs"
     else:
         longer = "raise TRAIN.EPOCHS"
     LOG.info(f"{run.folder} is finished: {plural(epoch, 'epoch')}. To train longer, {longer}.",

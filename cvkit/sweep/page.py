@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def write_sweep_page(sweep: Sweep, study: Study) -> Path:
 
 def train_again(sweep: Sweep, trial: FrozenTrial) -> str:
     """Return the command that trains what a trial was."""
-    return f"{command('train')} {sweep.config_file_of(original(trial))}"
+    return f"{command('train')} {shlex.quote(str(sweep.config_file_of(original(trial))))}"
 
 
 def _result(sweep: Sweep, study: Study, progress: Progress,

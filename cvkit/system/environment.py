@@ -35,7 +35,9 @@ def environment(device: torch.device) -> str:
     """Return what is needed to repeat a run: command, versions, hardware, commit."""
     packages = ["torch", "torchvision", "albumentations", "numpy", "opencv-python-headless",
                 "yacs", "grad-cam", "scikit-learn"]
-    lines = [f"command: {shlex.join([Path(sys.executable).name, *sys.argv])}",
+    # A run folder is given to others, and trackers get it.
+    words = [re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", word) for word in sys.argv]
+    lines = [f"command: {shlex.join([Path(sys.executable).name, *words])}",
              f"python: {platform.python_version()}", f"platform: {platform.platform()}",
              f"device: {describe(device)}", f"cuda that torch is built with: {torch.version.cuda}"]
     for package in ["cvkit", *packages]:

@@ -65,6 +65,10 @@ def _explained(error: Exception, state: TrainingState, loaders: Loaders,
         return RunError("some parameters of the model got no gradient, others than in the "
                         "first step, and the processes cannot average them",
                         hint="TRAIN.UNUSED_PARAMETERS true allows for that.")
+    if "does not have a deterministic implementation" in str(error):
+        return RunError(f"DETERMINISTIC true asks for what torch does not have: "
+                        f"{str(error).split(', but you set', 1)[0]} on {describe(state.device)}",
+                        hint="DETERMINISTIC false; the seed fixes all else.")
     if is_death_of_worker(error):
         return death_of_worker(error)
     if is_out_of_memory(error):

@@ -154,13 +154,13 @@ def changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:
     """
     now, then = config.flat(), run.config.flat()
     free = [*MAY_CHANGE, *LENGTH]
-    if _planned(config):
+    if planned_by_length(config):
         free.remove("TRAIN.EPOCHS")
     return {key: (then.get(key, "not set"), now.get(key, "not set")) for key in {**then, **now}
             if now.get(key) != then.get(key) and not is_among(key, free)}
 
 
-def _planned(config: Config) -> str:
+def planned_by_length(config: Config) -> str:
     """Return the name of what goes by the number of epochs; empty if nothing does."""
     if depends_on_length(config.SCHEDULER):
         return config.SCHEDULER.NAME
@@ -177,7 +177,7 @@ def refuse_changes(config: Config, run: Run) -> None:
     if changed:
         lines = [f"{key}: {then} in the run, {now} now" for key, (then, now) in changed.items()]
         if "TRAIN.EPOCHS" in changed:
-            lines.append(f"{_planned(config)} was planned for the old number")
+            lines.append(f"{planned_by_length(config)} was planned for the old number")
         raise RunError(f"{run.folder} cannot be resumed with another config: {'; '.join(lines)}",
                        hint=f"Resume with the run's own, {command('train')} "
                             f"{run.folder / 'config.yaml'} --resume {run.folder}, or start a new "

@@ -393,6 +393,36 @@ def test_an_error_that_is_told_holds_no_model_and_no_images(quick, monkeypatch):
     assert told.value.__cause__.__traceback__ and made and not any(ref() for ref in made)
 
 
+def test_shared_memory_that_is_full_is_told_and_not_waited_for(pictures, monkeypatch):
+    """A container has 64 MB of it, unless asked for more; torch prints so and goes on without the batch."""
+    def fail(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on "
+                           "device (28)")
+
+    config = load_config("../tiny.yaml", {**EACH_TIME, "DATA.WORKERS": 1})
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(DataError, match="no shared memory is left for what workers make: unable to"):
+        train(config)
+
+
+def test_what_torch_cannot_do_deterministically_is_told(quick, monkeypatch):
+    class Scatter(torch.autograd.Function):
+        @staticmethod
+        def forward(context, values):
+            return values.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient.put_(torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+
+    forward = nn.Flatten.forward
+    monkeypatch.setattr(nn.Flatten, "forward", lambda self, values: Scatter.apply(forward(self, values)))
+    with pytest.raises(RunError, match="DETERMINISTIC true asks for what torch does not have: put_ does not have a "
+                                       "deterministic implementation on ") as told:
+        train(load_config(quick, {"DETERMINISTIC": True}))
+    assert told.value.hint == "DETERMINISTIC false; the seed fixes all else."
+
+
 def of_onednn():
     raise RuntimeError("could not create a primitive")
 

@@ -410,3 +410,21 @@ def test_these_runs_have_every_option(count):
     for key, options in OPTIONS.items():
         assert all(any(case[key] == option for case, _ in cases) for option in options), key
     assert all(any([how for _, how in stops] == kinds for _, stops in cases) for kinds in STOPS)
+
+
+@pytest.mark.parametrize("settings, advice", [
+    ({"SCHEDULER": None}, "raise TRAIN.EPOCHS."),
+    ({"SCHEDULER": {"NAME": "CosineAnnealingLR"}}, "start a new run: CosineAnnealingLR planned this one for its "),
+    ({"SCHEDULER": None, "TRAIN.EMA_DECAY": 0.9, "TRAIN.EMA_POWER": 2.0},
+     "start a new run: TRAIN.EMA_POWER planned this one for its ")], ids=["constant", "cosine", "averages"])
+def test_what_would_train_a_finished_run_longer_is_what_is_allowed(tiny, capsys, settings, advice):
+    config = load_config(tiny, {**settings, "TRAIN.EPOCHS": 1})
+    run = train(config)
+    train(config, resume=run)
+    assert f"is finished: 1 epoch. To train longer, {advice}" in capsys.readouterr().out
+    longer = load_config(tiny, {**settings, "TRAIN.EPOCHS": 2})
+    if "new run" in advice:
+        with pytest.raises(RunError, match="was planned for the old number"):
+            train(longer, resume=run)
+    else:
+        assert len(train(longer, resume=run).metrics) == 2

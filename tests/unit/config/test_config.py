@@ -1,5 +1,6 @@
 import copy
 import math
+import os
 import pickle
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cvkit.config import SCHEMA, Config, check_components, components, load_config, read_config
+from cvkit.config.load import RESOLVED
 from cvkit.config.merge import merge
 from cvkit.config.parse import parse_value
 from cvkit.config.schema import Component, Key
@@ -422,6 +424,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(write, home, tmp_path):
     assert config.IMPORTS == (str(home / "mine.py"),)
     config = load_config("~/a.yaml", ["OUTPUT_DIR", "~/others", "IMPORTS", "[~/yours.py]"])
     assert config.OUTPUT_DIR == str(home / "others") and config.IMPORTS == (str(home / "yours.py"),)
+    assert load_config("~/a.yaml", ["IMPORTS.0", "yours.py"]).IMPORTS == (os.path.abspath("yours.py"),)
     config = config.clone()
     config.defrost()
     config.OUTPUT_DIR = Path("~")
@@ -433,6 +436,15 @@ def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     path = write("", "runs/my_net/2026-01-31_12-00-00/config.yaml")
     assert load_config(path).name == "config"  # a user's own file may be called that
     (path.parent / "checkpoints").mkdir()
+    assert load_config(path).name == "my_net"
+    # What else lies there is a user's own.
+    assert load_config(write("", "runs/my_net/2026-01-31_12-00-00/mine.yaml")).name == "mine"
+
+
+def test_the_name_of_a_group_s_config_is_in_it_and_else_the_file_s(write):
+    path = write("", "runs/my_net/2026-01-31_12-00-00_seeds/group.yaml")
+    assert load_config(path).name == "group"  # of group normalisation, for example
+    path.write_text(f"# my_net, {RESOLVED}\n{load_config(path).dump()}")
     assert load_config(path).name == "my_net"
 
 

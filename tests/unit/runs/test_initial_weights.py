@@ -205,3 +205,33 @@ def test_it_can_be_taken_back(tiny):
 def test_what_leads_to_no_weights_is_passed_over(tiny, weights, wrap):
     torch.save(wrap(weights), "file.pt")
     assert_taken(weights, begun(tiny, **{"MODEL.INIT_FROM": "file.pt"}))
+
+
+class Counting(nn.Module):
+    """A model with state that is no tensor."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc, self.calls = nn.Linear(3, num_classes), 0
+
+    def forward(self, images):
+        self.calls += 1
+        return self.fc(images.mean((2, 3)))
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+def test_state_that_is_no_tensor_is_the_model_s_own(tiny, capsys):
+    MODELS.register()(Counting)
+    run = train(load_config(tiny, {"MODEL": {"NAME": "Counting"}}))
+    capsys.readouterr()
+    trainer = build_trainer(load_config(tiny, {"MODEL": {"NAME": "Counting", "INIT_FROM": str(run.folder)}}))
+    weights = run.checkpoint().model
+    assert weights["_extra_state"]["calls"] > 9 > trainer.state.model.calls
+    assert torch.equal(trainer.state.model.fc.weight, weights["fc.weight"])
+    train(load_config(tiny, {"MODEL": {"NAME": "Counting", "INIT_FROM": str(run.folder)}}))
+    assert "loaded     2 of 2 tensors, 40 of 40 numbers" in capsys.readouterr().out

@@ -94,6 +94,14 @@ def test_a_state_of_all_random_numbers_is_taken_up_again():
     set_random_state({"cpu": state["cpu"]}, cpu)  # as older versions saved it
 
 
+def test_a_password_in_the_command_is_not_kept(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cvkit", "SWEEP.STORAGE", "postgresql://me:s3cret@host:5432/runs",
+                                      "WRITERS", "[{NAME: MLflow, tracking_uri: 'https://me:s3cret@host'}]"])
+    line = environment(torch.device("cpu")).split("\n")[0]
+    assert "postgresql://me:***@host:5432/runs" in line and "https://me:***@host" in line
+    assert "s3cret" not in line
+
+
 def test_the_environment_names_what_matters():
     text = environment(CPU)
     for word in ("command: ", "python: 3.", f"torch: {torch.__version__.split('+')[0]}",
