@@ -103,8 +103,8 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
     # As it is given, before a rate is found for it: what is told to go on names it.
     own = folder / GROUP_CONFIG
     is_new = not own.is_file()
-    if is_new:
-        write_whole(own, f"# {config.name}, {RESOLVED}\n{config.dump()}")
+    # Again, as one that goes on may be of more epochs, or of other seeds.
+    write_whole(own, f"# {config.name}, {RESOLVED}\n{config.dump()}")
     diverged, is_known = {}, False
     for number, (name, setting) in enumerate(settings.items(), 1):
         LOG.info(f"== {name}, {number} of {len(settings)}", extra=SCREEN)
@@ -159,10 +159,14 @@ def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
 
 def _differing(config: Config, folder: Path) -> list[str]:
     """Return in words by what a config would train something else than the runs of a group."""
-    run = Run(members_of(folder)[0])
-    free = ("SEED",) if run.folder.name.startswith("seed") else ("DATA.FOLD", "DATA.FOLD_REPEAT")
-    return [f"{key}: {then} then, {now} now"
-            for key, (then, now) in changes(with_found_rate(config, run), run).items()
+    first, *others = map(Run, members_of(folder))
+    free = ("SEED",) if first.folder.name.startswith("seed") else ("DATA.FOLD", "DATA.FOLD_REPEAT")
+    found = changes(with_found_rate(config, first), first)
+    # Those that are new would be of fewer.
+    longest = max(run.config.TRAIN.EPOCHS for run in (first, *others))
+    if longest > config.TRAIN.EPOCHS:
+        found["TRAIN.EPOCHS"] = longest, config.TRAIN.EPOCHS
+    return [f"{key}: {then} then, {now} now" for key, (then, now) in found.items()
             if not is_among(key, free)]
 
 

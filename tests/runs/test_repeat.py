@@ -125,6 +125,25 @@ def test_a_group_does_not_go_on_with_another_kind_or_another_config(config, thre
     assert code == 0 and "tiny, 4 seeds" in out
 
 
+def test_a_group_that_goes_on_for_longer_is_of_runs_of_one_length(quick, tool, capsys):
+    short, longer = (load_config(quick, {"DATA.LIMIT": 90, "SCHEDULER": None, "TRAIN.EPOCHS": epochs})
+                     for epochs in (1, 3))
+    group = train_seeds(short, 2)
+    with pytest.MonkeyPatch.context() as patched:
+        at_step(patched, 5, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            train_seeds(longer, 2, resume=True)
+    said = capsys.readouterr().out
+    words = f"{group.folder}/group.yaml --seeds 2 --resume {group.folder}"
+    assert f"All of them go on with: python tools/train.py {words}" in said
+    assert tool("train.py", *words.split())[0] == 0
+    assert [len(run.metrics) for run in open_group(group.folder).runs] == [3, 3]
+    assert tool("train.py", "--seeds", "3", "--resume", group.folder)[0] == 0
+    assert [len(run.metrics) for run in open_group(group.folder).runs] == [3, 3, 3]
+    with pytest.raises(RunError, match="was begun with another config: TRAIN.EPOCHS: 3 then, 1 now"):
+        train_seeds(short, 4, resume=True)
+
+
 def test_nothing_is_left_of_a_group_that_cannot_be_begun(config):
     with pytest.raises(UserError, match="400 folds need as many"):
         train_folds(config, 400)
