@@ -15,13 +15,14 @@ from cvkit.evaluation.out_of_fold import keep_out_of_fold
 from cvkit.runs.finding import find_groups, members_of
 from cvkit.runs.folder import Run, is_among, new_folder
 from cvkit.runs.group import Folds, Group, open_group
+from cvkit.runs.initial_weights import with_named_run
 from cvkit.session import train
 from cvkit.system import distributed
 from cvkit.system.command import command
 from cvkit.system.files import user_path, write_whole, writing
 from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import and_more
-from cvkit.training.resume import changes, with_found_rate
+from cvkit.training.resume import changes, with_findings
 
 
 def train_seeds(config: Config, count: int, resume: bool | str | Path = False) -> Group:
@@ -108,6 +109,9 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
     diverged, is_known = {}, False
     for number, (name, setting) in enumerate(settings.items(), 1):
         LOG.info(f"== {name}, {number} of {len(settings)}", extra=SCREEN)
+        if begun := members_of(folder):
+            # All of them begin with the same weights, whatever was trained meanwhile.
+            config = with_named_run(config, Run(begun[0]).config.MODEL.get("INIT_FROM"))
         try:
             is_known |= _train_one(with_settings(config, setting), folder / name, is_known)
         except DivergenceError as error:
@@ -161,7 +165,7 @@ def _differing(config: Config, folder: Path) -> list[str]:
     """Return in words by what a config would train something else than the runs of a group."""
     first, *others = map(Run, members_of(folder))
     free = ("SEED",) if first.folder.name.startswith("seed") else ("DATA.FOLD", "DATA.FOLD_REPEAT")
-    found = changes(with_found_rate(config, first), first)
+    found = changes(with_findings(config, first), first)
     # Those that are new would be of fewer.
     longest = max(run.config.TRAIN.EPOCHS for run in (first, *others))
     if longest > config.TRAIN.EPOCHS:

@@ -25,6 +25,7 @@ from cvkit.reporting.reporter import Reporter, add_reporters, refuse_other_repor
 from cvkit.reporting.requirements import Requirements, check_requirements, enforce
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run, locked, open_run
+from cvkit.runs.initial_weights import with_named_run
 from cvkit.runs.range_test import RangeTest
 from cvkit.system import distributed
 from cvkit.system.environment import environment
@@ -34,7 +35,7 @@ from cvkit.training.build import build_state, optimizer_builder
 from cvkit.training.failures import explaining
 from cvkit.training.losses import build_loss
 from cvkit.training.lr_finder import find_rate
-from cvkit.training.resume import is_finished, newest_run_of, take_up, with_found_rate
+from cvkit.training.resume import is_finished, newest_run_of, take_up, with_findings
 from cvkit.training.schedulers import is_to_find, with_rate
 from cvkit.training.state import TrainingState
 from cvkit.training.trainer import Trainer
@@ -89,6 +90,9 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         found = _find_rate(state, parts)
         if distributed.is_main():
             if run is None:
+                # What is the newest run now may not be when this one is repeated.
+                begun_with = parts.initial_weights
+                parts.config = with_named_run(parts.config, begun_with.run if begun_with else None)
                 if folder is not None:
                     # Before anything in it is written over: another may train there by now.
                     stack.enter_context(locked(folder))
@@ -191,9 +195,9 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     distributed.start(parts.device)
     _refuse_processes(config, parts)
     is_resumed = distributed.broadcast_from_main(lambda: run is not None)
-    if is_resumed and is_to_find(config.SCHEDULER):
+    if is_resumed:
         config = distributed.broadcast_from_main(
-            lambda: None if run is None else with_found_rate(config, run))
+            lambda: None if run is None else with_findings(config, run))
     if is_resumed:
         # What it was begun with is in its checkpoint; a file may be out of reach by now.
         parts = parts.as_resumed(distributed.broadcast_from_main(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cvkit.config import Config, load_config
-from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, located
+from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, UserError, located
 from cvkit.models.features import head_of
 from cvkit.models.pretrained import TrainedOn, has_pretrained
 from cvkit.models.weights import fit_weights, load_fit
@@ -41,6 +41,7 @@ class InitialWeights:
         classes: that they tell apart; None of another tool's file.
         trained_on: their images; None where that is not known.
         transform_input: see `Checkpoint`.
+        run: that they are of, if one was named.
     """
 
     words: str
@@ -48,6 +49,7 @@ class InitialWeights:
     classes: list[str] | None = None
     trained_on: TrainedOn | None = None
     transform_input: bool = False
+    run: Path | None = None
 
 
 def read_initial_weights(config: Config) -> InitialWeights:
@@ -65,20 +67,55 @@ def read_initial_weights(config: Config) -> InitialWeights:
     with located(config.MODEL, "INIT_FROM"):
         if "://" in named:
             raise CheckpointError(f"{named} is no file", hint="Download it and name the file.")
-        if path.suffix in (".yaml", ".yml") and path.name != "config.yaml":
+        if _is_config(path):
             other = load_config(path)
             if not find_runs(other.OUTPUT_DIR, other.name):
                 raise RunError(f"no run of {other.name} with a checkpoint in {other.OUTPUT_DIR}/",
                                hint=f"Train one first: {command('train')} {named}")
             return _of_run(find_run(None, other.OUTPUT_DIR, other.name))
-        if not path.is_file() and path.suffix not in (*_ENDINGS, ".safetensors"):
+        if not _is_file(path):
             return _of_run(find_run(named, config.OUTPUT_DIR))
         return _of_file(path)
 
 
+def _is_config(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml") and path.name != "config.yaml"
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() or path.suffix in (*_ENDINGS, ".safetensors")
+
+
+def with_named_run(config: Config, run: str | Path | None) -> Config:
+    """Return the config with a run in place of a MODEL.INIT_FROM that means the newest of some.
+
+    Args:
+        run: that was the newest; one that cannot have been meant is not taken.
+    """
+    path = user_path(config.MODEL.get("INIT_FROM") or "")
+    if not run or path in (Path(), Path(run)):
+        return config
+    folders = []
+    # A config that is gone cannot say so any more.
+    with contextlib.suppress(UserError):
+        if _is_config(path):
+            other = load_config(path)
+            folders = [Path(other.OUTPUT_DIR, other.name)]
+        elif path.name != "config.yaml" and not _is_file(path):
+            folders = [path, user_path(config.OUTPUT_DIR) / path]
+    if Path(run).resolve().parent not in [folder.resolve() for folder in folders]:
+        return config
+    config = config.clone()
+    config.defrost()
+    config.MODEL.INIT_FROM = str(run)
+    config.freeze()
+    return config
+
+
 def _of_run(folder: Path) -> InitialWeights:
-    return _of_checkpoint(counting(lambda name: Checkpoint.load(
+    weights = _of_checkpoint(counting(lambda name: Checkpoint.load(
         folder / "checkpoints" / f"{name}.pt")), folder)
+    return replace(weights, run=folder)
 
 
 def _of_checkpoint(checkpoint: Checkpoint, place: object) -> InitialWeights:

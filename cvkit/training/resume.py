@@ -18,6 +18,7 @@ from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.finding import find_runs
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
+from cvkit.runs.initial_weights import with_named_run
 from cvkit.system import distributed
 from cvkit.system.command import command
 from cvkit.system.log import LOG
@@ -129,7 +130,7 @@ def newest_run_of(config: Config) -> Run | None:
         except UserError as error:
             print(f"note       {folder} is left out: {error.problem}")
             continue
-        differing = changes(with_found_rate(config, run), run)
+        differing = changes(with_findings(config, run), run)
         if not differing:
             return run
         # Of an older version, where SEED was that as well.
@@ -139,12 +140,12 @@ def newest_run_of(config: Config) -> Run | None:
     return None
 
 
-def with_found_rate(config: Config, run: Run) -> Config:
-    """Return the config with the learning rate that was found when the run began."""
-    scheduler = run.config.SCHEDULER
+def with_findings(config: Config, run: Run) -> Config:
+    """Return the config with what a run found when it began: a learning rate, a run's weights."""
+    scheduler, named = run.config.SCHEDULER, run.config.MODEL.get("INIT_FROM")
     if is_to_find(config.SCHEDULER) and scheduler is not None and "max_lr" in scheduler:
-        return with_rate(config, scheduler.max_lr)
-    return config
+        config = with_rate(config, scheduler.max_lr)
+    return with_named_run(config, named)
 
 
 def changes(config: Config, run: Run) -> dict[str, tuple[Any, Any]]:

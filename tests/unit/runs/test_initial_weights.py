@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from cvkit.config import load_config
-from cvkit.errors import CheckpointError, UserError
+from cvkit.errors import CheckpointError, RunError, UserError
 from cvkit.registry import MODELS
+from cvkit.repeat import train_seeds
 from cvkit.runs.checkpoint import Checkpoint
+from cvkit.runs.finding import find_run
 from cvkit.runs.folder import Run
 from cvkit.runs.initial_weights import read_initial_weights
 from cvkit.session import build_trainer, train
@@ -235,3 +237,33 @@ def test_state_that_is_no_tensor_is_the_model_s_own(tiny, capsys):
     assert torch.equal(trainer.state.model.fc.weight, weights["fc.weight"])
     train(load_config(tiny, {"MODEL": {"NAME": "Counting", "INIT_FROM": str(run.folder)}}))
     assert "loaded     2 of 2 tensors, 40 of 40 numbers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["config", "runs", "in OUTPUT_DIR"])
+def test_the_newest_run_that_was_meant_is_kept_so_that_a_run_can_be_repeated_and_resumed(quick, tmp_path, name):
+    first = train(load_config(quick, {"TRAIN.EPOCHS": 1}))
+    named = {"config": quick, "runs": first.folder.parent, "in OUTPUT_DIR": "tiny"}[name]
+    (tmp_path / "tuned.yaml").write_text(quick.read_text())
+    config = load_config("tuned.yaml", {"MODEL.INIT_FROM": str(named), "SCHEDULER": None, "TRAIN.EPOCHS": 1})
+    run = train(config)
+    assert run.config.MODEL.INIT_FROM == str(find_run(first.folder))
+    train(load_config(quick, {"TRAIN.EPOCHS": 1, "SEED": 7}))
+    again = train(load_config(run.folder / "config.yaml"))
+    assert_taken(run.checkpoint().model, again.checkpoint().model)
+    longer = train(load_config("tuned.yaml", {"MODEL.INIT_FROM": str(named), "SCHEDULER": None, "TRAIN.EPOCHS": 2}),
+                   resume=run)
+    assert len(longer.metrics) == 2 and longer.config.MODEL.INIT_FROM == run.config.MODEL.INIT_FROM
+    assert train(config, resume="auto").folder == again.folder
+    other = load_config("tuned.yaml", {"MODEL.INIT_FROM": "runs/other", "SCHEDULER": None, "TRAIN.EPOCHS": 2})
+    with pytest.raises(RunError, match="MODEL.INIT_FROM: .* in the run, runs/other now"):
+        train(other, resume=run)
+
+
+def test_seeds_begin_with_the_same_weights_whatever_is_trained_meanwhile(quick, tmp_path):
+    first = train(load_config(quick, {"TRAIN.EPOCHS": 1}))
+    (tmp_path / "tuned.yaml").write_text(quick.read_text())
+    config = load_config("tuned.yaml", {"MODEL.INIT_FROM": "tiny", "TRAIN.EPOCHS": 1})
+    train_seeds(config, 2)
+    train(load_config(quick, {"TRAIN.EPOCHS": 1, "SEED": 7}))
+    group = train_seeds(config, 3, resume=True)
+    assert {run.config.MODEL.INIT_FROM for run in group.runs} == {str(first.folder)}
