@@ -172,7 +172,10 @@ class BatchLoader(Normaliser):
         return self._mixed(self._on_device(self.source.take(places, epoch)), epoch, 0)
 
     def _on_device(self, item: Pixels) -> Batch:
-        pixels, labels, index = (part.to(self.device, non_blocking=True) for part in item)
+        # On Apple's GPUs such a copy took what the memory of a batch that was gone held by then
+        # (pytorch issue 189690).
+        pixels, labels, index = (part.to(self.device, non_blocking=self.device.type == "cuda")
+                                 for part in item)
         return Batch(self.normalise(pixels), labels, index, labels, count=len(labels))
 
 

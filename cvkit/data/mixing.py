@@ -22,7 +22,7 @@ class BatchTransform:
     Args:
         function: from images float32 (N, C, H, W) and labels int64 (N,) to images of the same
             shape and targets float32 (N, num_classes), what each image counts for. Its random
-            numbers are torch's, seeded for each batch.
+            numbers are torch's of the CPU, seeded for each batch.
         p: part of the batches that it is applied to.
     """
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvkit.errors import ConfigError
 from cvkit.system.seeds import random_numbers_kept
@@ -17,12 +19,14 @@ def choose_layout(channels_last: bool, model: nn.Module,
                   device: torch.device) -> torch.memory_format:
     """Return the memory layout for a model and its images: channels_last where wanted and safe.
 
-    On a CPU, torch 2.15's backward pass of a strided 1×1 convolution with fewer than 16 input
-    channels writes out of bounds in channels_last for odd batch sizes, and the process dies.
+    On Apple's GPUs torch's backward passes of norms and pools are wrong in channels_last, or end
+    the process, up to 2.14 at least (pytorch issues 175189, 175190). On a CPU, torch 2.15's backward
+    pass of a strided 1×1 convolution with fewer than 16 input channels writes out of bounds in
+    channels_last for odd batch sizes, and the process dies.
     """
-    is_unsafe = device.type == "cpu" and any(
+    is_unsafe = device.type == "mps" or (device.type == "cpu" and any(
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1
-        and module.in_channels < 16 for module in model.modules())
+        and module.in_channels < 16 for module in model.modules()))
     return torch.channels_last if channels_last and not is_unsafe else torch.contiguous_format
 
 
@@ -42,6 +46,29 @@ def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.dev
                 if not is_training:
                     raise
     return True
+
+
+def pads_average_pools(model: nn.Module, image_shape: Sequence[int],
+                       device: torch.device) -> bool:
+    """Whether a model takes average pools over a padding, as Inception does.
+
+    Before 2.14, torch's backward pass of those was wrong in channels_last on NVIDIA's GPUs (pytorch
+    issue 188344).
+    """
+    found = _PaddedPools()
+    with torch.no_grad(), state_kept(model), in_evaluation_mode(model), found:
+        model(torch.zeros(1, *image_shape, device=device))
+    return found.some
+
+
+class _PaddedPools(TorchDispatchMode):
+    some = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (),
+                           kwargs: Mapping[str, Any] | None = None) -> Any:
+        if function is torch.ops.aten.avg_pool2d.default and len(args) > 3:
+            self.some |= any(args[3])
+        return function(*args, **(kwargs or {}))
 
 
 @contextmanager

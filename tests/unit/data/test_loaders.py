@@ -32,6 +32,24 @@ def epoch_of(loader, epoch=0):
     return tuple(torch.cat(parts) for parts in zip(*(batch[:4] for batch in loader), strict=True))
 
 
+@pytest.mark.parametrize("device, waits", [("cpu", True), ("mps", True), ("cuda", False)])
+def test_a_batch_is_copied_before_its_memory_is_used_again(tiny, device, waits):
+    """On CUDA it lies in pinned memory, which torch keeps until the copy has ended."""
+    loader, asked = loaders(tiny).test, []
+
+    class Part:
+        def __init__(self, values):
+            self.values = values
+
+        def to(self, device, non_blocking):
+            asked.append((device.type, non_blocking))
+            return self.values
+
+    loader.device = torch.device(device)
+    loader._on_device([Part(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)), Part(torch.zeros(2)), Part(torch.zeros(2))])
+    assert asked == [(device, not waits)] * 3
+
+
 @BACKENDS
 def test_batches_are_normalised_images_labels_and_places(tiny, backend):
     loader = loaders(tiny, "DATA.TRAIN_TRANSFORMS", "[]", "DATA.PIPELINE", backend).train

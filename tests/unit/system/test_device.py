@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cvkit.errors import ConfigError
-from cvkit.models.probing import choose_layout
+from cvkit.models.probing import choose_layout, pads_average_pools
 from cvkit.system.device import autocast, choose_device, choose_precision, compile_model
 from cvkit.system.environment import environment, public_url, runs_folder
 from cvkit.system.saving import reread
@@ -118,6 +118,19 @@ def test_channels_last_is_chosen_where_it_is_wanted_and_safe():
         layout = choose_layout(wanted, model, CPU)
         assert layout == (expected or torch.contiguous_format)
     assert choose_layout(True, model, CUDA) == torch.channels_last
+    assert choose_layout(True, model, torch.device("mps")) == torch.contiguous_format
+
+
+@pytest.mark.parametrize("pool, pads", [
+    (torch.nn.AvgPool2d(3, 1, padding=1), True), (torch.nn.AvgPool2d(2), False),
+    (torch.nn.MaxPool2d(3, 1, padding=1), False), (torch.nn.AdaptiveAvgPool2d(2), False)])
+def test_average_pools_over_a_padding_are_found(pool, pads):
+    """torch before 2.14 trains them on wrong gradients in channels_last on a GPU."""
+    class Pooled(torch.nn.Module):
+        def forward(self, images):
+            return torch.nn.functional.avg_pool2d(pool(images), 2)
+
+    assert pads_average_pools(Pooled(), (3, 8, 8), CPU) is pads
 
 
 @pytest.mark.parametrize("remote", [
