@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from cvkit.runs.group import Folds, Group, open_group
 from cvkit.runs.initial_weights import with_named_run
 from cvkit.session import train
 from cvkit.system import distributed
-from cvkit.system.command import command
+from cvkit.system.command import command, quoted
 from cvkit.system.files import user_path, write_whole, writing
 from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import and_more
@@ -122,7 +121,7 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
                 # Nothing was begun: there is no group.
                 shutil.rmtree(folder, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt):
-                words = shlex.join([str(own), *flags.split(), "--resume", str(folder)])
+                words = quoted(own, *flags.split(), "--resume", folder)
                 LOG.info(f"All of them go on with: {command('train')} {words}", extra=SCREEN)
             raise
     if len(diverged) == len(settings):

@@ -5,6 +5,8 @@
 """
 
 import argparse
+import io
+import sys
 
 from cvkit.cli.tool import new_parser, parse_words
 from cvkit.config import shipped
@@ -17,4 +19,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> None:
-    print(shipped.copy_of(parse_words(parser(), words).config), end="")
+    text = shipped.copy_of(parse_words(parser(), words).config)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Configs are read as UTF-8, and on Windows `>` would write what code page there is.
+        sys.stdout.reconfigure(encoding="utf-8")
+    print(text, end="")

@@ -26,9 +26,12 @@ def new_parser(description: str | None, name: str = "") -> argparse.ArgumentPars
         description: the docstring.
         name: of the command; that of the file that runs if none is given.
     """
-    return argparse.ArgumentParser(_title(name), description=as_called_here(description or ""),
-                                   allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(_title(name), description=as_called_here(description or ""),
+                                     allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    # Python 3.14 colours its usage, which messages quote.
+    parser.color = False  # type: ignore[attr-defined]
+    return parser
 
 
 def module_of(name: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -160,12 +162,14 @@ def _read_file(path: Path, chain: tuple[Path, ...] = ()) -> Config:
 
 def _text_of(path: Path, chain: tuple[Path, ...]) -> str:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
+            # As `>` of Windows' PowerShell writes it.
+            is_wide = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             # No more is read, as a file may be without end: /dev/zero.
-            return file.read(MOST_TEXT + 1)
+            return io.TextIOWrapper(file, "utf-16" if is_wide else "utf-8").read(MOST_TEXT + 1)
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}", hint=_meant_by(path, chain)) from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise ConfigError(f"{path} is not a text file in UTF-8") from None
     # A path with a NUL in it is a ValueError.
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -185,7 +185,9 @@ def serve(sources: Sequence[str | None], overrides: Sequence[str] = (), host: st
         is_everywhere = host in ("0.0.0.0", "::")
         print(f"Open http://{socket.gethostname() if is_everywhere else name}:{port}", flush=True)
         try:
-            threading.Event().wait()
+            # Windows' Python does not hear Ctrl-C while it waits for an event.
+            while True:
+                time.sleep(1)
         finally:
             page.close(verbose=False)
 

@@ -20,9 +20,9 @@ def choose_layout(channels_last: bool, model: nn.Module,
     """Return the memory layout for a model and its images: channels_last where wanted and safe.
 
     On Apple's GPUs torch's backward passes of norms and pools are wrong in channels_last, or end
-    the process, up to 2.14 at least (pytorch issues 175189, 175190). On a CPU, torch 2.15's backward
-    pass of a strided 1×1 convolution with fewer than 16 input channels writes out of bounds in
-    channels_last for odd batch sizes, and the process dies.
+    the process, up to 2.14 at least (pytorch issues 175189, 175190). On a CPU, torch 2.15's
+    backward pass of a strided 1×1 convolution with fewer than 16 input channels writes out of
+    bounds in channels_last for odd batch sizes, and the process dies.
     """
     is_unsafe = device.type == "mps" or (device.type == "cpu" and any(
         isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from cvkit.runs.folder import Run
 from cvkit.runs.predictions import test_line
 from cvkit.runs.range_test import RULE
 from cvkit.system import distributed
-from cvkit.system.command import command
+from cvkit.system.command import command, quoted
 from cvkit.system.device import describe
 from cvkit.system.log import FILE, LOG, SCREEN, screen
 from cvkit.system.text import and_more, duration, escape_controls, plural
@@ -234,7 +233,7 @@ class Console(Reporter):
 
 def say_where(run: Run) -> None:
     """Say where all of a finished run is, and what to do with it."""
-    folder = shlex.quote(str(run.folder))
+    folder = quoted(run.folder)
     LOG.info(f"All of it is in {run.folder}/: train.log, metrics.jsonl, predictions.npz, "
              "checkpoints/", extra=SCREEN)
     LOG.info(f"Per class: {command('evaluate')} --run {folder}", extra=SCREEN)
@@ -254,8 +253,8 @@ def say_finished(run: Run, config: Config, epoch: int) -> None:
 
 
 def _resume_command(run: Run) -> str:
-    words = [str(run.folder / "config.yaml"), "--resume", str(run.folder)]
-    return f"{command('train', distributed.local_size())} {shlex.join(words)}"
+    words = quoted(run.folder / "config.yaml", "--resume", run.folder)
+    return f"{command('train', distributed.local_size())} {words}"
 
 
 def _place(state: TrainingState) -> str:

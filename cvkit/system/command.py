@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +28,13 @@ def command(name: str, processes: int = 1) -> str:
         words = f"tools/{file}" if is_file else f"-m cvkit {name}"
         return f"torchrun --nproc-per-node={processes} {words}"
     return f"python tools/{file}" if is_file else f"cvkit {name}"
+
+
+def quoted(*words: object) -> str:
+    """Return words as a shell takes them: cmd.exe, unlike others, leaves single quotes as they are.
+    """
+    texts = list(map(str, words))
+    return subprocess.list2cmdline(texts) if sys.platform == "win32" else shlex.join(texts)
 
 
 def as_called_here(text: str) -> str:

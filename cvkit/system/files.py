@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,11 +54,22 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
             # Without it the new name could outlive a crash, and its content not.
             os.fsync(file.fileno())
         if keep is not None and path.is_file():
-            os.replace(path, keep)
-        os.replace(part, path)
+            _replace(path, keep)
+        _replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Rename a file. Windows refuses while another process has one open, a virus scanner say."""
+    for _ in range(50 if sys.platform == "win32" else 0):
+        try:
+            os.replace(old, new)
+            return
+        except PermissionError:
+            time.sleep(0.1)
+    os.replace(old, new)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,11 +1,13 @@
 """The command `cvkit`, as a user types it where there is no clone."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import cvkit
 from cvkit.cli.main import COMMANDS, main
@@ -88,6 +90,13 @@ def test_from_a_config_of_cvkit_to_pictures(cvkit_command):
         f"{run.folder}/visuals/misclassified.png")
     code, out, err = cvkit_command("visualize", "--samples", "resnet18_digits", "DATA.LIMIT", 50)
     assert code == 0 and out.startswith("runs/resnet18_digits/visuals/samples.png"), err
+
+
+def test_a_copy_of_a_config_is_in_utf_8_whatever_the_system_writes():
+    """As `>` of Windows does, whose code pages hold a × that is not UTF-8's."""
+    done = subprocess.run([sys.executable, "-m", "cvkit", "config", "resnet18_digits"], capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}, check=True)
+    assert "×" in done.stdout.decode("utf-8")
 
 
 def test_a_copy_of_a_config_is_tried_in_an_empty_folder(cvkit_command):

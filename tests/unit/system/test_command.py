@@ -1,8 +1,9 @@
 import sys
+from pathlib import PureWindowsPath
 
 import pytest
 
-from cvkit.system.command import as_called_here, command
+from cvkit.system.command import as_called_here, command, quoted
 
 
 @pytest.mark.parametrize("started, train, find_lr", [
@@ -40,3 +41,12 @@ def test_examples_are_those_of_the_clone_or_of_the_command(monkeypatch):
     assert as_called_here(text) == text
     monkeypatch.setattr(sys, "argv", ["/venv/bin/cvkit"])
     assert as_called_here(text) == "cvkit find-lr resnet18_digits --steps 9; keep configs/mine.yml"
+
+
+def test_a_path_is_quoted_as_the_shell_there_takes_it(monkeypatch):
+    words = ["runs/my net/config.yaml", "--resume", "runs/net"]
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert quoted(*words) == "'runs/my net/config.yaml' --resume runs/net"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert quoted(*words) == '"runs/my net/config.yaml" --resume runs/net'
+    assert quoted(PureWindowsPath("runs/net/2026")) == r"runs\net\2026"
