@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import copy
 import io
 import os
@@ -165,8 +166,9 @@ def _text_of(path: Path, chain: tuple[Path, ...]) -> str:
         with path.open("rb") as file:
             # As `>` of Windows' PowerShell writes it.
             is_wide = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            # No more is read, as a file may be without end: /dev/zero.
-            return io.TextIOWrapper(file, "utf-16" if is_wide else "utf-8").read(MOST_TEXT + 1)
+            with io.TextIOWrapper(file, encoding="utf-16" if is_wide else "utf-8") as text:
+                # No more is read, as a file may be without end: /dev/zero.
+                return text.read(MOST_TEXT + 1)
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}", hint=_meant_by(path, chain)) from None
     except UnicodeError:
@@ -181,7 +183,10 @@ def _meant_by(path: Path, chain: tuple[Path, ...]) -> str | None:
     """Return what may be meant by a config file that is not there."""
     def written(file: Path) -> str:
         """Return a file as it is written where it is named."""
-        return os.path.relpath(file, chain[-1].parent) if chain else str(file)
+        # On Windows there is no way from one drive to another.
+        with contextlib.suppress(ValueError):
+            return os.path.relpath(file, chain[-1].parent) if chain else str(file)
+        return str(file)
 
     files = {*path.parent.glob("*.yaml"), *Path("configs").glob("**/*.yaml")} - {*chain}
     name, found = written(path), sorted(map(written, files))

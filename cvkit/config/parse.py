@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from cvkit.config.schema import BASE
 from cvkit.config.tree import COMMAND_LINE, Config, dotted
 from cvkit.errors import ConfigError
 from cvkit.registry.signatures import plain
+from cvkit.system.command import quoted
 
 # A config has at most so many characters, counted with what its aliases repeat, and levels.
 MOST_TEXT, _MOST_LEVELS = 1_000_000, 40
@@ -33,18 +35,22 @@ _HINTS = [
     (r"cannot start any token|alias|anchor|tag", "A value that begins with one of "
      "* & ! % @ ` needs quotes."),
 ]
+# The same where text begins or goes on with what is not taken for text.
+_NO_PLAIN_TEXT = "expected '<document start>'|cannot start any token|alias|anchor|tag"
 
 
 def parse_value(text: str, path: str = "", source: str = COMMAND_LINE) -> Any:
     """Return the value of YAML text: of a whole config, or of one key; mappings as open nodes.
 
     Args:
-        text: to read; a value means the same in a file and on the command line.
+        text: to read; a value means the same in a file and on the command line, but for comments,
+            of which a line of a shell has none.
         path: the dotted key that the value is for.
         source: the file that the text is of.
 
     Raises:
-        ConfigError: it is no YAML, too much of it, or means what a config cannot hold.
+        ConfigError: it is no YAML, too much of it, or means what a config cannot hold; or a part
+            of a line of a shell would be a comment.
     """
     reader = _Reader(source)
     try:
@@ -52,14 +58,46 @@ def parse_value(text: str, path: str = "", source: str = COMMAND_LINE) -> Any:
         if len(text) > MOST_TEXT:
             raise ConfigError(_TOO_LARGE, where=source)
         node = loader.get_single_node()
+        if source == COMMAND_LINE and (comment := _comment_of_a_line(text, node)):
+            # Folders are called so, and what is meant would be cut off without a word.
+            if _is_plain(text, node):
+                return text.strip()
+            raise ConfigError(f"{comment} would be a comment, and left out",
+                              hint="Text that has ' #' in it stands in quotes within quotes: "
+                                   "'\"base #2\"'", where=f"{source} {path}".strip())
         return None if node is None else reader.value(node, path)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line, problem, hint = _explained(error, text)
         if source == COMMAND_LINE and re.search("flow|quoted", problem) and (
                 "begins with !" not in (hint or "")):
             hint = f"{hint} A value with spaces goes into quotes: {path or 'KEY'} '{{NAME: …}}'"
+            if " #" in text:
+                hint += ", and text that has ' #' in it into quotes within those."
+        elif source == COMMAND_LINE and re.search(_NO_PLAIN_TEXT, problem) and (
+                len(text) < 200 and "\n" not in text):
+            words = quoted(path or "KEY", json.dumps(text, ensure_ascii=False))
+            hint = f"{hint or ''} As text it stands in quotes within quotes: {words}".strip()
         raise ConfigError(f"not valid YAML: {problem}", hint=hint,
                           where=f"{reader.origin(line)} {path}".strip()) from None
+
+
+def _comment_of_a_line(text: str, node: yaml.Node | None) -> str:
+    """Return what YAML takes for a comment in a single line, if it does."""
+    if "\n" in text.strip():
+        # A part of a file, whose author knows what a comment is.
+        return ""
+    last = node
+    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
+        # Those that no bracket closes end with the text.
+        last = last.value[-1]
+        last = last[1] if isinstance(last, tuple) else last
+    rest = text[last.end_mark.index if last else 0:].strip()
+    return rest if rest.startswith("#") else ""
+
+
+def _is_plain(text: str, node: yaml.Node | None) -> bool:
+    return node is None or (isinstance(node, yaml.ScalarNode) and node.style is None
+                            and not text.lstrip().startswith(("!", "&")))
 
 
 def _explained(error: Exception, text: str) -> tuple[int, str, str | None]:

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from cvkit.config import Config
+from cvkit.data.assembly import all_is_test
 from cvkit.data.cache import ImageCache
 from cvkit.data.images import ImageData, ImageSet
 from cvkit.data.loaders import BatchLoader, Loaders
 from cvkit.data.pipeline import Pipeline, build_pipeline
 from cvkit.data.plan import EpochPlan
 from cvkit.data.sources import BatchedSource, PerImageSource, why_not_in_workers
-from cvkit.data.splits import balanced_subset, fold_split, stratified_split
+from cvkit.data.splits import balanced_subset, fold_split, naming, stratified_split
 from cvkit.data.transforms import Normalize
 from cvkit.data.views import build_views
 from cvkit.errors import ConfigError, located, where_in
@@ -31,6 +32,7 @@ from cvkit.system.text import plural
 def build_data(config: Config) -> ImageData:
     """Build `DATA.DATASET`, take one of its `FOLDS`, hold out `VAL_FRACTION` and apply `LIMIT`.
 
+    Folds and validation images are of a training: within `images_are_for_testing` there are none.
     Random numbers of Python, NumPy and torch that it draws are seeded by DATA.SPLIT_SEED.
 
     Raises:
@@ -46,7 +48,9 @@ def build_data(config: Config) -> ImageData:
                           hint="Is a return missing?" if data is None else
                                "docs/add_a_dataset.md shows how to make one.")
     fraction, limit = config.DATA.VAL_FRACTION, config.DATA.LIMIT
-    if config.DATA.FOLDS:
+    if all_is_test():
+        fraction = 0
+    elif config.DATA.FOLDS:
         data = _with_fold(data, config)
     elif config.DATA.FOLD:
         raise ConfigError(f"of how many folds is {config.DATA.FOLD} the tested one?",
@@ -55,7 +59,7 @@ def build_data(config: Config) -> ImageData:
         if data.val is not None:
             raise ConfigError("this data set has a val split already",
                               where=config.DATA.where("VAL_FRACTION"), hint="Set it to 0.")
-        with located(config.DATA, "VAL_FRACTION"):
+        with located(config.DATA, "VAL_FRACTION"), naming(data.classes):
             rest, held_out = stratified_split(data.train.labels, fraction, config.DATA.SPLIT_SEED,
                                               data.train.groups)
         data = data.with_splits(train=data.train.take(rest), val=data.train.take(held_out))
@@ -94,7 +98,7 @@ def _with_fold(data: ImageData, config: Config) -> ImageData:
         # Before, so that each of those that are taken is in one fold.
         with located(node, "LIMIT"):
             whole = whole.take(balanced_subset(whole.labels, node.LIMIT, node.SPLIT_SEED))
-    with located(node, "FOLDS"):
+    with located(node, "FOLDS"), naming(data.classes):
         rest, held_out = fold_split(whole.labels, node.FOLDS, node.FOLD,
                                     node.SPLIT_SEED + node.FOLD_REPEAT, whole.groups)
     val = data.val if data.val is not None and data.val.images is not whole.images else None

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvkit.data.images import IMAGE_ENDINGS
+from cvkit.data.images import IMAGE_ENDINGS, portable
 from cvkit.data.tables import TABLE_ENDINGS
 from cvkit.errors import DataError
 from cvkit.system.text import and_more, escape_controls, plural
@@ -28,7 +28,7 @@ class ClassFolders:
         way: how to go on without it, of a split that training can do without.
 
     Attributes:
-        classes: image paths by class, both in alphabetical order.
+        classes: image paths by class, both in alphabetical order, on every system in the same.
         others: how many files are ignored, by kind.
 
     Raises:
@@ -55,7 +55,7 @@ class ClassFolders:
         self.classes: dict[str, list[str]] = {}
         for name in names:
             before = self.others.copy()
-            self.classes[name] = sorted(self._images_in(str(folder / name), name))
+            self.classes[name] = sorted(self._images_in(str(folder / name), name), key=portable)
             if not self.classes[name]:
                 kinds = _kinds(self.others - before)
                 raise DataError(f"{folder / name} holds no images"
@@ -152,10 +152,10 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
 def _kind(entry: os.DirEntry) -> str:
     """Return what lies there: "folder", "image", or what is passed over."""
     name = entry.name
-    is_hidden = name.startswith(".") or name.lower() in _SYSTEM_NAMES
+    is_hidden = is_passed_over(name)
     try:
         if entry.is_dir():
-            return "hidden folder" if is_hidden or name.startswith("__") else "folder"
+            return "hidden folder" if is_passed_over(name, is_folder=True) else "folder"
         is_file = entry.is_file()
     except OSError:
         # A link that leads to itself is neither.
@@ -165,6 +165,12 @@ def _kind(entry: os.DirEntry) -> str:
     if not is_file:
         return "broken link" if entry.is_symlink() else "no file"
     return "image" if _is_image(name) else os.path.splitext(name)[1].lower()[:12] or "no ending"
+
+
+def is_passed_over(name: str, is_folder: bool = False) -> bool:
+    """Tell whether what is called so was left behind by a system, not put there as an image."""
+    return (name.startswith(".") or name.lower() in _SYSTEM_NAMES
+            or (is_folder and name.startswith("__")))
 
 
 def _is_image(name: str) -> bool:

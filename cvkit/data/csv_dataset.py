@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from cvkit.data.assembly import all_is_test, assemble, check_choice, check_fract
 from cvkit.data.class_folders import folders_in, refuse_alike
 from cvkit.data.images import IMAGE_ENDINGS, ImageData, ImageFiles, ImageSet
 from cvkit.data.split_folders import SPLIT_WORDS
+from cvkit.data.splits import naming
 from cvkit.data.tables import Table, is_image
 from cvkit.errors import DataError
 from cvkit.registry import DATASETS
@@ -105,8 +107,9 @@ def CSVDataset(path: str, root: str | None = None, image: str | int | None = Non
         for name, part in by_split.items()}
     if "" in splits:
         first = {each.label: each.place for each in reversed(images)}
-        splits = set_aside(splits[""], test_fraction, seed,
-                           [f"of {name} ({first[name]})" for name in classes])
+        with naming(classes):
+            splits = set_aside(splits[""], test_fraction, seed,
+                               [f"of {name} ({first[name]})" for name in classes])
     else:
         _refuse_incomplete(by_split, path)
         notes += _told_groups(by_split)
@@ -229,11 +232,11 @@ def _split_called(word: str, place: str) -> str:
 
 
 def _each_once(images: Sequence[_Image], notes: list[str]) -> list[_Image]:
-    """Return the images, each once; refuse what is said of one in two ways."""
+    """Return the images, each once, however it is named; refuse what is said of one in two ways."""
     seen: dict[str, _Image] = {}
     again = []
     for image in images:
-        first = seen.setdefault(os.path.normpath(image.path), image)
+        first = seen.setdefault(os.path.abspath(image.path), image)
         for kind in ("label", "split", "group"):
             here, there = getattr(image, kind), getattr(first, kind)
             if here != there:
@@ -253,7 +256,10 @@ def _refuse_missing(images: Sequence[_Image], root: Path, skip_unreadable: bool)
         return
     place, path = missing[0].place, missing[0].path
     endings = [ending for ending in ("", *IMAGE_ENDINGS) if os.path.isfile(path + ending)]
-    name, folders = os.path.relpath(path, root), folders_in(root) if root.is_dir() else []
+    name, folders = path, folders_in(root) if root.is_dir() else []
+    # Windows knows no way from one drive to another.
+    with suppress(ValueError):
+        name = os.path.relpath(path, root)
     inside = root / path.lstrip("/")
     deeper = [root / folder for folder in folders for ending in ("", *IMAGE_ENDINGS)
               if os.path.isfile(root / folder / f"{name}{ending}")]

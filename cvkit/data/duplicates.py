@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvkit.data.images import ImageData, ImageFiles, ImageSet
+from cvkit.data.images import ImageData, ImageFiles, ImageReader, ImageSet
 from cvkit.data.near_duplicates import counterparts, near_duplicates
 from cvkit.data.splits import evenly
 from cvkit.errors import DataError
@@ -22,8 +22,9 @@ DUPLICATES = "duplicates.txt"
 # Of image files no more are looked at than take a fraction of a second.
 _OTHER_FILES, _TRAIN_FILES, _FILES_READ, _FILES_TOLD = 2_000, 100_000, 5_000, 100
 
-# Decoding so many is no delay; of more `cvkit visualize --duplicates` finds those that are near.
-_FILES_DECODED = 1_000
+# Decoding so many, of so many pixels together, takes a core two seconds at most; of more
+# `cvkit visualize --duplicates` finds those that are near.
+_FILES_DECODED, _PIXELS_DECODED = 1_000, 100_000_000
 
 # Published sets in memory have a few duplicates, which nobody can take out; so few equal ones, or
 # nearly equal ones, change an accuracy by no more than 0.2 points, or little.
@@ -45,8 +46,8 @@ class Twin(NamedTuple):
 def duplicates(data: ImageData) -> dict[str, list[Twin]]:
     """Return by split, if there are some to tell, the images that are in train too, or nearly."""
     found = {}
-    are_compared = _are_compared(data)
     try:
+        are_compared = _are_compared(data)
         pairs = near_duplicates(data.splits) if are_compared else []
     except (OSError, DataError):
         # A file has gone, and reading it for training says which and why.
@@ -71,10 +72,20 @@ def duplicates(data: ImageData) -> dict[str, list[Twin]]:
 
 
 def _are_compared(data: ImageData) -> bool:
-    """Whether the images are looked at: pixels in memory, or few files."""
-    kinds = {type(split.images) for split in data.splits.values()}
-    few = sum(map(len, data.splits.values())) <= _FILES_DECODED
-    return all(issubclass(kind, np.ndarray) for kind in kinds) or (few and kinds == {ImageFiles})
+    """Whether the images are looked at: pixels in memory, or few files that are not large."""
+    kinds, count = {type(split.images) for split in data.splits.values()}, 0
+    if all(issubclass(kind, np.ndarray) for kind in kinds):
+        return True
+    if kinds != {ImageFiles} or sum(map(len, data.splits.values())) > _FILES_DECODED:
+        return False
+    reader = ImageReader()
+    for split in data.splits.values():
+        for position in range(len(split)):
+            height, width = data.image_size or reader.size(split.name(position))
+            count += height * width
+            if count > _PIXELS_DECODED:
+                return False
+    return True
 
 
 def shared_files(train: ImageSet, other: ImageSet) -> list[tuple[int, int]]:

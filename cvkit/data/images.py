@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -107,8 +108,9 @@ class ImageReader:
 
     def convert(self, file: Image.Image, name: str) -> tuple[np.ndarray, bool]:
         """Return the same of an image of Pillow's, which messages call by a name."""
-        if file.mode.startswith(("I", "F")):
-            raise DataError(f"{name} has {file.mode} pixels, more than 8 bits a channel",
+        deep = file.mode if file.mode.startswith(("I", "F")) else _deep(file)
+        if deep:
+            raise DataError(f"{name} has {deep} pixels, more than 8 bits a channel",
                             hint="Convert such images to 8 bits; "
                                  "how to scale them is for you to say.")
         is_tiff = file.format == "TIFF"
@@ -129,6 +131,16 @@ class ImageReader:
         if np.asarray(image.getchannel("A")).min() == 255:
             return image, False
         return Image.alpha_composite(Image.new("RGBA", image.size, self._ground), image), True
+
+
+def _deep(file: Image.Image) -> str | None:
+    """Return the form of colours of 16 bits, of which Pillow would take the upper 8, or None."""
+    for _, _, _, form in getattr(file, "tile", ()):
+        form = form[0] if isinstance(form, tuple) and form else form
+        # BMP's "BGR;16" are three colours in 16 bits.
+        if isinstance(form, str) and (found := re.fullmatch(r"(\w+;16)[BLN]", form)):
+            return found[1]
+    return None
 
 
 class ImageFiles:
@@ -229,7 +241,8 @@ class ImageSet:
         if which is not None and len(which) != len(images):
             raise DataError(f"{len(images):,} images and {len(which):,} groups",
                             hint="Each image needs one, in the same order.")
-        return cls(images, numbers, np.arange(len(numbers)), which)
+        # NumPy 1 has numbers of 32 bits on Windows, if it may choose.
+        return cls(images, numbers, np.arange(len(numbers), dtype=np.int64), which)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -254,8 +267,8 @@ class ImageSet:
             paths = self.images.paths[places].tolist()
             if len(set(map(os.path.isabs, paths))) > 1:
                 paths = list(map(os.path.abspath, paths))
-            top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
-            names = "\n".join(f"{os.path.relpath(path, top)} {_size(path)}" for path in paths)
+            names = "\n".join(f"{name} {_size(path)}"
+                              for name, path in zip(_names_in_common(paths), paths, strict=True))
             return hashlib.sha1(names.encode(errors="surrogateescape")).hexdigest()
         is_whole = len(self) == len(self.images)
         pixels = np.ascontiguousarray(self.images if is_whole else self.images[places])
@@ -324,6 +337,21 @@ def check_image(image: np.ndarray) -> None:
     if image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
         raise DataError(f"each image is {image.shape}, channels first",
                         hint="They stand last: images.transpose(0, 2, 3, 1)")
+
+
+def _names_in_common(paths: Sequence[str]) -> list[str]:
+    """Return paths relative to the folder that holds all of them, as every system writes them."""
+    try:
+        top = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
+    except ValueError:
+        # Windows has no such folder of files on two drives.
+        return [portable(path) for path in paths]
+    return [portable(os.path.relpath(path, top)) for path in paths]
+
+
+def portable(path: str) -> str:
+    """Return a path as every system but Windows writes it: what goes by it is the same on all."""
+    return path.replace(os.sep, "/")
 
 
 def _size(path: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
+from cvkit.data.class_folders import is_passed_over
 from cvkit.data.images import IMAGE_ENDINGS
 from cvkit.errors import DataError
 
@@ -12,8 +13,8 @@ from cvkit.errors import DataError
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return image files: those that are named, and of folders all in them and below, sorted.
 
-    A file that is named is taken whatever it is called; in folders, those that end as images do
-    and do not begin with a dot. No folder is looked into twice.
+    What is named is taken whatever it is called; in folders, what ends as images do, and nothing
+    that `ImageFolder` passes over by its name. No folder is looked into twice.
 
     Raises:
         DataError: no such file or folder, or a folder without images.
@@ -41,8 +42,8 @@ def _below(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(os.path.realpath(place))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_passed_over(name, is_folder=True))
         paths = (os.path.join(place, name) for name in sorted(names)
-                 if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."))
+                 if name.lower().endswith(IMAGE_ENDINGS) and not is_passed_over(name))
         # Reading a pipe would wait for ever. What a link leads to may be gone, which is to be told.
         yield from (path for path in paths if os.path.isfile(path) or not os.path.exists(path))

@@ -19,6 +19,7 @@ from cvkit.data.images import ImageFiles, ImageSet
 from cvkit.errors import DataError
 from cvkit.system import distributed
 from cvkit.system.cores import usable_cores
+from cvkit.system.files import cache_folder
 from cvkit.system.log import ProgressBar
 
 Result = TypeVar("Result")
@@ -58,7 +59,8 @@ def statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]
 
 def _sums(pixels: np.ndarray) -> np.ndarray:
     """Return int64 (C, 3): how many pixels, their sum and the sum of their squares, exact."""
-    powers = np.arange(256)[:, None] ** np.arange(3)
+    # By itself, NumPy 1 takes numbers of 32 bits on Windows.
+    powers = np.arange(256, dtype=np.int64)[:, None] ** np.arange(3)
     return np.stack([np.bincount(pixels[..., channel].ravel(), minlength=256) @ powers
                      for channel in range(pixels.shape[-1])])
 
@@ -66,7 +68,7 @@ def _sums(pixels: np.ndarray) -> np.ndarray:
 def _mean_and_std(sums: Sequence[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return both per channel, from the `_sums` of all parts."""
     # Python's whole numbers have any size: nothing is lost in the difference.
-    rows = np.sum(sums, axis=0).tolist()
+    rows = np.array(sums, dtype=np.int64).sum(0).tolist()
     mean = tuple(total / count / 255 for count, total, _ in rows)
     std = tuple(math.sqrt(count * squares - total**2) / count / 255
                 for count, total, squares in rows)
@@ -150,9 +152,8 @@ class _KeptFacts:
     """What was found in image files, kept in one file for each folder of them."""
 
     def __init__(self, files: ImageFiles):
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self._root, self._channels = Path(root, "cvkit"), files.channels
-        self._kind = f"4 {files.channels} {files.background}"
+        self._root, self._channels = cache_folder(), files.channels
+        self._kind = f"5 {files.channels} {files.background}"
         # For each folder, by the name of a file, its state before it was read, and its facts.
         self._folders: dict[str, dict[str, list]] = {}
         self._changed: set[str] = set()
@@ -183,6 +184,8 @@ class _KeptFacts:
         """Write what was added."""
         for folder in self._changed:
             cache = self._cache(folder)
+            if cache is None:
+                return
             part = cache.with_suffix(f".{os.getpid()}")
             try:
                 cache.parent.mkdir(parents=True, exist_ok=True)
@@ -192,14 +195,17 @@ class _KeptFacts:
                 # A cache that cannot be kept costs time, nothing else.
                 pass
 
-    def _cache(self, folder: str) -> Path:
+    def _cache(self, folder: str) -> Path | None:
+        if self._root is None:
+            return None
         key = f"{self._kind} {os.path.abspath(folder)}"
         return self._root / f"{hashlib.sha1(os.fsencode(key)).hexdigest()}.json"
 
     def _entries(self, folder: str) -> dict[str, list]:
         if folder not in self._folders:
+            cache = self._cache(folder)
             try:
-                text = self._cache(folder).read_text(encoding="utf-8")
+                text = cache.read_text(encoding="utf-8") if cache else "{}"
                 self._folders[folder] = dict(json.loads(text))
             except (OSError, ValueError, TypeError):
                 # No such cache is there, or it is damaged.

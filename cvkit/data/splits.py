@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -12,6 +14,17 @@ from cvkit.system.text import plural
 
 # Of so many folds at most the first ones are held out that come nearest to a fraction.
 _MOST_FOLDS = 50
+
+
+@contextmanager
+def naming(classes: Sequence[str]) -> Iterator[None]:
+    """Give what is said meanwhile of classes by their numbers their names."""
+    try:
+        yield
+    except DataError as error:
+        error.problem = re.sub(r"class number (\d+)",
+                               lambda found: f"class {classes[int(found[1])]}", error.problem)
+        raise
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int,

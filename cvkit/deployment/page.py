@@ -24,7 +24,7 @@ from cvkit.deployment.export import Exported, export
 from cvkit.errors import ConfigError, RunError, UserError
 from cvkit.runs.folder import Run
 from cvkit.runs.trained import Trained, open_trained
-from cvkit.system.files import writing
+from cvkit.system.files import cache_folder, writing
 
 # The runtime, as npm has it, and the smallest of its builds.
 _RUNTIME = "onnxruntime-web-1.30.0.tgz"
@@ -125,8 +125,7 @@ def fetch_runtime() -> Path:
     Raises:
         RunError: it cannot be downloaded, or what comes is something else.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(root, "cvkit", _RUNTIME)
+    path = Path(cache_folder() or Path(tempfile.gettempdir(), "cvkit"), _RUNTIME)
     if path.is_file() and hashlib.sha512(path.read_bytes()).hexdigest() == _SHA512:
         return path
     named = filter(None, map(os.environ.get, ("npm_config_registry", "NPM_CONFIG_REGISTRY")))

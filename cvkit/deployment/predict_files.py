@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -132,12 +133,15 @@ def _listed(paths: Iterable[str], classes: Sequence[str]) -> tuple[dict[str, _Fi
     """Return all files with what is known of them, and what is to be said."""
     files: dict[str, _File] = {}
     notes: list[str] = []
+    # A Mac writes accents in another way than most.
+    known = {unicodedata.normalize("NFC", name): name for name in classes}
     for path in paths:
         found, is_folder = find_images([path]), os.path.isdir(path)
         below = [os.path.relpath(file, path) if is_folder else os.path.basename(file)
                  for file in found]
         # The folder that a file lies in, below the one that is named; empty of that one's own.
         tops = [name.split(os.sep)[0] if os.sep in name else "" for name in below]
+        tops = [known.get(unicodedata.normalize("NFC", top), top) for top in tops]
         are_labels = is_folder and set(tops) <= set(classes)
         if is_folder and not are_labels and set(tops) & set(classes):
             others = sorted(set(tops) - set(classes) - {""})

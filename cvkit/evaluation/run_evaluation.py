@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cvkit.data import ImageData
 from cvkit.data.assembly import PLACES, images_are_for_testing
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, frees_on_error
 from cvkit.evaluation.metrics import build_metrics, together, values_of
@@ -29,6 +30,10 @@ from cvkit.system.files import user_path
 from cvkit.system.log import ProgressBar
 from cvkit.system.text import escape_controls, plural
 from cvkit.training.losses import build_loss
+
+# Evaluations, pictures and reports say so alike.
+OTHER_IMAGES = ("the data set has other training images than those that the run was trained on: "
+                "some of them may be among these test images")
 
 
 @frees_on_error
@@ -69,8 +74,7 @@ def evaluate(run: Run | str | Path | Sequence[Run | str | Path] | None = None,
     reason = _why_not_kept(opened, predictions, kept)
     has_other_images, edited = opened.changes_since_training()
     if has_other_images:
-        print("warning    the data set has other training images than those that the run was "
-              "trained on: some of them may be among these test images")
+        print(f"warning    {OTHER_IMAGES}")
         reason = "the run's data set has other images now"
     if edited:
         print(f"warning    {', '.join(edited)} was edited since the run was saved: the results are "
@@ -233,30 +237,42 @@ def _take_all_of_another_folder(run: Run, tested: str) -> list[str]:
         fraction not in (None, own.get("test_fraction")))
     is_same = own.NAME == node.NAME and (
         user_path(own[PLACES[own.NAME]]).resolve() == user_path(place).resolve())
-    takes_all = is_chosen and fraction == 1
+    takes_all, folds = is_chosen and fraction == 1, run.config.DATA.FOLDS
     if not takes_all:
         if is_same:
             return []
         # The run's own folder elsewhere has images in it that the run was trained on.
         try:
-            is_split = run.data.train.images is not run.data.test.images
-            if is_split or run.data.test.fingerprint == tested:
+            if run.data.test.fingerprint == tested or (_has_test(run.data) and not folds):
                 return []
             takes_all = bool(tested) and not is_chosen
         except DataError:
             # There may be no train/, which an evaluation does not need.
+            takes_all = True
+        except ConfigError:
+            # Nor does it hold out validation images of those that have a split of them.
+            if is_chosen or not (folds or run.config.DATA.VAL_FRACTION):
+                raise
             takes_all = True
     if takes_all:
         for part in ("data", "loaders"):
             vars(run).pop(part, None)
         with images_are_for_testing():
             count = plural(len(run.data.test), "image")
+        if _has_test(run.data):
+            return []
         limit = f" (DATA.LIMIT {run.config.DATA.LIMIT})" if run.config.DATA.LIMIT else ""
         return [f"{count} of {escape_controls(place)} are tested{limit}, none is set aside: "
                 "leave out those that the run was trained on"]
     every = sum(map(len, run.data.splits.values()))
     return [f"{len(run.data.test):,} of {every:,} images of {escape_controls(place)} are "
-            "tested, as test_fraction sets them aside; DATA.DATASET.test_fraction 1 tests all"]
+            f"tested, as {'DATA.FOLDS' if folds else 'test_fraction'} sets them aside; "
+            "DATA.DATASET.test_fraction 1 tests all"]
+
+
+def _has_test(data: ImageData) -> bool:
+    """Whether the test images are others than those that there are to train on, without folds."""
+    return data.train.images is not data.test.images
 
 
 def _try_one(run: Run, checkpoint: Checkpoint) -> None:

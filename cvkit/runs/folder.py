@@ -6,13 +6,16 @@ import math
 import os
 import platform
 import shlex
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from cvkit.config import Config, read_config
@@ -30,9 +33,9 @@ from cvkit.runs.finding import UTC, find_run
 from cvkit.runs.metrics_file import add_metrics, keep_epochs, read_metrics
 from cvkit.runs.predictions import Predictions, write_anew
 from cvkit.runs.range_test import RangeTest
-from cvkit.system.command import command
+from cvkit.system.command import command, quoted
 from cvkit.system.files import lock_file, user_path, write_whole, writing
-from cvkit.system.text import escape_controls
+from cvkit.system.text import and_more, escape_controls
 
 # Of a table the further ones as well.
 _IMAGES = tuple(f"DATA.DATASET.{key}" for key in (*PLACES.values(), "val", "test"))
@@ -53,6 +56,8 @@ def is_among(key: str, names: Sequence[str]) -> bool:
 # An evaluation may also be of other images or by other metrics.
 MAY_EVALUATE = (*MAY_CHANGE, "DATA", "METRICS", "TTA", "TRAIN.PRECISION")
 _RANGE_TEST = "lr_finder.json"
+# So many are named, where images of other classes are refused.
+_MOST_CLASSES = 20
 # Files are written into a run folder, and into these in it.
 WRITTEN_FOLDERS = ("checkpoints", "visuals", "images", "tables")
 # This process trains in these folders.
@@ -258,21 +263,31 @@ class Run(Experiment):
 
     @cached_property
     def data(self) -> ImageData:
-        """The images, as long as they have the classes that the run was trained on.
+        """The images, as long as they have the classes that the run was trained on, in its order.
 
         Raises:
             CheckpointError: they have others.
         """
         data, trained_on = super().data, self._trained.classes
-        if list(data.classes) != trained_on:
-            is_same = set(data.classes) == set(trained_on)
-            raise CheckpointError(f"{self.folder} was trained on the classes "
-                                  f"{', '.join(trained_on)}, but the data now has "
-                                  f"{', '.join(data.classes)}",
-                                  hint="The same in another order: a data set of your own that "
-                                       "takes them from a set has to sort them." if is_same
-                                  else None)
-        return data
+        if list(data.classes) == trained_on:
+            return data
+        # A table sorts numbers by their size, folders as words; accents are written in two ways.
+        now, then = ([unicodedata.normalize("NFC", name) for name in names]
+                     for names in (data.classes, trained_on))
+        places = {name: place for place, name in enumerate(then)}
+        if len(now) == len(then) and set(now) == set(places) and len(places) == len(then):
+            numbers = np.array([places[name] for name in now], dtype=np.int64)
+            return replace(data.with_splits(**{
+                name: replace(split, labels=numbers[split.labels])
+                for name, split in data.splits.items()}), classes=tuple(trained_on))
+        # Of many classes the first ones do not tell what differs.
+        differ = {"not there any more": [name for name in then if name not in now],
+                  "new": [name for name in now if name not in places]}
+        hint = "; ".join(f"{what}: {and_more(names, 8)}" for what, names in differ.items() if names)
+        raise CheckpointError(f"{self.folder} was trained on the classes "
+                              f"{and_more(trained_on, _MOST_CLASSES)}, but the data now has "
+                              f"{and_more(data.classes, _MOST_CLASSES)}",
+                              hint=hint if max(len(now), len(then)) > _MOST_CLASSES else None)
 
     def changes_since_training(self) -> tuple[bool, list[str]]:
         """Return whether its training images are others now, and which imported files were edited.
@@ -472,7 +487,7 @@ def new_folder(parent: Path, ending: str = "") -> Path:
 
 
 def _write_config(folder: Path, config: Config) -> None:
-    again = f"{command('train')} {shlex.quote(str(folder / 'config.yaml'))}"
+    again = f"{command('train')} {quoted(folder / 'config.yaml')}"
     header = (f"# {escape_controls(config.name)}, {RESOLVED}\n"
               f"# Repeat it: {escape_controls(again)}\n")
     write_whole(folder / "config.yaml", header + config.dump())

@@ -22,6 +22,15 @@ def user_path(path: str | Path) -> Path:
         return Path(path)
 
 
+def cache_folder() -> Path | None:
+    """Return where cvkit keeps what it would find out again, or None, where nobody is at home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cvkit")
+    except RuntimeError:
+        # A container's user may have neither HOME nor an entry among the users.
+        return None
+
+
 @contextmanager
 def writing(path: object) -> Iterator[None]:
     """Turn what the system says against writing a file into a `RunError` that names it."""
@@ -82,11 +91,17 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def lock_file(file: IO) -> None:
+def lock_file(file: IO, tells: bool = True) -> bool:
     """Lock an open file until it is closed, or the process ends.
 
     Within one process it does not keep anyone out: a second lock is granted, and closing either
     file ends both.
+
+    Args:
+        tells: whether it is said where files cannot be locked.
+
+    Returns:
+        Whether it is locked, which files on some drives cannot be.
 
     Raises:
         BlockingIOError: another process has locked it.
@@ -100,7 +115,7 @@ def lock_file(file: IO) -> None:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
             raise BlockingIOError(*error.args) from None
-        return
+        return True
     import fcntl
 
     try:
@@ -110,5 +125,8 @@ def lock_file(file: IO) -> None:
         raise BlockingIOError from None
     except OSError as error:
         # Some network drives have no locks, such as Google Drive in Colab.
-        print(f"note       {file.name} cannot be locked here ({error.strerror}): take care that "
-              "no second process trains in this folder")
+        if tells:
+            print(f"note       {file.name} cannot be locked here ({error.strerror}): take care "
+                  "that no second process trains in this folder")
+        return False
+    return True

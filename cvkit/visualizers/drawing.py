@@ -29,6 +29,7 @@ from cvkit.data.loaders import BatchLoader
 from cvkit.errors import RunError
 from cvkit.runs.predictions import Predictions
 from cvkit.system.command import command
+from cvkit.system.files import user_path
 from cvkit.system.log import LOG, SCREEN
 from cvkit.system.text import escape_controls, harmless_cell
 
@@ -379,11 +380,15 @@ def image_names(split: ImageSet, positions: Iterable[int]) -> list[str]:
     names = list(map(split.name, positions))
     if isinstance(split.images, ImageFiles):
         folders = {os.path.dirname(path) for path in map(os.path.abspath, split.images.paths)}
-        top = Path(os.path.commonpath(folders))
-        names = [os.path.abspath(name) for name in names]
+        names, home = [os.path.abspath(name) for name in names], user_path("~")
+        try:
+            top = Path(os.path.commonpath(folders))
+        except ValueError:
+            # On Windows there is no path from one drive to another.
+            top = home
         # Of several places nothing but the names themselves tells little.
         names = ([os.path.basename(name) for name in names]
-                 if top in (Path(top.anchor), *Path.home().parents, Path.home())
+                 if top in (Path(top.anchor), *home.parents, home)
                  else [os.path.relpath(name, top) for name in names])
     return list(map(escape_controls, names))
 

@@ -3,6 +3,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -432,6 +433,25 @@ def test_a_tilde_is_the_home_folder_in_every_path(write, home, tmp_path):
     assert read_config(config.dump(), "x").OUTPUT_DIR == str(home)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_config_is_read_as_windows_writes_it(tmp_path, encoding):
+    (tmp_path / "a.yaml").write_text(f"# 32×32\r\n{TINY}", encoding=encoding, newline="")
+    config = load_config(tmp_path / "a.yaml")
+    assert config.MODEL.width == 4 and config.MODEL.where("width").endswith("a.yaml:3 MODEL.width")
+
+
+def test_a_base_that_is_not_there_is_told_where_no_path_leads_to_the_others(write, tmp_path, monkeypatch):
+    """Those of another drive, on Windows."""
+    def relpath(path, start):
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    path = write("_BASE_: gone.yaml\n", head="")
+    (tmp_path / "gome.yaml").write_text(TINY)
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    with pytest.raises(ConfigError, match=r"no config file .*gone\.yaml\n  Did you mean .*gome\.yaml"):
+        load_config(path)
+
+
 def test_the_name_of_a_resolved_config_is_that_of_its_run(write):
     path = write("", "runs/my_net/2026-01-31_12-00-00/config.yaml")
     assert load_config(path).name == "config"  # a user's own file may be called that
@@ -560,6 +580,31 @@ def test_files_that_cannot_be_read(write, tmp_path):
 def test_bad_overrides(write, overrides, expected):
     found = message(write(""), overrides)
     assert expected in found and "command line" in found
+
+
+@pytest.mark.parametrize("text", ["base #2", "#2", "base # of mine: new", "3 #2"])
+def test_what_looks_like_a_comment_is_a_part_of_text_on_the_command_line(write, text):
+    assert load_config(write(""), ["OUTPUT_DIR", f" {text} "]).OUTPUT_DIR == text
+    assert load_config(write(""), ["LOSS", "{NAME: X}", "LOSS.a", text]).LOSS.a == text
+    assert load_config(write("OUTPUT_DIR: base #2\n", "b.yaml")).OUTPUT_DIR == "base"
+    assert parse_value("# of a file\na: 1  # one\n").to_dict() == {"a": 1}
+
+
+@pytest.mark.parametrize("text, comment", [
+    ("{NAME: X, a: 1} # one", "# one"), ("[1, 2] #", "#"), ("'a b' #2", "#2"), ("a: b #2", "#2"), ("- a #2", "#2"),
+    ("a: {b: c} #2", "#2"), ("a: #2", "#2")])
+def test_a_comment_that_would_be_cut_off_on_the_command_line_is_told(write, text, comment):
+    assert message(write(""), ["LOSS", text]) == (
+        f"command line LOSS: {comment} would be a comment, and left out\n"
+        "  Text that has ' #' in it stands in quotes within quotes: '\"base #2\"'")
+    assert "' #' in it into quotes within those" in message(write(""), ["DATA.DATASET", "{root: base #2}"])
+
+
+@pytest.mark.parametrize("text", ["[x] base", "%off", "*.png", "@eaDir", "{a} b", "'a' b"])
+def test_text_that_is_taken_for_something_else_is_told_how_it_is_written(write, text):
+    said = message(write(""), ["OUTPUT_DIR", text])
+    key, written = shlex.split(re.search("As text it stands in quotes within quotes: (.*)", said)[1])
+    assert load_config(write(""), [key, written]).OUTPUT_DIR == text
 
 
 def test_a_key_that_is_a_list_is_not_told_to_be_quoted(write):

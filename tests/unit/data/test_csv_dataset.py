@@ -212,6 +212,40 @@ def test_rows_that_are_there_twice_are_taken_once_and_that_is_said():
     assert data.notes[1] == "2 rows left out, whose file and label another row has (x/labels.csv:17 and others)"
 
 
+def test_a_file_that_is_named_in_two_ways_is_one():
+    pictures(Path("x"))
+    rows = "\n".join(f"{n:03}.png,{'cat' if n < 5 else 'ant'}" for n in range(15))
+    whole = Path("x/003.png").absolute()
+    table(f"{rows}\n{whole},cat")
+    data = build()
+    assert len(data.train) + len(data.test) == 15
+    assert data.notes[1] == "1 row left out, whose file and label another row has (x/labels.csv:17)"
+    table(f"{rows}\n{whole},ant")
+    with pytest.raises(DataError) as caught:
+        build()
+    assert str(caught.value).startswith(f"x/labels.csv:17: {whole} has the label ant, and cat in x/labels.csv:5")
+
+
+def test_a_file_on_another_drive_is_told_as_others_are(monkeypatch):
+    def relpath(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    pictures(Path("x"))
+    table("000.png,cat\n001.png,ant\n/d/002.png,ant\n")
+    monkeypatch.setattr("os.path.relpath", relpath)
+    with pytest.raises(DataError, match=r"x/labels.csv:4: no file /d/002.png \(looked in"):
+        build()
+
+
+def test_a_class_of_a_single_group_is_named():
+    pictures(Path("x"))
+    table("\n".join(f"{n:03}.png,{'cat' if n < 5 else 'ant'},{0 if n < 5 else n}" for n in range(15)),
+          header="file,label,patient\n")
+    with pytest.raises(DataError, match="all images of class cat would be held out"):
+        for seed in range(10):
+            build(seed, group="patient", test_fraction=0.5)
+
+
 def test_files_that_are_not_there_or_no_images_are_left_out_if_they_may():
     pictures(Path("x"))
     table()

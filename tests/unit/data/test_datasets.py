@@ -1,8 +1,10 @@
 import hashlib
+import ntpath
 import pickle
 import re
 import struct
 import urllib.error
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 
 from cvkit.config import load_config
 from cvkit.data import ImageData, ImageSet, build_data, build_loaders
+from cvkit.data.class_folders import ClassFolders
 from cvkit.errors import ConfigError, DataError, UserError
 from cvkit.registry import DATASETS
 from cvkit.session import train
@@ -183,6 +186,17 @@ def test_one_folder_is_split_by_its_seed_class_by_class(tmp_path):
     assert np.array_equal(data.test.index, again.test.index)
     assert not np.array_equal(data.test.index, other.test.index)
     assert not set(data.train.index) & set(data.test.index)
+
+
+def test_images_of_a_class_stand_in_the_same_order_on_windows(tmp_path, monkeypatch):
+    fill(tmp_path, {"cat/1": 2, "cat/10": 2, "cat/1 b": 1, "dog": 2})
+    ours = ClassFolders(tmp_path).classes["cat"]
+    assert [path.split("/")[-2] for path in ours] == ["1 b", "1", "1", "10", "10"]
+    images_in = ClassFolders._images_in
+    monkeypatch.setattr("cvkit.data.images.os", SimpleNamespace(path=ntpath, sep="\\"))
+    monkeypatch.setattr(ClassFolders, "_images_in", lambda listing, folder, name: [
+        path.replace("/", "\\") for path in images_in(listing, folder, name)])
+    assert ClassFolders(tmp_path).classes["cat"] == [path.replace("/", "\\") for path in ours]
 
 
 def test_transparent_images_are_counted_in_one_line_also_where_workers_read_them(tmp_path, tiny, capfd):
@@ -695,7 +709,7 @@ def test_a_fraction_of_a_single_image_is_placed(tmp_path, tiny):
     for name in ("train", "test"):
         fill(tmp_path / "x" / name, {"a": 3, "b": 1})
     config = load_config(tiny, ["DATA.DATASET", "{NAME: ImageFolder, root: x}", "DATA.VAL_FRACTION", "0.5"])
-    with pytest.raises(DataError, match="command line DATA.VAL_FRACTION: class number 1 has one image"):
+    with pytest.raises(DataError, match="command line DATA.VAL_FRACTION: class b has one image"):
         build_data(config)
 
 

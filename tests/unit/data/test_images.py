@@ -1,17 +1,23 @@
+import hashlib
 import itertools
 import json
+import ntpath
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from cvkit.data import ImageData, ImageFiles, ImageSet
-from cvkit.data.scan import measure, scan_files, statistics
+from cvkit.data.scan import _mean_and_std, _sums, measure, scan_files, statistics
 from cvkit.data.splits import balanced_subset, stratified_split
 from cvkit.errors import ConfigError, DataError
+from cvkit.system.files import cache_folder
 from cvkit.system.log import screen
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])
@@ -194,6 +200,90 @@ def test_sixteen_bit_images_are_refused(tmp_path):
     path = save(tmp_path / "x.png", np.full((4, 4), 1000, np.uint16))
     with pytest.raises(DataError, match="more than 8 bits a channel"):
         ImageFiles([path])[0]
+
+
+def deep_png(path, kind, channels):
+    """Write a PNG of 16 bits, whose colour type Pillow writes with 8 only."""
+    rows = np.full((4, 1 + 4 * channels * 2), 200, np.uint8)
+    rows[:, 0] = 0
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows.tobytes())),
+              (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks))
+
+
+@pytest.mark.parametrize("kind, channels, form", [(2, 3, "RGB;16"), (4, 2, "LA;16"), (6, 4, "RGBA;16")])
+def test_colours_of_sixteen_bits_are_refused_as_well(tmp_path, kind, channels, form):
+    deep_png(tmp_path / "x.png", kind, channels)
+    for as_channels in (1, 3):
+        with pytest.raises(DataError, match=f"x.png has {form} pixels, more than 8 bits a channel"):
+            ImageFiles([str(tmp_path / "x.png")], as_channels)[0]
+
+
+@pytest.mark.parametrize("compression", [1, 5])
+def test_tiffs_of_sixteen_bits_are_refused_and_bitmaps_of_three_colours_in_sixteen_are_not(tmp_path, compression):
+    cv2.imwrite(str(tmp_path / "x.tif"), np.full((4, 4, 3), 51400, np.uint16),
+                [cv2.IMWRITE_TIFF_COMPRESSION, compression])
+    with pytest.raises(DataError, match="x.tif has RGB;16 pixels, more than 8 bits a channel"):
+        ImageFiles([str(tmp_path / "x.tif")])[0]
+    head = struct.pack("<IiiHHIIiiIIIII", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F)
+    (tmp_path / "x.bmp").write_bytes(
+        b"BM" + struct.pack("<IHHI", 46 + len(head), 0, 0, 14 + len(head)) + head + b"\x00\xf8" * 16)
+    assert ImageFiles([str(tmp_path / "x.bmp")])[0].tolist() == np.full((4, 4, 3), (255, 0, 0)).tolist()
+
+
+def on_windows(monkeypatch):
+    """Let paths be those of Windows, where images are told apart by them."""
+    monkeypatch.setattr("cvkit.data.images.os", SimpleNamespace(path=ntpath, sep="\\"))
+
+
+def test_a_folder_has_the_same_fingerprint_on_windows(monkeypatch):
+    files = [f"{name}/{number}.png" for name in ("1", "10", "cat") for number in range(3)]
+    ours = ImageSet.of(ImageFiles([f"/data/{file}" for file in files]), [0] * 9).fingerprint
+    assert ours == hashlib.sha1("\n".join(f"{file} -1" for file in files).encode()).hexdigest()
+    paths = [f"D:\\data\\{file}".replace("/", "\\") for file in files]
+    on_windows(monkeypatch)
+    assert ImageSet.of(ImageFiles(paths), [0] * 9).fingerprint == ours
+
+
+def test_images_on_two_drives_have_a_fingerprint(monkeypatch):
+    on_windows(monkeypatch)
+    files = ImageFiles(["C:\\a\\0.png", "D:\\b\\1.png"])
+    assert ImageSet.of(files, [0, 1]).fingerprint == hashlib.sha1(b"C:/a/0.png -1\nD:/b/1.png -1").hexdigest()
+
+
+def test_places_and_sums_have_64_bits_where_numpy_would_take_32(monkeypatch):
+    """As NumPy 1 does on Windows."""
+    def arange(*args, real=np.arange, **arguments):
+        return real(*args, **{"dtype": np.int32, **arguments})
+
+    def array(value, real=np.asarray, **arguments):
+        made = real(value, **arguments)
+        return made.astype(np.int32) if made.dtype == np.int64 and not arguments and abs(made).max() < 2**31 else made
+
+    def total(values, real=np.sum, **arguments):
+        values = array(values)
+        return real(values, **{"dtype": values.dtype, **arguments})
+
+    monkeypatch.setattr(np, "arange", arange)
+    monkeypatch.setattr(np, "sum", total)
+    assert ImageSet.of(np.zeros((3, 2, 2, 1), np.uint8), [0, 1, 0]).index.dtype == np.int64
+    pixels = np.full((20, 100, 100, 1), 255, np.uint8)
+    rows = [_sums(part[None]).tolist() for part in pixels]
+    assert _mean_and_std(rows) == ((1.0,), (0.0,))
+
+
+def test_without_a_home_nothing_is_kept_and_images_are_read_all_the_same(tmp_path, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", nobody)
+    path = save(tmp_path / "x.png", np.full((4, 4, 3), 51, np.uint8))
+    before = sorted(tmp_path.rglob("*"))
+    for _ in range(2):
+        assert scan_files(ImageFiles([path]), "x")["mean"] == pytest.approx((0.2, 0.2, 0.2))
+    assert cache_folder() is None and sorted(tmp_path.rglob("*")) == before
 
 
 def test_taking_keeps_labels_index_and_pixels():

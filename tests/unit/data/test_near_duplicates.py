@@ -4,7 +4,7 @@ import pytest
 from made_up import changed, photos
 from PIL import Image
 
-from cvkit.data import ImageFiles, ImageSet
+from cvkit.data import ImageData, ImageFiles, ImageSet, duplicates
 from cvkit.data.near_duplicates import Pair, near_duplicates
 
 
@@ -109,3 +109,17 @@ def test_images_may_have_any_number_of_channels(channels):
     images = np.concatenate([photos(30, 0)] * 2, axis=3)[..., :channels]
     images = np.concatenate([images, images[:1]])
     assert near_duplicates({"train": ImageSet.of(images, [0] * 31)}) == [Pair("train", 0, "train", 30, 1.0, True)]
+
+
+@pytest.mark.parametrize("size", [None, (40, 50)])
+def test_few_files_are_not_decoded_where_they_have_many_pixels(tmp_path, monkeypatch, size):
+    for n in range(6):
+        Image.fromarray(np.full((40, 50, 3), 40 * (n % 3), np.uint8)).save(tmp_path / f"{n}.png", compress_level=n)
+    train, test = (ImageSet.of(ImageFiles([str(tmp_path / f"{n}.png") for n in part]), [0, 1, 0])
+                   for part in (range(3), range(3, 6)))
+    data = ImageData(("a", "b"), train, test, 3, size, (0.5,) * 3, (0.2,) * 3)
+    assert [twin.words.split("/")[-1] for twin in duplicates.duplicates(data)["test"]] == ["0.png", "1.png", "2.png"]
+    monkeypatch.setattr(duplicates, "_PIXELS_DECODED", 6 * 40 * 50 - 1, raising=False)
+    monkeypatch.setattr(ImageFiles, "__getitem__", lambda files, position: pytest.fail("it was decoded"))
+    # Their bytes differ.
+    assert duplicates.duplicates(data) == {}

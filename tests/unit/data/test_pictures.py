@@ -23,6 +23,15 @@ def test_images_of_a_folder_and_all_below_are_found_in_order(folder):
     assert found == ["a.PNG", "b.jpg", os.path.join("deep", "d.jpeg"), os.path.join("deep", "er", "c.webp")]
 
 
+def test_what_a_training_passes_over_is_not_found(folder):
+    for name in ("@eaDir/b.jpg", "deep/$RECYCLE.BIN/f.png", "__MACOSX/g.png", "deep/__pycache__/h.png", "__i.png"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert [os.path.basename(path) for path in find_images([folder])] == ["__i.png", "a.PNG", "b.jpg", "d.jpeg", "c.webp"]
+    assert find_images([folder / "__MACOSX"]) == [str(folder / "__MACOSX" / "g.png")]
+
+
 def test_a_file_that_is_named_is_taken_whatever_it_is_called(folder):
     named = [folder / "deep" / "notes.txt", str(folder / "b.jpg")]
     assert find_images(named) == [str(path) for path in named]

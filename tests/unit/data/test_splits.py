@@ -133,8 +133,23 @@ def test_groups_of_a_data_set_of_ones_own_stay_together(tiny):
 @pytest.mark.parametrize("keys, message", [
     ({"DATA.FOLDS": 3, "DATA.FOLD": 3}, "there is no fold 3: FOLDS 3 have the numbers 0 to 2"),
     ({"DATA.FOLDS": 1}, "one fold leaves nothing to train on"),
-    ({"DATA.FOLDS": 40}, "Python DATA.FOLDS: class number 0 has 15 images, and 40 folds need"),
+    ({"DATA.FOLDS": 40}, "Python DATA.FOLDS: class 0 has 15 images, and 40 folds need"),
     ({"DATA.FOLDS": 2, "DATA.LIMIT": 4}, "DATA.LIMIT 4 is less than one image of each")])
 def test_folds_that_cannot_be_are_told(tiny, keys, message):
     with pytest.raises((ConfigError, DataError), match=message):
         build_data(load_config(tiny, keys))
+
+
+@pytest.mark.parametrize("keys, message", [
+    ({"DATA.VAL_FRACTION": 0.2}, "Python DATA.VAL_FRACTION: class bee has one image; a split needs two of each class"),
+    ({"DATA.FOLDS": 2}, "Python DATA.FOLDS: class bee has 1 image, and 2 folds need as many of each class")])
+def test_a_class_of_too_few_images_is_named(tiny, keys, message):
+    @DATASETS.register()
+    def few():
+        images = ImageSet.of(np.zeros((7, 8, 8, 3), np.uint8), [0, 0, 0, 1, 2, 2, 2])
+        other = ImageSet.of(np.ones((3, 8, 8, 3), np.uint8), [0, 1, 2])
+        return ImageData(("ant", "bee", "cat"), images, other, 3, (8, 8), (0.5,) * 3, (0.2,) * 3)
+
+    with pytest.raises(DataError) as caught:
+        build_data(load_config(tiny, {"DATA.DATASET": {"NAME": "few"}, "DATA.LIMIT": 0, **keys}))
+    assert str(caught.value) == message

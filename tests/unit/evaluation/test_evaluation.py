@@ -1,6 +1,8 @@
 import multiprocessing
 import re
 import shutil
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,16 @@ import pytest
 import torch
 from conftest import TINY
 from helpers import fill
+from PIL import Image
 from torch.nn import functional as F
 
 from cvkit.config import load_config
+from cvkit.deployment.predict_files import predict_files
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError
+from cvkit.evaluation.predictor import Predictor
 from cvkit.evaluation.run_evaluation import evaluate
 from cvkit.registry import DATASETS
-from cvkit.runs.folder import Run, open_run
+from cvkit.runs.folder import MAY_EVALUATE, Run, open_run
 from cvkit.session import train
 
 FP32 = ["TRAIN.PRECISION", "fp32"]
@@ -135,6 +140,63 @@ def test_data_that_changed_its_classes_is_refused(run):
         evaluate(run.folder)
 
 
+def said_of_files(run, overrides):
+    """Evaluate, and return by file's name the class that it has, and the probabilities by class."""
+    opened = Run(run.folder, overrides, MAY_EVALUATE)
+    said = evaluate(opened)
+    names = [Path(opened.data.test.images.paths[place]).stem for place in said.index]
+    return {name: (said.classes[true], dict(zip(said.classes, row.tolist(), strict=True)))
+            for name, true, row in zip(names, said.true, said.probabilities, strict=True)}
+
+
+def test_classes_in_another_order_are_brought_into_that_of_the_training(quick):
+    """A table has numbers by their size, folders have them as words: 10 before 2."""
+    random = np.random.default_rng(0)
+    for number in range(11):
+        for count in range(3):
+            Path("own", str(number)).mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(f"own/{number}/of_{number}_{count}.png")
+    files = sorted(map(str, Path("own").rglob("*.png")))
+    Path("own.csv").write_text("file,label\n" + "".join(f"{file},{file.split('/')[1]}\n" for file in files))
+    of_folders, of_table = {"NAME": "ImageFolder", "root": "own"}, {"NAME": "CSVDataset", "path": "own.csv"}
+    for trained_on in (of_folders, of_table):
+        run = train(load_config(quick, {"DATA.DATASET": trained_on, "DATA.LIMIT": 0, "TRAIN.EPOCHS": 1,
+                                        "TRAIN.PRECISION": "fp32"}))
+        one, other = (said_of_files(run, {"DATA.DATASET": {**node, "test_fraction": 1.0}})
+                      for node in (of_folders, of_table))
+        assert len(one) == 33 and one.keys() == other.keys()
+        for name, (true, probabilities) in one.items():
+            assert true == other[name][0] == name.split("_")[1]
+            assert other[name][1] == pytest.approx(probabilities, abs=1e-5)
+
+
+def test_accents_may_be_written_in_two_ways(quick, tmp_path):
+    for form in ("NFC", "NFD"):
+        for name in ("Bär", "Kühe", "Löwe"):
+            fill(Path(form), {unicodedata.normalize(form, name): 5}, (32, 32))
+    run = train(load_config(quick, {"DATA.DATASET": {"NAME": "ImageFolder", "root": "NFC"}, "DATA.LIMIT": 0,
+                                    "TRAIN.EPOCHS": 1}))
+    said = evaluate(run.folder, {"DATA.DATASET.root": "NFD"})
+    assert said.classes == ["Bär", "Kühe", "Löwe"] and np.bincount(said.true).tolist() == [5, 5, 5]
+    outcome = predict_files(Predictor(run.folder), ["NFD"], table="said.csv")
+    assert outcome.known == 15 and outcome.correct == said.correct and outcome.notes == []
+
+
+def test_of_many_classes_those_that_differ_are_named(run):
+    checkpoint = run.checkpoint()
+    checkpoint.classes = [f"class {number:03}" for number in range(300)]
+    run._trained = checkpoint
+    data = DATASETS.build("Digits")
+    many = replace(data, classes=[*checkpoint.classes[:-1], "another"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("cvkit.runs.experiment.build_data", lambda config: many)
+        with pytest.raises(CheckpointError) as caught:
+            _ = run.data
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).endswith("\n  not there any more: class 299; new: another")
+
+
 def other_images(folder, classes=("blue", "green", "red"), size=(32, 32)):
     for split in ("train", "test"):
         fill(folder / split, dict.fromkeys(classes, 9), size)
@@ -216,6 +278,76 @@ def test_another_folder_of_classes_is_tested_whole_and_the_run_s_own_as_it_was(o
     assert said("more", "DATA.DATASET.test_fraction", "1")[0] == 30
     with pytest.raises(ConfigError, match="test_fraction lies between 0 and 1"):  # of a training
         DATASETS.build({"NAME": "ImageFolder", "root": "more", "test_fraction": 1.0})
+
+
+@pytest.fixture
+def of_folds(quick):
+    """A run on one of three folds of class folders without splits: of 15 images 6 are tested."""
+    fill(Path("own"), dict.fromkeys(("blue", "green", "red"), 5), (32, 32))
+    return train(load_config(quick, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: own}", "DATA.LIMIT", "0",
+                                     "TRAIN.EPOCHS", "1", "DATA.FOLDS", "3"]))
+
+
+def test_another_folder_is_tested_whole_by_the_run_of_a_fold_and_its_own_as_it_was(of_folds, capsys):
+    def said(root, *words):
+        predictions = evaluate(of_folds.folder, ["DATA.DATASET.root", root, *words])
+        return predictions.index.tolist(), capsys.readouterr().out
+
+    own = of_folds.predictions.index.tolist()
+    shutil.copytree("own", "moved")
+    for root in ("own", "moved"):
+        tested, out = said(root)
+        assert tested == own and "fold 0 of 3 of 15 images is tested" in out and "Written to" in out
+    fill(Path("other"), dict.fromkeys(("blue", "green", "red"), 7), (32, 32))
+    tested, out = said("other")
+    assert tested == list(range(21)) and "data       21 images of other are tested, none is set aside" in out
+    assert "fold" not in out.split("Not written")[0].replace(str(of_folds.folder), "")
+    # With splits of its own, its test images, and none of train/.
+    tested, out = said(str(other_images(Path("splits").absolute())))
+    assert tested == list(range(27)) and "none is set aside" not in out and "left out" not in out
+    fill(Path("alone/test"), {"blue": 1, "green": 2, "red": 4}, (32, 32))
+    assert said("alone")[0] == list(range(7))
+    tested, out = said("other", "DATA.LIMIT", "6")
+    assert len(set(tested)) == 6
+    (of_folds.folder / "predictions.npz").unlink()  # these may be the run's own, for all that is known
+    tested, out = said("other")
+    assert len(tested) == 7 and (
+        "7 of 21 images of other are tested, as DATA.FOLDS sets them aside; DATA.DATASET.test_fraction 1 tests all" in out)
+    assert said("other", "DATA.DATASET.test_fraction", "1")[0] == list(range(21))
+
+
+def test_runs_of_all_folds_are_averaged_on_another_folder(quick):
+    fill(Path("own"), dict.fromkeys(("blue", "green", "red"), 4), (32, 32))
+    fill(Path("other"), dict.fromkeys(("blue", "green", "red"), 3), (32, 32))
+    runs = [train(load_config(quick, {
+        "DATA.DATASET": {"NAME": "ImageFolder", "root": "own"}, "DATA.LIMIT": 0, "TRAIN.EPOCHS": 1, "DATA.FOLDS": 2,
+        "DATA.FOLD": fold, "TRAIN.PRECISION": "fp32"})).folder for fold in range(2)]
+    words = ["DATA.DATASET.root", "other"]
+    together = evaluate(runs, words)
+    assert together.index.tolist() == list(range(9)) and together.models == 2
+    each = [evaluate(run, words).probabilities for run in runs]
+    assert np.allclose(together.probabilities, np.mean(each, 0), atol=1e-6)
+
+
+def test_validation_images_are_of_a_training_and_none_are_held_out_of_other_images(quick, capsys):
+    fill(Path("own"), dict.fromkeys(("blue", "green", "red"), 6), (32, 32))
+    run = train(load_config(quick, {"DATA.DATASET": {"NAME": "ImageFolder", "root": "own"}, "DATA.LIMIT": 0,
+                                    "TRAIN.EPOCHS": 1, "DATA.VAL_FRACTION": 0.2}))
+    own = run.predictions.index.tolist()
+    fill(Path("few"), {"blue": 2, "green": 1, "red": 5}, (32, 32))
+    fill(Path("two"), {"blue": 2, "green": 2, "red": 5}, (32, 32))
+    fill(Path("alone/test"), {"blue": 2, "green": 1, "red": 5}, (32, 32))
+    for split in ("train", "val", "test"):
+        fill(Path("three", split), {"blue": 2, "green": 1, "red": 1 + len(split)}, (32, 32))
+    for root, count in (("few", 8), ("two", 9), ("alone", 8), ("three", 8)):
+        said = evaluate(run.folder, ["DATA.DATASET.root", root])
+        assert said.index.tolist() == list(range(count)), root
+        assert ("none is set aside" in capsys.readouterr().out) == (root != "three")
+    shutil.copytree("own", "moved")
+    assert evaluate(run.folder, ["DATA.DATASET.root", "moved"]).index.tolist() == own
+    for words in ({"DATA.DATASET.test_fraction": 1.5}, {"DATA.DATASET.colour": 1}):
+        with pytest.raises(ConfigError, match="test_fraction lies between|has no argument .colour"):
+            evaluate(run.folder, {"DATA.DATASET.root": "few", **words})
 
 
 @pytest.mark.parametrize("split", ["test", "val"])

@@ -1,5 +1,6 @@
 import csv
 import io
+import os
 import warnings
 from dataclasses import replace
 from itertools import combinations
@@ -8,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from conftest import paint
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -303,3 +305,17 @@ def test_names_of_images_tell_nothing_of_the_machine(tmp_path, monkeypatch):
     assert names("/home/me/a/1.png", "/mnt/b/2.png") == ["1.png", "2.png"]
     monkeypatch.chdir(tmp_path)
     assert names("x/1.png", str(tmp_path / "x" / "y" / "2.png")) == ["1.png", "y/2.png"]
+
+
+def test_files_on_two_drives_are_named_alone_and_without_a_home_as_with_one(tmp_path, monkeypatch):
+    paint(tmp_path / "painted", "train", 1, np.random.default_rng(0))
+    split = ImageSet.of(ImageFiles(sorted(map(str, tmp_path.rglob("*.png")))), [0, 1, 2])
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pathlib.Path.home", lambda: 1 / 0)
+    assert image_names(split, [0, 2]) == ["blue/000.png", "red/000.png"]
+
+    def commonpath(paths):
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr(os.path, "commonpath", commonpath)
+    assert image_names(split, [0, 2]) == ["000.png", "000.png"]
