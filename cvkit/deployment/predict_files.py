@@ -259,7 +259,7 @@ class _Copies:
     """
 
     def __init__(self, folder: Path, before: Sequence[str]):
-        self._folder, self._taken = folder, set[Path]()
+        self._folder, self._taken = folder, set[str]()
         self._before = list(map(_file_name, before))
 
     def add(self, prediction: Prediction, name: str) -> None:
@@ -269,23 +269,24 @@ class _Copies:
             for other in {self._folder / label / copy.name for label in self._before}:
                 # A disk may take two spellings for one file.
                 is_source = other.exists() and other.samefile(prediction.file)
-                if not (is_source or other in self._taken):
+                if not (is_source or str(other).casefold() in self._taken):
                     other.unlink(missing_ok=True)
             copy.parent.mkdir(exist_ok=True)
             shutil.copy2(prediction.file, copy)
 
 
-def _free(path: Path, taken: set[Path]) -> Path:
+def _free(path: Path, taken: set[str]) -> Path:
     """Return a path that none of these has, of a name that disks take, and note it."""
     stem = path.stem
     while len(os.fsencode(stem)) > _LONGEST:
         # The end of a name is the file's own.
         stem = stem[1:]
     free, number = path.with_stem(stem), 1
-    while free in taken:
+    # Most disks of a Mac and of Windows take IMG.JPG for img.jpg.
+    while str(free).casefold() in taken:
         number += 1
         free = path.with_stem(f"{stem}_{number}")
-    taken.add(free)
+    taken.add(str(free).casefold())
     return free
 
 
@@ -293,7 +294,7 @@ class _Pictures:
     """Draws where the model looked, for the two most probable classes on one scale."""
 
     def __init__(self, folder: Path, predictor: Predictor):
-        self._folder, self._predictor, self._taken = folder, predictor, set[Path]()
+        self._folder, self._predictor, self._taken = folder, predictor, set[str]()
 
     def add(self, prediction: Prediction, name: str) -> None:
         from cvkit.visualizers.explained import explained

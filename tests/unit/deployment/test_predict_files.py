@@ -78,6 +78,16 @@ def test_copies_of_files_that_are_called_alike_get_numbers(predictor, pictures):
     assert len(copies) == 3 and set(copies) <= {"000.png", "000_2.png", "000_3.png"}
 
 
+def test_copies_whose_names_differ_in_case_alone_get_other_names(predictor, pictures):
+    """Most disks of a Mac and of Windows would take them for one file."""
+    named = []
+    for name in ("a/IMG.PNG", "b/img.png"):
+        Path(name).parent.mkdir()
+        named.append(shutil.copy(next(pictures.rglob("*.png")), name))
+    predict_files(predictor, named, copies="sorted")
+    assert sorted(path.name for path in Path("sorted").rglob("*.*")) == ["IMG.PNG", "img_2.png"]
+
+
 def test_copies_from_far_below_have_names_that_disks_take(predictor, pictures):
     deep = Path("in", *("é" * 50 + str(place) for place in range(4)))
     deep.mkdir(parents=True)
