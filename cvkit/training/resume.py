@@ -23,6 +23,7 @@ from cvkit.system import distributed
 from cvkit.system.command import command
 from cvkit.system.log import LOG
 from cvkit.system.saving import weights_of
+from cvkit.system.text import and_more
 from cvkit.training.schedulers import depends_on_length, is_to_find, with_rate
 from cvkit.training.state import TrainingState
 
@@ -213,7 +214,7 @@ def _read(run: Run, parts: Experiment) -> Checkpoint:
     refuse_changes(parts.config, run)
     if list(data.classes) != checkpoint.classes:
         raise CheckpointError(f"{run.folder} was trained on other classes: "
-                              f"{', '.join(checkpoint.classes)}")
+                              f"{and_more(checkpoint.classes, 20)}")
     # Not to the last bit, which depends on how and where the mean was computed.
     if not torch.allclose(torch.tensor([loaders.mean, loaders.std]),
                           torch.tensor([checkpoint.mean, checkpoint.std]), rtol=1e-6, atol=0):
