@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str]) -> None:
     args = parse_words(parser(), words)
     config = load_config(args.config, args.overrides)
+    from cvkit.reporting.checks import rate_key
     from cvkit.runs.experiment import Experiment
     from cvkit.session import find_lr
     from cvkit.visualizers import draw
@@ -42,4 +43,4 @@ def main(words: list[str]) -> None:
     parts: Any = Experiment(config)
     parts.range_test = found
     draw.save_all(parts, [{"NAME": "lr_finder"}], args.out)
-    print(f"Suggested: OPTIMIZER.lr {found.suggestion:g}")
+    print(f"Suggested: {rate_key(config)} {found.suggestion:g}")

@@ -227,6 +227,8 @@ class BalancedAccuracy(PerClassAccuracy):
 _OF_LOGITS = ("CohenKappa", "F1Score", "FBetaScore", "HammingDistance", "JaccardIndex",
               "MatthewsCorrCoef", "NegativePredictiveValue", "Precision", "Recall", "Specificity")
 _OF_PROBABILITIES = ("AUROC", "AveragePrecision", "CalibrationError", "EER", "HingeLoss", "LogAUC")
+# These rank the images of a class against all others.
+_OF_RANKS = ("AUROC", "AveragePrecision", "EER", "LogAUC")
 
 
 def _torchmetrics() -> dict[str, Callable]:
@@ -255,7 +257,7 @@ def _adapt(name: str, kind: type[Metric]) -> type:
     parameters = [value for key, value in inspect.signature(kind).parameters.items()
                   if key not in ("num_classes", "multidim_average", "validate_args", "kwargs")]
     classes = inspect.Parameter("classes", inspect.Parameter.KEYWORD_ONLY, annotation=list[str])
-    adapted = type(name, (_OfTorchmetrics,), {
+    adapted = type(name, (_OfRanks if name in _OF_RANKS else _OfTorchmetrics,), {
         "kind": kind, "__doc__": kind.__doc__, "__module__": kind.__module__,
         # Torchmetrics says nothing of some: of a rate of errors as of Specificity.
         "lower_is_better": kind.higher_is_better is False or name == "EER"})
@@ -282,10 +284,16 @@ class _OfTorchmetrics:
         self.classes = list(classes)
         kind = type(self).__name__
         self.name = name or re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower()
+        self.arguments = arguments
+        self.metric = self._of_classes(len(classes))
+        average = inspect.signature(self.kind).parameters.get("average")
         # By class, or one for all.
-        self.kind_of_values = self.name, arguments.get("average", "") in (None, "none")
+        self.kind_of_values = self.name, arguments.get(
+            "average", average.default if average else "") in (None, "none")
+
+    def _of_classes(self, count: int) -> Metric:
         # Each process is given the logits of all, so that none has to ask the others.
-        self.metric = self.kind(num_classes=len(classes), sync_on_compute=False, **arguments)
+        return self.kind(num_classes=count, sync_on_compute=False, **self.arguments)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (N, C), labels (N,)."""
@@ -293,11 +301,17 @@ class _OfTorchmetrics:
         outputs = logits if is_of_logits else logits.float().softmax(1)
         # Counted on the CPU, the result is the same on each device.
         with self._counting():
-            self.metric.update(outputs.cpu(), labels.cpu())
+            self._count(outputs.cpu(), labels.cpu())
+
+    def _count(self, outputs: Tensor, labels: Tensor) -> None:
+        self.metric.update(outputs, labels)
+
+    def _computed(self) -> Tensor:
+        return self.metric.compute()
 
     def compute(self) -> dict[str, float]:
         with self._counting():
-            values = self.metric.compute()
+            values = self._computed()
         if not values.ndim:
             return {self.name: float(values)}
         return {f"{self.name}/{of_class}": value
@@ -324,6 +338,42 @@ class _OfTorchmetrics:
         finally:
             if is_deterministic:
                 torch.use_deterministic_algorithms(True, warn_only=warns)
+
+
+class _OfRanks(_OfTorchmetrics):
+    """One that is counted of the classes with images alone, NaN of others.
+
+    Torchmetrics takes a class for the worst that there can be where it has no images, or all, and
+    averages over it.
+    """
+
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def _count(self, outputs: Tensor, labels: Tensor) -> None:
+        self._batches.append((outputs, labels))
+
+    def _computed(self) -> Tensor:
+        outputs, labels = map(torch.cat, zip(*self._batches))
+        if self.arguments.get("ignore_index") is not None:
+            is_counted = labels != self.arguments["ignore_index"]
+            outputs, labels = outputs[is_counted], labels[is_counted]
+        there = torch.bincount(labels, minlength=len(self.classes))
+        known = (there > 0) & (there < len(labels))
+        if self.arguments.get("average") == "micro":
+            # One ranking, of all classes together.
+            known[:] = True
+        of_all = torch.full((len(self.classes),), torch.nan)
+        if not known.any():
+            return of_all if self.kind_of_values[1] else of_all[0]
+        metric = self._of_classes(int(known.sum()))
+        metric.update(outputs[:, known], (known.cumsum(0) - 1)[labels])
+        values = metric.compute()
+        if not values.ndim:
+            return values
+        of_all[known] = values.float()
+        return of_all
 
 
 def build_metrics(nodes: Iterable[Any], classes: Sequence[str]) -> list[Any]:

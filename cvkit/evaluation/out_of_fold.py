@@ -38,8 +38,9 @@ def out_of_fold(runs: Sequence[Run], whole: ImageSet) -> Predictions:
         raise RunError(f"the folds tested images {times.min()} to {times.max()} times, not each "
                        "as often", hint="Are all folds finished, and of one cross-validation?")
     first = replace(said[0], index=whole.index, true=whole.labels, images=whole.fingerprint,
-                    epoch=max(each.epoch for each in said), batches=0)
-    return with_probabilities(first, probabilities, runs[0].config.METRICS, len(runs))
+                    epoch=max(each.epoch for each in said), batches=0, out_of_fold=True)
+    # Each image was tested by as many models as there are repeats, not by those of all folds.
+    return with_probabilities(first, probabilities, runs[0].config.METRICS, int(times[0]))
 
 
 def keep_out_of_fold(group: Folds) -> Predictions:

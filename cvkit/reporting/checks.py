@@ -462,7 +462,7 @@ def rising_at_chance(config: Config, data: ImageData, records: Sequence[Mapping[
         f"after epoch {record['epoch']} the {data.monitored} accuracy of {100 * accuracy:.2f}% is "
         f"that of guessing (the largest class has {100 * chance:.2f}%), and the train loss rises, "
         f"from {before:.4f} to {now:.4f}, at learning rates up to {rate:.3g}. Lower "
-        f"{_rate_key(config)} ({command('find-lr')} suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) "
+        f"{rate_key(config)} ({command('find-lr')} suggests one), warm up (TRAIN.WARMUP_EPOCHS 1) "
         "or clip gradients (TRAIN.CLIP_GRAD_NORM 1)")}
 
 
@@ -476,11 +476,11 @@ def one_class_alone(config: Config, split: str, epoch: int,
     return {"one class": (
         f"after epoch {epoch} all {len(predictions.true):,} {split} images are taken for {name}, "
         f"though they are of {classes} classes. If that stays so, lower "
-        f"{_rate_key(config)}, warm up (TRAIN.WARMUP_EPOCHS 1) or, where most images are of that "
+        f"{rate_key(config)}, warm up (TRAIN.WARMUP_EPOCHS 1) or, where most images are of that "
         'class, draw as many of each (DATA.SAMPLER "{NAME: balanced}")')}
 
 
-def _rate_key(config: Config) -> str:
+def rate_key(config: Config) -> str:
     """Return the key that sets the highest learning rate."""
     has_peak = config.SCHEDULER is not None and "max_lr" in config.SCHEDULER
     return "SCHEDULER.max_lr" if has_peak else "OPTIMIZER.lr"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -206,6 +207,7 @@ class Console(Reporter):
         if state.best is not None:
             value = state.best[name]
             shown = f"{100 * value:.2f}%" if is_part(name) else f"{value:.4f}"
+            shown = "–" if math.isnan(value) else shown
             LOG.info(f"Best {run.monitored} {name}: {shown} in epoch {state.best['epoch']}. "
                      f"{plural(epochs, 'epoch')}, {duration(run.seconds)} of training")
         other = run.other_best(predictions)

@@ -13,7 +13,6 @@ import cvkit
 from cvkit.data.duplicates import DUPLICATES
 from cvkit.deployment.page import PageModel, page_model
 from cvkit.errors import RunError
-from cvkit.evaluation.metrics import is_part
 from cvkit.models import parameters_in_words
 from cvkit.registry import MODELS, NAME
 from cvkit.reporting.group_report import write_group_report
@@ -32,10 +31,11 @@ from cvkit.reporting.requirements import check_requirements, summary
 from cvkit.runs.experiment import Drawable
 from cvkit.runs.folder import Run
 from cvkit.runs.group import Group
+from cvkit.runs.spread import Spread
 from cvkit.system.command import SOURCE, command
 from cvkit.system.environment import git_facts
 from cvkit.system.text import and_more, duration, plural
-from cvkit.visualizers.draw import not_among
+from cvkit.visualizers.draw import not_among, other_images
 from cvkit.visualizers.flags import same_images
 
 # Sections with pictures, in the order in which a reader asks: on which classes it is good, what is
@@ -163,7 +163,7 @@ def _requirements(run: Run) -> list[Block]:
 def _results(run: Run) -> list[Block]:
     last, best, split = run.metrics[-1], run.best, run.monitored
     predictions = run.predictions
-    other = run.other_best(predictions)
+    other, warning = run.other_best(predictions), other_images(run)
 
     def of(part: str, epoch: dict[str, Any]) -> dict[str, Any]:
         return {key.removeprefix(f"{part}/"): value for key, value in epoch.items()
@@ -172,8 +172,7 @@ def _results(run: Run) -> list[Block]:
     def shown(name: str, value: Any) -> str:
         if not isinstance(value, (int, float)):
             return "" if value is None else str(value)
-        # Which values are parts of one is known of cvkit's own metrics only.
-        return f"{100 * value:.2f} %" if is_part(name) else f"{value:.4f}"
+        return Spread.of([value]).in_words(name)[0]
 
     columns = {f"{part}, epoch {last['epoch']}": of(part, last) for part in ("train", split)}
     names = dict.fromkeys(name for values in columns.values() for name in values)
@@ -195,6 +194,7 @@ def _results(run: Run) -> list[Block]:
         Table(["", *columns], rows),
         *([Text(f"{other}.")] if other else []),
         *_twins(run),
+        *([Text(f"{warning[0].upper()}{warning[1:]}.")] if warning else []),
         Text(f"Best is the epoch with the best {split} {run.config.TRAIN.MONITOR}. Epochs trained: "
              f"{last['epoch']} of {run.config.TRAIN.EPOCHS}, in {duration(run.seconds)}. "
              f"Parameters: {parameters_in_words(run.model, unit='')}."),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import shlex
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import numpy as np
 from cvkit.errors import RunError
 from cvkit.runs.checkpoint import moment_of
 from cvkit.runs.untrusted import is_text, verify_archive
-from cvkit.system.command import command
+from cvkit.system.command import command, quoted
 from cvkit.system.files import replacing, writing
 from cvkit.system.text import cut, escape_controls, in_columns, plural
 
@@ -39,6 +38,8 @@ class Predictions:
         batches: of the epoch after that, which the checkpoint had seen; 0 at the end of an epoch.
         metrics: loss, accuracy and those of METRICS, by name.
         models: whose probabilities were averaged.
+        out_of_fold: whether other models say something of other images, none of which they were
+            trained on.
     """
 
     index: np.ndarray
@@ -52,6 +53,7 @@ class Predictions:
     batches: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     models: int = 1
+    out_of_fold: bool = False
 
     def __repr__(self) -> str:
         images = plural(len(self.true), "image")
@@ -69,6 +71,9 @@ class Predictions:
     @property
     def place(self) -> str:
         """When in the training its checkpoint was saved, or how many there are, in words."""
+        if self.out_of_fold:
+            those = "model" if self.models == 1 else f"{self.models} models together"
+            return f"of the {those} not trained on each image"
         if self.models > 1:
             return f"of {self.models} models together"
         return moment_of(self.epoch, self.batches)
@@ -110,8 +115,8 @@ class Predictions:
         rows += [("",), *(_row(name, mean, len(self.true)) for name, mean in zip(
             ("macro mean", "weighted mean"), means))]
         lines = in_columns(rows, "<", ">", ">", ">", ">")
-        lines += [f"{escape_controls(name)}: {value:.4f}" for name, value in self.metrics.items()
-                  if name not in ("loss", "accuracy")]
+        lines += [f"{escape_controls(name)}: {_shown(value)}"
+                  for name, value in self.metrics.items() if name not in ("loss", "accuracy")]
         lines.append(test_line(self.loss, self.correct, len(self.true))
                      + f" {self.place}")
         return "\n".join(lines)
@@ -138,7 +143,7 @@ class Predictions:
                         classes=read("classes").tolist(), epoch=int(read("epoch")),
                         loss=float(read("loss")), images=str(read("images")),
                         batches=int(read("batches")), metrics=json.loads(str(read("metrics"))),
-                        models=int(read("models")))
+                        models=int(read("models")), out_of_fold=bool(read("out_of_fold")))
             found._check()
         # By where it is damaged, zipfile, zlib, NumPy or a look-up fails.
         except Exception as error:
@@ -220,12 +225,15 @@ def mcnemar(first: Predictions, other: Predictions) -> tuple[int, int, float]:
 
 
 def _row(name: str, scores: np.ndarray, images: int) -> tuple[str, ...]:
-    shown = ("–" if np.isnan(score) else f"{score:.4f}" for score in scores)
-    return name, *shown, f"{images:,}"
+    return name, *map(_shown, scores), f"{images:,}"
+
+
+def _shown(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
 
 
 # Older versions did not write these.
-_ADDED = {"images": "", "batches": 0, "metrics": "{}", "models": 1}
+_ADDED = {"images": "", "batches": 0, "metrics": "{}", "models": 1, "out_of_fold": False}
 
 
 def _read_array(path: Path, name: str) -> np.ndarray:
@@ -244,7 +252,7 @@ def _read_array(path: Path, name: str) -> np.ndarray:
 
 
 def write_anew(path: Path) -> str:
-    return f"Write it anew: {command('evaluate')} --run {shlex.quote(str(path.parent))}"
+    return f"Write it anew: {command('evaluate')} --run {quoted(path.parent)}"
 
 
 def test_line(loss: float, correct: int, count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -294,6 +295,9 @@ def _key(content: dict[str, Any]) -> str:
 
 def page_of(folder: Path) -> Path:
     """Return the page that a folder's results stand in: beside it, or beside the folder above."""
+    if folder.name in ("", ".."):
+        # The folder that one is in, or the one above, is called by its own name.
+        folder = Path(os.path.abspath(folder))
     near = folder.with_name(f"{folder.name}.md")
     above = folder.parent.parent / f"{folder.parent.name}.md"
     return above if above.is_file() and not near.is_file() else near

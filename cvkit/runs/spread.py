@@ -21,6 +21,7 @@ class Spread(NamedTuple):
     mean: float
     deviation: float
     size: int
+    lowest: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -28,7 +29,7 @@ class Spread(NamedTuple):
         values = known(values)
         can_vary = len(values) > 1 and all(map(math.isfinite, values))
         return cls(statistics.fmean(values), statistics.stdev(values) if can_vary else math.nan,
-                   len(values))
+                   len(values), min(values))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -47,7 +48,8 @@ class Spread(NamedTuple):
         if self.size < 2:
             return f"{mean}{unit}", "–"
         # What t says of a few values may reach beyond what there can be.
-        lowest = 0.0 if is_part(name) or name == "loss" else -math.inf
+        is_loss = name == "loss" and self.lowest >= 0
+        lowest = 0.0 if is_part(name) or is_loss else -math.inf
         highest = 1.0 if is_part(name) else math.inf
         low, high = (f"{scale * min(max(end, lowest), highest):.{digits}f}"
                      for end in self.interval)

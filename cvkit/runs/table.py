@@ -33,6 +33,9 @@ from cvkit.system.text import (
 # Letters of a value and of a name in a terminal.
 _WIDEST, _WIDEST_NAME = 24, 40
 _ABSENT = "–"
+# What the accuracy on the images that chose the best epoch is called. Test images that chose it
+# flatter it, so they have a column of their own.
+_CHOSEN = {"test": "best test accuracy", "val": "val accuracy"}
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,12 @@ class Measured(Column):
         return [self._in_words(cell) if cell else _ABSENT for cell in self.cells]
 
     def _in_words(self, cell: Sequence[float]) -> str:
-        mean, deviation, size = Spread.of(cell)
-        values, unit = [mean, deviation][:min(size, 2)], ""
-        name = self.title.partition(" ")[2]
+        mean, deviation, size, _ = Spread.of(cell)
+        if math.isnan(mean):
+            return _ABSENT
+        # Of values some of which are infinite there is no deviation.
+        values, unit = [mean] if size < 2 or math.isnan(deviation) else [mean, deviation], ""
+        name = _parts(self.title)[1]
         if is_part(name):
             shown, unit = [f"{100 * value:.2f}" for value in values], " %"
         elif self.title == "training time":
@@ -129,11 +135,11 @@ class Measured(Column):
         cell, count = self.cells[row], len(self.titles())
         if not cell:
             return [""] * count
-        mean, deviation, size = Spread.of(cell)
-        if size > 1:
-            return [mean, deviation][:count]
+        mean, deviation, size, _ = Spread.of(cell)
         # Of one run it is as it is, a whole number perhaps.
-        return [cell[0] if len(cell) < 2 else mean, ""][:count]
+        found = [cell[0] if len(cell) < 2 else mean, deviation if size > 1 else ""]
+        return ["" if isinstance(value, float) and math.isnan(value) else value
+                for value in found[:count]]
 
 
 def _alike(sequences: Sequence[Sequence[Any]]) -> int:
@@ -189,7 +195,8 @@ class Table:
             raise self.left_out[0]
         titles = dict.fromkeys(title for values in measured for item in values for title in item)
         # The metrics of some configs come between the rest.
-        titles = dict.fromkeys([*(title for title in titles if title.startswith("test ")), *titles])
+        titles = dict.fromkeys([*(title for title in titles if title.startswith("test ")),
+                                *(title for title in _CHOSEN.values() if title in titles), *titles])
         columns = [Measured(title, title, [
             [item[title] for item in values] if all(title in item for item in values) else []
             for values in measured], title in lower) for title in titles]
@@ -320,8 +327,13 @@ def _plain(name: str) -> str:
 def _head(column: Column) -> tuple[str, str]:
     """Return what stands over a column, in two lines."""
     label = cut(escape_controls(column.label), _WIDEST)
-    first, _, last = label.partition(" ") if isinstance(column, Measured) else ("", "", label)
-    return (first, last) if last else ("", first)
+    return _parts(label) if isinstance(column, Measured) else ("", label)
+
+
+def _parts(title: str) -> tuple[str, str]:
+    """Return "best test" and "accuracy" of "best test accuracy", no more than that of one word."""
+    found = re.fullmatch(r"((?:best )?\S+) (.+)", title, re.DOTALL)
+    return (found[1], found[2]) if found else ("", title)
 
 
 def _predictions_of(run: Run, epochs: Sequence[dict[str, Any]]) -> Predictions:
@@ -339,11 +351,11 @@ def _predictions_of(run: Run, epochs: Sequence[dict[str, Any]]) -> Predictions:
 
 def _measured(run: Run, epochs: Sequence[dict[str, Any]], found: Predictions) -> dict[str, float]:
     """Return what a run came to, by title."""
-    best = run.best_of(epochs)
+    best, split = run.best_of(epochs), monitored_in(epochs)
     return {"test accuracy": found.accuracy, "test loss": found.loss,
             **{f"test {name}": value for name, value in found.metrics.items()
                if name not in ("accuracy", "loss")},
-            "best accuracy": best[f"{monitored_in(epochs)}/accuracy"],
+            _CHOSEN[split]: best[f"{split}/accuracy"],
             "train accuracy": epochs[-1]["train/accuracy"], "epochs": len(epochs),
             "training time": sum(epoch["seconds"] for epoch in epochs)}
 

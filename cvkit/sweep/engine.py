@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -172,8 +171,9 @@ def open_storage(url: str, file: Path, heartbeat: int) -> BaseStorage:
     if not url:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Windows makes no symbolic links for everyone.
-            lock = JournalFileOpenLock(str(file)) if sys.platform == "win32" else None
+            # Optuna's usual lock is a symbolic link, which not every drive has, nor Windows for
+            # everyone, and which is refused in the folder of a sweep.
+            lock = JournalFileOpenLock(str(file))
             return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,16 @@ from cvkit.reporting.report_format import Block, Code, Section, Table, Text
 from cvkit.sweep.plots import pictures
 from cvkit.sweep.space import short, told
 from cvkit.sweep.study import MONITORED, Sweep
-from cvkit.sweep.trials import Progress, best_of, original, reason_of, shown, state_of
-from cvkit.system.command import command
+from cvkit.sweep.trials import (
+    Progress,
+    best_of,
+    original,
+    reason_of,
+    shown,
+    spent_on,
+    state_of,
+)
+from cvkit.system.command import command, quoted
 from cvkit.system.text import duration, escape_controls
 
 if TYPE_CHECKING:
@@ -52,14 +59,13 @@ def write_sweep_page(sweep: Sweep, study: Study) -> Path:
 
 def train_again(sweep: Sweep, trial: FrozenTrial) -> str:
     """Return the command that trains what a trial was."""
-    return f"{command('train')} {shlex.quote(str(sweep.config_file_of(original(trial))))}"
+    return f"{command('train')} {quoted(sweep.config_file_of(original(trial)))}"
 
 
 def _result(sweep: Sweep, study: Study, progress: Progress,
             best: FrozenTrial) -> list[Block]:
     values = sweep.space.decoded(best.params)
-    seconds = sum((trial.duration.total_seconds() for trial in progress.trials.values()
-                   if trial.duration), 0.0)
+    seconds = sum(spent_on(study, trial) or 0.0 for trial in progress.trials.values())
     of = "" if sweep.node.SEEDS == 1 else f", the mean of {sweep.node.SEEDS} seeds"
     watched = "" if study.user_attrs.get(MONITORED) == "val" else (
         " The test images chose it, so it is better on them than on others.")
@@ -85,7 +91,7 @@ def _trials(sweep: Sweep, study: Study, progress: Progress) -> list[Block]:
         what = {"complete": shown(name, trial.value), "pruned": f"pruned, epoch {trial.last_step}",
                 "diverged": f"diverged: {reason_of(trial)}",
                 "failed": f"failed: {reason_of(trial)}"}.get(state, state)
-        spent = trial.duration.total_seconds() if trial.duration else None
+        spent = spent_on(study, trial)
         rows.append([str(original(trial)), escape_controls(what),
                      *(short(values[key]) if key in values else "–" for key in keys),
                      "–" if spent is None else duration(spent)])

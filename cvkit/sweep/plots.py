@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from cvkit.sweep.space import Dimension, short
 from cvkit.sweep.study import Sweep
 from cvkit.sweep.trials import Progress, original
 from cvkit.system.text import plural
+from cvkit.visualizers.curves import needs_log, set_log_scale
 from cvkit.visualizers.drawing import (
     COLOURS,
     FAINT,
@@ -54,10 +56,19 @@ def pictures(sweep: Sweep, study: Study) -> list[Picture]:
     return made
 
 
-def _scale(sweep: Sweep, study: Study) -> tuple[float, str]:
-    """Return what values are multiplied by, and the label of their axis."""
+def _scale(sweep: Sweep, study: Study, values: Sequence[float]) -> tuple[float, str, bool]:
+    """Return what values are multiplied by, the label of their axis, and whether it is log."""
     label = sweep.measure(study)
-    return (100, f"{label} (%)") if is_part(sweep.base.TRAIN.MONITOR) else (1, label)
+    if is_part(sweep.base.TRAIN.MONITOR):
+        return 100, f"{label} (%)", False
+    finite = [value for value in values if math.isfinite(value)]
+    # A rate that is far too high gives losses that would press the others flat.
+    is_log = study.direction.name == "MINIMIZE" and needs_log(min(finite), max(finite))
+    return 1, f"{label} (log scale)" if is_log else label, is_log
+
+
+def _values(complete: Sequence[FrozenTrial]) -> list[float]:
+    return [trial.value for trial in complete if trial.value is not None]
 
 
 def _titled(width: float, height: float, title: str, caption: str) -> tuple[Picture, float]:
@@ -72,11 +83,12 @@ def _titled(width: float, height: float, title: str, caption: str) -> tuple[Pict
 @styled
 def history(sweep: Sweep, study: Study, progress: Progress) -> Picture:
     """Draw the value of each trial in their order, and the best up to then."""
-    scale, label = _scale(sweep, study)
     complete = progress.having("complete")
     numbers = [original(trial) for trial in complete]
-    values = scale * np.array([trial.value for trial in complete], float)
     cut = [trial for trial in progress.having("pruned") if trial.intermediate_values]
+    ends = [trial.intermediate_values[max(trial.intermediate_values)] for trial in cut]
+    scale, label, is_log = _scale(sweep, study, [*_values(complete), *ends])
+    values = scale * np.array(_values(complete))
     caption = f"{progress.in_words().capitalize()}."
     if cut:
         caption += (" A pruned trial stands at the value of its last epoch. Nothing is drawn of "
@@ -89,9 +101,10 @@ def history(sweep: Sweep, study: Study, progress: Progress) -> Picture:
               label="best so far")
     axes.plot(numbers, values, "o", color=COLOURS[0], markersize=5, label="complete")
     if cut:
-        axes.plot([original(trial) for trial in cut],
-                  [scale * trial.intermediate_values[max(trial.intermediate_values)]
-                   for trial in cut], "x", color=FAINT, markersize=5, label="pruned")
+        axes.plot([original(trial) for trial in cut], scale * np.array(ends), "x", color=FAINT,
+                  markersize=5, label="pruned")
+    if is_log:
+        set_log_scale(axes)
     axes.set_xlabel("trial")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(whole_numbers())
@@ -102,20 +115,22 @@ def history(sweep: Sweep, study: Study, progress: Progress) -> Picture:
 @styled
 def slices(sweep: Sweep, study: Study, progress: Progress) -> Picture:
     """Draw the value of complete trials over each key."""
-    scale, label = _scale(sweep, study)
     complete, dimensions = progress.having("complete"), sweep.space.dimensions
+    scale, label, is_log = _scale(sweep, study, _values(complete))
     rows = -(-len(dimensions) // _COLUMNS)
     figure, top = _titled(9, 2.9 * rows, "Result by key", (
         f"{plural(len(complete), 'complete trial')}, later ones darker. Other keys differ as well "
         "between the points of a panel."))
     numbers = [original(trial) for trial in complete]
-    values = [scale * trial.value for trial in complete if trial.value is not None]
+    values = scale * np.array(_values(complete))
     for place, dimension in enumerate(dimensions):
         row, column = divmod(place, _COLUMNS)
         axes = figure.panel(0.7 + 2.95 * column, top + 0.25 + 2.9 * row, 2.2, 2.0)
         positions = _positions(axes, dimension, complete)
         axes.scatter(positions, values, c=numbers, cmap="Blues", s=26, edgecolors=COLOURS[0],
                      linewidths=0.6, vmin=min(numbers) - 0.3 * (max(numbers) - min(numbers) + 1))
+        if is_log:
+            set_log_scale(axes)
         axes.set_title(shorten(dimension.key, 2.4, 9), loc="left")
         if column == 0:
             axes.set_ylabel(label)
@@ -157,13 +172,15 @@ def _names(values: Sequence[Any], inches: float) -> list[str]:
 @styled
 def parallel_coordinates(sweep: Sweep, study: Study, complete: list[FrozenTrial]) -> Picture:
     """Draw a line for each complete trial through its value of each key, to its result."""
-    scale, label = _scale(sweep, study)
+    scale, label, is_log = _scale(sweep, study, _values(complete))
     dimensions = sweep.space.dimensions
     figure, top = _titled(9, 3.6, "All keys", (
         f"A line for each of {plural(len(complete), 'complete trial')}, from key to key to its "
         "result; the darker, the better."))
     axes = figure.panel(0.9, top + 0.35, 7.2, 2.9)
-    values = scale * np.array([trial.value for trial in complete], float)
+    values = scale * np.array(_values(complete))
+    ends = f"{values.min():.4g}", f"{values.max():.4g}"
+    values = np.log(values) if is_log else values
     low, high = values.min(), values.max()
     columns = [[_fraction(each, each.decoded(trial.params[each.key])) for trial in complete]
                for each in dimensions]
@@ -179,7 +196,7 @@ def parallel_coordinates(sweep: Sweep, study: Study, complete: list[FrozenTrial]
         linewidths=1.4))
     for place, dimension in enumerate([*dimensions, None]):
         axes.axvline(place, color="black", linewidth=0.8)
-        ticks = ([(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")] if dimension is None
+        ticks = (list(zip((0.0, 1.0), ends)) if dimension is None
                  else _ticks(dimension))
         for height, text in ticks:
             axes.text(place + 0.02, height, text, fontsize=8, va="center", ha="left",

@@ -49,6 +49,24 @@ def _identities(data: ImageData) -> dict[str, str]:
     return {name: split.identity for name, split in data.splits.items()}
 
 
+def _host() -> str:
+    return re.sub(r"[^\w.]", "_", platform.node())
+
+
+def _may_live(worker: str) -> bool:
+    """Tell by the name of a worker whether its process may be there; elsewhere it always may."""
+    host, process, _ = worker.rsplit("-", 2)
+    if host != _host():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 class Sweep:
     """What a config with a SWEEP node describes.
 
@@ -80,7 +98,10 @@ class Sweep:
         self.base = self.config(self.usual)
         self.folder = Path(self.base.OUTPUT_DIR) / self.name
         if self.folder.is_dir():
-            refuse_links([self.folder, *self.folder.iterdir()])
+            # The lock of the journal comes and goes while others write.
+            refuse_links([self.folder, *(
+                path for path in self.folder.iterdir()
+                if not path.name.startswith(f"{JOURNAL}.lock") or path.is_symlink())])
         # When trials without a worker were seen first.
         self._unnamed: dict[int, float] = {}
         # Here, before anything is written: they may refuse their arguments, or the space.
@@ -204,15 +225,14 @@ class Sweep:
     def working(self) -> Iterator[str]:
         """Be a worker meanwhile: yield a name that others can tell from that of a dead one."""
         # Host and process may be the same again, in a container.
-        host = re.sub(r"[^\w.]", "_", platform.node())
-        name = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        name = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         path = self.folder / _WORKERS / name
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("w", encoding="utf-8")
         try:
             with file:
-                lock_file(file)
+                lock_file(file, tells=False)
                 yield name
         finally:
             path.unlink(missing_ok=True)
@@ -220,8 +240,8 @@ class Sweep:
     def fail_dead(self, study: Study, own: str) -> None:
         """End the tries of workers that are gone.
 
-        On this machine the lock that a worker holds tells that it lives; to a database each one
-        gives signs of life.
+        On this machine the lock that a worker holds tells that it lives, or its process where
+        files cannot be locked; to a database each one gives signs of life.
 
         Args:
             own: name of the worker that asks.
@@ -255,8 +275,10 @@ class Sweep:
             return True
         with file:
             try:
-                lock_file(file)
+                is_locked = lock_file(file, tells=False)
             except BlockingIOError:
                 return False
+        if not is_locked and _may_live(worker):
+            return False
         path.unlink(missing_ok=True)
         return True

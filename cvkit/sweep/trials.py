@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cvkit.evaluation.metrics import is_part
+from cvkit.runs.spread import Spread
 from cvkit.system.text import plural
 
 if TYPE_CHECKING:
@@ -149,8 +149,17 @@ def best_of(study: Study, progress: Progress) -> FrozenTrial | None:
     return choose(complete, key=lambda trial: trial.value or 0.0) if complete else None
 
 
+def spent_on(study: Study, trial: FrozenTrial) -> float | None:
+    """Return the seconds of a trial and of the tries that it goes on with; None of none so far."""
+    before = trial.user_attrs.get(TRIES, ())
+    tries = [each for each in study.get_trials(deepcopy=False)
+             if each.number in (*before, trial.number)]
+    # When a worker died is not known, only when that was found, a day later perhaps.
+    known = [each.duration.total_seconds() for each in tries if each.duration and (
+        each.state.name != "FAIL" or {STOPPED, ERROR, DIVERGED} & set(each.user_attrs))]
+    return sum(known) if known else None
+
+
 def shown(name: str, value: float | None) -> str:
     """Return the value of a metric in words."""
-    if value is None:
-        return "–"
-    return f"{100 * value:.2f} %" if is_part(name) else f"{value:.4f}"
+    return "–" if value is None else Spread.of([value]).in_words(name)[0]

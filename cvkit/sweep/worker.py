@@ -43,6 +43,7 @@ from cvkit.sweep.trials import (
 )
 from cvkit.system.log import LOG, SCREEN, screen
 from cvkit.system.text import duration
+from cvkit.training.resume import is_finished
 from cvkit.training.state import TrainingState
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class _Worker:
 
     def _run(self, config: Config, folder: Path, trial: Trial | None) -> Run:
         """Train one run, to its end if it was begun."""
-        watchers = [] if trial is None else [_Watcher(trial, config.TRAIN.MONITOR, folder)]
+        watchers = [] if trial is None else [_Watcher(trial, config, folder)]
         end = time.monotonic() + LATER
         while True:
             begun = Run(folder) if (folder / "config.yaml").is_file() else None
@@ -239,8 +240,8 @@ class _Worker:
 class _Watcher(Reporter):
     """Tells Optuna the value of each epoch, and stops the training if that is hopeless."""
 
-    def __init__(self, trial: Trial, monitor: str, folder: Path):
-        self._trial, self._monitor, self._folder = trial, monitor, folder
+    def __init__(self, trial: Trial, config: Config, folder: Path):
+        self._trial, self._config, self._folder = trial, config, folder
 
     def begin(self, state: TrainingState) -> None:
         # A run that goes on had reached some of it.
@@ -251,7 +252,9 @@ class _Watcher(Reporter):
         import optuna
 
         self._report(values)
-        if _keep_trying(self._trial.should_prune):
+        # After its last epoch there is nothing to save, and its result is known.
+        if not is_finished(self._config, state.epoch, state.best) and _keep_trying(
+                self._trial.should_prune):
             raise optuna.TrialPruned
 
     def _report(self, values: dict[str, Any]) -> None:
@@ -260,7 +263,7 @@ class _Watcher(Reporter):
         split = "val" if "val/loss" in values else "test"
         try:
             _keep_trying(lambda: self._trial.report(
-                values[f"{split}/{self._monitor}"], values["epoch"]))
+                values[f"{split}/{self._config.TRAIN.MONITOR}"], values["epoch"]))
         except UpdateFinishedTrialError:
             raise _LostError from None
 

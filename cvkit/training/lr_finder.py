@@ -107,7 +107,8 @@ def range_test(step: Callable[[float], float], lowest: float, highest: float,
             break
         rates.append(rate)
         losses.append(loss)
-        if min(losses[-3:]) > _DIVERGED * min(losses):
+        # A loss of one's own may lie below 0.
+        if min(losses[-3:]) > min(losses) + (_DIVERGED - 1) * abs(min(losses)):
             break
     reach = max(1, steps // _WINDOW // 2)
     windows = [losses[max(0, place - reach):place + reach + 1] for place in range(len(losses))]

@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from cvkit.data import Loaders
-from cvkit.errors import ConfigError
 from cvkit.models.feature_maps import choose_layers
 from cvkit.registry import VISUALIZERS
 from cvkit.runs.predictions import Predictions
 from cvkit.system.seeds import random_numbers_kept, seed_random_numbers
-from cvkit.system.text import escape_controls, in_columns, plural, suggest
+from cvkit.system.text import escape_controls, in_columns, plural
 from cvkit.visualizers.cam import Colormap, grey, map_page, overlay, show_map
 from cvkit.visualizers.cam_maps import CLASS_FREE, Method, cam_maps
 from cvkit.visualizers.drawing import (
@@ -35,6 +34,7 @@ from cvkit.visualizers.drawing import (
     styled,
     told_names,
 )
+from cvkit.visualizers.misclassified import number_of
 
 # Of so many classes there is a row.
 _ROWS = 20
@@ -90,7 +90,7 @@ class Average:
 @styled
 def cam_average(predictions: Predictions, model: nn.Module, loaders: Loaders, per_class: int = 50,
                 method: Method = "GradCAM", layer: str = "auto",
-                classes: list[str | int] | None = None, seed: int = 0,
+                classes: list[str | int | float] | None = None, seed: int = 0,
                 colormap: Colormap = "turbo") -> Picture:
     """Where the model looks for each class on average, in images it gets right and in wrong ones.
 
@@ -165,7 +165,7 @@ def cam_average(predictions: Predictions, model: nn.Module, loaders: Loaders, pe
 
 
 def _choose(predictions: Predictions,
-            classes: Sequence[str | int] | None) -> tuple[list[int], str]:
+            classes: Sequence[str | int | float] | None) -> tuple[list[int], str]:
     """Return numbers of the classes to draw, and words for a caption if these are not all."""
     number = len(predictions.classes)
     if classes is None:
@@ -174,13 +174,10 @@ def _choose(predictions: Predictions,
         worst = np.argsort(-wrong, kind="stable")[:_ROWS]
         return sorted(worst.tolist()), (f"; the {_ROWS} of {number} classes with the most errors"
                                         if number > _ROWS else "")
-    names = list(dict.fromkeys(map(str, classes)))
+    names = {str(name): name for name in classes}
     if not 1 <= len(names) <= _ROWS:
         raise ValueError(f"classes are 1 to {_ROWS}, not {len(names)}")
-    for name in names:
-        if name not in predictions.classes:
-            raise ConfigError(f"no class named {name!r}", hint=suggest(name, predictions.classes))
-    return ([predictions.classes.index(name) for name in names],
+    return ([number_of(name, predictions.classes) for name in names.values()],
             f"; {len(names)} of {number} classes, as asked for" if len(names) < number else "")
 
 

@@ -180,13 +180,24 @@ def _share_percentages(panels: Sequence[Axes]) -> None:
 def choose_scale(panels: Sequence[Axes]) -> None:
     """Give losses one scale, a logarithmic one where a linear one would flatten them."""
     low, high = _range_of(panels)
-    is_log = low > 0 and high > 20 * low
+    is_log = needs_log(low, high)
     margin = 0.05 * (high - low) or 0.1
     for axes in panels:
         if is_log:
-            axes.set_yscale("log")
+            set_log_scale(axes)
             axes.set_ylabel("loss (log scale)")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(*((low / 1.2, high * 1.2) if is_log else (low - margin, high + margin)))
+
+
+def needs_log(low: float, high: float) -> bool:
+    """Tell whether a linear scale would flatten losses between these."""
+    return low > 0 and high > 20 * low
+
+
+def set_log_scale(axes: Axes) -> None:
+    """Give what is drawn a logarithmic axis of values, with plain numbers."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from cvkit.config import load_config, shipped
 from cvkit.errors import ConfigError, RunError, UserError, raise_together
-from cvkit.evaluation.run_evaluation import evaluate
+from cvkit.evaluation.run_evaluation import OTHER_IMAGES, evaluate
 from cvkit.registry import NAME, VISUALIZERS
 from cvkit.registry.user_code import import_user_code
 from cvkit.runs.compare import Runs
@@ -234,8 +234,17 @@ def save_all(subject: Drawable, nodes: Iterable[Any], folder: Path | None = None
         caption = escape_controls(getattr(figure, "caption", ""))
         tqdm.write(f"{path}\n    {caption}".rstrip())
         saved.append(path)
+    if warning := other_images(subject):
+        tqdm.write(f"warning    {warning}")
     raise_together(list(problems.values()))
     return saved
+
+
+def other_images(subject: Drawable) -> str:
+    """Return a warning where runs have other training images now; empty where none were read."""
+    are_other = any("data" in vars(run) and run.changes_since_training()[0]
+                    for run in getattr(subject, "runs", []))
+    return OTHER_IMAGES if are_other else ""
 
 
 def visuals_folder(subject: Drawable) -> Path:

@@ -29,7 +29,8 @@ from cvkit.visualizers.drawing import (
 )
 
 Order = Literal["confidence", "index", "random"]
-ClassName = str | int | None
+# Without quotes YAML takes a class 1.0 for a number.
+ClassName = str | int | float | None
 
 
 @VISUALIZERS.register()
@@ -118,6 +119,27 @@ def choose_errors(predictions: Predictions, count: int, order: Order, true_class
     return rows, f"{images} {in_all}"
 
 
+def number_of(name: str | float, classes: Sequence[str]) -> int:
+    """Return the number of a class by its name, which may look like a number.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if str(name) in classes:
+        return list(classes).index(str(name))
+    # 1.50 and 1.5 are one number, but not one name.
+    alike = [each for each in classes if not isinstance(name, str) and _is_number(each, name)]
+    hint = f'Put it in quotes, as it is written: "{alike[0]}".' if alike else suggest(name, classes)
+    raise ConfigError(f"no class named {str(name)!r}", hint=hint)
+
+
+def _is_number(text: str, number: float) -> bool:
+    try:
+        return float(text) == number
+    except ValueError:
+        return False
+
+
 def select_errors(predictions: Predictions, count: int, order: Order, true_class: ClassName,
                   predicted_class: ClassName, seed: int) -> np.ndarray:
     """Return the rows of the predictions to show: the same for the same arguments, everywhere.
@@ -130,10 +152,7 @@ def select_errors(predictions: Predictions, count: int, order: Order, true_class
     for name, labels in ((true_class, predictions.true),
                          (predicted_class, predictions.predicted)):
         if name is not None:
-            if str(name) not in predictions.classes:
-                raise ConfigError(f"no class named {str(name)!r}",
-                                  hint=suggest(name, predictions.classes))
-            is_wanted &= labels == predictions.classes.index(str(name))
+            is_wanted &= labels == number_of(name, predictions.classes)
     rows = np.flatnonzero(is_wanted)
     if order == "index":
         rows = rows[np.argsort(predictions.index[rows], kind="stable")]

@@ -65,16 +65,15 @@ def per_class(predictions: Predictions, sort: Literal["F1", "recall", "precision
     figure = Picture(width, top + tall + 0.4)
     figure.headline("Classes, each with what chance may have done", "\n".join(caption))
     places = np.arange(len(shown))
-    known = ~np.isnan(scores[:, 0])
     for number, (title, values) in enumerate(zip(_SCORES, scores.T)):
         axes = figure.panel(left + number * (panel + 0.15), top, panel, tall)
         axes.set_title(f"{title[0].upper()}{title[1:]} (%)", loc="left")
         low, high = 100 * intervals[shown, number].T
         axes.hlines(places, low, high, color=COLOURS[0], linewidth=4, alpha=0.35)
         # No recall is known of a class without images, which scikit-learn calls 0.
-        drawn = np.where((support[shown] == 0) & (title == "recall"), np.nan, values[shown])
-        axes.plot(100 * drawn, places, "o", color=COLOURS[0], markersize=4)
-        axes.axvline(100 * values[known].mean(), color=FAINT, linewidth=1, linestyle="--")
+        drawn = np.where((support == 0) & (title == "recall"), np.nan, values)
+        axes.plot(100 * drawn[shown], places, "o", color=COLOURS[0], markersize=4)
+        axes.axvline(float(100 * np.nanmean(drawn)), color=FAINT, linewidth=1, linestyle="--")
         axes.set_yticks(places, labels if not number else [])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         low, high = _ends(100 * intervals[shown])

@@ -11,6 +11,8 @@ import torch
 import torchinfo
 from matplotlib.patches import FancyBboxPatch
 from torch import nn
+from torch.backends import mha
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvkit.config import Config
 from cvkit.data import Loaders
@@ -66,10 +68,14 @@ def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
     step, box_width, left, top = 0.5, 2.9, 0.2, 0.85
     rows = [("image", "", loaders.image_shape, 0), *stages]
     width, height = 7.4, top + step * len(rows) + 0.1
-    caption = (f"{config.MODEL.NAME}: {parameters_in_words(model)}, {len(stages)} stages; outputs "
-               "as the layers return them, the image channels×height×width")
+    # A class token and position embeddings, for example, belong to the model as a whole.
+    rest = total - sum(count for *_, count in stages)
+    caption = (f"{config.MODEL.NAME}: {parameters_in_words(model)}, {len(stages)} stages"
+               + (f" and {rest:,} parameters outside of them" if rest else "")
+               + "; outputs as the layers return them, the image channels×height×width")
     figure = Picture(width, height, table="\n".join(in_columns(
-        [(name, kind, _shape(shape), f"{count:,}") for name, kind, shape, count in rows],
+        [*((name, kind, _shape(shape), f"{count:,}") for name, kind, shape, count in rows),
+         *([("outside of them", "", "", f"{rest:,}")] if rest else [])],
         "<23", "<27", "<13", ">12")))
     figure.headline("Architecture", caption)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -109,6 +115,7 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int], depth: int)
     found.total_params = count_parameters(model)
     found.trainable_params = sum(weight.numel() for weight in weights if weight.requires_grad)
     found.total_param_bytes = sum(weight.nbytes for weight in weights)
+    found.total_mult_adds = _mult_adds(model, image_shape)
     text = str(found)
     shared = sum(weight.numel() for module in model.modules()
                  for weight in module.parameters(recurse=False)) - found.total_params
@@ -117,6 +124,26 @@ def layer_table(model: nn.Module, image_shape: tuple[int, int, int], depth: int)
         text = re.sub(r"(Total params: .*)", rf"\1 ({shared:,} shared, counted once)", text)
     # torchinfo 1.8 prints the name of its enum where it means the value.
     return re.sub(r"Units\.([A-Z])[A-Z]*", r"\1", text)
+
+
+def _mult_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Return the multiplications, each with an addition, that an image takes.
+
+    torchinfo takes a linear layer's once for an image, however many tokens or places it runs at,
+    and leaves attention out.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image = torch.zeros(1, *image_shape, device=next(model.parameters()).device)
+    model, is_fast = copy.deepcopy(model).eval(), mha.get_fastpath_enabled()
+    # What attention takes is known only where it is made of products of matrices.
+    mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as found:
+            model(image)
+    finally:
+        mha.set_fastpath_enabled(is_fast)
+    return found.get_total_flops() // 2
 
 
 def _inspect(model: nn.Module, image_shape: tuple[int, int, int], depth: int) -> Any:

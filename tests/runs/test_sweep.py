@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ from cvkit.config import load_config
 from cvkit.config.load import load_sweep
 from cvkit.data.build import build_data
 from cvkit.errors import RunError, UserError
+from cvkit.registry import METRICS
 from cvkit.runs.folder import BusyError, Run, locked
 from cvkit.session import train
 from cvkit.sweep.launch import run_sweep
@@ -160,6 +162,49 @@ def test_a_trial_whose_worker_is_gone_is_tried_again_and_no_other(tiny, tmp_path
         patched.setattr(Sweep, "_is_dead", lambda sweep, worker: False)
         sweep.fail_dead(study, alive)
     assert study.get_trials()[fresh.number].state.name == "FAIL"
+
+
+def test_a_worker_on_a_drive_without_locks_lives_as_long_as_its_process(grid, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "lockf", refused)
+    sweep = Sweep(load_sweep(grid))
+    study = sweep.begin(False, build_data(sweep.base))
+    host = re.sub(r"[^\w.]", "_", platform.node())
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    names = [f"{host}-{other.pid}-{0:08x}", f"{host}-{other.pid}-{1:08x}", f"elsewhere-1-{2:08x}"]
+    with sweep.working() as name:
+        for number, worker in enumerate([*names, name]):
+            (sweep.folder / ".workers" / worker).touch()
+            study.ask(sweep.space.distributions).set_user_attr("worker", worker)
+            if number == 0:
+                sweep.fail_dead(study, "me")
+        assert [trial.state.name for trial in study.get_trials()] == ["RUNNING"] * 4
+        other.communicate()
+        sweep.fail_dead(study, "me")
+    assert [trial.state.name for trial in study.get_trials()] == ["FAIL", "FAIL", "RUNNING", "RUNNING"]
+    assert "cannot be locked" not in capsys.readouterr().out
+
+
+def test_a_sweep_needs_no_links_and_is_looked_at_while_another_worker_writes(grid, monkeypatch, tool):
+    def refused(*args, **options):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", refused)
+    run_sweep(load_sweep(grid, ["SWEEP.TRIALS", "1"]))
+    sweep = Sweep(load_sweep(grid))
+    sweep.find_study()
+    lock = sweep.storage._backend._lock
+    lock.acquire()
+    try:
+        assert Path("runs/grid/journal.log.lock").is_file()
+        code, out, _ = tool("sweep.py", grid, "--status")
+        assert code == 0 and "1 of 6 trials finished" in out
+    finally:
+        lock.release()
 
 
 def test_two_that_try_the_same_trial_again_make_one_of_it(grid):
@@ -356,6 +401,37 @@ DATA: {LIMIT: 60}
         assert run.checkpoint("last").epoch == 2 and not (run.folder / "predictions.npz").exists()
 
 
+@pytest.mark.parametrize("ends", ["{EPOCHS: 2}", "{EPOCHS: 9, EARLY_STOP: 1, MONITOR: constant}"],
+                         ids=["all epochs", "early stop"])
+def test_a_trial_is_not_pruned_when_it_is_trained_to_its_end(quick, tmp_path, ends):
+    METRICS.register("constant")(Constant)
+    (tmp_path / "prune.yaml").write_text(f"""\
+SWEEP:
+  BASE: tiny.yaml
+  SPACE: {{OPTIMIZER.lr: [0.05]}}
+  PRUNER: {{NAME: ThresholdPruner, lower: 1.5, n_warmup_steps: 2}}
+  TRIALS: 1
+TRAIN: {ends}
+METRICS: [{{NAME: constant}}]
+DATA: {{LIMIT: 60}}
+""")
+    run_sweep(load_sweep("prune.yaml"))
+    trial, = trials_of("prune.yaml").values()
+    run = Run("runs/prune/trial_0000")
+    assert state_of(trial) == "complete" and trial.last_step == 2 and len(run.metrics) == 2
+    assert run.predictions.accuracy == run.metrics[-1]["test/accuracy"]
+
+
+class Constant:
+    lower_is_better = False
+
+    def update(self, logits, labels):
+        pass
+
+    def compute(self):
+        return {"constant": 0.5}
+
+
 def test_the_value_is_that_of_the_best_epoch_on_validation_images_and_a_loss_is_minimised(quick, tmp_path):
     (tmp_path / "loss.yaml").write_text("""\
 SWEEP:
@@ -500,6 +576,11 @@ def test_nothing_is_written_through_links(grid, tool, tmp_path):
     Path("runs/grid/sweep.html").symlink_to(victim)
     code, _, err = tool("sweep.py", grid)
     assert code == 2 and "runs/grid/sweep.html is a link to" in err and victim.read_text() == "mine"
+    Path("runs/grid/sweep.html").unlink()
+    # As versions left it that were killed while they wrote.
+    Path("runs/grid/journal.log.lock").symlink_to("runs/grid/journal.log")
+    code, _, err = tool("sweep.py", grid)
+    assert code == 2 and "runs/grid/journal.log.lock is a link to" in err and "Remove it" in err
 
 
 def test_a_password_is_not_shown(grid, tool, monkeypatch):

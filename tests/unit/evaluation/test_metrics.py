@@ -199,6 +199,33 @@ def test_other_scores_are_scikit_learn_s(logits):
             sklearn.metrics.roc_auc_score(one_hot, logits), abs=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("arguments", [{}, {"thresholds": 20}], ids=["exact", "in bins"])
+@pytest.mark.parametrize("name", ["AUROC", "AveragePrecision", "EER", "LogAUC"])
+def test_classes_without_images_are_left_out_of_what_ranks_images(name, arguments):
+    if name not in METRICS:
+        pytest.skip("this torchmetrics has none")
+    node = {"NAME": name, "average": "macro", **arguments}
+    theirs = getattr(torchmetrics.classification, f"Multiclass{name}")(9, average="macro", **arguments)
+    expected = float(theirs(HERE.softmax(1)[:, :9], ABSENT))
+    (key, value), = values(node, HERE, ABSENT).items()
+    assert value == pytest.approx(expected)
+    by_class = values({**node, "average": None}, HERE, ABSENT)
+    assert list(by_class) == [f"{key}/{letter}" for letter in "abcdefghij"]
+    assert [math.isnan(value) for value in by_class.values()] == [False] * 9 + [True]
+    if name != "EER":  # which is that of the mean curve
+        assert value == pytest.approx(np.nanmean(list(by_class.values())))
+    assert values({"NAME": name, "ignore_index": 9, "average": "macro", **arguments}, HERE, LABELS) == (
+        pytest.approx({key: float(theirs(HERE[LABELS != 9].softmax(1)[:, :9], LABELS[LABELS != 9]))}))
+    if name == "EER" and not arguments:
+        whole = torchmetrics.classification.MulticlassEER(10, average="micro")
+        assert values({**node, "average": "micro"}, HERE, ABSENT) == pytest.approx(
+            {key: float(whole(HERE.softmax(1), ABSENT))})
+    alone = torch.zeros(100, dtype=torch.int64)
+    assert set(values({"NAME": name}, HERE, alone)) == set(values({"NAME": name}))
+    assert math.isnan(values(node, HERE, alone)[key])
+
+
 def test_the_calibration_error_is_the_mean_gap_of_fifteen_bins():
     sure, right = LOGITS.softmax(1).max(1).values, LOGITS.argmax(1) == LABELS
     bins = (sure * 15).ceil()

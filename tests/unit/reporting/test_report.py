@@ -2,6 +2,7 @@ import base64
 import html
 import io
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -181,12 +182,14 @@ def test_with_validation_images_the_test_has_a_column_of_its_own(painted, only_c
 
 
 def test_own_metrics_are_shown_as_what_they_are(painted, only_curves):
-    records = [{**epoch, "test/perplexity": 7.5, "test/top5": 0.75, "test/word": "fine"}
+    records = [{**epoch, "test/perplexity": 7.5, "test/top5": 0.75, "test/word": "fine", "test/auroc": math.nan,
+                "test/accuracy/cat": math.nan}
                for epoch in painted.metrics]
     (painted.folder / "metrics.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
     write_report(painted)
     readme = (painted.folder / "README.md").read_text()
-    for row in ("| perplexity |  | 7.5000 |", "| top5 |  | 75.00 % |", "| word |  | fine |"):
+    for row in ("| perplexity |  | 7.5000 |", "| top5 |  | 75.00 % |", "| word |  | fine |", "| auroc |  | – |",
+                "| accuracy/cat |  | – |"):
         assert row in readme
 
 

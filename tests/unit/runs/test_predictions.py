@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import numpy as np
@@ -50,6 +51,12 @@ def test_scores_and_their_means_are_those_of_scikit_learn_s_report(true, predict
         expected = [f"{theirs[key][score]:.4f}" for score in ("precision", "recall", "f1-score")
                     ] + [f"{theirs[key]['support']:.0f}"] if key in theirs else [*"–––", "0"]
         assert rows[name] == expected
+
+
+def test_a_metric_that_is_no_number_is_a_dash_in_the_table():
+    found = predictions_of([0, 1], [0, 0], "ab")
+    found.metrics.update({"auroc": math.nan, "top5": 0.5})
+    assert found.table().splitlines()[-3:-1] == ["auroc: –", "top5: 0.5000"]
 
 
 def test_long_names_are_cut_in_the_middle_and_wide_letters_take_two_places():

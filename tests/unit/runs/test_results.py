@@ -176,6 +176,20 @@ def test_the_tool_writes_files_and_a_page_and_keeps_what_was_written_by_hand(run
     assert page.read_text().count("| `painted` |") == 2 and "By hand." in page.read_text()
 
 
+@pytest.mark.parametrize("place, name", [("res.json", "res.json"), (".", "tiny.json"), ("..", "tiny.json")])
+def test_results_may_lie_in_the_folder_one_is_in(run, tool, tmp_path, monkeypatch, place, name):
+    folder = tmp_path / "here" / "below"
+    folder.mkdir(parents=True)
+    where = run.folder.resolve()
+    monkeypatch.chdir(folder)
+    code, out, err = tool("compare.py", where, "--results", place)
+    assert code == 0, err
+    kept = folder.parent if place == ".." else folder
+    assert (kept / name).is_file() and f"written    {kept.parent / kept.name}.md" in out
+    page = kept.with_name(f"{kept.name}.md").read_text()
+    assert f"<!-- results of {kept.name} -->" in page and "| `tiny` |" in page
+
+
 def test_recipes_of_one_config_stand_in_a_table_of_what_differs(run, tool):
     keep(run, Path("kept/first.json"))
     content = json.loads(Path("kept/first.json").read_text())

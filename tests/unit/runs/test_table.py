@@ -69,7 +69,7 @@ def test_a_row_for_each_run_the_best_first_with_what_differs(make):
     table = open_table(["runs/tiny"])
     assert [table.names[row] for row in table.order] == ["2", "3", "1"]
     assert [column.title for column in table.columns] == [
-        "DATA.TRAIN_TRANSFORMS", "OPTIMIZER.lr", "test accuracy", "test loss", "best accuracy", "train accuracy",
+        "DATA.TRAIN_TRANSFORMS", "OPTIMIZER.lr", "test accuracy", "test loss", "best test accuracy", "train accuracy",
         "epochs", "training time"]
     run = Run("runs/tiny/2")
     last, best = run.metrics[-1], run.best
@@ -129,6 +129,35 @@ def test_a_metric_is_in_the_table_under_its_name(make):
     assert lines[0][3:6] == ["50.00 %", "–", "–"] and lines[1][3:6] == ["–", "0.2500", "inf"]
 
 
+def test_accuracies_of_validation_and_of_test_images_do_not_stand_in_one_column(make):
+    make("tiny/1")
+    folder = make("tiny/2")
+    epochs = Run(folder).metrics
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({
+        key.replace("test/", "val/"): value for key, value in epoch.items()}) + "\n" for epoch in epochs))
+    table, best = open_table(["runs"]), Run("runs/tiny/1").best["test/accuracy"]
+    assert [(row["best test accuracy"], row["val accuracy"]) for row in rows_of(table)] == [
+        (str(best), ""), ("", str(best))]
+    head, below = table.text().splitlines()[:2]
+    assert head.split() == ["test", "test", "best", "test", "val", "train", "training"]
+    assert below.split() == ["run", "accuracy", "loss", "accuracy", "accuracy", "accuracy", "epochs", "time"]
+    assert [line[3:5] for line in cells_of(table.text())[:2]] == [
+        [f"{100 * best:.2f} %", "–"], ["–", f"{100 * best:.2f} %"]]
+
+
+def test_a_metric_that_is_no_number_is_a_dash_and_in_the_csv_nothing(make):
+    make("tiny/1", **{"test_accuracy/cat": math.nan, "test_auroc": math.nan})
+    make("tiny/2", right=50, **{"test_accuracy/cat": 0.5, "test_auroc": 0.5})
+    for seed, value in enumerate([0.5, math.inf]):
+        make(f"tiny/3_seeds/seed_{seed}", "\nSEED: 0", f"\nSEED: {seed}", right=40, test_auroc=value)
+    table = open_table(["runs"])
+    first, second, several = cells_of(table.text())[:3]
+    assert first[4:6] == ["–", "–"] and second[4:6] == ["50.00 %", "0.5000"] and several[4:6] == ["–", "inf"]
+    rows = rows_of(table)
+    assert [row["test accuracy/cat"] for row in rows] == ["", "0.5", ""]
+    assert [(row["test auroc"], row["test auroc sd"]) for row in rows] == [("", ""), ("0.5", ""), ("inf", "")]
+
+
 def test_runs_of_a_group_are_one_row_of_mean_and_deviation(make):
     rights = [60, 75, 81]
     for seed, right in enumerate(rights):
@@ -176,7 +205,7 @@ def test_the_csv_reads_back_as_it_is(make):
         run = Run(f"runs/{place}")
         found, last = run.predictions, run.metrics[-1]
         assert float(row[RIGHT]) == found.accuracy and float(row["test loss"]) == found.loss
-        assert float(row["best accuracy"]) == run.best["test/accuracy"]
+        assert float(row["best test accuracy"]) == run.best["test/accuracy"]
         assert float(row["train accuracy"]) == last["train/accuracy"]
         assert row["epochs"] == "2" and float(row["training time"]) == run.seconds
     assert float(second["test f1"]) == 1 / 3 and first["test f1"] == ""

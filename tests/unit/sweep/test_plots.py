@@ -1,6 +1,7 @@
 """Pictures and page of a sweep, of trials that are known."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from cvkit.config.load import load_sweep
 from cvkit.sweep.page import write_sweep_page
 from cvkit.sweep.plots import pictures
 from cvkit.sweep.study import MONITORED, Sweep
-from cvkit.sweep.trials import ERROR, TRIES, Progress, best_of
+from cvkit.sweep.trials import ERROR, STOPPED, TRIES, Progress, best_of
 
 optuna = pytest.importorskip("optuna")
 COMPLETE, PRUNED, FAIL = (optuna.trial.TrialState[name] for name in ("COMPLETE", "PRUNED", "FAIL"))
@@ -87,6 +88,29 @@ def test_lines_go_through_the_values_and_the_best_is_the_darkest(sweep, directio
         "OPTIMIZER.lr (log)", "MODEL.norm", "TRAIN.EPOCHS", "val accuracy (%)"]
 
 
+def test_losses_that_one_high_rate_blew_up_are_drawn_on_a_log_scale(sweep):
+    sweep.base.defrost()
+    sweep.base.TRAIN.MONITOR = "loss"
+    losses = [0.5, 0.8, 5000.0, 0.6]
+    rows = [(*row[:4], loss) for row, loss in zip(DONE, losses)]
+    history, slices, lines = pictures(sweep, study_of(
+        sweep, [*rows, (0.5, "batch", 2, PRUNED, 0.25)], "minimize"))[:3]
+    for axes in (history.axes[0], *slices.axes):
+        assert axes.get_yscale() == "log"
+        low, high = axes.get_ylim()
+        assert low < 0.5 and high > 5000
+    assert history.axes[0].get_ylabel() == slices.axes[0].get_ylabel() == "val loss (log scale)"
+    heights = [line[-1, 1] for line in lines.axes[0].collections[0].get_segments()]
+    expected = np.log(np.array(losses) / 0.5) / np.log(5000 / 0.5)
+    assert sorted(heights) == pytest.approx(sorted(expected))
+    assert lines.axes[0].get_xticklabels()[-1].get_text() == "val loss (log scale)"
+    # As are those of like size, as ever.
+    rows = [(*row[:4], loss) for row, loss in zip(DONE, [0.5, 0.8, 1.5, 0.6])]
+    history, slices, lines = pictures(sweep, study_of(sweep, rows, "minimize"))[:3]
+    assert {axes.get_yscale() for axes in (history.axes[0], *slices.axes)} == {"linear"}
+    assert lines.axes[0].get_xticklabels()[-1].get_text() == "val loss"
+
+
 def test_what_mattered_is_told_of_ten_trials_or_more(sweep):
     random = np.random.default_rng(0)
     rows = [(float(10 ** -random.uniform(0, 3)), str(random.choice(["batch", "layer"])), int(random.integers(1, 6)),
@@ -153,3 +177,20 @@ def test_of_listed_nodes_a_label_has_what_they_differ_in(tmp_path, sweep):
     assert labels[0] == "resnet18" and labels[2] == "resnet34" and labels[1] != labels[0]
     low, high = rate.get_xlim()
     assert 2 <= sum(low <= tick <= high for tick in rate.get_xticks()) <= 5
+
+
+def test_the_time_of_a_trial_is_that_of_all_its_tries(sweep):
+    study = study_of(sweep, DONE[:1])
+    begun = study.trials[0].datetime_start
+    found = study.trials[0]
+    tries = [(FAIL, 100, {STOPPED: True}), (FAIL, 5000, {TRIES: [1]}), (COMPLETE, 20, {TRIES: [1, 2]})]
+    for state, seconds, notes in tries:
+        study.add_trial(optuna.trial.FrozenTrial(
+            number=0, trial_id=0, state=state, value=0.9 if state is COMPLETE else None, user_attrs=notes,
+            datetime_start=begun, datetime_complete=begun + timedelta(seconds=seconds), params=found.params,
+            distributions=found.distributions, system_attrs={}, intermediate_values={}))
+    write_sweep_page(sweep, study)
+    page = Path("runs/search/README.md").read_text(encoding="utf-8")
+    # When the second one died is not known, only when that was found.
+    assert re.search(r"^\| 1 \| 90.00 % .* \| 2 min 0 s \|$", page, re.M)
+    assert "in 2 min 0 s of work" in page

@@ -1,6 +1,7 @@
 """The range test: on a loss whose best rate is known, and on a training that it must not touch."""
 
 import json
+import re
 
 import matplotlib
 import numpy as np
@@ -53,6 +54,14 @@ def test_the_suggestion_lies_below_where_the_loss_begins_to_grow(curvature):
     steps = np.diff(np.log(found.rates))
     assert found.rates[0] == pytest.approx(1e-5) and np.allclose(steps, steps[0])
     assert found.smoothed[10] == pytest.approx(np.mean(found.losses[3:18]))  # a 14th of the steps
+
+
+def test_a_loss_may_lie_below_zero():
+    offset, plain = 20.0, range_test(parabola(5.0), 1e-5, 1000.0, 200)
+    step = parabola(5.0)
+    found = range_test(lambda rate: step(rate) - offset, 1e-5, 1000.0, 200)
+    assert found.suggestion == plain.suggestion and len(plain.rates) <= len(found.rates) < 200
+    assert min(found.losses) == pytest.approx(min(plain.losses) - offset)
 
 
 def noise(scale, fall=0.0):
@@ -176,6 +185,13 @@ def test_the_tool_says_and_draws_it(tiny, tool, tmp_path):
     assert out.splitlines()[-1].startswith(f"Suggested: OPTIMIZER.lr {found.suggestion:g}")
     table = (tmp_path / "runs/tiny/visuals/lr_finder.txt").read_text().splitlines()
     assert len(table) == 1 + len(found.rates) and [path.name for path in (tmp_path / "runs/tiny").iterdir()] == ["visuals"]
+
+
+def test_the_tool_names_the_key_that_sets_the_highest_rate(tiny, tool):
+    cyclic = "{NAME: OneCycleLR, max_lr: 0.1}"
+    code, out, err = tool("find_lr.py", tiny, "--steps", "30", "--highest", "1", "SCHEDULER", cyclic)
+    assert code == 0, err
+    assert re.fullmatch(r"Suggested: SCHEDULER\.max_lr [\d.e-]+", out.splitlines()[-1])
 
 
 @pytest.mark.parametrize("arguments, expected", [

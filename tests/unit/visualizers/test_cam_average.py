@@ -201,6 +201,9 @@ def test_twenty_classes_are_drawn_those_with_the_most_errors_or_those_named():
     assert drawn_maps(figure)[1] == [f"c{number}" for number in range(5, 25)]
     chosen = cam_average(predictions, model, loaders, layer="first", classes=["c3", "c1"])
     assert drawn_maps(chosen)[1] == ["c3", "c1"] and "2 of 25 classes, as asked" in chosen.caption
+    renamed = replace(predictions, classes=[f"{number}.0" for number in range(25)])
+    by_number = cam_average(renamed, model, loaders, layer="first", classes=[3.0, "1.0"])
+    assert drawn_maps(by_number)[1] == ["3.0", "1.0"]
     with pytest.raises(ConfigError, match=r"no class named 'c33'"):
         cam_average(predictions, model, loaders, classes=["c33"])
     with pytest.raises(ValueError, match="classes are 1 to 20, not 21"):

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -5,6 +7,7 @@ from PIL import Image
 from cvkit.config import load_config
 from cvkit.errors import ConfigError, RunError
 from cvkit.registry import VISUALIZERS
+from cvkit.reporting.report import write_report
 from cvkit.runs.compare import Runs
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import Run
@@ -46,6 +49,30 @@ def test_formats_folder_and_dots(painted, tmp_path, ending, begins):
         with Image.open(path) as image:
             width = painted.visualize("misclassified").get_figwidth()
             assert abs(image.width - 60 * width) <= 1
+
+
+def test_images_that_are_others_since_the_training_are_told_where_they_were_read(painted, tmp_path, capsys,
+                                                                                draws_only):
+    moved, config = tmp_path / "moved", painted.folder / "config.yaml"
+    shutil.copytree(painted.config.DATA.DATASET.root, moved)
+    config.write_text(config.read_text().replace(str(painted.config.DATA.DATASET.root), str(moved)))
+    warning = ("the data set has other training images than those that the run was trained on: some of them may be "
+               "among these test images")
+
+    def drawn(name):
+        save_all(Run(painted.folder), [{"NAME": name}])
+        return capsys.readouterr().out
+
+    def reported():
+        draws_only("curves")
+        write_report(Run(painted.folder))
+        return f"T{warning[1:]}." in (painted.folder / "README.md").read_text()
+
+    assert "warning" not in drawn("misclassified") and not reported()
+    next((moved / "train" / "red").iterdir()).rename(moved / "train" / "blue" / "was_red.png")
+    assert drawn("misclassified").splitlines()[-1] == f"warning    {warning}"
+    assert "warning" not in drawn("curves")  # for which no image is read
+    assert reported()
 
 
 def test_tables_are_saved_as_text_too(painted):

@@ -1,10 +1,13 @@
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_drawing import png_of, shown_pixels
 
+from cvkit.config import Config
 from cvkit.errors import ConfigError
+from cvkit.registry import VISUALIZERS
 from cvkit.visualizers.misclassified import misclassified, select_errors
 
 
@@ -137,6 +140,15 @@ def test_classes_that_are_numbers_can_be_named_as_numbers(run):
                           for name in (3, "3"))
     assert by_number.tolist() == by_word.tolist()
     assert (run.predictions.true[by_number] == 3).all()
+    named = replace(run.predictions, classes=[f"{number}.0" for number in range(9)] + ["1.50"])
+    config = Config({"NAME": "misclassified", "true_class": 3.0})
+    VISUALIZERS.check(config)
+    assert select_errors(named, 50, "index", config.true_class, None, 0).tolist() == by_word.tolist()
+    with pytest.raises(ConfigError, match=re.escape("no class named '1.5'\n  Put it in quotes, as it is written: "
+                                                    '"1.50".')):
+        select_errors(named, 50, "index", 1.5, None, 0)
+    with pytest.raises(ConfigError, match="as it is written: \"3\""):
+        select_errors(run.predictions, 50, "index", 3.0, None, 0)
 
 
 def test_the_table_says_which_image_each_is(painted, run):

@@ -126,6 +126,13 @@ def test_a_class_without_images_is_not_called_the_worst_and_a_score_of_0_has_no_
         per_class(predictions, resamples=1)
 
 
+def test_the_mean_recall_is_that_of_the_classes_with_images():
+    predictions = said(np.eye(3)[[0, 0, 1, 2]], [0, 0, 0, 1])  # none of class 2, which one is taken for
+    means = [axes.lines[-1].get_xdata()[0] for axes in per_class(predictions).axes[:3]]
+    precision, recall, f1 = (100 * values.mean() for values in predictions.scores()[0].T)
+    assert means == pytest.approx([precision, 100 * (2 / 3 + 0) / 2, f1]) and means[1] != pytest.approx(recall)
+
+
 def test_labels_of_ticks_lie_beside_each_other_where_a_class_has_0_and_another_100():
     for part in (0.0, 0.2, 0.4, 0.6, 0.8):
         right = np.arange(20) < 20 * part

@@ -49,6 +49,30 @@ def test_the_stages_of_any_model_hold_all_its_parameters(name, size):
     assert stages[-1][2] == (10,)
 
 
+def test_multiplications_are_counted_for_every_token_and_of_attention():
+    model = build("vit", width=64, depth=2, heads=2, patch=8)
+    # Per block: queries, keys, values and output; the two halves of attention; the hidden layer.
+    tokens, width = 17, 64
+    block = 4 * tokens * width ** 2 + 2 * tokens ** 2 * width + 2 * tokens * width * 4 * width
+    count = 16 * (3 * 8 * 8) * width + 2 * block + width * 10
+    assert f"Total mult-adds (M): {count / 1e6:.2f}\n" in layer_table(model, SHAPE, 3)
+    assert "Total mult-adds (M): 555.42\n" in layer_table(build(), SHAPE, 1)
+    # Torch has a faster way for its own layer, which tells of no products.
+    own = nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(256, 2, 512, batch_first=True))
+    count = 4 * 3 * 256 ** 2 + 2 * 3 ** 2 * 256 + 2 * 3 * 256 * 512
+    assert f"Total mult-adds (M): {count / 1e6:.2f}\n" in layer_table(own, (3, 16, 16), 1)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_diagram_tells_of_parameters_outside_of_all_stages(tiny):
+    experiment = Experiment(load_config(tiny, {"MODEL": {"NAME": "vit"}}))
+    figure = experiment.visualize("architecture")
+    assert "2,693,578 parameters, 5 stages and 12,672 parameters outside of them;" in figure.caption
+    *rows, last = figure.table.splitlines()
+    counts = [int(row.split()[-1].replace(",", "")) for row in [*rows, last]]
+    assert last.split()[:3] == ["outside", "of", "them"] and sum(counts) == 2_693_578
+
+
 class Shared(nn.Module):
     """Two layers with one weight, and one that runs twice."""
 
