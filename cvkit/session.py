@@ -62,7 +62,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             continues the newest that was begun with the same settings, or begins one if there is
             none; one that is finished is returned as it is.
         parts: what the config describes, to train on other data for example; built if not given.
-            They can be given again: a model is built anew, but one that was set is trained itself.
+            Given again, their model is built anew, unless it was set.
         folder: of a run that is begun; a new one in OUTPUT_DIR if not given.
         reporters: besides those that the config names.
 
@@ -78,8 +78,8 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         if run is not None:
             run.refuse_links()
             stack.enter_context(run.lock())
-        state, parts, monitor, requirements, is_resumed = prepare(
-            config, parts or Experiment(config), run)
+        given = parts or Experiment(config)
+        state, parts, monitor, requirements, is_resumed = prepare(config, given, run)
         if is_resumed and is_finished(config, state.epoch, state.best):
             return _finished(run, state, parts)
         checks = Checks(parts)
@@ -88,6 +88,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         if problem:
             LOG.info(f"note       saving and loading was not tried before: {problem}")
         found = _find_rate(state, parts)
+        given.is_trained = True
         if distributed.is_main():
             if run is None:
                 # What is the newest run now may not be when this one is repeated.
@@ -166,7 +167,9 @@ def build_trainer(config: Config, parts: Experiment | None = None) -> Trainer:
     Raises:
         UserError: something in the config or the data is wrong.
     """
-    prepared = prepare(config, parts or Experiment(config))
+    parts = parts or Experiment(config)
+    prepared = prepare(config, parts)
+    prepared.parts.is_trained = parts.is_trained = True
     return Trainer(prepared.state, prepared.parts, prepared.monitor)
 
 
@@ -192,6 +195,7 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     """
     check_components(config)
     enforce(check_requirements(config), config)
+    parts.renew()
     distributed.start(parts.device)
     _refuse_processes(config, parts)
     is_resumed = distributed.broadcast_from_main(lambda: run is not None)
@@ -205,9 +209,7 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
             if begins_trained(config.MODEL) else None)
     # Which downloads what is not there.
     with distributed.first_on_each_machine():
-        data, loaders = parts.data, parts.loaders
-        parts = parts.untrained()
-        model = parts.model
+        data, loaders, model = parts.data, parts.loaders, parts.model
     # Parts that are given may be of another config, which they keep.
     parts = parts.with_config(config)
     loaders.train.plan.accumulate = config.TRAIN.ACCUMULATE

@@ -97,6 +97,7 @@ class Experiment(Drawable):
     Attributes:
         built_data: the images that the config describes; `data` may be set to others.
         built_model: the network that the config describes; `model` may be set to another.
+        is_trained: whether a training has changed the model.
         layout: of the model and its batches in memory, once the model is built.
         is_viewed: whether the model had to be given the plain layout.
     """
@@ -105,6 +106,7 @@ class Experiment(Drawable):
     advice = "Train it, or name a finished run: --run RUN."
     built_data: ImageData | None = None
     built_model: nn.Module | None = None
+    is_trained = False
     is_viewed = False
     layout: torch.memory_format | None = None
     _normalisation: tuple[list[float], list[float]] | None = None
@@ -118,16 +120,13 @@ class Experiment(Drawable):
         other.config = config
         return other
 
-    def untrained(self) -> Experiment:
-        """Return these parts for a training, which changes the model: one built anew.
-
-        A model that was set stays, as it is.
+    def renew(self) -> None:
+        """Forget the model if it was trained, so that another training begins; not one that is set.
         """
-        other = copy.copy(self)
-        if self.built_model is not None and vars(self).get("model") is self.built_model:
+        if self.is_trained and vars(self).get("model") is self.built_model:
             for part in ("model", "initial_weights"):
-                vars(other).pop(part, None)
-        return other
+                vars(self).pop(part, None)
+        self.is_trained = False
 
     def as_resumed(self, normalisation: tuple[list[float], list[float]] | None) -> Experiment:
         """Return these parts for a run that goes on, with the weights of its checkpoint.

@@ -642,10 +642,9 @@ def test_parts_that_are_given_again_begin_again(quick, tmp_path):
     config = load_config(quick, {"TRAIN.EPOCHS": 1})
     parts = Experiment(config)
     first, second = (train(config, parts=parts).checkpoint("last").model for _ in range(2))
-    assert equal(first, second) and "model" not in vars(parts)
-    looked_at = {name: value.clone() for name, value in parts.model.state_dict().items()}
+    assert equal(first, second) and equal(first, dict(parts.model.state_dict()))
+    check(config, parts)
     assert equal(train(config, parts=parts).checkpoint("last").model, first)
-    assert equal(dict(parts.model.state_dict()), looked_at)
 
     torch.save(first, tmp_path / "weights.pt")
     config = load_config(quick, {"TRAIN.EPOCHS": 1, "MODEL.INIT_FROM": str(tmp_path / "weights.pt")})
@@ -653,6 +652,16 @@ def test_parts_that_are_given_again_begin_again(quick, tmp_path):
     assert equal(dict(parts.model.state_dict()), first)
     third, fourth = (train(config, parts=parts).checkpoint("last").model for _ in range(2))
     assert equal(third, fourth) and not equal(third, first)
+
+
+def test_weights_that_are_put_into_the_model_are_trained_on(quick):
+    config = load_config(quick, {"TRAIN.EPOCHS": 1})
+    parts, other = Experiment(config), Experiment(load_config(quick, {"SEED": 7})).model
+    parts.model.load_state_dict(other.state_dict())
+    check(config, parts)
+    own = Experiment(config)
+    own.model = other
+    assert equal(train(config, parts=parts).checkpoint("last").model, train(config, parts=own).checkpoint("last").model)
 
 
 def test_a_model_that_is_set_is_trained_itself(quick):
