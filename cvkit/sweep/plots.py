@@ -94,7 +94,7 @@ def history(sweep: Sweep, study: Study, progress: Progress) -> Picture:
         caption += (" A pruned trial stands at the value of its last epoch. Nothing is drawn of "
                     "those that diverged or failed.")
     figure, top = _titled(9, 3.2, "History", caption)
-    axes = figure.panel(0.7, top + 0.1, 8.1, 2.6)
+    axes = figure.panel(0.8, top + 0.1, 8.0, 2.6)
     best = np.minimum if study.direction.name == "MINIMIZE" else np.maximum
     so_far, last = best.accumulate(values), max([*progress.trials, numbers[-1]])
     axes.plot([*numbers, last], [*so_far, so_far[-1]], color=COLOURS[1], drawstyle="steps-post",
@@ -125,7 +125,7 @@ def slices(sweep: Sweep, study: Study, progress: Progress) -> Picture:
     values = scale * np.array(_values(complete))
     for place, dimension in enumerate(dimensions):
         row, column = divmod(place, _COLUMNS)
-        axes = figure.panel(0.7 + 2.95 * column, top + 0.25 + 2.9 * row, 2.2, 2.0)
+        axes = figure.panel(0.8 + 2.95 * column, top + 0.25 + 2.9 * row, 2.15, 2.0)
         positions = _positions(axes, dimension, complete)
         axes.scatter(positions, values, c=numbers, cmap="Blues", s=26, edgecolors=COLOURS[0],
                      linewidths=0.6, vmin=min(numbers) - 0.3 * (max(numbers) - min(numbers) + 1))

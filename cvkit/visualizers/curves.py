@@ -194,10 +194,15 @@ def needs_log(low: float, high: float) -> bool:
     return low > 0 and high > 20 * low
 
 
+def _short(value: float, place: float) -> str:
+    """Return the label of a tick, 1e5 of what would reach into the axis' own."""
+    return f"{value:g}" if value < 1e5 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+
+
 def set_log_scale(axes: Axes) -> None:
     """Give what is drawn a logarithmic axis of values, with plain numbers."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter(_short)
     axes.yaxis.set_minor_formatter(NullFormatter())

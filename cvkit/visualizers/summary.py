@@ -27,6 +27,7 @@ from cvkit.visualizers.drawing import (
     refuse_below_one,
     shorten,
     styled,
+    wrap,
 )
 
 # A table of more lines is not readable as a picture.
@@ -65,19 +66,21 @@ def architecture(model: nn.Module, loaders: Loaders, config: Config) -> Picture:
     """The stages of the network, from image to logits: output shapes and parameter counts."""
     stages = model_stages(model, loaders.image_shape)
     total = count_parameters(model)
-    step, box_width, left, top = 0.5, 2.9, 0.2, 0.85
     rows = [("image", "", loaders.image_shape, 0), *stages]
-    width, height = 7.4, top + step * len(rows) + 0.1
     # A class token and position embeddings, for example, belong to the model as a whole.
     rest = total - sum(count for *_, count in stages)
-    caption = (f"{config.MODEL.NAME}: {parameters_in_words(model)}, {len(stages)} stages"
-               + (f" and {rest:,} parameters outside of them" if rest else "")
-               + "; outputs as the layers return them, the image channels×height×width")
+    words = (f"{config.MODEL.NAME}: {parameters_in_words(model)}, {len(stages)} stages"
+             + (f" and {rest:,} parameters outside of them" if rest else "")
+             + "; outputs as the layers return them, the image channels×height×width")
+    width, step, box_width, left = 7.4, 0.5, 2.9, 0.2
+    caption = wrap(words, width - 0.2)
+    top = 0.72 + 0.13 * len(caption)
+    height = top + step * len(rows) + 0.1
     figure = Picture(width, height, table="\n".join(in_columns(
         [*((name, kind, _shape(shape), f"{count:,}") for name, kind, shape, count in rows),
          *([("outside of them", "", "", f"{rest:,}")] if rest else [])],
         "<23", "<27", "<13", ">12")))
-    figure.headline("Architecture", caption)
+    figure.headline("Architecture", "\n".join(caption))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     axes.set_xlim(0, width)

@@ -91,17 +91,20 @@ def test_lines_go_through_the_values_and_the_best_is_the_darkest(sweep, directio
 def test_losses_that_one_high_rate_blew_up_are_drawn_on_a_log_scale(sweep):
     sweep.base.defrost()
     sweep.base.TRAIN.MONITOR = "loss"
-    losses = [0.5, 0.8, 5000.0, 0.6]
+    losses = [0.5, 0.8, 5e8, 0.6]
     rows = [(*row[:4], loss) for row, loss in zip(DONE, losses)]
     history, slices, lines = pictures(sweep, study_of(
         sweep, [*rows, (0.5, "batch", 2, PRUNED, 0.25)], "minimize"))[:3]
     for axes in (history.axes[0], *slices.axes):
         assert axes.get_yscale() == "log"
         low, high = axes.get_ylim()
-        assert low < 0.5 and high > 5000
+        assert low < 0.5 and high > 5e8
+        axes.figure.draw_without_rendering()
+        label, ticks = axes.yaxis.label.get_window_extent(), axes.yaxis.get_ticklabels()
+        assert label.x0 > 0 and all(label.x1 < tick.get_window_extent().x0 for tick in ticks if tick.get_text())
     assert history.axes[0].get_ylabel() == slices.axes[0].get_ylabel() == "val loss (log scale)"
     heights = [line[-1, 1] for line in lines.axes[0].collections[0].get_segments()]
-    expected = np.log(np.array(losses) / 0.5) / np.log(5000 / 0.5)
+    expected = np.log(np.array(losses) / 0.5) / np.log(5e8 / 0.5)
     assert sorted(heights) == pytest.approx(sorted(expected))
     assert lines.axes[0].get_xticklabels()[-1].get_text() == "val loss (log scale)"
     # As are those of like size, as ever.

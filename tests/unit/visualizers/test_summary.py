@@ -68,6 +68,7 @@ def test_the_diagram_tells_of_parameters_outside_of_all_stages(tiny):
     experiment = Experiment(load_config(tiny, {"MODEL": {"NAME": "vit"}}))
     figure = experiment.visualize("architecture")
     assert "2,693,578 parameters, 5 stages and 12,672 parameters outside of them;" in figure.caption
+    assert max(text.get_window_extent().x1 for text in figure.texts) < figure.bbox.x1
     *rows, last = figure.table.splitlines()
     counts = [int(row.split()[-1].replace(",", "")) for row in [*rows, last]]
     assert last.split()[:3] == ["outside", "of", "them"] and sum(counts) == 2_693_578
