@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,13 +68,17 @@ def frees_on_error(work: Callable[P, T]) -> Callable[P, T]:
     """
     @wraps(work)
     def freeing(*args: P.args, **arguments: P.kwargs) -> T:
+        # An error that the caller is dealing with is the caller's.
+        seen = [sys.exc_info()[1], None]
         try:
             return work(*args, **arguments)
         except (UserError, KeyboardInterrupt) as error:
             link: BaseException | None = error
-            while link is not None:
-                traceback.clear_frames(link.__traceback__)
-                link = link.__cause__ or link.__context__
+            while not any(link is each for each in seen):
+                seen.append(link)
+                traceback.clear_frames(link.__traceback__)  # type: ignore[union-attr]
+                is_caused = link.__cause__ or link.__suppress_context__  # type: ignore[union-attr]
+                link = link.__cause__ if is_caused else link.__context__  # type: ignore[union-attr]
             raise
     return freeing
 

@@ -162,23 +162,29 @@ def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
 
 def _differing(config: Config, folder: Path) -> list[str]:
     """Return in words by what a config would train something else than the runs of a group."""
-    first, *others = map(Run, members_of(folder))
+    first = Run(members_of(folder)[0])
     free = ("SEED",) if first.folder.name.startswith("seed") else ("DATA.FOLD", "DATA.FOLD_REPEAT")
     found = changes(with_findings(config, first), first)
     # Those that are new would be of fewer.
-    longest = max(run.config.TRAIN.EPOCHS for run in (first, *others))
-    if longest > config.TRAIN.EPOCHS:
+    if (longest := _longest(folder)) > config.TRAIN.EPOCHS:
         found["TRAIN.EPOCHS"] = longest, config.TRAIN.EPOCHS
     return [f"{key}: {then} then, {now} now" for key, (then, now) in found.items()
             if not is_among(key, free)]
 
 
+def _longest(folder: Path) -> int:
+    """Return the most epochs that a run of a group is to have."""
+    return max(Run(member).config.TRAIN.EPOCHS for member in members_of(folder))
+
+
 def _refuse_other(config: Config, folder: Path) -> None:
     if differing := _differing(config, folder):
-        flag = folder.name.rpartition("_")[2]
+        flag, longest = folder.name.rpartition("_")[2], _longest(folder)
+        # One of them may have been trained on alone.
+        epochs = f" TRAIN.EPOCHS {longest}" if longest > config.TRAIN.EPOCHS else ""
         raise RunError(f"{folder} was begun with another config: {'; '.join(differing)}", hint=(
             f"Go on with its own: {command('train')} {folder / GROUP_CONFIG} --{flag} N --resume "
-            f"{folder}"))
+            f"{folder}{epochs}"))
 
 
 def _train_one(config: Config, folder: Path, is_known: bool) -> bool:

@@ -62,7 +62,7 @@ def train(config: Config, resume: bool | str | Path | Run = False,
             continues the newest that was begun with the same settings, or begins one if there is
             none; one that is finished is returned as it is.
         parts: what the config describes, to train on other data for example; built if not given.
-            Given again, their model is built anew, unless it was set.
+            Given again, their model is built anew, unless it was set or given other weights.
         folder: of a run that is begun; a new one in OUTPUT_DIR if not given.
         reporters: besides those that the config names.
 
@@ -78,8 +78,9 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         if run is not None:
             run.refuse_links()
             stack.enter_context(run.lock())
-        given = parts or Experiment(config)
-        state, parts, monitor, requirements, is_resumed = prepare(config, given, run)
+        parts = parts or Experiment(config)
+        parts.renew()
+        state, parts, monitor, requirements, is_resumed = prepare(config, parts, run)
         if is_resumed and is_finished(config, state.epoch, state.best):
             return _finished(run, state, parts)
         checks = Checks(parts)
@@ -88,7 +89,6 @@ def train(config: Config, resume: bool | str | Path | Run = False,
         if problem:
             LOG.info(f"note       saving and loading was not tried before: {problem}")
         found = _find_rate(state, parts)
-        given.is_trained = True
         if distributed.is_main():
             if run is None:
                 # What is the newest run now may not be when this one is repeated.
@@ -127,7 +127,7 @@ def check(config: Config, parts: Experiment | None = None) -> None:
     Raises:
         UserError: what would stop a training.
     """
-    state, parts, monitor, requirements, _ = prepare(config, parts or Experiment(config))
+    state, parts, monitor, requirements, _ = prepare(config, _to_try(config, parts))
     checks = Checks(parts)
     if distributed.is_main():
         for reporter in (Console(parts, monitor), requirements, checks):
@@ -154,7 +154,7 @@ def find_lr(config: Config, lowest: float = 1e-5, highest: float = 10.0, steps: 
         RunError: the loss does not fall at any of the rates.
         ValueError: the rates do not rise, or steps is below 20.
     """
-    prepared = prepare(config, parts or Experiment(config))
+    prepared = prepare(config, _to_try(config, parts))
     return find_rate(prepared.state, prepared.parts, lowest, highest, steps)
 
 
@@ -168,9 +168,18 @@ def build_trainer(config: Config, parts: Experiment | None = None) -> Trainer:
         UserError: something in the config or the data is wrong.
     """
     parts = parts or Experiment(config)
+    parts.renew()
     prepared = prepare(config, parts)
-    prepared.parts.is_trained = parts.is_trained = True
     return Trainer(prepared.state, prepared.parts, prepared.monitor)
+
+
+def _to_try(config: Config, parts: Experiment | None) -> Experiment:
+    """Return parts as a training would begin with them; a model that was trained stays theirs."""
+    if parts is None or not parts.is_trained:
+        return parts or Experiment(config)
+    parts = parts.with_config(parts.config)
+    parts.renew()
+    return parts
 
 
 class Prepared(NamedTuple):
@@ -195,7 +204,6 @@ def prepare(config: Config, parts: Experiment, run: Run | None = None) -> Prepar
     """
     check_components(config)
     enforce(check_requirements(config), config)
-    parts.renew()
     distributed.start(parts.device)
     _refuse_processes(config, parts)
     is_resumed = distributed.broadcast_from_main(lambda: run is not None)

@@ -367,7 +367,9 @@ class _OfRanks(_OfTorchmetrics):
         of_all = torch.full((len(self.classes),), torch.nan)
         if not known.any():
             return of_all if self.kind_of_values[1] else of_all[0]
-        metric = self._of_classes(int(known.sum()))
+        # What is to be ignored is left out by now, and the others have other numbers.
+        rest = {key: value for key, value in self.arguments.items() if key != "ignore_index"}
+        metric = self.kind(num_classes=int(known.sum()), sync_on_compute=False, **rest)
         metric.update(outputs[:, known], (known.cumsum(0) - 1)[labels])
         values = metric.compute()
         if not values.ndim:

@@ -56,7 +56,8 @@ def pads_average_pools(model: nn.Module, image_shape: Sequence[int],
     issue 188344).
     """
     found = _PaddedPools()
-    with torch.no_grad(), state_kept(model), in_evaluation_mode(model), found:
+    with (torch.no_grad(), random_numbers_kept(device), state_kept(model),
+          in_evaluation_mode(model), found):
         model(torch.zeros(1, *image_shape, device=device))
     return found.some
 

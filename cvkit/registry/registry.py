@@ -365,7 +365,7 @@ def _is_reload(old: Callable, new: Callable) -> bool:
     if old.__module__ == "__main__" or place_of(old) == place_of(new):
         return True
     # Its line moves where the file was edited in between.
-    with contextlib.suppress(OSError, TypeError):
+    with contextlib.suppress(OSError, TypeError, KeyError):
         source = inspect.getsource(sys.modules[new.__module__])
         return len(re.findall(rf"^\s*(?:class|def)\s+{new.__name__}\b", source, re.MULTILINE)) == 1
     return False

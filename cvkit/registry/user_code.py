@@ -157,7 +157,10 @@ def _checksum(path: str) -> str:
 def _look_again(is_told: bool) -> None:
     """Say which files were edited since they were imported, unless they were reloaded."""
     for path, file in _code.items():
-        content = _checksum(path) if os.path.isfile(path) else file.content
+        content = file.content
+        # It may be gone, or out of reach.
+        with contextlib.suppress(OSError):
+            content = _checksum(path)
         spec = getattr(sys.modules.get(file.module), "__spec__", None)
         if spec is not file.spec:
             file.spec, file.content = spec, content

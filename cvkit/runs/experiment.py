@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -84,6 +85,19 @@ class Drawable:
         return fact in vars(self) or hasattr(type(self), fact)
 
 
+# In what state trainings left their models, by numbers that each change of a weight raises.
+_left: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
+
+
+def note_trained(model: nn.Module) -> None:
+    """Note that a training leaves a model as it is now, see `Experiment.renew`."""
+    _left[model] = _versions(model)
+
+
+def _versions(model: nn.Module) -> list[int]:
+    return [weight._version for weight in model.parameters()]
+
+
 class Experiment(Drawable):
     """What a config describes: device, data, loaders and model.
 
@@ -97,7 +111,6 @@ class Experiment(Drawable):
     Attributes:
         built_data: the images that the config describes; `data` may be set to others.
         built_model: the network that the config describes; `model` may be set to another.
-        is_trained: whether a training has changed the model.
         layout: of the model and its batches in memory, once the model is built.
         is_viewed: whether the model had to be given the plain layout.
     """
@@ -106,7 +119,6 @@ class Experiment(Drawable):
     advice = "Train it, or name a finished run: --run RUN."
     built_data: ImageData | None = None
     built_model: nn.Module | None = None
-    is_trained = False
     is_viewed = False
     layout: torch.memory_format | None = None
     _normalisation: tuple[list[float], list[float]] | None = None
@@ -120,13 +132,20 @@ class Experiment(Drawable):
         other.config = config
         return other
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model that was built is as a training left it."""
+        is_built, built = vars(self).get("model") is self.built_model, self.built_model
+        return is_built and built is not None and _left.get(built) == _versions(built)
+
     def renew(self) -> None:
-        """Forget the model if it was trained, so that another training begins; not one that is set.
+        """Forget a model that is as a training left it, so that another one begins anew.
+
+        One that was set stays, and one that other weights were put into.
         """
-        if self.is_trained and vars(self).get("model") is self.built_model:
+        if self.is_trained:
             for part in ("model", "initial_weights"):
                 vars(self).pop(part, None)
-        self.is_trained = False
 
     def as_resumed(self, normalisation: tuple[list[float], list[float]] | None) -> Experiment:
         """Return these parts for a run that goes on, with the weights of its checkpoint.

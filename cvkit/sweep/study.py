@@ -54,10 +54,13 @@ def _host() -> str:
 
 
 def _may_live(worker: str) -> bool:
-    """Tell by the name of a worker whether its process may be there; elsewhere it always may."""
+    """Tell by the name of another worker of this machine whether its process may be there.
+
+    One sweep without a database is of one machine at a time: what another one began has ended.
+    """
     host, process, _ = worker.rsplit("-", 2)
-    if host != _host():
-        return True
+    if host != _host() or int(process) == os.getpid():
+        return False
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):

@@ -36,7 +36,8 @@ def environment(device: torch.device) -> str:
     packages = ["torch", "torchvision", "albumentations", "numpy", "opencv-python-headless",
                 "yacs", "grad-cam", "scikit-learn"]
     # A run folder is given to others, and trackers get it.
-    words = [re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", word) for word in sys.argv]
+    words = [re.sub(r"(://[^/@:\s]*:)[^@\s]*(?=@)|([?&]password=)[^&\s]*", r"\1\2***", word)
+             for word in sys.argv]
     lines = [f"command: {shlex.join([Path(sys.executable).name, *words])}",
              f"python: {platform.python_version()}", f"platform: {platform.platform()}",
              f"device: {describe(device)}", f"cuda that torch is built with: {torch.version.cuda}"]

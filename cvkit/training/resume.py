@@ -15,7 +15,7 @@ from cvkit.evaluation.metrics import is_lower_better
 from cvkit.evaluation.monitor import Monitor
 from cvkit.registry.user_code import edited_since, user_code
 from cvkit.runs.checkpoint import Checkpoint
-from cvkit.runs.experiment import Experiment
+from cvkit.runs.experiment import Experiment, note_trained
 from cvkit.runs.finding import find_runs
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
 from cvkit.runs.initial_weights import with_named_run
@@ -201,6 +201,7 @@ def take_up(run: Run | None, state: TrainingState, parts: Experiment, monitor: M
     checkpoint = distributed.broadcast_from_main(
         lambda: None if run is None else _read(run, parts))
     restore(state, checkpoint)
+    note_trained(state.model)
     state.best = distributed.broadcast_from_main(
         lambda: None if run is None else _best_of(run, state, parts, monitor, checkpoint.batches))
     if run is not None:

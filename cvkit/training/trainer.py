@@ -15,7 +15,7 @@ from cvkit.evaluation.metrics import build_metrics
 from cvkit.evaluation.monitor import Monitor
 from cvkit.evaluation.predict import predict
 from cvkit.runs.checkpoint import Checkpoint, moment_of
-from cvkit.runs.experiment import Experiment
+from cvkit.runs.experiment import Experiment, note_trained
 from cvkit.runs.folder import Run
 from cvkit.runs.predictions import Predictions
 from cvkit.system import distributed
@@ -89,6 +89,7 @@ class Trainer:
                 self._report("stopped", error)
             raise
         finally:
+            note_trained(self.state.model)
             self.loaders.close()
 
     def train_epoch(self) -> dict[str, float]:

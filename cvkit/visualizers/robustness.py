@@ -59,8 +59,8 @@ def robustness(run: Run, count: int = 1000,
             progress.update()
         return found
 
-    clean = accuracy(originals)
     with progress:
+        clean = accuracy(originals)
         rates = [[corrupted(kind, strength) for strength in range(1, STRENGTHS + 1)]
                  for kind in kinds]
     matrix = 100 * np.array(rates)

@@ -25,7 +25,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cvkit.config import load_config
 from cvkit.data import build_data
-from cvkit.errors import CheckpointError, DataError, RunError
+from cvkit.errors import CheckpointError, DataError, RunError, frees_on_error
 from cvkit.runs.checkpoint import Checkpoint
 from cvkit.runs.finding import find_runs
 from cvkit.runs.folder import Run
@@ -393,7 +393,35 @@ def test_an_error_that_is_told_holds_no_model_and_no_images(quick, monkeypatch):
     assert told.value.__cause__.__traceback__ and made and not any(ref() for ref in made)
 
 
-def test_shared_memory_that_is_full_is_told_and_not_waited_for(pictures, monkeypatch):
+def test_what_the_caller_is_dealing_with_and_errors_of_others_keep_their_frames():
+    @frees_on_error
+    def fail(error):
+        raise error from (error if isinstance(error, RunError) else None)
+
+    def frame_of(error):
+        trace = error.__traceback__
+        while trace.tb_next:
+            trace = trace.tb_next
+        return trace.tb_frame.f_locals
+
+    def own():
+        held = 7
+        return 1 / (held - 7)
+
+    with pytest.raises(RunError) as told:
+        try:
+            own()
+        except ZeroDivisionError as error:
+            callers = error
+            fail(RunError("its own cause"))
+    assert frame_of(callers)["held"] == 7 and frame_of(told.value) == {}
+    with pytest.raises(KeyError) as kept:
+        fail(KeyError("a fault, for a debugger"))
+    assert "error" in frame_of(kept.value)
+
+
+@pytest.mark.parametrize("start_method", ["fork"], indirect=True)
+def test_shared_memory_that_is_full_is_told_and_not_waited_for(pictures, monkeypatch, start_method):
     """A container has 64 MB of it, unless asked for more; torch prints so and goes on without the batch."""
     def fail(tensor):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on "

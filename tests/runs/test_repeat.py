@@ -141,8 +141,9 @@ def test_a_group_that_goes_on_for_longer_is_of_runs_of_one_length(quick, tool, c
     assert [len(run.metrics) for run in open_group(group.folder).runs] == [3, 3]
     assert tool("train.py", "--seeds", "3", "--resume", group.folder)[0] == 0
     assert [len(run.metrics) for run in open_group(group.folder).runs] == [3, 3, 3]
-    with pytest.raises(RunError, match="was begun with another config: TRAIN.EPOCHS: 3 then, 1 now"):
+    with pytest.raises(RunError, match="was begun with another config: TRAIN.EPOCHS: 3 then, 1 now") as told:
         train_seeds(short, 4, resume=True)
+    assert told.value.hint.endswith(f"--seeds N --resume {group.folder} TRAIN.EPOCHS 3")
 
 
 def test_nothing_is_left_of_a_group_that_cannot_be_begun(config):

@@ -175,17 +175,19 @@ def test_a_worker_on_a_drive_without_locks_lives_as_long_as_its_process(grid, mo
     study = sweep.begin(False, build_data(sweep.base))
     host = re.sub(r"[^\w.]", "_", platform.node())
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    names = [f"{host}-{other.pid}-{0:08x}", f"{host}-{other.pid}-{1:08x}", f"elsewhere-1-{2:08x}"]
+    # A container that is started again may have another host, and processes of the same numbers.
+    names = [f"{host}-{other.pid}-{0:08x}", f"{host}-{other.pid}-{1:08x}", f"elsewhere-1-{2:08x}",
+             f"{host}-{os.getpid()}-{3:08x}"]
     with sweep.working() as name:
-        for number, worker in enumerate([*names, name]):
+        for worker in (*names, name):
             (sweep.folder / ".workers" / worker).touch()
             study.ask(sweep.space.distributions).set_user_attr("worker", worker)
-            if number == 0:
-                sweep.fail_dead(study, "me")
-        assert [trial.state.name for trial in study.get_trials()] == ["RUNNING"] * 4
+        sweep.fail_dead(study, name)
+        states = [trial.state.name for trial in study.get_trials()]
+        assert states == ["RUNNING", "RUNNING", "FAIL", "FAIL", "RUNNING"]
         other.communicate()
-        sweep.fail_dead(study, "me")
-    assert [trial.state.name for trial in study.get_trials()] == ["FAIL", "FAIL", "RUNNING", "RUNNING"]
+        sweep.fail_dead(study, name)
+    assert [trial.state.name for trial in study.get_trials()] == ["FAIL"] * 4 + ["RUNNING"]
     assert "cannot be locked" not in capsys.readouterr().out
 
 

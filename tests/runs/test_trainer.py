@@ -644,6 +644,9 @@ def test_parts_that_are_given_again_begin_again(quick, tmp_path):
     first, second = (train(config, parts=parts).checkpoint("last").model for _ in range(2))
     assert equal(first, second) and equal(first, dict(parts.model.state_dict()))
     check(config, parts)
+    assert equal(first, dict(parts.model.state_dict()))  # and still is the one that was trained
+    assert equal(train(config, parts=parts).checkpoint("last").model, first)
+    train(config, resume=True, parts=parts)  # which is finished
     assert equal(train(config, parts=parts).checkpoint("last").model, first)
 
     torch.save(first, tmp_path / "weights.pt")
@@ -656,12 +659,16 @@ def test_parts_that_are_given_again_begin_again(quick, tmp_path):
 
 def test_weights_that_are_put_into_the_model_are_trained_on(quick):
     config = load_config(quick, {"TRAIN.EPOCHS": 1})
-    parts, other = Experiment(config), Experiment(load_config(quick, {"SEED": 7})).model
-    parts.model.load_state_dict(other.state_dict())
-    check(config, parts)
+    parts, other = Experiment(config), Experiment(load_config(quick, {"SEED": 7})).model.state_dict()
+    trained = []
+    for _ in range(2):
+        parts.model.load_state_dict(other)
+        check(config, parts)
+        trained.append(train(config, parts=parts).checkpoint("last").model)
     own = Experiment(config)
-    own.model = other
-    assert equal(train(config, parts=parts).checkpoint("last").model, train(config, parts=own).checkpoint("last").model)
+    own.model = Experiment(config).model
+    own.model.load_state_dict(other)
+    assert equal(trained, [train(config, parts=own).checkpoint("last").model] * 2)
 
 
 def test_a_model_that_is_set_is_trained_itself(quick):

@@ -100,6 +100,12 @@ def test_a_password_in_the_command_is_not_kept(monkeypatch):
     line = environment(torch.device("cpu")).split("\n")[0]
     assert "postgresql://me:***@host:5432/runs" in line and "https://me:***@host" in line
     assert "s3cret" not in line
+    for word in ("postgresql://me:s3/cret@host/db", "postgresql://host/db?user=me&password=s3/cret&x=1"):
+        monkeypatch.setattr(sys, "argv", ["cvkit", "SWEEP.STORAGE", word])
+        line = environment(torch.device("cpu")).split("\n")[0]
+        assert word.replace("s3/cret", "***") in line
+    monkeypatch.setattr(sys, "argv", ["cvkit", "http://localhost:5000/path", "a@b"])
+    assert "http://localhost:5000/path a@b" in environment(torch.device("cpu")).split("\n")[0]
 
 
 def test_the_environment_names_what_matters():

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -5,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import paint
+from conftest import ROOT, paint
 
 from cvkit.config import load_config
 from cvkit.session import build_trainer, train
@@ -184,7 +185,8 @@ def test_a_silent_log_shows_no_progress(capsys, clock):
 def test_a_level_that_was_chosen_before_stays():
     code = ("import logging; logging.getLogger('cvkit').setLevel('WARNING')\n"
             "from cvkit.system.log import LOG; print(logging.getLevelName(LOG.level))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.stdout == "WARNING\n"
 
 
