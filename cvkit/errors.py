@@ -69,16 +69,15 @@ def frees_on_error(work: Callable[P, T]) -> Callable[P, T]:
     @wraps(work)
     def freeing(*args: P.args, **arguments: P.kwargs) -> T:
         # An error that the caller is dealing with is the caller's.
-        seen = [sys.exc_info()[1], None]
+        handled, seen = sys.exc_info()[1], set[int]()
         try:
             return work(*args, **arguments)
         except (UserError, KeyboardInterrupt) as error:
             link: BaseException | None = error
-            while not any(link is each for each in seen):
-                seen.append(link)
-                traceback.clear_frames(link.__traceback__)  # type: ignore[union-attr]
-                is_caused = link.__cause__ or link.__suppress_context__  # type: ignore[union-attr]
-                link = link.__cause__ if is_caused else link.__context__  # type: ignore[union-attr]
+            while link is not None and link is not handled and id(link) not in seen:
+                seen.add(id(link))
+                traceback.clear_frames(link.__traceback__)
+                link = link.__cause__ if link.__suppress_context__ else link.__context__
             raise
     return freeing
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cvkit.config import Config
 from cvkit.config.load import GROUP_CONFIG, RESOLVED
+from cvkit.config.tree import with_settings
 from cvkit.errors import ConfigError, DivergenceError, RunError, UserError
 from cvkit.evaluation.out_of_fold import keep_out_of_fold
 from cvkit.runs.finding import find_groups, members_of
@@ -71,20 +72,6 @@ def train_folds(config: Config, folds: int, repeats: int = 1,
         LOG.info("all images, each by models that were not trained on it: "
                  f"{100 * said.accuracy:.2f} % of {len(said.true):,}", extra=SCREEN)
     return group
-
-
-def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """Return a frozen copy of a config with other values of keys, which belong to every config."""
-    config = config.clone()
-    config.defrost()
-    for key, value in settings.items():
-        *sections, name = key.split(".")
-        node = config
-        for section in sections:
-            node = node[section]
-        node[name] = value
-    config.freeze()
-    return config
 
 
 def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, Any]],

@@ -77,7 +77,8 @@ def main(words: list[str]) -> None:
         print(config.dump(origins=True), end="")
         return
     # This imports torch, and comes after what can be told without it.
-    from cvkit.repeat import train_folds, train_seeds, with_settings
+    from cvkit.config.tree import with_settings
+    from cvkit.repeat import train_folds, train_seeds
     from cvkit.session import check, train
     resume = args.resume if args.resume else args.resume is not None
     if args.check:

@@ -176,6 +176,20 @@ class Config(CfgNode):
         return f"{self.origin(key)}{f', dropped {dropped}' if key == NAME and dropped else ''}"
 
 
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Return a frozen copy of a config with other values, by dotted keys whose nodes are there."""
+    config = config.clone()
+    config.defrost()
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        node = config
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    config.freeze()
+    return config
+
+
 def _frozen(value: Any, is_frozen: bool, path: str) -> Any:
     """Return a value with its nodes frozen and its lists as tuples, or both open again."""
     if isinstance(value, Mapping):

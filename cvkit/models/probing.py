@@ -48,13 +48,19 @@ def takes_layout(model: nn.Module, image_shape: Sequence[int], device: torch.dev
     return True
 
 
+def has_wrong_pools(model: nn.Module, image_shape: Sequence[int], device: torch.device) -> bool:
+    """Whether torch gets gradients of a model that takes channels_last wrong.
+
+    Before 2.14 it does so on NVIDIA's GPUs of average pools over a padding, as Inception has them
+    (pytorch issue 188344).
+    """
+    return (device.type == "cuda" and torch.__version__ < "2.14"
+            and pads_average_pools(model, image_shape, device))
+
+
 def pads_average_pools(model: nn.Module, image_shape: Sequence[int],
                        device: torch.device) -> bool:
-    """Whether a model takes average pools over a padding, as Inception does.
-
-    Before 2.14, torch's backward pass of those was wrong in channels_last on NVIDIA's GPUs (pytorch
-    issue 188344).
-    """
+    """Whether a model takes average pools over a padding."""
     found = _PaddedPools()
     with (torch.no_grad(), random_numbers_kept(device), state_kept(model),
           in_evaluation_mode(model), found):

@@ -22,7 +22,7 @@ from cvkit.data.splits import evenly
 from cvkit.errors import RunError
 from cvkit.models import build_model
 from cvkit.models.pretrained import TrainedOn, trained_on
-from cvkit.models.probing import choose_layout, pads_average_pools, takes_layout
+from cvkit.models.probing import choose_layout, has_wrong_pools, takes_layout
 from cvkit.registry import NAME, VISUALIZERS
 from cvkit.runs.initial_weights import InitialWeights, initialise, read_initial_weights
 from cvkit.system.command import command
@@ -231,10 +231,8 @@ class Experiment(Drawable):
         model = model.to(self.device).to(memory_format=self.layout)
         self.is_viewed = self.layout is torch.channels_last and not takes_layout(
             model, image_shape, self.device, self.layout)
-        is_wrong = (self.layout is torch.channels_last and self.device.type == "cuda"
-                    and torch.__version__ < "2.14"
-                    and pads_average_pools(model, image_shape, self.device))
-        if self.is_viewed or is_wrong:
+        if self.is_viewed or (self.layout is torch.channels_last
+                              and has_wrong_pools(model, image_shape, self.device)):
             self.layout = torch.contiguous_format
             model = model.to(memory_format=self.layout)
         if "loaders" in vars(self):

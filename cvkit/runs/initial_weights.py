@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cvkit.config import Config, load_config
+from cvkit.config.tree import with_settings
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, UserError, located
 from cvkit.models.features import head_of
 from cvkit.models.pretrained import TrainedOn, has_pretrained
@@ -105,11 +106,7 @@ def with_named_run(config: Config, run: str | Path | None) -> Config:
             folders = [path, user_path(config.OUTPUT_DIR) / path]
     if Path(run).resolve().parent not in [folder.resolve() for folder in folders]:
         return config
-    config = config.clone()
-    config.defrost()
-    config.MODEL.INIT_FROM = str(run)
-    config.freeze()
-    return config
+    return with_settings(config, {"MODEL.INIT_FROM": str(run)})
 
 
 def _of_run(folder: Path) -> InitialWeights:

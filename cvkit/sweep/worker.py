@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvkit.config import Config
+from cvkit.config.tree import with_settings
 from cvkit.errors import DivergenceError, UserError
-from cvkit.repeat import with_settings
 from cvkit.reporting.reporter import Reporter
 from cvkit.runs.experiment import Experiment
 from cvkit.runs.folder import BusyError, Run

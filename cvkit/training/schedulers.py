@@ -12,6 +12,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from cvkit.config import Config
+from cvkit.config.tree import with_settings
 from cvkit.errors import ConfigError, located, where_in
 from cvkit.registry import NAME, SCHEDULERS
 from cvkit.system.command import command
@@ -124,11 +125,7 @@ def is_to_find(node: Any) -> bool:
 
 def with_rate(config: Config, rate: float) -> Config:
     """Return the config with a rate in place of `max_lr: find`."""
-    config = config.clone()
-    config.defrost()
-    config.SCHEDULER.max_lr = rate
-    config.freeze()
-    return config
+    return with_settings(config, {"SCHEDULER.max_lr": rate})
 
 
 _UNITS = {lr_scheduler.OneCycleLR: "batch", lr_scheduler.CyclicLR: "batch",
