@@ -11,8 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from scipy import stats
-from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
 from cvkit.models.feature_maps import frozen_copy
@@ -60,6 +58,8 @@ class Faithfulness:
 
     def area(self, curve: str) -> float:
         """Return the mean area under the "deletion" or "insertion" curve, 0 to 1."""
+        from scipy.integrate import trapezoid
+
         return float(trapezoid(getattr(self, curve).mean(1), np.divide(PARTS, 100)))
 
     def correlations(self) -> np.ndarray:
@@ -238,15 +238,19 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
     """
     if is_empty(first):
         return math.nan
+    from scipy.stats import spearmanr
+
     with warnings.catch_warnings():
         # It warns of a constant map and returns NaN.
         warnings.simplefilter("ignore")
-        return float(np.nan_to_num(stats.spearmanr(first.ravel(), second.ravel()).statistic))
+        return float(np.nan_to_num(spearmanr(first.ravel(), second.ravel()).statistic))
 
 
 def is_clear(gains: np.ndarray) -> bool:
     """Whether the mean of images' gains is above 0, by Student's t-test at 5 %, one-sided."""
     if len(gains) < 2:
         return False
-    reach = stats.t.ppf(0.95, len(gains) - 1) * gains.std(ddof=1) / math.sqrt(len(gains))
+    from scipy.stats import t
+
+    reach = t.ppf(0.95, len(gains) - 1) * gains.std(ddof=1) / math.sqrt(len(gains))
     return bool(gains.mean() > reach)

@@ -1,6 +1,10 @@
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -38,6 +42,16 @@ def test_every_visualizer_draws_a_run_by_its_defaults(painted, monkeypatch, name
 
 def test_the_count_of_visualizers_does_not_shrink():
     assert len(VISUALIZERS.own) >= 27
+
+
+def test_their_names_are_known_without_what_only_some_need_to_draw():
+    # Every command that takes VISUALIZERS reads them as it starts.
+    code = ("import sys; from cvkit import VISUALIZERS; assert VISUALIZERS.own; "
+            "print({'jinja2', 'matplotlib.pyplot', 'pytorch_grad_cam', 'scipy.cluster', 'scipy.optimize', "
+            "'scipy.stats', 'sklearn', 'umap'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize("ending, begins", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
