@@ -303,6 +303,22 @@ def test_labels_lie_beside_each_other_with_every_method_there_is(painted):
     assert len(looks) == len(methods)  # told apart without their colours' help
 
 
+@pytest.mark.parametrize("scale", [1, 0.1, 0.01])
+def test_labels_lie_beside_each_other_where_road_finds_little(scale):
+    seed_random_numbers(0)
+    model = small_net()
+    with torch.no_grad():
+        model.fc.weight *= scale
+    figure = cam_faithfulness(*facts_of(model, noise((6, 24, 24, 3)), np.arange(6) % 2, ["a", "b"]), count=6,
+                              layer="second")
+    png_of(figure)
+    axes, = (axes for axes in figure.axes if axes.get_title("left").startswith("ROAD"))
+    low, high = axes.get_xlim()
+    ticks = [text for place, text in zip(axes.get_xticks(), axes.get_xticklabels()) if low <= place <= high]
+    assert len(ticks) >= 3
+    check_no_overlap(ticks)
+
+
 def test_what_cannot_be_is_refused(painted):
     with pytest.raises(ConfigError, match="count is 1 or more"):
         painted.visualize("cam_faithfulness", count=0)
