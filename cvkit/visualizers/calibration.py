@@ -46,10 +46,8 @@ def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15
     top = 0.75 + 0.13 * len(caption)
     figure = Picture(9, top + 4.0)
     figure.headline("Confidence and accuracy", "\n".join(caption))
-    square = figure.panel(0.65, top, 3.2, 3.2)
-    square.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
-    square.annotate("as sure as right", (0.04, 0.055), rotation=45, rotation_mode="anchor",
-                    fontsize=7.5, color=FAINT)
+    square = figure.panel(0.75, top, 3.2, 3.2)
+    square.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", label="as sure as right")
     _draw_curve(square, before, COLOURS[0], "o", "as it is")
     if after is not None:
         _draw_curve(square, after, COLOURS[1], "s", f"temperature {temperature:.2f}")
@@ -58,10 +56,12 @@ def calibration(predictions: Predictions, run: Run | None = None, bins: int = 15
     square.set_ylabel("part that is right, interval of 95 %")
     for axis, limits in ((square.xaxis, square.set_xlim), (square.yaxis, square.set_ylim)):
         limits(-0.02, 1.03)
-        axis.set_major_formatter(PercentFormatter(1))
+        axis.set_major_formatter(PercentFormatter(1, 0, " %"))
     # Below the panel, as the curve may go anywhere within.
-    square.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.15), ncols=2, columnspacing=1)
-    beside = figure.panel(4.75, top, 4.0, 3.2)
+    diagonal, *curves = square.lines
+    square.legend(handles=[*curves, diagonal], loc="upper left", bbox_to_anchor=(-0.03, -0.15),
+                  ncols=3, columnspacing=1)
+    beside = figure.panel(4.8, top, 4.0, 3.2)
     _draw_counts(beside, before)
     header = ("confidence from", "to", "images", "right", "mean confidence", "accuracy")
     rows = [(float(low), float(high), int(count), int(right), float(mean),
@@ -104,11 +104,11 @@ def _draw_counts(axes: Axes, found: Reliability) -> None:
             (wrong, 0, "wrong", WRONG, "////"), (found.right, wrong, "right", RIGHT, "")):
         axes.bar(found.edges[:-1], counts, width, below, align="edge", color=colour, hatch=hatch,
                  edgecolor="white", linewidth=0.5, label=f"{what}, {counts.sum():,}")
-    axes.set_title("Test images, by confidence", loc="left")
+    axes.set_title("Test images", loc="left")
     axes.set_xlabel("confidence")
     axes.set_ylabel("images")
     axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
     axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_locator(whole_numbers())
     axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), ncols=2, reverse=True,

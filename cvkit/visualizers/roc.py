@@ -118,7 +118,7 @@ def _draw(predictions: Predictions, count: int, of: Callable[..., tuple[Any, ...
     top = 0.55 + 0.13 * len(caption)
     figure = Picture(7.8, top + 4.35)
     figure.headline(headline, "\n".join(caption))
-    axes = figure.panel(0.65, top, 3.8, 3.8)
+    axes = figure.panel(0.75, top, 3.8, 3.8)
     share = float(np.mean(support[known] / len(predictions.true)))
     axes.plot(*chance(share), color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label="guessing")
     for number, curve in enumerate(shown):
@@ -131,7 +131,7 @@ def _draw(predictions: Predictions, count: int, of: Callable[..., tuple[Any, ...
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.02)
     for axis, words in ((axes.xaxis, x), (axes.yaxis, y)):
-        axis.set_major_formatter(PercentFormatter(1))
+        axis.set_major_formatter(PercentFormatter(1, 0, " %"))
         axis.set_label_text(words)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), title=area[0].upper() + area[1:],
                 title_fontsize=8, alignment="left")

@@ -94,3 +94,9 @@ def test_a_temperature_that_does_not_exist_is_not_drawn(monkeypatch):
     figure = calibration(kinds()["ten"], WithValidation)
     assert "No temperature was fitted: the loss of the validation images falls without end" in figure.caption
     assert len(figure.axes[0].lines) == 2
+
+
+def test_the_diagonal_is_named_below_the_panel_where_no_point_covers_it():
+    axes = calibration(sharpened(1.0)).axes[0]
+    assert not axes.texts
+    assert [text.get_text().split(":")[0] for text in axes.get_legend().get_texts()] == ["as it is", "as sure as right"]

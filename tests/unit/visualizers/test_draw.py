@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from cvkit.config import load_config
@@ -38,6 +40,8 @@ def test_every_visualizer_draws_a_run_by_its_defaults(painted, monkeypatch, name
         assert abs(image.width - expected[0]) <= 1 and abs(image.height - expected[1]) <= 1
         assert len(image.convert("L").getcolors(256)) > 10
     assert figure.caption
+    # Per cent is written as it is in the captions, on axes as well.
+    assert not [text for text in figure.findobj(Text) if re.search(r"\d%", text.get_text())]
 
 
 def test_the_count_of_visualizers_does_not_shrink():
