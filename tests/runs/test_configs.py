@@ -95,7 +95,7 @@ def test_its_header_says_how_it_is_run_and_what_comes_of_it(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     command = f"#   python tools/train.py {path.relative_to(ROOT)}"
     assert command in header
-    assert any(re.search(r"\d ?%|not measured", line) for line in header)
+    assert any(re.search(r"\d %|not measured", line) for line in header)
     assert all(len(line) <= 104 for line in path.read_text().splitlines())
 
 
