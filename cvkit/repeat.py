@@ -82,7 +82,7 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
         flags: that ask for it, the first of which says what the folder's name ends in.
     """
     ending = flags.split()[0].strip("-")
-    if distributed.local_size() > 1:
+    if distributed.launched() > 1:
         raise RunError(f"--{ending} trains in one process",
                        hint="Under torchrun, train one after the other: SEED 1, or DATA.FOLDS 5 "
                             "DATA.FOLD 0.")
@@ -104,7 +104,7 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
             diverged[name] = error
             LOG.info(f"{name}: {error}", extra=SCREEN)
         except (KeyboardInterrupt, UserError) as error:
-            if is_new and not members_of(folder):
+            if is_new and not (members_of(folder) or any(folder.rglob("*.pt"))):
                 # Nothing was begun: there is no group.
                 shutil.rmtree(folder, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt):
@@ -135,7 +135,7 @@ def _folder_of(config: Config, ending: str, resume: bool | str | Path) -> Path:
         _refuse_other(config, found[0])
         return found[0]
     if resume == "auto":
-        found = [folder for folder in found if not _differing(config, folder)]
+        found = [folder for folder in found if _is_alike(config, folder)]
     if resume and found:
         _refuse_other(config, found[-1])
         return found[-1]
@@ -157,6 +157,15 @@ def _differing(config: Config, folder: Path) -> list[str]:
         found["TRAIN.EPOCHS"] = longest, config.TRAIN.EPOCHS
     return [f"{key}: {then} then, {now} now" for key, (then, now) in found.items()
             if not is_among(key, free)]
+
+
+def _is_alike(config: Config, folder: Path) -> bool:
+    """Tell whether a group was begun with this config; one that cannot be read is told of."""
+    try:
+        return not _differing(config, folder)
+    except UserError as error:
+        print(f"note       {folder} is left out: {error.problem}")
+        return False
 
 
 def _longest(folder: Path) -> int:

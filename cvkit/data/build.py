@@ -131,10 +131,10 @@ def build_loaders(config: Config, data: ImageData, device: torch.device,
     node = config.DATA
     train_pipeline, train_normalize = build_pipeline(
         node.TRAIN_TRANSFORMS, data, is_training=True, where=node.where("TRAIN_TRANSFORMS"))
-    train_shape = train_pipeline(data.train.image(0)).shape
+    train_shape = train_pipeline(data.train.first()).shape
     test_pipeline, test_normalize = build_pipeline(
         node.TEST_TRANSFORMS, data, where=node.where("TEST_TRANSFORMS"), size=train_shape[:2])
-    test_shape = test_pipeline(data.train.image(0)).shape
+    test_shape = test_pipeline(data.train.first()).shape
     if train_shape[2] != test_shape[2]:
         raise ConfigError(f"training images have {plural(train_shape[2], 'channel')}, test images "
                           f"{test_shape[2]}", where=node.where("TEST_TRANSFORMS"))

@@ -49,13 +49,13 @@ class ImageCache:
         self.missing = np.zeros(len(images), dtype=bool)
         self.may_skip = getattr(images.images, "skip_unreadable", False)
         self.is_copy = not isinstance(images.images, np.ndarray) or bool(pipeline.fixed)
-        first = self.image(0)
+        _, first = next(self.readable(range(len(images))))
         self.shape = first.shape if is_uniform else None
         if is_uniform:
             self.bytes = len(images) * first.nbytes
         else:
-            mean = np.mean([self.image(place).nbytes for place in evenly(range(len(images)), 16)])
-            self.bytes = int(1.2 * len(images) * mean)
+            sizes = [image.nbytes for _, image in self.readable(evenly(range(len(images)), 16))]
+            self.bytes = int(1.2 * len(images) * np.mean(sizes))
         self.fits = not self.is_copy or self.bytes <= limit
         if not self.is_copy:
             with warnings.catch_warnings():

@@ -146,6 +146,8 @@ def _columns(table: Table, given: Mapping[str, str | int | None],
         if column is not None:
             found[kind] = column
             guessed.append(kind)
+    if given["split"] is None and "split" not in found:
+        notes += _words_for_no_split(table, found)
     for kind in ("image", "label"):
         if kind not in found:
             found[kind] = _remaining(table, kind, found)
@@ -177,6 +179,16 @@ def _likely(table: Table, kind: str, taken: Mapping[str, int]) -> int | None:
               for column in reversed(files or free)}
     return next((called[word] for word in _COLUMNS[kind] if word in called),
                 files[0] if files else None)
+
+
+def _words_for_no_split(table: Table, taken: Mapping[str, int]) -> Iterator[str]:
+    """Yield of each column that is called as one of the splits is why it is not taken for it."""
+    for column, name in enumerate(table.names or ()):
+        if _plain(name) in _COLUMNS["split"] and column not in taken.values():
+            other = next(row.fields[column] for row in table.rows
+                         if row.fields[column].lower() not in _SPLIT_OF)
+            yield (f"column {escape_controls(name)} of {table.path.name} is not taken for that of "
+                   f"the splits: none is called {escape_controls(other)!r}")
 
 
 def _plain(name: str) -> str:
@@ -227,7 +239,7 @@ def _split_called(word: str, place: str) -> str:
     if word.lower() not in _SPLIT_OF:
         raise DataError(f"no split is called {word!r}", where=place,
                         hint=f"{suggest(word, _SPLIT_OF)}\n  If this is no column of splits: "
-                             "DATA.DATASET.split ''.")
+                             "DATA.DATASET.split \"''\".")
     return _SPLIT_OF[word.lower()]
 
 
@@ -302,7 +314,8 @@ def _refuse_incomplete(by_split: Mapping[str, Sequence[_Image]], path: str) -> N
     for name, choices in needed.items():
         if not choices & set(by_split):
             raise DataError(f"no image of {path} is of {name}", where="split",
-                            hint="DATA.DATASET.split '' sets test_fraction of all images aside.")
+                            hint="DATA.DATASET.split \"''\" sets test_fraction of all images "
+                                 "aside.")
     learned = {image.label for image in by_split.get("train", ())}
     for image in (image for part in by_split.values() for image in part):
         if image.label not in learned and not all_is_test():

@@ -7,6 +7,7 @@ import os
 import re
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -250,6 +251,14 @@ class ImageSet:
     def image(self, position: int) -> np.ndarray:
         """Return one image as the data set has it, uint8 (H, W, C)."""
         return self.images[self.index[position]]
+
+    def first(self) -> np.ndarray:
+        """Return the first image, or, where files may be left out, the first that can be read."""
+        last = len(self) - 1 if getattr(self.images, "skip_unreadable", False) else 0
+        for position in range(last):
+            with suppress(UnreadableError):
+                return self.image(position)
+        return self.image(last)
 
     def name(self, position: int) -> str:
         """Return what an image can be found by: its file, or its number in the data set's split."""

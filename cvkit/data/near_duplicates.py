@@ -153,9 +153,8 @@ def _looks(splits: Mapping[str, ImageSet], title: str) -> _Looks:
     """Read all images; of files by several threads."""
     def look(split: ImageSet, position: int) -> tuple[bytes, np.ndarray, np.ndarray]:
         pixels = split.image(position)
-        small = cv2.resize(pixels, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
         content = repr(pixels.shape).encode() + pixels.tobytes()
-        return hashlib.sha1(content).digest(), _grey(pixels), small.reshape(-1)
+        return hashlib.sha1(content).digest(), _grey(pixels), _thumbnail(pixels)
 
     digests: list[bytes] = []
     grey, hashes, thumbnails = [], [], []
@@ -174,6 +173,15 @@ def _looks(splits: Mapping[str, ImageSet], title: str) -> _Looks:
             # Half the digits are enough, and half the memory.
             thumbnails.append((values / np.maximum(length, 1e-6)).astype(np.float16))
     return _Looks(digests, *map(np.concatenate, (grey, hashes, thumbnails)))
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """Return an image uint8 (H, W, C) made small, as a vector."""
+    # OpenCV averages four channels at most.
+    parts = [cv2.resize(np.ascontiguousarray(pixels[..., first:first + 4]),
+                        (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+             for first in range(0, pixels.shape[2], 4)]
+    return np.dstack(parts).reshape(-1)
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:

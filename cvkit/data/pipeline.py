@@ -284,7 +284,7 @@ def _try(transform: Any, images: list[np.ndarray]) -> list[np.ndarray]:
 def _extreme_images(data: ImageData) -> list[np.ndarray]:
     """Return a training image; where sizes are mixed, some of different sizes from all splits."""
     if data.image_size:
-        return [data.train.image(0)]
+        return [data.train.first()]
     by_size: dict[tuple[int, ...], np.ndarray] = {}
     for split in data.splits.values():
         for position in evenly(range(len(split)), 64):

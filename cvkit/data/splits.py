@@ -92,7 +92,7 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int,
         raise DataError(f"no class has as many images as there are folds, {folds}")
     splitter: StratifiedKFold | StratifiedGroupKFold
     if groups is None:
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
     else:
         # Before 1.8 its own shuffling loses the shares of the classes.
         splitter, codes = StratifiedGroupKFold(folds), np.unique(groups, return_inverse=True)[1]

@@ -58,7 +58,8 @@ class Table:
         if self.width < 2:
             raise DataError(f"{path} has a single column: {rows[0].fields[0]}",
                             hint="Other than commas, semicolons, tabs and bars, what separates its "
-                                 "fields has to be said: DATA.DATASET.delimiter.")
+                                 "fields has to be said, a space for example: "
+                                 "DATA.DATASET.delimiter \"' '\".")
         is_named = any(map(names_image or is_image, rows[0].fields))
         has_names = not is_named if header == "auto" else header
         self.names = rows[0].fields if has_names else None

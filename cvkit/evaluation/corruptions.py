@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import albumentations as A
+import cv2
 import numpy as np
 
 Corruption = Literal["noise", "blur", "darker", "brighter", "contrast", "jpeg", "occlusion"]
@@ -54,15 +55,21 @@ def _brightness(change: float) -> A.BasicTransform:
     return A.RandomBrightnessContrast((change, change), (0, 0), p=1)
 
 
+def _flatten(part: float, image: np.ndarray, **_: Any) -> np.ndarray:
+    """Take a part of the contrast off, about the mean of the image, which stays as bright."""
+    # As albumentations does, whose own takes one channel or three.
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == 3 else image
+    mean = np.float32(grey.mean())
+    return (mean + np.float32(1 - part) * (image - mean)).astype(np.uint8)
+
+
 # Given the value of a strength and the shorter side in pixels.
 _TRANSFORMS: dict[Corruption, Callable[[float, int], A.BasicTransform]] = {
     "noise": lambda value, side: A.GaussNoise((value, value), p=1),
     "blur": lambda value, side: A.GaussianBlur(0, (value * side, value * side), p=1),
     "darker": lambda value, side: _brightness(-value),
     "brighter": lambda value, side: _brightness(value),
-    # About the mean of the image, which stays as bright as it is.
-    "contrast": lambda value, side: A.ColorJitter((1, 1), (1 - value, 1 - value), (1, 1), (0, 0),
-                                                  p=1),
+    "contrast": lambda value, side: A.Lambda(functools.partial(_flatten, value), p=1),
     "jpeg": lambda value, side: A.ImageCompression("jpeg", (int(value), int(value)), p=1),
     "occlusion": lambda value, side: A.CoarseDropout((1, 1), (value, value), (value, value),
                                                      fill=127, p=1)}

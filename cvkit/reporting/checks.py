@@ -237,7 +237,7 @@ def _pixel_statistics(data: ImageData) -> tuple[tuple[float, ...], tuple[float, 
     """Return mean and deviation: of some training images, or as declared if these are files."""
     if not isinstance(data.train.images, np.ndarray):
         return data.mean, data.std
-    count = max(4_000_000 // data.train.image(0).nbytes, 10)
+    count = max(4_000_000 // data.train.first().nbytes, 10)
     some = evenly(data.train.index.tolist(), count)
     return statistics(data.train.images[some])
 
@@ -247,7 +247,7 @@ def drawn_tests(config: Config, loaders: Loaders) -> dict[str, str]:
     if not loaders.test.pipeline.random:
         return {}
     # The one that the transforms were tried on.
-    image, drawing = loaders.train.images.image(0), []
+    image, drawing = loaders.train.images.first(), []
     # Normalize, which stands last, is none of them.
     for node, transform in zip(config.DATA.TEST_TRANSFORMS,
                                copy.deepcopy(loaders.test.pipeline.transforms)):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from cvkit import __version__
 from cvkit.config import Config
@@ -106,8 +107,11 @@ class Console(Reporter):
         if config.DATA.SAMPLER is not None:
             LOG.info(f"sampler    {config.DATA.SAMPLER.NAME}: "
                      f"{_words_for_sampler(loaders.train.plan, data)}")
-        if config.LOSS.get("weight") == "balanced":
-            LOG.info(f"loss       weight balanced: {_words_for_weights(state, data.classes)}")
+        # One's own loss may keep them elsewhere.
+        weights = getattr(getattr(state.loss, "criterion", state.loss), "weight", None)
+        if config.LOSS.get("weight") == "balanced" and isinstance(weights, Tensor):
+            words = _words_for_weights(weights.tolist(), data.classes)
+            LOG.info(f"loss       weight balanced: {words}")
         LOG.info(f"device     {describe(state.device)}, {state.precision}")
         LOG.info(f"input      {loaders.input}")
         if self.run is not None:
@@ -276,9 +280,7 @@ def _words_for_sampler(plan: EpochPlan, data: ImageData) -> str:
     return f"{words}each of {plural(len(known), 'class')} {times}"
 
 
-def _words_for_weights(state: TrainingState, classes: Sequence[str]) -> str:
-    # Of each loss that takes the word.
-    weights = state.loss.criterion.weight.tolist()  # type: ignore[union-attr, operator]
+def _words_for_weights(weights: Sequence[float], classes: Sequence[str]) -> str:
     low, high = weights.index(min(weights)), weights.index(max(weights))
     if weights[low] == weights[high]:
         return f"{weights[low]:.3g} for each class"

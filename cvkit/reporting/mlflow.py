@@ -17,6 +17,11 @@ from cvkit.training.resume import LENGTH
 _AT_ONCE, _LONGEST = {"metrics": 1000, "params": 100}, 6000
 
 
+def _name(key: str) -> str:
+    """Return a name that MLflow takes: classes, of which some speak, may have other characters."""
+    return re.sub(r"[^\w.\- :/]", "_", key)
+
+
 @WRITERS.register("mlflow")
 class MLflow(Tracker):
     """A run of MLflow, called `<config>/<start time>`: see docs/trackers.md.
@@ -68,7 +73,7 @@ class MLflow(Tracker):
     def _add_parameters(self, known: dict[str, str]) -> None:
         from mlflow.entities import Param
 
-        values = {key: str(value)[:_LONGEST] for key, value in parameters(self.run).items()}
+        values = {_name(key): str(value)[:_LONGEST] for key, value in parameters(self.run).items()}
         for key in LENGTH:
             # Of MLflow's parameters none may change.
             self._client.set_tag(self._id, key, values.pop(key))
@@ -82,8 +87,7 @@ class MLflow(Tracker):
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        # Classes, which name metrics, may have names with other characters.
-        named = {re.sub(r"[^\w.\- :/]", "_", name): value for name, value in values.items()}
+        named = {_name(name): value for name, value in values.items()}
         self._log("metrics", [Metric(name, value, now, epoch) for name, value in named.items()
                               if epoch not in self._steps.get(name, ())])
 

@@ -178,6 +178,10 @@ def _node_demand(demanded: Any, nodes: Sequence[Config], kind: str, path: str,
                               where=demanded.where(key),
                               hint=suggest(key, [*parameters, *registry.beside]))
 
+    if demanded.get("max_lr") == "find":
+        raise ConfigError("max_lr find cannot be required: the rate that is found takes its place",
+                          where=demanded.where("max_lr"), hint="Leave it out here.")
+
     def argument(node: Config, key: str) -> Any:
         default = parameters[key].default if key in parameters else None
         return plain(node.get(key, default))

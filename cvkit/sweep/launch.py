@@ -51,7 +51,7 @@ def run_sweep(source: SweepConfig, workers: int = 1, words: Sequence[str] = ()) 
     """
     if workers < 1:
         raise ConfigError(f"--workers is 1 or more, not {workers}")
-    if distributed.local_size() > 1:
+    if distributed.launched() > 1:
         raise ConfigError("a sweep runs without torchrun", hint="--workers 2 uses two GPUs.")
     sweep = Sweep(source)
     study = sweep.find_study()

@@ -105,8 +105,9 @@ class Space:
         self._node, self._sweep = sweep.node.SPACE, sweep
         self.dimensions: list[Dimension] = []
         problems: list[ConfigError] = []
+        measure = (*_MEASURE, "LOSS") if sweep.node.MONITOR == "loss" else _MEASURE
         for key, value in self._node.items():
-            if is_among(key, _MEASURE):
+            if is_among(key, measure):
                 problems.append(ConfigError(
                     f"{key} changes what trials are measured by, or where they are",
                     self._node.where(key), "Set it beside SWEEP, for all of them."))

@@ -25,7 +25,7 @@ def choose_device(name: str, where: object = None) -> torch.device:
     Raises:
         ConfigError: no such device, or this machine does not have it.
     """
-    has_mps = torch.backends.mps.is_available()
+    has_mps, is_numbered = torch.backends.mps.is_available(), ":" in name
     # Of several processes each has a GPU of its own.
     if distributed.local_size() > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
         name = f"cuda:{distributed.local_rank()}"
@@ -41,6 +41,9 @@ def choose_device(name: str, where: object = None) -> torch.device:
     if device.type == "mps" and distributed.local_size() > 1:
         raise ConfigError("several processes cannot share one mps device", where=where,
                           hint="DEVICE cpu, or one process.")
+    if device.type == "cuda" and is_numbered and distributed.local_size() > 1:
+        raise ConfigError(f"several processes cannot share {name}", where=where,
+                          hint="DEVICE cuda gives each one of its own.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name} is not on this machine, which has "
                           f"{plural(torch.cuda.device_count(), 'GPU')} that torch can use",

@@ -40,6 +40,11 @@ def rank() -> int:
     return _of_torchrun("RANK", 0) if _store is not None else 0
 
 
+def launched() -> int:
+    """How many processes torchrun has started, on all machines; else 1."""
+    return _of_torchrun("WORLD_SIZE", 1)
+
+
 def local_rank() -> int:
     """The number of this process on its machine, from 0."""
     return _of_torchrun("LOCAL_RANK", 0)
@@ -63,14 +68,14 @@ def is_main() -> bool:
 def start(device: torch.device) -> None:
     """Connect the processes: NCCL between GPUs, gloo between CPUs."""
     global _store, _patient
-    count = _of_torchrun("WORLD_SIZE", 1)
+    count = launched()
     if count == 1 or _store is not None:
         return
     import torch
     from torch import distributed
 
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     store, *_ = next(distributed.rendezvous("env://", timeout=_TIMEOUT))
     # With --max-restarts it can be the same as before, with the addresses of processes now gone.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -26,12 +26,13 @@ class Freezing:
     def __init__(self, until: Mapping[str, float], since: Mapping[str, float] | None = None):
         self.until, self.since = dict(until), dict(since or {})
 
-    def learns(self, name: str, epoch: float) -> bool:
-        """Whether the freezing lets a parameter learn in an epoch."""
-        return self.until.get(name, 0) <= epoch < self.since.get(name, math.inf)
+    def learns(self, name: str, epoch: float | None) -> bool:
+        """Whether the freezing lets a parameter learn in an epoch; given None, in any."""
+        first, end = self.until.get(name, 0), self.since.get(name, math.inf)
+        return first < end if epoch is None else first <= epoch < end
 
-    def apply(self, model: nn.Module, epoch: float) -> bool:
-        """Let parameters take gradients as in an epoch; return whether any did otherwise."""
+    def apply(self, model: nn.Module, epoch: float | None) -> bool:
+        """Let parameters take gradients as `learns` says; return whether any did otherwise."""
         has_changed = False
         for name, parameter in model.named_parameters():
             learns = self.learns(name, epoch)
@@ -57,11 +58,13 @@ class Freezing:
         for name, module in modules.items():
             if not any(buffer.is_floating_point() for buffer in module.buffers(recurse=False)):
                 continue
+            is_bare_norm = is_norm(module) and not any(True for _ in module.parameters())
             own = list(module.parameters(recurse=False))
             while name and not own:
                 own = list(modules[name].parameters())
                 name = name.rpartition(".")[0]
-            if are_norms_frozen or (own and all(id(parameter) in frozen for parameter in own)):
+            if (is_bare_norm and are_norms_frozen) or (
+                    own and all(id(parameter) in frozen for parameter in own)):
                 module.training = False
 
 

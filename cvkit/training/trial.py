@@ -413,7 +413,7 @@ def leaves_parameters_out(state: TrainingState, parts: Experiment) -> bool:
         model, loss = state.copied_modules()
         if state.freezing is not None:
             # Those that learn later, too.
-            state.freezing.apply(model, math.inf)
+            state.freezing.apply(model, None)
         with forms_checked(model, loss, parts.config, num_classes):
             push(model, loss, state, (size, *parts.loaders.train_shape))
         return any(parameter.requires_grad and parameter.grad is None

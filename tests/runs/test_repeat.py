@@ -152,6 +152,25 @@ def test_nothing_is_left_of_a_group_that_cannot_be_begun(config):
     assert not list(Path("runs/tiny").iterdir())
 
 
+def test_runs_of_large_seeds_are_not_lost_with_a_group_that_is_stopped(quick):
+    config = load_config(quick, {"DATA.LIMIT": 90, "SEED": 10**10})
+    with pytest.MonkeyPatch.context() as patched:
+        # In the second seed.
+        at_step(patched, 2 * (90 // 32 + 1) + 1, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            train_seeds(config, 2)
+    folder, = Path("runs/tiny").glob("*_seeds")
+    assert len(Run(folder / f"seed_{10**10}").metrics) == 2
+    assert [run.config.SEED for run in train_seeds(config, 2, resume=True).runs] == [10**10, 10**10 + 1]
+
+
+def test_an_older_group_that_cannot_be_read_does_not_keep_resume_auto_from_another(config, capsys):
+    older, group = train_seeds(config, 2), train_seeds(config, 2)
+    (older.folder / "seed_0" / "config.yaml").write_text("MODEL: {NAME: [")
+    assert train_seeds(config, 2, resume="auto").folder == group.folder
+    assert f"{older.folder} is left out" in capsys.readouterr().out
+
+
 def test_folds_that_were_trained_on_make_their_predictions_stale(folds, tool):
     said = folds.runs[0].predictions
     replace(said, probabilities=said.probabilities[::-1].copy()).save(folds.folder / "fold_0" / "predictions.npz")

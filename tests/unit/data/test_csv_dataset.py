@@ -1,6 +1,7 @@
 """Images that a table names; the messages name the line of the row."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,8 @@ def test_a_column_of_another_meaning_is_not_taken_for_that_of_the_splits():
     pictures(Path("x"))
     rows = [f"{n:03}.png,{'cat' if n < 5 else 'ant'}" for n in range(15)]
     table("\n".join(f"{row},{'train' if n % 2 else 'extra'}" for n, row in enumerate(rows)), "file,label,set\n")
-    assert build().notes == ("columns of labels.csv: file is the image, label is the label",)
+    assert build().notes == ("column set of labels.csv is not taken for that of the splits: none is called 'extra'",
+                             "columns of labels.csv: file is the image, label is the label")
     words = ["Training"] * 9 + ["PublicTest", "PrivateTest"] * 3
     table("\n".join(f"{row},{word}" for row, word in zip(["000.png,cat", *rows[1:4], *rows[10:], rows[4], *rows[5:10]], words)),
           "file,label,Usage\n")
@@ -300,7 +302,7 @@ def test_names_may_be_relative_and_whole_in_one_table():
     ("0,a,train\n1,b,tset\n", "x/labels.csv:3: no split is called 'tset'\n  Did you mean test? Allowed: train, "),
     ("0,a,train\n1,b,\n", "x/labels.csv:3: no split in column split: it is empty"),
     ("0,a,train\n1,b,test\n2,a,test\n", "x/labels.csv:3: no training image has the label b"),
-    ("0,a,train\n1,b,train\n", "no image of x/labels.csv is of test or val\n  DATA.DATASET.split '' sets test_fraction"),
+    ("0,a,train\n1,b,train\n", "no image of x/labels.csv is of test or val\n  DATA.DATASET.split \"''\" sets test_fraction"),
     ("0,a,test\n1,b,test\n", "no image of x/labels.csv is of train")])
 def test_splits_that_are_wrong_are_refused(text, said):
     pictures(Path("x"), ["0.png", "1.png", "2.png"])
@@ -511,3 +513,27 @@ def test_a_group_that_is_not_there_is_told(patients, change, message):
 def test_the_group_is_no_column_of_something_else(patients, column):
     with pytest.raises(DataError, match=f"column {column} of .* cannot be the group and something else"):
         DATASETS.build({"NAME": "CSVDataset", "path": str(patients), "group": column}, seed=0)
+
+
+@pytest.mark.parametrize("name, words, other", [("set", ["train", "holdout", "test"], "holdout"), ("split", ["0", "1", "2"], "0"),
+                                                ("Usage", ["Training", "Public", "Private"], "Public")])
+def test_a_column_called_as_that_of_the_splits_that_is_not_taken_for_it_is_told(name, words, other):
+    pictures(Path("x"))
+    table("\n".join(f"{n:03}.png,{'cat' if n < 5 else 'ant'},{words[n % 3]}" for n in range(15)),
+          header=f"file,label,{name}\n")
+    assert f"column {name} of labels.csv is not taken for that of the splits: none is called '{other}'" in build().notes
+
+
+def test_a_part_may_be_called_dev():
+    pictures(Path("x"))
+    table("\n".join(f"{n:03}.png,{'cat' if n % 2 else 'ant'},{['train', 'dev', 'test'][n // 2 % 3]}" for n in range(15)),
+          header="file,label,set\n")
+    data = build()
+    assert [len(data.train), len(data.val), len(data.test)] == [6, 5, 4]
+
+
+def test_a_hint_that_names_a_value_reaches_the_data_set_when_it_is_copied():
+    for words in ('DATA.DATASET.split "\'\'"', 'DATA.DATASET.delimiter "\' \'"'):
+        key, value = shlex.split(words)
+        config = load_config("resnet18_cifar10", ["DATA.DATASET", "{NAME: CSVDataset, path: x}", key, value])
+        assert config.DATA.DATASET[key.rpartition(".")[2]] == value.strip("'")

@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cvkit.data import ImageData, ImageFiles, ImageSet
+from cvkit.data.images import UnreadableError
 from cvkit.data.scan import _mean_and_std, _sums, measure, scan_files, statistics
 from cvkit.data.splits import balanced_subset, stratified_split
 from cvkit.errors import ConfigError, DataError
@@ -557,3 +559,15 @@ def test_a_data_set_of_one_s_own_kind_keeps_its_kind_with_other_splits():
     data = Sourced(("a", "b"), split, split, 3, (16, 16), (0.5,) * 3, (0.5,) * 3, source="here")
     other = data.with_splits(val=split)
     assert type(other) is Sourced and other.source == "here" and other.val is split
+
+
+def test_the_first_image_that_can_be_read_is_looked_at_where_others_may_be_left_out():
+    paths = ["gone.png", "no_image.png", "here.png"]
+    Path("no_image.png").write_text("text")
+    Image.new("RGB", (4, 4), (9, 8, 7)).save("here.png")
+    labels = [0, 1, 0]
+    assert (ImageSet.of(ImageFiles(paths, skip_unreadable=True), labels).first() == [9, 8, 7]).all()
+    with pytest.raises(UnreadableError, match="gone.png"):
+        ImageSet.of(ImageFiles(paths), labels).first()
+    with pytest.raises(UnreadableError, match="no_image.png"):
+        ImageSet.of(ImageFiles(paths[:2], skip_unreadable=True), labels[:2]).first()

@@ -106,7 +106,8 @@ def test_of_a_film_each_frame_is_told_with_some_others_not_with_all():
 
 @pytest.mark.parametrize("channels", [2, 5])
 def test_images_may_have_any_number_of_channels(channels):
-    images = np.concatenate([photos(30, 0)] * 2, axis=3)[..., :channels]
+    # Of 30 pixels no whole number falls on one of the small image.
+    images = np.concatenate([photos(30, 0)] * 2, axis=3)[:, :30, :27, :channels]
     images = np.concatenate([images, images[:1]])
     assert near_duplicates({"train": ImageSet.of(images, [0] * 31)}) == [Pair("train", 0, "train", 30, 1.0, True)]
 

@@ -153,3 +153,9 @@ def test_a_class_of_too_few_images_is_named(tiny, keys, message):
     with pytest.raises(DataError) as caught:
         build_data(load_config(tiny, {"DATA.DATASET": {"NAME": "few"}, "DATA.LIMIT": 0, **keys}))
     assert str(caught.value) == message
+
+
+def test_folds_may_have_any_seed():
+    labels = np.arange(60) % 3
+    large = [fold_split(labels, 3, 0, seed)[1] for seed in (2**32 + 5, 2**32 + 5, 2**40)]
+    assert np.array_equal(large[0], large[1]) and not np.array_equal(large[0], large[2])

@@ -9,10 +9,11 @@ RANDOM = np.random.default_rng(0)
 PHOTOS = [cv2.resize(RANDOM.integers(0, 256, (6, 6, 3), dtype=np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
           for size in ((32, 32), (30, 20), (200, 300))]
 GREY = [photo[..., :1] for photo in PHOTOS]
+BANDS = [np.concatenate([photo, photo[::-1, ::-1]], 2)[..., :5] for photo in PHOTOS]
 
 
 @pytest.mark.parametrize("kind", _VALUES)
-@pytest.mark.parametrize("images", [PHOTOS, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("images", [PHOTOS, GREY, BANDS], ids=["colour", "grey", "five bands"])
 def test_each_is_worse_the_stronger_it_is_and_the_same_for_the_same_seed(kind, images):
     before = [image.copy() for image in images]
     found = [corrupt(images, kind, strength) for strength in range(1, STRENGTHS + 1)]
@@ -51,3 +52,12 @@ def test_strengths_are_what_they_are_said_to_be():
         packed, = corrupt([PHOTOS[2]], "jpeg", strength)
         quality = int(_VALUES["jpeg"][strength - 1])
         assert (packed == A.ImageCompression("jpeg", (quality, quality), p=1)(image=PHOTOS[2])["image"]).all()
+
+
+@pytest.mark.parametrize("images", [PHOTOS, GREY], ids=["colour", "grey"])
+def test_contrast_is_lost_as_albumentations_takes_it(images):
+    for strength, part in enumerate(_VALUES["contrast"], 1):
+        theirs = A.ColorJitter((1, 1), (1 - part, 1 - part), (1, 1), (0, 0), p=1)
+        for image, ours in zip(images, corrupt(images, "contrast", strength), strict=True):
+            expected = theirs(image=image)["image"].reshape(image.shape)
+            assert np.abs(ours.astype(int) - expected).max() <= 1

@@ -431,3 +431,22 @@ def test_a_run_without_checkpoint_is_refused(run):
         evaluate(run.folder)
     with pytest.raises(RunError, match="no run with a checkpoint"):
         evaluate()
+
+
+def test_other_files_of_the_same_names_and_sizes_are_not_taken_for_the_run_s_own(tiny, tmp_path, capsys):
+    fill(Path("own"), dict.fromkeys(("blue", "green", "red"), 5), (32, 32))
+    for path in Path("own").rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    run = train(load_config(tiny, [*FP32, "DATA.DATASET", "{NAME: ImageFolder, root: own}", "DATA.LIMIT", "0",
+                                   "TRAIN.EPOCHS", "15"]))
+    shutil.copytree("own", "other")
+    for path in Path("other").rglob("*.bmp"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    before = (run.folder / "predictions.npz").read_bytes()
+    evaluate(run.folder, {"DATA.DATASET.root": "other"})
+    assert "predictions.npz: it holds what the run says of other files" in capsys.readouterr().out
+    assert (run.folder / "predictions.npz").read_bytes() == before
+    shutil.copytree("own", "moved")
+    evaluate(run.folder, {"DATA.DATASET.root": "moved"})
+    assert "Written to" in capsys.readouterr().out

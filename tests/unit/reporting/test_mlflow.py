@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import stops_after
+from helpers import fill, stops_after
 from PIL import Image
 
 from cvkit.config import load_config
@@ -209,3 +209,11 @@ def test_parameters_of_any_number_and_length_are_kept(opened, monkeypatch):
     opened()
     found = Kept().run.data.params
     assert len(found) == 251 and found["key249"] == "249" and found["long"] == "x" * 6000
+
+
+def test_classes_whose_names_mlflow_does_not_take_may_stand_in_the_config(quick):
+    fill(Path("own"), {"a#b": 5, "c": 5}, (32, 32))
+    train(load_config(quick, {**writers(), "DATA.DATASET": {"NAME": "ImageFolder", "root": "own"}, "DATA.LIMIT": 0,
+                              "LOSS.weight": {"a#b": 2.0}, "TRAIN.EPOCHS": 1}))
+    run = Kept().run
+    assert run.info.status == "FINISHED" and run.data.params["LOSS.weight.a_b"] == "2.0"

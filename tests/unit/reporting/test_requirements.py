@@ -126,6 +126,11 @@ def test_what_any_optimizer_and_model_takes_can_be_required(config):
     build_trainer(config(**needed, OPTIMIZER__layer_decay=0.5))
 
 
+def test_a_rate_that_is_to_be_found_is_no_demand(config):
+    with pytest.raises(ConfigError, match="REQUIRE.SCHEDULER.max_lr: max_lr find cannot be required"):
+        build_trainer(config(REQUIRE__SCHEDULER={"NAME": "OneCycleLR", "max_lr": "find"}))
+
+
 def test_a_resumed_run_has_stepped_its_scheduler_as_often_as_one_that_was_not(config):
     run = train_until(config(), 1)
     train(config(), resume=True)

@@ -67,6 +67,8 @@ WRONG = {
     "twice": (["OPTIMIZER.lr: [0.1, 0.2, 0.1]"], "0.1 is listed twice", ""),
     "what is measured": (["TRAIN.MONITOR: [accuracy, loss]"], "search.yaml:4 SWEEP.SPACE.TRAIN.MONITOR: "
                          "TRAIN.MONITOR changes what trials are measured by", "Set it beside SWEEP"),
+    "which loss": (["LOSS.label_smoothing: [0.0, 0.1]"], "LOSS.label_smoothing changes what trials are measured by", "",
+                   "  MONITOR: loss"),
     "which images": (["DATA.VAL_FRACTION: [0.0, 0.1]"], "DATA.VAL_FRACTION changes what trials are measured", ""),
     "another place": (["OUTPUT_DIR: [a, b]"], "OUTPUT_DIR changes what trials are measured by, or where", ""),
     "not together": (["MODEL.NAME: [resnet18, vit]", "MODEL.norm: [batch, group]"],
@@ -76,9 +78,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_tried_is_told_with_its_line(sweep, name):
-    space, message, hint = WRONG[name]
+    space, message, hint, *more = WRONG[name]
     with pytest.raises(ConfigError) as caught:
-        Space(sweep(space))
+        Space(sweep(space, *more))
     assert message in str(caught.value) and hint in str(caught.value), caught.value
 
 

@@ -9,6 +9,7 @@ import torch
 
 from cvkit.errors import ConfigError
 from cvkit.models.probing import choose_layout, pads_average_pools
+from cvkit.system import distributed
 from cvkit.system.device import autocast, choose_device, choose_precision, compile_model
 from cvkit.system.environment import environment, public_url, runs_folder
 from cvkit.system.saving import reread
@@ -59,6 +60,35 @@ def test_a_given_precision_is_kept_but_fp16_is_for_gpus():
     assert choose_precision("fp32", CUDA) == "fp32" and choose_precision("bf16", CPU) == "bf16"
     with pytest.raises(ConfigError, match="fp16 is for GPUs"):
         choose_precision("fp16", CPU)
+
+
+def of_torchrun(monkeypatch, processes, local):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": local,
+                        "LOCAL_RANK": local - 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_each_process_has_a_gpu_of_its_own_and_none_that_is_another_s(monkeypatch):
+    of_torchrun(monkeypatch, 2, 2)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    with pytest.raises(ConfigError, match="several processes cannot share cuda:0\n  DEVICE cuda gives each"):
+        choose_device("cuda:0")
+    of_torchrun(monkeypatch, 2, 1)  # one on each of two machines
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert distributed.launched() == 2 and distributed.local_size() == 1
+
+
+def test_one_gpu_on_each_of_two_machines_is_set_by_its_number(monkeypatch):
+    """As torch asks; "cuda" is none for it."""
+    of_torchrun(monkeypatch, 2, 1)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device("cuda", device)))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter(()))
+    with pytest.raises(StopIteration):
+        distributed.start(choose_device("cuda"))
+    assert chosen == [torch.device("cuda:0")]
 
 
 def test_autocast_computes_in_its_precision():

@@ -272,3 +272,25 @@ def test_epochs_are_numbers_in_a_file_too(quick, tool):
     code, _, err = tool("train.py", quick, "TRAIN.UNFREEZE", "{2: [norm]}")
     assert code == 2 and "norm matches nothing that is frozen then" in err
     check(config)
+
+
+def test_a_model_with_a_buffer_of_its_own_still_drops_out_while_its_norms_are_frozen():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3, 1, 1))
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    model = Scaled()
+    Freezing(dict.fromkeys(["norm.weight", "norm.bias"], math.inf)).hold(model.train(), 1)
+    assert model.training and not model.norm.training and model.head.training
+
+
+def test_what_learns_at_any_time_can_be_asked():
+    freezing = Freezing({"late": 3, "never": math.inf, "short": 2}, {"early": 2, "short": 4, "never": 5})
+    assert [freezing.learns(name, None) for name in ("late", "never", "early", "short", "always")] == [
+        True, False, True, True, True]
+    model = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("late", "never")})
+    freezing = Freezing({"late.weight": 3, "never.weight": math.inf})
+    freezing.apply(model, None)
+    assert model["late"].weight.requires_grad and not model["never"].weight.requires_grad

@@ -12,7 +12,8 @@ from cvkit.config import load_config
 from cvkit.errors import ConfigError
 from cvkit.evaluation.metrics import Mean
 from cvkit.registry import LOSSES
-from cvkit.training.losses import build_loss, torch_form, weight_of
+from cvkit.session import check
+from cvkit.training.losses import ClassWeights, build_loss, class_weights, torch_form, weight_of
 
 LOGITS = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)) * 4
 LABELS = torch.arange(64) % 10
@@ -262,3 +263,23 @@ def test_which_loss_of_torch_an_own_one_is_derived_from():
     assert torch_form(Own()) == torch_form(loss_of("NLLLoss")) == ("NLLLoss", "log probabilities")
     assert torch_form(loss_of("MSELoss")) == ("MSELoss", "probabilities")
     assert torch_form(nn.Sequential(nn.NLLLoss())) is torch_form(nn.PoissonNLLLoss()) is None
+
+
+def test_a_loss_of_one_s_own_may_weigh_classes_by_their_number_and_keep_that_where_it_likes(quick, capsys):
+    @LOSSES.register()
+    class Inside(nn.Module):
+        def __init__(self, weight: ClassWeights = None, classes=None, class_counts=None):
+            super().__init__()
+            self.loss = nn.CrossEntropyLoss(class_weights(weight, classes, class_counts))
+
+        def forward(self, logits, targets):
+            return self.loss(logits, targets)
+
+    @LOSSES.register()
+    class Derived(nn.CrossEntropyLoss):
+        def __init__(self, weight: ClassWeights = None, classes=None, class_counts=None):
+            super().__init__(class_weights(weight, classes, class_counts))
+
+    for name, is_told in (("Inside", False), ("Derived", True)):
+        check(load_config(quick, {"LOSS": {"NAME": name, "weight": "balanced"}}))
+        assert ("loss       weight balanced: " in capsys.readouterr().out) == is_told
