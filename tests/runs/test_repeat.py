@@ -331,7 +331,7 @@ def test_a_group_whose_images_are_others_now_is_refused_though_it_is_finished(qu
 def test_nothing_is_left_of_a_group_that_is_stopped_before_its_first_run(config, monkeypatch, capsys):
     def stopped(config, folder):
         (folder / "checkpoints").mkdir(parents=True)
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr("cvkit.repeat.train", stopped)
     with pytest.raises(KeyboardInterrupt):
