@@ -57,7 +57,7 @@ def run_tool(main: Callable[[], int | None], is_shared: bool = False, name: str 
     """
     show_what_can_be_shown()
     try:
-        if distributed.local_size() > 1 and not is_shared:
+        if distributed.launched() > 1 and not is_shared:
             raise UserError(f"{_title(name)} runs in one process",
                             hint=f"torchrun is for {command('train').removeprefix('python ')}.")
         sys.exit(main())

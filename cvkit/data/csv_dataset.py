@@ -30,7 +30,7 @@ _COLUMNS = {
     "split": (*_SURE, "set", "usage"),
     "group": ()}
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words} | {
-    "publictest": "val", "privatetest": "test"}  # of FER2013
+    "dev": "val", "publictest": "val", "privatetest": "test"}  # the latter two of FER2013
 
 
 @DATASETS.register()
@@ -146,8 +146,6 @@ def _columns(table: Table, given: Mapping[str, str | int | None],
         if column is not None:
             found[kind] = column
             guessed.append(kind)
-    if given["split"] is None and "split" not in found:
-        notes += _words_for_no_split(table, found)
     for kind in ("image", "label"):
         if kind not in found:
             found[kind] = _remaining(table, kind, found)
@@ -158,6 +156,8 @@ def _columns(table: Table, given: Mapping[str, str | int | None],
         *_, kind = (kind for kind in found if [*found.values()].count(found[kind]) > 1)
         raise DataError(f"column {table.called(found[kind])} of {table.path} cannot be the {kind} "
                         "and something else", where=kind)
+    if given["split"] is None and "split" not in found:
+        notes += _words_for_no_split(table, found)
     if guessed or table.form:
         form = f" ({table.form})" if table.form else ""
         roles = ", ".join(f"{table.called(found[kind])} is the {kind}"
@@ -187,8 +187,9 @@ def _words_for_no_split(table: Table, taken: Mapping[str, int]) -> Iterator[str]
         if _plain(name) in _COLUMNS["split"] and column not in taken.values():
             other = next(row.fields[column] for row in table.rows
                          if row.fields[column].lower() not in _SPLIT_OF)
+            reason = f"none is called {escape_controls(other)!r}" if other else "a field is empty"
             yield (f"column {escape_controls(name)} of {table.path.name} is not taken for that of "
-                   f"the splits: none is called {escape_controls(other)!r}")
+                   f"the splits: {reason}")
 
 
 def _plain(name: str) -> str:

@@ -6,8 +6,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -254,11 +253,28 @@ class ImageSet:
 
     def first(self) -> np.ndarray:
         """Return the first image, or, where files may be left out, the first that can be read."""
-        last = len(self) - 1 if getattr(self.images, "skip_unreadable", False) else 0
-        for position in range(last):
-            with suppress(UnreadableError):
-                return self.image(position)
-        return self.image(last)
+        return next(self.readable(range(len(self))))
+
+    def readable(self, positions: Iterable[int]) -> Iterator[np.ndarray]:
+        """Yield the images at these positions, without files that may be left out if unreadable.
+
+        Raises:
+            UnreadableError: one may not be left out, or none can be read.
+        """
+        may_skip, reason = getattr(self.images, "skip_unreadable", False), None
+        has_some = False
+        for position in positions:
+            try:
+                image = self.image(position)
+            except UnreadableError as error:
+                if not may_skip:
+                    raise
+                reason = error
+                continue
+            has_some = True
+            yield image
+        if reason and not has_some:
+            raise reason
 
     def name(self, position: int) -> str:
         """Return what an image can be found by: its file, or its number in the data set's split."""

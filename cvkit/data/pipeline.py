@@ -287,7 +287,6 @@ def _extreme_images(data: ImageData) -> list[np.ndarray]:
         return [data.train.first()]
     by_size: dict[tuple[int, ...], np.ndarray] = {}
     for split in data.splits.values():
-        for position in evenly(range(len(split)), 64):
-            image = split.image(position)
+        for image in split.readable(evenly(range(len(split)), 64)):
             by_size.setdefault(image.shape, image)
     return list(by_size.values())

@@ -11,7 +11,7 @@ from cvkit.data.class_folders import ClassFolders, folders_in, leads_to, way_for
 from cvkit.errors import DataError
 from cvkit.system.text import and_more, suggest
 
-SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"),
+SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
                 "test": ("test", "testing")}
 _ALL_SPLIT_WORDS = {word for words in SPLIT_WORDS.values() for word in words}
 # Words that names of split folders have besides, as in training_set and images-test.

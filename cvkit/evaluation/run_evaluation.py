@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvkit.data import ImageData
+from cvkit.data import ImageData, ImageFiles
 from cvkit.data.assembly import PLACES, images_are_for_testing
 from cvkit.errors import CheckpointError, ConfigError, DataError, RunError, frees_on_error
 from cvkit.evaluation.metrics import build_metrics, together, values_of
@@ -34,6 +34,8 @@ from cvkit.training.losses import build_loss
 # Evaluations, pictures and reports say so alike.
 OTHER_IMAGES = ("the data set has other training images than those that the run was trained on: "
                 "some of them may be among these test images")
+# Of the mean difference between what a model says in one precision and in another.
+_MOST_BY_PRECISION = 0.1
 
 
 @frees_on_error
@@ -81,6 +83,8 @@ def evaluate(run: Run | str | Path | Sequence[Run | str | Path] | None = None,
               "of the file as it is now")
         if reason is None and kept and not _are_close(predictions, kept):
             reason = "it holds what the run says without the edit"
+    if reason is None and _shows_something_else(opened, predictions, kept):
+        reason = "the run says something else of these files, whatever their names, than it holds"
     if reason is None:
         predictions.save(path)
         print(f"Written to {path}")
@@ -300,7 +304,18 @@ def _why_not_kept(run: Run, predictions: Predictions, kept: Predictions | None) 
         return None
     if kept is None:
         return "whether these are the run's images is not known; config.yaml of the run says where"
-    if kept.images not in ("", predictions.images):
-        return "it is of other images"
-    # Files of the same names and sizes may show something else: all bitmaps of a shape have one.
-    return None if _are_close(predictions, kept) else "it holds what the run says of other files"
+    return None if kept.images in ("", predictions.images) else "it is of other images"
+
+
+def _shows_something_else(run: Run, predictions: Predictions, kept: Predictions | None) -> bool:
+    """Tell whether files in another place are not the run's, though their names and sizes are.
+
+    All bitmaps of a shape have one size. Half the sum of the differences of probabilities is, at
+    most, the part of the images that are taken for another class; another precision changes little.
+    """
+    if kept is None or kept.place != predictions.place or (
+            not isinstance(run.data.test.images, ImageFiles)
+            or not any(is_among(key, ["DATA.DATASET"]) for key in run.changed)):
+        return False
+    differences = np.abs(predictions.probabilities - kept.probabilities).sum(1) / 2
+    return float(differences.mean()) > _MOST_BY_PRECISION

@@ -109,7 +109,8 @@ class Console(Reporter):
                      f"{_words_for_sampler(loaders.train.plan, data)}")
         # One's own loss may keep them elsewhere.
         weights = getattr(getattr(state.loss, "criterion", state.loss), "weight", None)
-        if config.LOSS.get("weight") == "balanced" and isinstance(weights, Tensor):
+        if config.LOSS.get("weight") == "balanced" and isinstance(weights, Tensor) and (
+                weights.shape == (len(data.classes),)):
             words = _words_for_weights(weights.tolist(), data.classes)
             LOG.info(f"loss       weight balanced: {words}")
         LOG.info(f"device     {describe(state.device)}, {state.precision}")

@@ -17,7 +17,7 @@ from cvkit.system.text import suggest
 
 UTC = "%Y-%m-%dT%H:%M:%S"
 # What the folders of a group's runs are called.
-MEMBER = re.compile(r"seed_\d{1,20}|(repeat_\d{1,9}_)?fold_\d{1,9}")
+MEMBER = re.compile(r"seed_\d+|(repeat_\d{1,9}_)?fold_\d{1,9}")
 # In these they are to differ.
 REPEATED = ("SEED", "DATA.FOLD", "DATA.FOLD_REPEAT")
 

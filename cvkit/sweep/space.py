@@ -105,7 +105,8 @@ class Space:
         self._node, self._sweep = sweep.node.SPACE, sweep
         self.dimensions: list[Dimension] = []
         problems: list[ConfigError] = []
-        measure = (*_MEASURE, "LOSS") if sweep.node.MONITOR == "loss" else _MEASURE
+        monitor = sweep.node.MONITOR or sweep.config({}).TRAIN.MONITOR
+        measure = (*_MEASURE, "LOSS") if monitor == "loss" else _MEASURE
         for key, value in self._node.items():
             if is_among(key, measure):
                 problems.append(ConfigError(

@@ -41,15 +41,17 @@ def choose_device(name: str, where: object = None) -> torch.device:
     if device.type == "mps" and distributed.local_size() > 1:
         raise ConfigError("several processes cannot share one mps device", where=where,
                           hint="DEVICE cpu, or one process.")
-    if device.type == "cuda" and is_numbered and distributed.local_size() > 1:
-        raise ConfigError(f"several processes cannot share {name}", where=where,
-                          hint="DEVICE cuda gives each one of its own.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name} is not on this machine, which has "
                           f"{plural(torch.cuda.device_count(), 'GPU')} that torch can use",
                           where=where, hint="DEVICE auto takes what there is."
                           if distributed.local_size() == 1 else "Each process takes one: "
                           "torchrun --nproc-per-node with a smaller number.")
+    # What started them may show each one GPU only.
+    if device.type == "cuda" and is_numbered and distributed.local_size() > 1 and (
+            torch.cuda.device_count() > 1):
+        raise ConfigError(f"several processes cannot share {name}", where=where,
+                          hint="DEVICE cuda gives each one of its own.")
     if device.type == "mps" and not has_mps:
         raise ConfigError("device mps is not on this machine", where=where,
                           hint="DEVICE auto takes what there is.")

@@ -152,6 +152,11 @@ def test_nothing_is_left_of_a_group_that_cannot_be_begun(config):
     assert not list(Path("runs/tiny").iterdir())
 
 
+def test_a_seed_may_have_any_number_of_digits(quick):
+    group = train_seeds(load_config(quick, {"DATA.LIMIT": 60, "SEED": 10**21, "TRAIN.EPOCHS": 1}), 2)
+    assert [run.config.SEED for run in open_group(group.folder).runs] == [10**21, 10**21 + 1]
+
+
 def test_runs_of_large_seeds_are_not_lost_with_a_group_that_is_stopped(quick):
     config = load_config(quick, {"DATA.LIMIT": 90, "SEED": 10**10})
     with pytest.MonkeyPatch.context() as patched:

@@ -66,8 +66,9 @@ def test_a_mistake_is_one_message_that_names_the_command(cvkit_command, words, e
 
 
 def test_several_processes_are_for_training(cvkit_command, monkeypatch):
-    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_WORLD_SIZE", "2"), ("RANK", "0"),
-                        ("LOCAL_RANK", "0")):
+    """On one machine or on several."""
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "1"),
+                        ("RANK", "0"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
     code, _, err = cvkit_command("registry")
     assert code == 2 and "cvkit registry runs in one process\n  torchrun is for cvkit train." in err

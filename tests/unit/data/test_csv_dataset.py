@@ -524,6 +524,17 @@ def test_a_column_called_as_that_of_the_splits_that_is_not_taken_for_it_is_told(
     assert f"column {name} of labels.csv is not taken for that of the splits: none is called '{other}'" in build().notes
 
 
+def test_a_column_that_is_the_label_or_the_group_or_has_an_empty_field_is_told_as_what_it_is():
+    pictures(Path("x"))
+    rows = [f"{n:03}.png,{'cat' if n < 5 else 'ant'},{n if n else ''}" for n in range(15)]
+    table("\n".join(rows[1:]), header="file,label,set\n")
+    assert not [note for note in build(group="set").notes if "is not taken" in note]
+    table("\n".join(row.rpartition(",")[0] for row in rows), header="file,set\n")
+    assert build().notes == ("columns of labels.csv: file is the image, set is the label",)
+    table("\n".join(rows), header="file,label,set\n")
+    assert "column set of labels.csv is not taken for that of the splits: a field is empty" in build().notes
+
+
 def test_a_part_may_be_called_dev():
     pictures(Path("x"))
     table("\n".join(f"{n:03}.png,{'cat' if n % 2 else 'ant'},{['train', 'dev', 'test'][n // 2 % 3]}" for n in range(15)),

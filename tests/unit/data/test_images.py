@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvkit.config import load_config
 from cvkit.data import ImageData, ImageFiles, ImageSet
 from cvkit.data.images import UnreadableError
 from cvkit.data.scan import _mean_and_std, _sums, measure, scan_files, statistics
 from cvkit.data.splits import balanced_subset, stratified_split
 from cvkit.errors import ConfigError, DataError
+from cvkit.runs.experiment import Experiment
 from cvkit.system.files import cache_folder
 from cvkit.system.log import screen
 
@@ -569,5 +571,23 @@ def test_the_first_image_that_can_be_read_is_looked_at_where_others_may_be_left_
     assert (ImageSet.of(ImageFiles(paths, skip_unreadable=True), labels).first() == [9, 8, 7]).all()
     with pytest.raises(UnreadableError, match="gone.png"):
         ImageSet.of(ImageFiles(paths), labels).first()
+    assert len(list(ImageSet.of(ImageFiles(paths, skip_unreadable=True), labels).readable([0, 2, 1, 2]))) == 2
     with pytest.raises(UnreadableError, match="no_image.png"):
         ImageSet.of(ImageFiles(paths[:2], skip_unreadable=True), labels[:2]).first()
+
+
+@pytest.mark.parametrize("sizes", [((32, 32),), ((32, 32), (40, 48))], ids=["one size", "mixed"])
+def test_a_file_that_goes_bad_after_it_was_looked_at_may_be_the_first(tiny, sizes):
+    random = np.random.default_rng(0)
+    for number in range(24):
+        path = Path("x", "ab"[number % 2], f"{number:02}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (*sizes[number % len(sizes)], 3), dtype=np.uint8)).save(path)
+    resize = [{"NAME": "Resize", "height": 32, "width": 32}]
+    parts = Experiment(load_config(tiny, {
+        "DATA.DATASET": {"NAME": "ImageFolder", "root": "x", "skip_unreadable": True}, "DATA.LIMIT": 0,
+        "DATA.TRAIN_TRANSFORMS": resize, "DATA.TEST_TRANSFORMS": resize, "DATA.BATCH_SIZE": 30}))
+    for split in (parts.data.train, parts.data.test):
+        Path(split.name(0)).write_text("no image")
+    assert [len(batch.labels) for batch in parts.loaders.train] == [len(parts.data.train) - 1]
+    assert sum(len(batch.labels) for batch in parts.loaders.test) == len(parts.data.test) - 1

@@ -445,8 +445,16 @@ def test_other_files_of_the_same_names_and_sizes_are_not_taken_for_the_run_s_own
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     before = (run.folder / "predictions.npz").read_bytes()
     evaluate(run.folder, {"DATA.DATASET.root": "other"})
-    assert "predictions.npz: it holds what the run says of other files" in capsys.readouterr().out
+    assert "predictions.npz: the run says something else of these files" in capsys.readouterr().out
     assert (run.folder / "predictions.npz").read_bytes() == before
+    # Those that are stale are renewed, wherever the images lie by now.
     shutil.copytree("own", "moved")
+    checkpoint, early = run.folder / "checkpoints" / "last.pt", run.folder / "predictions.npz"
+    shutil.copy(early, "early.npz")
+    more = train(load_config(run.folder / "config.yaml", {"TRAIN.EPOCHS": 30}), resume=run.folder)
+    assert checkpoint.is_file() and more.predictions.epoch > 15
+    expected = more.predictions.probabilities
+    shutil.copy("early.npz", early)
     evaluate(run.folder, {"DATA.DATASET.root": "moved"})
     assert "Written to" in capsys.readouterr().out
+    assert np.allclose(Run(run.folder).predictions.probabilities, expected, atol=1e-5)

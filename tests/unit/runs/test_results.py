@@ -313,3 +313,8 @@ def test_mistakes_end_with_a_message(run, tool):
     (second.folder / "predictions.npz").unlink()
     code, _, err = tool("compare.py", second.folder, "--results", "kept")
     assert code == 2 and "python tools/evaluate.py --run" in err and not Path("kept").exists()
+
+
+def test_each_config_is_measured_or_named_on_the_page_as_not():
+    page = PAGE.read_text()
+    assert [path.stem for path in CONFIGS if path.stem not in MEASURED and f"`{path.stem}`" not in page] == []

@@ -84,6 +84,13 @@ def test_what_cannot_be_tried_is_told_with_its_line(sweep, name):
     assert message in str(caught.value) and hint in str(caught.value), caught.value
 
 
+def test_a_loss_is_not_varied_either_where_the_config_says_that_it_is_monitored(sweep):
+    sweep(["LOSS.label_smoothing: [0.0, 0.1]"])
+    Space(load_sweep("search.yaml"))
+    with pytest.raises(ConfigError, match="LOSS.label_smoothing changes what trials are measured by"):
+        Space(load_sweep("search.yaml", {"TRAIN.MONITOR": "loss"}))
+
+
 def test_a_key_that_there_is_not_is_told_once_for_all_its_values(sweep):
     with pytest.raises(ConfigError) as caught:
         Space(sweep(["OPTIMIZER.learning_rate: {NAME: float, low: 1e-3, high: 1, log: true}"]))

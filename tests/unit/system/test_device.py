@@ -75,6 +75,11 @@ def test_each_process_has_a_gpu_of_its_own_and_none_that_is_another_s(monkeypatc
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
     with pytest.raises(ConfigError, match="several processes cannot share cuda:0\n  DEVICE cuda gives each"):
         choose_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # what started them shows each one its own
+    assert choose_device("cuda:0") == torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="cuda:0 is not on this machine"):
+        choose_device("cuda:0")
     of_torchrun(monkeypatch, 2, 1)  # one on each of two machines
     assert choose_device("cuda:1") == torch.device("cuda:1")
     assert distributed.launched() == 2 and distributed.local_size() == 1

@@ -280,6 +280,15 @@ def test_a_loss_of_one_s_own_may_weigh_classes_by_their_number_and_keep_that_whe
         def __init__(self, weight: ClassWeights = None, classes=None, class_counts=None):
             super().__init__(class_weights(weight, classes, class_counts))
 
-    for name, is_told in (("Inside", False), ("Derived", True)):
+    @LOSSES.register()
+    class Prototypes(Inside):
+        def __init__(self, weight: ClassWeights = None, classes=None, class_counts=None):
+            super().__init__(weight, classes, class_counts)
+            self.weight = nn.Parameter(torch.eye(10))
+
+        def forward(self, logits, targets):
+            return super().forward(logits @ self.weight, targets)
+
+    for name, is_told in (("Inside", False), ("Derived", True), ("Prototypes", False)):
         check(load_config(quick, {"LOSS": {"NAME": name, "weight": "balanced"}}))
         assert ("loss       weight balanced: " in capsys.readouterr().out) == is_told
