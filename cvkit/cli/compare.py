@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
                         help="of these pictures; default: runs/compare/…")
     parser.add_argument("--results", metavar="FOLDER", type=user_path,
                         help="write there what each run came to, a file of JSON each, and tables "
-                             "into FOLDER.md; a path that ends in .json is the file of one run")
+                             "into FOLDER.md, with mean ± deviation of several seeds; a path that "
+                             "ends in .json is the file of one run")
     parser.add_argument("--note", metavar="TEXT", default="",
                         help="with --results: what a reader has to know besides")
     return parser
@@ -47,11 +48,12 @@ def main(words: list[str]) -> None:
         if args.csv or args.curves or args.disagreements is not None or args.out or (
                 args.sort != parser().get_default("sort")):
             parser().error("--results goes with --note alone")
-        from cvkit.runs.folder import open_run
+        if args.results.suffix == ".md":
+            parser().error(f"--results is a folder, which {args.results.stem}.md lies beside, or a "
+                           f"file that ends in .json, not {args.results}")
         from cvkit.visualizers.results import keep_all
 
-        for path in keep_all([open_run(run) for run in args.runs], args.results, args.note):
-            print(f"written    {path}")
+        print(*keep_all(args.runs, args.results, args.note), sep="\n")
         return
     nodes: list[Any] = [{"NAME": "curves"}] if args.curves else []
     if args.disagreements is not None:

@@ -40,16 +40,26 @@ BLOCK = re.compile(r"(<!-- results of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def keep(run: Run, path: Path, note: str = "") -> Path:
     """Write what a run came to, some kilobytes of JSON, and return the file.
 
-    It holds the config, versions and hardware, the metrics of every epoch, and the confusion matrix
+    Args:
+        path, note: as of `write` and `content_of`.
+
+    Raises:
+        RunError: as these do.
+    """
+    return write(content_of(run, note), path)[0]
+
+
+def content_of(run: Run, note: str = "") -> dict[str, Any]:
+    """Return what is kept of a run.
+
+    That is the config, versions and hardware, the metrics of every epoch, and the confusion matrix
     of the test images and their accuracy by class.
 
     Args:
-        path: the file; or a folder, where it is named after the config, and the seed unless 0, with
-            a number if that is what another recipe of the config came to.
         note: what else a reader has to know, "on a JPEG copy of CIFAR-10" for example.
 
     Raises:
-        RunError: the run has no finished epoch or no predictions, or the file cannot be written.
+        RunError: the run has no finished epoch or no predictions.
     """
     name, seed, found = run.config.name, run.config.SEED, run.predictions
     if not run.metrics:
@@ -61,22 +71,41 @@ def keep(run: Run, path: Path, note: str = "") -> Path:
     log = _labelled(run, "train.log", r"(\w+) {2,}(.+)")
     environment = _labelled(run, "environment.txt", r"([\w-]+): (.+)")
     begun = _labelled(run, "train.log", r"(cvkit) .* (\d{4}-\d\d-\d\d) [\d:]+")
-    content = {
+    return {
         "name": name, "seed": seed, "note": note, "date": begun.get("cvkit", ""),
         "data": log.get("data", ""), "device": log.get("device", ""),
         "versions": {part: environment.get(part, "") for part in _VERSIONS},
+        "git": environment.get("git", ""), "images": found.images,
         "config": _config_of(run).dump(), "seconds": run.seconds,
         "epochs": [{part: value for part, value in epoch.items() if part not in _LEFT_OUT}
                    for epoch in run.metrics],
         "test": {"epoch": found.epoch, "images": len(found.true), "accuracy": found.accuracy,
                  "loss": found.loss},
         "accuracy by class": by_class, "confusion": confusion.tolist()}
+
+
+def write(content: dict[str, Any], path: Path) -> tuple[Path, str]:
+    """Write what is kept of a run; return the file, and the day of another run that was in it.
+
+    Args:
+        path: the file; or a folder, where it is named after the config, and the seed unless 0, with
+            a number if that is what another recipe of the config came to, or on other images.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    replaced = ""
     with writing(path):
         if path.suffix != ".json":
             path = _place_in(path, content)
         path.parent.mkdir(parents=True, exist_ok=True)
+    # What cannot be read is no result that would be lost.
+    with suppress(RunError):
+        before = _read(path)
+        if (before["date"], before["seconds"]) != (content["date"], _rounded(content["seconds"])):
+            replaced = before["date"]
     write_whole(path, _as_json(content))
-    return path
+    return path, replaced
 
 
 def _place_in(folder: Path, content: dict[str, Any]) -> Path:
@@ -85,7 +114,9 @@ def _place_in(folder: Path, content: dict[str, Any]) -> Path:
         # Another one that cannot be read is told of when the page is written.
         with suppress(RunError):
             kept = _read(path)
-            if kept["seed"] == content["seed"] and _key(kept) == _key(content):
+            # Older ones do not say of which images they are.
+            images = {each.get("images", "") for each in (kept, content)} - {""}
+            if (kept["seed"], _key(kept)) == (content["seed"], _key(content)) and len(images) < 2:
                 return path
     seed = f"_seed{content['seed']}" if content["seed"] else ""
     names = (folder / f"{content['name']}{seed}{f'_{number}' if number > 1 else ''}.json"
@@ -201,8 +232,10 @@ class Result:
 
     @property
     def train(self) -> str:
-        """Accuracy on the training images in the last epoch, augmented, while it learned."""
-        return self._percent(content["epochs"][-1]["train/accuracy"] for content in self.contents)
+        """Accuracy on the training images, augmented, in the epoch whose model was tested."""
+        return self._percent(next(
+            (epoch for epoch in content["epochs"] if epoch["epoch"] == content["test"]["epoch"]),
+            content["epochs"][-1])["train/accuracy"] for content in self.contents)
 
     @staticmethod
     def _percent(values: Any) -> str:
@@ -221,9 +254,10 @@ class Result:
     def stages(self) -> str:
         """Accuracy after a quarter and half of each run's epochs and at its end, in words."""
         shares = (0.25, 0.5, 1)[-min(len(self.curve), 3):]
-        means = (statistics.mean(curve[max(1, round(share * len(curve))) - 1]
-                                 for curve in self._curves) for share in shares)
-        return ", ".join(f"{100 * mean:.2f}" for mean in means) + " %"
+        means = [statistics.mean(curve[max(1, round(share * len(curve))) - 1]
+                                 for curve in self._curves) for share in shares]
+        # Of one epoch there is no half, of two no quarter.
+        return ", ".join(["–"] * (3 - len(means)) + [f"{100 * mean:.2f}" for mean in means]) + " %"
 
     @property
     def time(self) -> str:
@@ -267,10 +301,10 @@ def read_results(folder: Path) -> list[Result]:
     Raises:
         RunError: a file is not what `keep` writes.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         content = _read(path)
-        found.setdefault(_key(content), []).append(content)
+        found.setdefault(recipe_of(content), []).append(content)
     results = [Result(sorted(contents, key=lambda content: content["seed"]))
                for contents in found.values()]
     return sorted(results, key=lambda result: (-result.accuracy, result.name))
@@ -283,12 +317,16 @@ def _read(path: Path) -> dict[str, Any]:
         return content
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
         raise RunError(f"{path} is no file of results: {type(error).__name__} {error}",
-                       hint=f"Remove it, or write it anew: {command('compare')} RUN --results "
-                            f"{path}") from error
+                       hint=f"Write it anew, {command('compare')} RUN --results {path}; or remove "
+                            "it, or name a folder of which results alone are in.") from error
+
+
+def recipe_of(content: dict[str, Any]) -> tuple[str, str]:
+    """Return what results have in common that are of the same recipe on the same images."""
+    return _key(content), content.get("images", "")
 
 
 def _key(content: dict[str, Any]) -> str:
-    """Return what results have in common that are of the same recipe on the same data."""
     result = Result([content])
     return json.dumps([result.name, content["data"], result.settings], default=str)
 
@@ -382,4 +420,6 @@ def _value(result: Result, key: str) -> str:
     inner = {other.removeprefix(f"{key}."): value for other, value in result.settings.items()
              if other.startswith(f"{key}.")}
     value = inner or result.settings.get(key, "default")
+    # What a sweep draws has sixteen figures.
+    value = float(f"{value:.5g}") if isinstance(value, float) else value
     return str(value).lower() if isinstance(value, bool) else in_words(value)

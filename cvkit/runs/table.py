@@ -356,7 +356,9 @@ def _measured(run: Run, epochs: Sequence[dict[str, Any]], found: Predictions) ->
             **{f"test {name}": value for name, value in found.metrics.items()
                if name not in ("accuracy", "loss")},
             _CHOSEN[split]: best[f"{split}/accuracy"],
-            "train accuracy": epochs[-1]["train/accuracy"], "epochs": len(epochs),
+            # Of the model that was tested.
+            "train accuracy": next((epoch for epoch in epochs if epoch["epoch"] == found.epoch),
+                                   epochs[-1])["train/accuracy"], "epochs": len(epochs),
             "training time": sum(epoch["seconds"] for epoch in epochs)}
 
 

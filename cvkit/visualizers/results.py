@@ -4,32 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from cvkit.errors import RunError
+from cvkit.errors import RunError, UserError
+from cvkit.runs.finding import begun, find_all
 from cvkit.runs.folder import Run
-from cvkit.runs.results import BLOCK, CURVES, Result, alone_in, fill, keep, page_of, read_results
+from cvkit.runs.results import (
+    BLOCK,
+    CURVES,
+    Result,
+    alone_in,
+    content_of,
+    fill,
+    page_of,
+    read_results,
+    recipe_of,
+    write,
+)
 from cvkit.system.files import write_whole, writing
+from cvkit.system.text import and_more
 from cvkit.visualizers.drawing import COLOURS, Picture, shorten, styled, whole_numbers
 
 
-def keep_all(runs: Sequence[Run], place: Path, note: str = "") -> list[Path]:
-    """Write what runs came to and the page of it, and return all that was written.
+def keep_all(places: Sequence[str | Path], target: Path, note: str = "") -> list[str]:
+    """Write what runs came to and the page of it, and return in lines what was done.
+
+    Of a file that is named there is a page only if there was one.
 
     Args:
-        place: a folder; or the file of one run, which ends in `.json`.
-        note: see `cvkit.runs.results.keep`.
+        places: run folders, or folders above some, see `find_all`. Of these, runs that are not
+            finished are left out, and of several of one recipe and seed all but the newest.
+        target: a folder; or the file of one run, which ends in `.json`.
+        note: see `cvkit.runs.results.content_of`.
 
     Raises:
-        RunError: a run has no predictions, or something cannot be written.
+        RunError: no run, or one has no predictions, or something cannot be written.
     """
-    is_file = place.suffix == ".json"
-    if is_file and len(runs) != 1:
-        raise RunError(f"{place} is the file of one run, not of {len(runs)}",
+    contents, lines = _contents(places, note)
+    is_file = target.suffix == ".json"
+    if is_file and len(contents) != 1:
+        raise RunError(f"{target} is the file of one run, not of {len(contents)}",
                        hint="Name a folder for several.")
-    files = [keep(run, place, note) for run in runs]
-    page = page_of(place.parent if is_file else place)
-    write_page(page)
-    return [*files, page]
+    for content in contents:
+        path, replaced = write(content, target)
+        lines.append(f"written    {path}" + f", over what was measured on {replaced}" * bool(
+            replaced))
+    page = page_of(target.parent if is_file else target)
+    if not is_file or page.is_file():
+        write_page(page)
+        lines.append(f"written    {page}")
+    return lines
+
+
+def _contents(places: Sequence[str | Path], note: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what is kept of the runs that paths stand for, and in lines which are left out."""
+    newest: dict[Any, tuple[Path, dict[str, Any]]] = {}
+    lines = []
+    for place in places:
+        found = find_all(place)
+        for folder in sorted(found, key=begun):
+            try:
+                content = content_of(Run(folder), note)
+            except UserError as error:
+                if len(found) == 1:
+                    raise
+                lines.append(f"left out   {folder}: {error.problem}")
+                continue
+            key = (*recipe_of(content), content["seed"])
+            if key in newest and newest[key][0] != folder:
+                lines.append(f"left out   {newest[key][0]}: {folder} is a newer one of its recipe "
+                             "and seed")
+            newest[key] = folder, content
+    if places and not newest:
+        raise RunError(f"no run in {and_more(list(map(str, places)), 3)} is finished",
+                       hint="\n  ".join(lines[:3]))
+    return [content for _, content in newest.values()], lines
 
 
 def write_page(page: Path) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from helpers import CONFIGS, NAMES
+from helpers import fill as fill_folders
 
 from cvkit.config import load_config
 from cvkit.errors import RunError
+from cvkit.repeat import train_seeds
 from cvkit.runs.folder import Run
 from cvkit.runs.results import fill, keep, read_results, settings_of
 from cvkit.session import train
@@ -151,9 +153,22 @@ def test_seeds_that_stopped_after_other_numbers_of_epochs_end_where_each_does(ru
 
 
 def test_a_curve_of_validation_images_says_so(tiny):
-    keep(train(load_config(tiny, {"DATA.VAL_FRACTION": 0.2, "TRAIN.EPOCHS": 1})), Path("kept"))
+    run = train(load_config(tiny, {"DATA.VAL_FRACTION": 0.2, "TRAIN.EPOCHS": 1}))
+    keep(run, Path("kept"))
+    assert f"| –, –, {100 * run.metrics[0]['val/accuracy']:.2f} % val |" in fill(Path("kept.md"))
+
+
+def test_train_and_test_accuracy_are_of_one_model(tiny, tool):
+    run = train(load_config(tiny, {"DATA.VAL_FRACTION": 0.3, "TRAIN.EPOCHS": 4, "OPTIMIZER.lr": 3.0}))
+    best = run.predictions.epoch
+    assert best < 4
+    keep(run, Path("kept"))
     result, = read_results(Path("kept"))
-    assert f"| {result.stages} val |" in fill(Path("kept.md")) and result.stages.count(",") == 0
+    expected = f"{100 * run.metrics[best - 1]['train/accuracy']:.2f} %"
+    assert result.train == expected
+    shutil.copytree(run.folder, run.folder.with_name("second"))
+    code, out, _ = tool("compare.py", "runs")
+    assert code == 0 and out.count(expected) == 2
 
 
 def test_what_a_config_trains_otherwise_now_is_named(run, tiny):
@@ -183,7 +198,7 @@ def test_the_tool_writes_files_and_a_page_and_keeps_what_was_written_by_hand(run
     assert page.read_text().count("| `painted` |") == 2 and "By hand." in page.read_text()
 
 
-@pytest.mark.parametrize("place, name", [("res.json", "res.json"), (".", "tiny.json"), ("..", "tiny.json")])
+@pytest.mark.parametrize("place, name", [(".", "tiny.json"), ("..", "tiny.json")])
 def test_results_may_lie_in_the_folder_one_is_in(run, tool, tmp_path, monkeypatch, place, name):
     folder = tmp_path / "here" / "below"
     folder.mkdir(parents=True)
@@ -234,7 +249,7 @@ def test_recipes_of_one_name_each_keep_their_file(run, tool):
     assert tool("compare.py", second, "--results", "kept/tiny.json")[0] == 0
     Path("kept/tiny.json").write_text("{")
     code, _, err = tool("compare.py", run.folder, "--results", "kept")
-    assert code == 2 and "kept/tiny.json is no file of results" in err and "Remove it, or write it anew: python tools/compare.py RUN --results kept/tiny.json" in err
+    assert code == 2 and "kept/tiny.json is no file of results" in err and "Write it anew, python tools/compare.py RUN --results kept/tiny.json; or remove it" in err
 
 
 def test_parts_of_other_names_stand_in_one_column_with_their_arguments(run):
@@ -293,10 +308,12 @@ def test_a_file_that_is_none_of_results_is_named(run, damage):
         read_results(Path("kept"))
 
 
-def test_mistakes_end_with_a_message(run, tool):
+def test_mistakes_end_with_a_message(run, painted, tool):
     second = Run(shutil.copytree(run.folder, run.folder.with_name("second")))
-    code, _, err = tool("compare.py", run.folder, second.folder, "--results", "kept.json")
+    code, _, err = tool("compare.py", run.folder, painted.folder, "--results", "kept.json")
     assert code == 2 and "kept.json is the file of one run" in err
+    code, _, err = tool("compare.py", run.folder, "--results", "page.md")
+    assert code == 2 and "--results is a folder, which page.md lies beside" in err and not Path("page.md").exists()
     code, _, err = tool("compare.py", "--results", "nowhere")
     assert code == 2 and "no results in nowhere" in err and not Path("nowhere.md").exists()
     for words in (["--csv", "a.csv"], ["--curves"], ["--sort", "epochs"], ["--disagreements", "3"], ["--out", "x"]):
@@ -318,3 +335,61 @@ def test_mistakes_end_with_a_message(run, tool):
 def test_each_config_is_measured_or_named_on_the_page_as_not():
     page = PAGE.read_text()
     assert [path.stem for path in CONFIGS if path.stem not in MEASURED and f"`{path.stem}`" not in page] == []
+
+
+def test_a_file_that_is_named_is_written_alone_unless_it_has_a_page(run, tool):
+    Path("package.json").write_text('{"name": "another"}')
+    code, out, _ = tool("compare.py", run.folder, "--results", "one.json")
+    assert code == 0 and out == "written    one.json\n"
+    assert tool("compare.py", run.folder, "--results", "kept")[0] == 0
+    code, out, _ = tool("compare.py", run.folder, "--results", "kept/tiny.json")
+    assert code == 0 and out == "written    kept/tiny.json\nwritten    kept.md\n"
+
+
+def test_runs_on_other_images_are_no_seeds_of_one_recipe_though_their_folders_are_called_alike(tiny, tool):
+    for place, names in (("pa", ("cat", "dog")), ("pb", ("frog", "ship"))):
+        fill_folders(Path(place, "imgs"), dict.fromkeys(names, 10), (32, 32))
+    runs = [train(load_config(tiny, {"DATA.DATASET": {"NAME": "ImageFolder", "root": f"{place}/imgs"}, "DATA.LIMIT": 0,
+                                     "SEED": seed, "TRAIN.EPOCHS": 1}))
+            for place, seed in (("pa", 0), ("pb", 1), ("pb", 0))]
+    assert tool("compare.py", *(run.folder for run in runs), "--results", "kept")[0] == 0
+    assert sorted(path.name for path in Path("kept").glob("*.json")) == ["tiny.json", "tiny_2.json", "tiny_seed1.json"]
+    found = {result.seeds: result for result in read_results(Path("kept"))}
+    assert sorted(found) == ["seed 0", "seeds 0, 1"]
+    assert found["seed 0"].accuracy == runs[0].predictions.accuracy
+    assert found["seeds 0, 1"].accuracy == pytest.approx(np.mean([run.predictions.accuracy for run in runs[1:]]))
+
+
+def test_files_of_older_versions_do_not_say_of_which_images_they_are(run):
+    path = keep(run, Path("kept"))
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "images"}))
+    assert keep(run, Path("kept")) == path and json.loads(path.read_text())["images"] == run.predictions.images
+    assert len(list(Path("kept").glob("*.json"))) == 1
+
+
+def test_a_folder_stands_for_its_runs_and_groups_and_of_each_recipe_and_seed_the_newest_counts(tiny, tool):
+    older, unfinished = (train(load_config(tiny, {"TRAIN.EPOCHS": epochs})) for epochs in (2, 1))
+    (unfinished.folder / "predictions.npz").unlink()
+    (unfinished.folder / "checkpoints" / "last.pt").unlink()
+    group = train_seeds(load_config(tiny), 2)
+    code, out, err = tool("compare.py", "runs/tiny", "--results", "kept")
+    assert code == 0, err
+    assert f"left out   {older.folder}: {group.runs[0].folder} is a newer one of its recipe and seed" in out
+    assert f"left out   {unfinished.folder}: " in out
+    result, = read_results(Path("kept"))
+    assert result.seeds == "seeds 0, 1"
+    accuracies = [100 * run.predictions.accuracy for run in group.runs]
+    assert result.test == f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f} %"
+    # A group alone, and what takes the place of another.
+    code, out, _ = tool("compare.py", group.folder, "--results", "kept")
+    assert code == 0 and "left out" not in out and " over " not in out
+    code, out, _ = tool("compare.py", older.folder, "--results", "kept")
+    assert f"written    kept/tiny.json, over what was measured on {json.loads(Path('kept/tiny.json').read_text())['date']}" in out
+
+
+def test_what_a_sweep_drew_is_shown_with_few_figures(run):
+    keep(run, Path("kept/first.json"))
+    content = json.loads(Path("kept/first.json").read_text())
+    content["config"] = content["config"].replace("lr: 0.05", "lr: 0.044303752452182654")
+    Path("kept/second.json").write_text(json.dumps(content))
+    assert "| 0.044304 |" in fill(Path("kept.md"))
