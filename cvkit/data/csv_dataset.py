@@ -19,7 +19,8 @@ from cvkit.errors import DataError
 from cvkit.registry import DATASETS
 from cvkit.system.text import and_more, escape_controls, plural, suggest
 
-# A column of these names is that of the splits if one of its fields is; of others, if all are.
+# A column of these names is that of the splits if one of its fields is called as one; of others, if
+# two splits are named, or all fields name one.
 _SURE = ("split", "subset", "partition", "dataset")
 # What columns are called, but for spaces, underscores and the like; the likeliest first.
 _COLUMNS = {
@@ -53,7 +54,8 @@ def CSVDataset(path: str, root: str | None = None, image: str | int | None = Non
         root: folder that names of images are relative to; that of the file by default.
         image, label: columns, by name or by number from 0; by default those that are called so, or
             alike (filename, class), or hold names of images.
-        split: column of the splits; by default one called split or subset; "" for none.
+        split: column of the splits; by default one called split, subset, partition, dataset, set or
+            usage, with train, val (dev) and test in it; "" for none.
         group: column of what images have in common, a patient or a video: those of a group stay on
             one side wherever images are set aside, and in one of DATA.FOLDS.
         val, test: further files of the same form, for these splits.
@@ -171,14 +173,19 @@ def _likely(table: Table, kind: str, taken: Mapping[str, int]) -> int | None:
     first = table.rows[0].fields
     free = [column for column in range(table.width) if column not in taken.values()]
     if kind == "split":
-        free = [column for column in free if (
-            any if _plain(table.called(column)) in _SURE else all)(
-                row.fields[column].lower() in _SPLIT_OF for row in table.rows)]
+        free = [column for column in free if _names_splits(table, column)]
     files = [column for column in free if kind == "image" and is_image(first[column])]
     called = {_plain(table.called(column)): column
               for column in reversed(files or free)}
     return next((called[word] for word in _COLUMNS[kind] if word in called),
                 files[0] if files else None)
+
+
+def _names_splits(table: Table, column: int) -> bool:
+    named = [_SPLIT_OF.get(row.fields[column].lower()) for row in table.rows]
+    if _plain(table.called(column)) in _SURE:
+        return any(named)
+    return all(named) or len({*named} - {None}) > 1
 
 
 def _words_for_no_split(table: Table, taken: Mapping[str, int]) -> Iterator[str]:

@@ -53,14 +53,21 @@ def reason_of(error: Exception) -> str:
 
 
 def argument_of(error: Exception, arguments: Mapping[str, Any]) -> str | None:
-    """Return the argument that an error names or, if it is about a file, whose value it names."""
+    """Return the argument that an error names or, if it is about a file, whose value it names.
+
+    If it names none, the only one whose number it names: "Invalid learning rate: -0.1".
+    """
     text = f"{reason_of(error)} {getattr(error, 'filename', '')}"
     names = [(key, key) for key in arguments]
     if isinstance(error, (DataError, OSError)):
         names = [(key, str(Path(value))) for key, value in arguments.items()
                  if isinstance(value, str)] + names
-    return next((key for key, name in names
-                 if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)), None)
+    numbers = [(key, str(value)) for key, value in arguments.items()
+               if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    named = [key for key, name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+    numbered = [key for key, number in numbers
+                if re.search(rf"(?<![\w.-]){re.escape(number)}(?![\w-]|\.\d)", text)]
+    return named[0] if named else numbered[0] if len(numbered) == 1 else None
 
 
 def lack_of(part: Any, form: str) -> str | None:

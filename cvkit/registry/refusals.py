@@ -45,7 +45,9 @@ def no_node(registry: Any, item: Any, where: object) -> ConfigError:
     hint = f"See `{command('registry')} {registry.kind}` for what can be named."
     if not isinstance(item, Mapping):
         if isinstance(item, str) and item.isidentifier():
-            hint = f"Write {{NAME: {item}}}."
+            near = [item] if item in registry else nearest(item, registry.names_like(item))
+            hint = (f"Write {{NAME: {near[0]}}}." if near
+                    else str(no_entry(registry, item, "", where).hint))
         return ConfigError(f"expected a node {{NAME: …}}, not {_in_yaml(item)}", where, hint)
     # An empty mapping was set nowhere that it knows of.
     where = (where_in(item) if item else None) or where

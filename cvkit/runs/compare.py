@@ -71,8 +71,10 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 def _short_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return for each of several configs in words what differs; "…" stands for what is long."""
     words, is_all = [""] * len(settings), True
-    for key in dict.fromkeys(key for values in settings for key in values):
-        values = [in_words(values.get(key, "default")) for values in settings]
+    told = {key: [in_words(values.get(key, "default")) for values in settings]
+            for key in dict.fromkeys(key for values in settings for key in values)}
+    # Those first that tell most of them apart.
+    for key, values in sorted(told.items(), key=lambda item: -len(set(item[1]))):
         longer = [f"{word}{', ' if word else ''}{key} {value}"
                   for word, value in zip(words, values)]
         if len(set(values)) > 1:

@@ -283,11 +283,15 @@ class Run(Experiment):
         # Of many classes the first ones do not tell what differs.
         differ = {"not there any more": [name for name in then if name not in now],
                   "new": [name for name in now if name not in places]}
-        hint = "; ".join(f"{what}: {and_more(names, 8)}" for what, names in differ.items() if names)
+        lines = ["; ".join(f"{what}: {and_more(names, 8)}" for what, names in differ.items()
+                           if names)] if max(len(now), len(then)) > _MOST_CLASSES else []
+        if not differ["new"] and len(now) < len(then):
+            lines.append(f"Of pictures of some classes in folders called as these, "
+                         f"{command('predict')} {quoted(self.folder)} FOLDER tells the accuracy.")
         raise CheckpointError(f"{self.folder} was trained on the classes "
                               f"{and_more(trained_on, _MOST_CLASSES)}, but the data now has "
                               f"{and_more(data.classes, _MOST_CLASSES)}",
-                              hint=hint if max(len(now), len(then)) > _MOST_CLASSES else None)
+                              hint="\n  ".join(lines) or None)
 
     def changes_since_training(self) -> tuple[bool, list[str]]:
         """Return whether its training images are others now, and which imported files were edited.

@@ -271,6 +271,11 @@ def _torch_loss(node: Any, criterion: Any, num_classes: int) -> ClassificationLo
     if isinstance(criterion, nn.KLDivLoss):
         # Torch's "mean" also divides by the classes.
         criterion.reduction = "batchmean"
+    # Torch takes what is below 0 for none.
+    smoothing = getattr(criterion, "label_smoothing", 0)
+    with located(node, "label_smoothing"):
+        if not 0 <= smoothing <= 1:
+            raise ConfigError(f"label_smoothing lies between 0 and 1, not {smoothing:g}")
     for key in ("weight", "pos_weight"):
         weight = getattr(criterion, key, None)
         with located(node, key):

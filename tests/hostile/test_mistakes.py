@@ -128,6 +128,8 @@ MISTAKES = {
         ["model alexnet cannot take images of 3×32×32", "made for 63×63 pixels or more"]),
     "limit below the classes": (lambda p: [config(p), "DATA.LIMIT", "3"],
                                 ["command line DATA.LIMIT", "less than one image of each"]),
+    "a rate below 0": (lambda p: [config(p), "OPTIMIZER.lr", "-0.1"],
+                       ["command line OPTIMIZER.lr: optimizer SGD cannot be built: Invalid learning rate: -0.1"]),
     "unknown monitor": (lambda p: [config(p), "TRAIN.MONITOR", "acuracy"],
                         ["command line TRAIN.MONITOR", "Did you mean accuracy?"]),
     "old argument of albumentations": (

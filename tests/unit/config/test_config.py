@@ -576,6 +576,8 @@ def test_files_that_cannot_be_read(write, tmp_path):
     (["DATA.TRAIN_TRANSFORMS", "[{NAME: CutOut}]", "DATA.TRAIN_TRANSFORMS.0.a.0", "5"],
      "DATA.TRAIN_TRANSFORMS.0.a is not a list"),
     (["MODEL", "resnet34"], "Write {NAME: resnet34}"),
+    (["SCHEDULER", "cosine_annealing"], "Write {NAME: CosineAnnealingLR}."),
+    (["OPTIMIZER", "zzz"], "docs/add_your_own.md"),
 ])
 def test_bad_overrides(write, overrides, expected):
     found = message(write(""), overrides)

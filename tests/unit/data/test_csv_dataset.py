@@ -515,7 +515,7 @@ def test_the_group_is_no_column_of_something_else(patients, column):
         DATASETS.build({"NAME": "CSVDataset", "path": str(patients), "group": column}, seed=0)
 
 
-@pytest.mark.parametrize("name, words, other", [("set", ["train", "holdout", "test"], "holdout"), ("split", ["0", "1", "2"], "0"),
+@pytest.mark.parametrize("name, words, other", [("set", ["train", "holdout", "other"], "holdout"), ("split", ["0", "1", "2"], "0"),
                                                 ("Usage", ["Training", "Public", "Private"], "Public")])
 def test_a_column_called_as_that_of_the_splits_that_is_not_taken_for_it_is_told(name, words, other):
     pictures(Path("x"))
@@ -533,6 +533,14 @@ def test_a_column_that_is_the_label_or_the_group_or_has_an_empty_field_is_told_a
     assert build().notes == ("columns of labels.csv: file is the image, set is the label",)
     table("\n".join(rows), header="file,label,set\n")
     assert "column set of labels.csv is not taken for that of the splits: a field is empty" in build().notes
+
+
+def test_a_misspelt_split_is_refused_whatever_the_column_is_called():
+    pictures(Path("x"))
+    words = ["train"] * 8 + ["trian"] + ["dev", "test"] * 3
+    table("\n".join(f"{n:03}.png,{'cat' if n % 2 else 'ant'},{word}" for n, word in enumerate(words)), header="file,label,set\n")
+    with pytest.raises(DataError, match="x/labels.csv:10: no split is called 'trian'\n  Did you mean train?"):
+        build()
 
 
 def test_a_part_may_be_called_dev():

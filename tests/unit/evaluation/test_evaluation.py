@@ -385,7 +385,8 @@ GREY = "[{NAME: ToGray, num_output_channels: 1, p: 1.0}]"
 
 
 @pytest.mark.parametrize("classes, words, expected", [
-    (("blue", "green"), [], "was trained on the classes blue, green, red, but .* blue, green$"),
+    (("blue", "green"), [], "was trained on the classes blue, green, red, but .* blue, green\n"
+     "  Of pictures of some classes in folders called as these, python tools/predict.py .* FOLDER tells the accuracy.$"),
     (("blue", "green", "teal"), [], "but the data now has blue, green, teal"),
     (("blue", "green", "red"), ["DATA.TRAIN_TRANSFORMS", GREY, "DATA.TEST_TRANSFORMS", GREY],
      "was trained on images with 3 channels, these have 1")])

@@ -335,6 +335,17 @@ def test_runs_are_named_by_what_tells_them_apart(run, painted, config):
         f"tiny (SEED 0, {run.folder.name})", f"tiny (SEED 0, {other.folder.name})", "tiny (SEED 1)"]
 
 
+def test_a_run_s_name_begins_with_what_tells_most_runs_apart(run):
+    text, runs = (run.folder / "config.yaml").read_text(), []
+    for number in range(4):
+        folder = run.folder.parent / f"other{number}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(text.replace("\nSEED: 0", f"\nSEED: {number // 3}").replace(
+            "EPOCHS: 2", f"EPOCHS: {number + 1}"))
+        runs.append(Run(folder))
+    assert run_names(runs) == [f"tiny (TRAIN.EPOCHS {number + 1}, SEED {number // 3})" for number in range(4)]
+
+
 def test_settings_that_are_too_long_for_a_run_s_name_are_hinted_at(run):
     text = (run.folder / "config.yaml").read_text()
     longer = text.replace("width: 4", "width: 4\n  norm: layer").replace("\nSEED: 0", "\nSEED: 1").replace(

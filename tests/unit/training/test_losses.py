@@ -232,7 +232,8 @@ def test_of_mixed_images_the_shares_are_weighed():
 
 
 @pytest.mark.parametrize("name, arguments, expected", [
-    ("CrossEntropyLoss", {"label_smoothing": 2}, "cannot be used"),
+    ("CrossEntropyLoss", {"label_smoothing": 2}, "label_smoothing lies between 0 and 1, not 2"),
+    ("CrossEntropyLoss", {"label_smoothing": -0.1}, "label_smoothing lies between 0 and 1, not -0.1"),
     ("HuberLoss", {"delta": -1}, "cannot be used"),
     ("CrossEntropyLoss", {"weight": ["a"] * 10}, r"takes list\[float\] or balanced or mapping or null"),
     ("KLDivLoss", {"log_target": True}, "targets are probabilities here")])
