@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from cvkit.errors import RunError
 from cvkit.system.command import command
@@ -27,7 +28,12 @@ def find_runs(output_dir: str | Path = "runs", config_name: str = "*") -> list[P
     name = config_name if config_name == "*" else glob.escape(config_name)
     found = {path.parent.parent for path in Path(output_dir).glob(f"{name}/*/checkpoints/*.pt")
              if path.name in ("last.pt", "previous.pt")}
-    return sorted(found, key=lambda path: (begun(path), *_in_order(path.name), path))
+    return sorted(found, key=by_age)
+
+
+def by_age(folder: Path) -> tuple[Any, ...]:
+    """Return what run folders are sorted by, the oldest first."""
+    return begun(folder), *_in_order(folder.name), folder
 
 
 def begun(folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cvkit.errors import RunError, UserError
-from cvkit.runs.finding import begun, find_all
+from cvkit.runs.finding import by_age, find_all
 from cvkit.runs.folder import Run
 from cvkit.runs.results import (
     BLOCK,
@@ -60,21 +60,21 @@ def _contents(places: Sequence[str | Path], note: str) -> tuple[list[dict[str, A
     """Return what is kept of the runs that paths stand for, and in lines which are left out."""
     newest: dict[Any, tuple[Path, dict[str, Any]]] = {}
     lines = []
-    for place in places:
-        found = find_all(place)
-        for folder in sorted(found, key=begun):
-            try:
-                content = content_of(Run(folder), note)
-            except UserError as error:
-                if len(found) == 1:
-                    raise
-                lines.append(f"left out   {folder}: {error.problem}")
-                continue
-            key = (*recipe_of(content), content["seed"])
-            if key in newest and newest[key][0] != folder:
-                lines.append(f"left out   {newest[key][0]}: {folder} is a newer one of its recipe "
-                             "and seed")
-            newest[key] = folder, content
+    found = [find_all(place) for place in places]
+    named = [folders[0] for folders in found if len(folders) == 1]
+    for folder in sorted({folder for folders in found for folder in folders}, key=by_age):
+        try:
+            content = content_of(Run(folder), note)
+        except UserError as error:
+            if folder in named:
+                raise
+            lines.append(f"left out   {folder}: {error.problem}")
+            continue
+        key = (*recipe_of(content), content["seed"])
+        if key in newest:
+            lines.append(f"left out   {newest[key][0]}: {folder} is a newer one of its recipe and "
+                         "seed")
+        newest[key] = folder, content
     if places and not newest:
         raise RunError(f"no run in {and_more(list(map(str, places)), 3)} is finished",
                        hint="\n  ".join(lines[:3]))

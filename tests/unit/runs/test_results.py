@@ -372,7 +372,7 @@ def test_a_folder_stands_for_its_runs_and_groups_and_of_each_recipe_and_seed_the
     (unfinished.folder / "predictions.npz").unlink()
     (unfinished.folder / "checkpoints" / "last.pt").unlink()
     group = train_seeds(load_config(tiny), 2)
-    code, out, err = tool("compare.py", "runs/tiny", "--results", "kept")
+    code, out, err = tool("compare.py", group.folder, "runs/tiny", older.folder, "--results", "kept")
     assert code == 0, err
     assert f"left out   {older.folder}: {group.runs[0].folder} is a newer one of its recipe and seed" in out
     assert f"left out   {unfinished.folder}: " in out
