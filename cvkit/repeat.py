@@ -104,7 +104,7 @@ def _train_each(config: Config, flags: str, settings: Mapping[str, Mapping[str, 
             diverged[name] = error
             LOG.info(f"{name}: {error}", extra=SCREEN)
         except (KeyboardInterrupt, UserError) as error:
-            if is_new and not (members_of(folder) or any(folder.rglob("*.pt"))):
+            if is_new and not members_of(folder):
                 # Nothing was begun: there is no group.
                 shutil.rmtree(folder, ignore_errors=True)
             elif isinstance(error, KeyboardInterrupt):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvkit.data.images import ImageFiles, ImageSet, UnreadableError
+from cvkit.data.images import ImageFiles, ImageSet, UnreadableError, readable
 from cvkit.data.pipeline import Pipeline
 from cvkit.data.scan import in_threads
 from cvkit.data.splits import evenly
@@ -90,19 +90,12 @@ class ImageCache:
         Raises:
             DataError: one cannot be read, unless it may be left out, or none of them can.
         """
-        found, reason = 0, ""
-        for number, position in enumerate(positions):
-            try:
-                image = self.image(position)
-            except UnreadableError as error:
-                if not self.may_skip:
-                    raise
-                reason = error.problem
-                continue
-            found += 1
-            yield number, image
-        if not found:
-            raise nothing_left(reason)
+        try:
+            yield from readable(self.image, positions, self.may_skip)
+        except UnreadableError as error:
+            if not self.may_skip:
+                raise
+            raise nothing_left(error.problem) from error
 
     def fill(self) -> None:
         """Decode and prepare all images, if they fit and that was not done yet.

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -261,20 +261,8 @@ class ImageSet:
         Raises:
             UnreadableError: one may not be left out, or none can be read.
         """
-        may_skip, reason = getattr(self.images, "skip_unreadable", False), None
-        has_some = False
-        for position in positions:
-            try:
-                image = self.image(position)
-            except UnreadableError as error:
-                if not may_skip:
-                    raise
-                reason = error
-                continue
-            has_some = True
-            yield image
-        if reason and not has_some:
-            raise reason
+        may_skip = getattr(self.images, "skip_unreadable", False)
+        return (image for _, image in readable(self.image, positions, may_skip))
 
     def name(self, position: int) -> str:
         """Return what an image can be found by: its file, or its number in the data set's split."""
@@ -339,6 +327,32 @@ def _class_numbers(given: Sequence[int] | np.ndarray) -> np.ndarray:
             raise DataError(f"{is_wrong.sum():,} of {len(labels):,} labels {what}, such as "
                             f"{labels[is_wrong][0]}", hint=hint)
     return numbers
+
+
+def readable(read: Callable[[int], np.ndarray], positions: Iterable[int],
+             may_skip: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the images at these positions, each with its number among them.
+
+    Args:
+        read: returns one.
+        may_skip: whether those that cannot be read are left out.
+
+    Raises:
+        UnreadableError: one cannot be read and may not be left out, or none can.
+    """
+    found, last = 0, None
+    for number, position in enumerate(positions):
+        try:
+            image = read(position)
+        except UnreadableError as error:
+            if not may_skip:
+                raise
+            last = error
+            continue
+        found += 1
+        yield number, image
+    if last and not found:
+        raise last
 
 
 def check_image(image: np.ndarray) -> None:

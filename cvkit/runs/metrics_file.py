@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def keep_epochs(folder: Path, last_epoch: int) -> None:
     """Drop what was written after the epoch that a run is resumed from."""
     kept = [values for values in read_metrics(folder) if values["epoch"] <= last_epoch]
     write_whole(folder / "metrics.jsonl", "".join(map(_line, kept)))
+
+
+def epoch_of(epochs: Sequence[dict[str, Any]], number: int) -> dict[str, Any]:
+    """Return what was measured in the epoch of a number; of one that is not there, in the last."""
+    return next((epoch for epoch in epochs if epoch["epoch"] == number), epochs[-1])
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

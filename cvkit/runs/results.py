@@ -22,6 +22,7 @@ from cvkit.config.tree import NAME, in_words
 from cvkit.data.assembly import PLACES
 from cvkit.errors import RunError, UserError
 from cvkit.runs.folder import MAY_CHANGE, Run, is_among
+from cvkit.runs.metrics_file import epoch_of
 from cvkit.system.command import command
 from cvkit.system.files import write_whole, writing
 from cvkit.system.saving import with_each
@@ -35,18 +36,6 @@ _LEFT_OUT = ("rates", "lower_is_better", "images_per_second")
 CURVES = "curves.png"
 # A block of a page is filled with tables.
 BLOCK = re.compile(r"(<!-- results of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def keep(run: Run, path: Path, note: str = "") -> Path:
-    """Write what a run came to, some kilobytes of JSON, and return the file.
-
-    Args:
-        path, note: as of `write` and `content_of`.
-
-    Raises:
-        RunError: as these do.
-    """
-    return write(content_of(run, note), path)[0]
 
 
 def content_of(run: Run, note: str = "") -> dict[str, Any]:
@@ -233,9 +222,9 @@ class Result:
     @property
     def train(self) -> str:
         """Accuracy on the training images, augmented, in the epoch whose model was tested."""
-        return self._percent(next(
-            (epoch for epoch in content["epochs"] if epoch["epoch"] == content["test"]["epoch"]),
-            content["epochs"][-1])["train/accuracy"] for content in self.contents)
+        return self._percent(
+            epoch_of(content["epochs"], content["test"]["epoch"])["train/accuracy"]
+            for content in self.contents)
 
     @staticmethod
     def _percent(values: Any) -> str:
@@ -299,7 +288,7 @@ def read_results(folder: Path) -> list[Result]:
     """Return what is kept in a folder, the best first.
 
     Raises:
-        RunError: a file is not what `keep` writes.
+        RunError: a file is not what `write` writes.
     """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):

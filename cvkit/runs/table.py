@@ -18,6 +18,7 @@ from cvkit.errors import ConfigError, RunError, UserError
 from cvkit.evaluation.metrics import is_lower_better, is_part
 from cvkit.runs.finding import MEMBER, REPEATED, find_all
 from cvkit.runs.folder import WHERE_IT_RUNS, Run, is_among, monitored_in
+from cvkit.runs.metrics_file import epoch_of
 from cvkit.runs.predictions import Predictions, mcnemar
 from cvkit.runs.spread import Spread
 from cvkit.system.text import (
@@ -357,8 +358,8 @@ def _measured(run: Run, epochs: Sequence[dict[str, Any]], found: Predictions) ->
                if name not in ("accuracy", "loss")},
             _CHOSEN[split]: best[f"{split}/accuracy"],
             # Of the model that was tested.
-            "train accuracy": next((epoch for epoch in epochs if epoch["epoch"] == found.epoch),
-                                   epochs[-1])["train/accuracy"], "epochs": len(epochs),
+            "train accuracy": epoch_of(epochs, found.epoch)["train/accuracy"],
+            "epochs": len(epochs),
             "training time": sum(epoch["seconds"] for epoch in epochs)}
 
 

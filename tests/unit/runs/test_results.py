@@ -15,12 +15,17 @@ from cvkit.config import load_config
 from cvkit.errors import RunError
 from cvkit.repeat import train_seeds
 from cvkit.runs.folder import Run
-from cvkit.runs.results import fill, keep, read_results, settings_of
+from cvkit.runs.results import content_of, fill, read_results, settings_of, write
 from cvkit.session import train
 
 PAGE = ROOT / "docs" / "results.md"
 MEASURED = {result.name: result for folder in ("results", "results/digits")
             for result in read_results(ROOT / "docs" / folder)}
+
+
+def keep(run, path, note=""):
+    """Write what a run came to, and return the file."""
+    return write(content_of(run, note), path)[0]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
