@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -283,9 +284,9 @@ def _without_middle(text: str, letters: int) -> str:
 
 
 def wrap(text: str, inches: float, points: float = 7.5) -> list[str]:
-    """Return text in lines that are no wider; a longer word is shortened."""
+    """Return text in lines that are no wider; a longer word is shortened, and "12.0 %" is one."""
     lines = [""]
-    for word in text.split():
+    for word in re.findall(r"\S+(?: %\S*)?", text):
         longer = f"{lines[-1]} {word}".strip()
         if text_width(longer, points) <= inches:
             lines[-1] = longer

@@ -174,6 +174,10 @@ def test_captions_are_wrapped_by_their_width():
     lines = wrap(f"of class {'長' * 90} and {'W' * 20} {'i' * 40}", 3.0)
     assert len(lines) > 2 and all(text_width(line) <= 3.0 for line in lines)
     assert wrap("a b", 3.0) == ["a b"] and "…" in lines[1]
+    text = "Hardest is contrast (12.0 %), easiest jpeg (95.2 %); the lowest, 9.7 %, is that of brighter."
+    for inches in np.arange(0.8, 6, 0.05):
+        lines = wrap(text, inches)
+        assert " ".join(lines) == text and not any(line.startswith("%") for line in lines)
 
 
 def test_a_name_that_no_font_can_draw_is_a_number_and_the_txt_has_it():
